@@ -1,0 +1,87 @@
+# Verbs of the project. `make help` lists them; everything they need is set up by `make install` and `make services`.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/premoe
+PY     := premoe_runtime services tests tools benchmarks
+PYTEST := $(BIN)/python -m pytest
+# Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
+export OMP_WAIT_POLICY := PASSIVE
+export OMP_NUM_THREADS ?= 2
+export PATH := $(CURDIR)/$(BIN):$(CACHE)/bin:$(PATH)
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[36m%-12s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(STAMP) ## Create .venv with everything pinned by constraints.txt (quick the second time)
+
+$(STAMP): pyproject.toml constraints.txt tools/install.sh
+	@tools/install.sh $(VENV)
+	@touch $@
+
+.PHONY: services
+services: ## Install the servers that tests use: redis-server (apt), versitygw (Go module)
+	@tools/install_services.sh $(CACHE)/bin
+
+.PHONY: demo
+demo: install ## Pack, profile and serve the fixture model; print what each request moved and answered
+	@$(BIN)/premoe demo $(ARGS)
+
+.PHONY: up
+up: install ## Serve a pack on this machine: make up ARGS="--model URL --budget 4/16"
+	@$(BIN)/premoe up $(ARGS)
+
+.PHONY: test
+test: install services ## Run every tier of tests and the checks
+	@$(MAKE) --no-print-directory check
+	@$(PYTEST) $(ARGS)
+
+.PHONY: test-fast
+test-fast: install ## Run the tests that need no services (under a minute)
+	@$(PYTEST) tests/unit tests/architecture -m "not slow" $(ARGS)
+
+.PHONY: check
+check: install ## Formatting, lint, types, architecture contracts, stubs up to date
+	@$(BIN)/ruff format --check $(PY)
+	@$(BIN)/ruff check $(PY)
+	@$(MAKE) --no-print-directory types imports
+	@tools/check_stubs.sh
+
+.PHONY: fmt
+fmt: install ## Format and fix what can be fixed
+	@$(BIN)/ruff format $(PY)
+	@$(BIN)/ruff check --fix $(PY)
+
+.PHONY: lint
+lint: install ## Lint only
+	@$(BIN)/ruff check $(PY)
+
+.PHONY: types
+types: install ## mypy --strict, tests included
+	@$(BIN)/mypy
+
+.PHONY: imports
+imports: install ## Architecture contracts
+	@$(BIN)/lint-imports
+
+.PHONY: protos
+protos: install ## Regenerate the committed stubs from protos/
+	@PYTHON=$(BIN)/python tools/generate_stubs.sh
+
+.PHONY: lock
+lock: install ## Renew constraints.txt from pyproject.toml
+	@tools/lock.sh
+
+.PHONY: bench
+bench: install ## Run the benchmarks: make bench ARGS="--json out/"
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: clean
+clean: ## Remove the virtual environment and caches of this checkout
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Torch-free values and file formats that every process may import."""

@@ -1,0 +1,1 @@
+"""Generated stubs; the .proto files are the source."""

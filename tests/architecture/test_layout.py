@@ -1,0 +1,90 @@
+"""The tree keeps the promises that imports and readers rely on."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TORCH_FREE = ("premoe_gateway", "premoe_retrieval", "premoe_expert_store", "premoe_servicekit")
+
+
+def tracked_files() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+@pytest.mark.parametrize("folder", ["operator", "services"])
+def test_no_python_file_directly_in(folder: str) -> None:
+    """A module or conftest in operator/ would shadow the standard library's operator."""
+    assert list((ROOT / folder).glob("*.py")) == []
+
+
+def test_test_folders_are_no_packages() -> None:
+    assert list((ROOT / "tests").rglob("__init__.py")) == []
+
+
+@pytest.mark.parametrize("package", TORCH_FREE)
+def test_imports_without_torch(package: str) -> None:
+    """Importing every module of the package loads neither torch nor transformers."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        f"package = importlib.import_module({package!r})\n"
+        "for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "    if not module.name.endswith('__main__'):\n"
+        "        importlib.import_module(module.name)\n"
+        "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_no_pickle_anywhere() -> None:
+    """Nothing of ours imports pickle or lets torch unpickle."""
+    for path in ROOT.glob("**/*.py"):
+        parts = path.relative_to(ROOT).parts
+        if parts[0].startswith(".") or parts[0] not in ("premoe_runtime", "services", "operator"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module or ""]
+            assert not {"pickle", "dill", "cloudpickle", "joblib"} & {name.split(".")[0] for name in names}, path
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) != ("torch", "load"), path
+
+
+def test_nothing_committed_is_huge_or_machine_bound() -> None:
+    home = re.compile(rb"/(root|home/\w+)/(?!\.cache/premoe)[\w.]")
+    for path in tracked_files():
+        relative = path.relative_to(ROOT)
+        data = path.read_bytes()
+        assert len(data) <= 15 * 2**20, f"{relative} is over 15 MiB"
+        if path.suffix not in (".safetensors", ".png"):
+            assert not home.search(data), f"{relative} names a home folder"
+            assert str(ROOT).encode() not in data, f"{relative} names this checkout's path"
+
+
+def test_constraints_hold_no_address() -> None:
+    assert "://" not in (ROOT / "constraints.txt").read_text()
+    assert not (ROOT / "uv.lock").exists()
+
+
+def test_every_dependency_says_why() -> None:
+    """Each requirement in pyproject.toml carries one line of reason."""
+    section = (ROOT / "pyproject.toml").read_text().split("[project.scripts]")[0].split("dependencies = [", 1)[1]
+    for line in section.splitlines():
+        if re.match(r'\s+"[A-Za-z]', line) and not re.match(r'\s+"premoe\[', line):
+            assert "#" in line, f"no reason given: {line.strip()}"
