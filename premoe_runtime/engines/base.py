@@ -41,11 +41,25 @@ class SequenceRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """New output of one sequence; ``finish`` is set on the last event only.
+class SequenceTimings:
+    """When a sequence reached what: Unix time in ns, 0 for what never happened.
 
+    Prefill lasts from ``started_ns`` to ``first_token_ns``, decode from there to ``finished_ns``.
+    """
+
+    submitted_ns: int
+    started_ns: int
+    first_token_ns: int
+    finished_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """New output of one sequence; ``finish`` is set on the last event only, or ``error`` if it failed.
+
+    ``token_ids`` include the end token; ``text`` does not, and stops before a stop string.
     ``retained_mass`` (last event): mean over tokens and layers of the full router's probability mass on
-    resident experts, 0 to 1.
+    resident experts, 0 to 1; None when no step ran. ``timings`` (last event): for spans and metrics.
     """
 
     token_ids: tuple[int, ...]
@@ -53,6 +67,11 @@ class TokenEvent:
     finish: FinishReason | None = None
     retained_mass: float | None = None
     error: Exception | None = None
+    timings: SequenceTimings | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish is not None or self.error is not None
 
 
 class Sequence(Protocol):
@@ -77,12 +96,24 @@ class EngineStats:
 class Engine(Protocol):
     """An engine runs in a thread of its own; every method is safe to call from other threads."""
 
+    @property
+    def context(self) -> int:
+        """Longest prompt plus answer, in tokens."""
+        ...
+
+    def check(self, request: SequenceRequest) -> None:
+        """What ``submit`` would refuse, without submitting. Raises InvalidInput."""
+        ...
+
     def submit(self, request: SequenceRequest, on_event: Callable[[TokenEvent], None]) -> Sequence:
-        """Queue a sequence; ``on_event`` is called from the engine's thread. Raises InvalidInput (empty or over-long prompt)."""
+        """Queue a sequence; ``on_event`` is called from the engine's thread.
+
+        Raises InvalidInput (empty or over-long prompt), Conflict (id in use), Unavailable (closed).
+        """
         ...
 
     def at_boundary(self, action: Callable[[], None]) -> None:
-        """Run ``action`` between two steps, on the engine's thread, and wait for it; its exception is re-raised here."""
+        """Run ``action`` between two steps, on the engine's thread, and wait for it; re-raises its exception."""
         ...
 
     def pause(self, request_ids: frozenset[str]) -> None:

@@ -10,7 +10,7 @@ import json
 from typing import Literal
 
 import blake3
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.ids import ExpertId
@@ -47,6 +47,13 @@ class BlobField(_Frozen):
     dtype: str
     shape: tuple[int, ...]
     offset: int
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, dtype: str) -> str:
+        if dtype not in DTYPE_BYTES:
+            raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
+        return dtype
 
     @property
     def num_bytes(self) -> int:

@@ -32,7 +32,8 @@ def test_no_python_file_directly_in(folder: str) -> None:
 
 
 def test_test_folders_are_no_packages() -> None:
-    assert list((ROOT / "tests").rglob("__init__.py")) == []
+    packages = {path.parent.name for path in (ROOT / "tests").rglob("__init__.py")}
+    assert packages <= {"support"}
 
 
 @pytest.mark.parametrize("package", TORCH_FREE)

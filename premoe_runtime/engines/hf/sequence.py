@@ -1,0 +1,98 @@
+"""State of one submitted sequence; owned by the engine's thread, except for the two flags."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from premoe_runtime.engines.base import FinishReason, SequenceRequest, SequenceTimings, TokenEvent
+from premoe_runtime.engines.hf.kv import ParkedKV
+from premoe_runtime.engines.hf.text import Decoder, Detokenizer, StopMatcher
+from premoe_runtime.sampling import Sampler
+
+
+class RunningSequence:
+    """Tokens, text and place in memory of one sequence.
+
+    ``computed`` tokens are in its KV. ``paused`` and ``cancelled`` are set by other threads and read at boundaries.
+    """
+
+    def __init__(
+        self,
+        request: SequenceRequest,
+        on_event: Callable[[TokenEvent], None],
+        decoder: Decoder,
+        eos_ids: frozenset[int],
+        context: int,
+    ) -> None:
+        self.request = request
+        self.on_event = on_event
+        self.tokens = list(request.token_ids)
+        self.computed = 0
+        self.row: int | None = None
+        self.parked: ParkedKV | None = None
+        self.paused = False
+        self.cancelled = False
+        self.completion_tokens = 0
+        self._sampler = Sampler(request.sampling)
+        self._detokenizer = Detokenizer(decoder)
+        self._stop = StopMatcher(request.sampling.stop)
+        self._eos_ids = eos_ids
+        self._limit = min(request.sampling.max_tokens, context - len(request.token_ids))
+        self._mass = 0.0
+        self._mass_tokens = 0
+        self._submitted_ns = time.time_ns()
+        self._started_ns = 0
+        self._first_token_ns = 0
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that have to be computed before the next one can be chosen; 1 while decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def sampler(self) -> Sampler:
+        return self._sampler
+
+    def start(self) -> None:
+        """A step is about to run it."""
+        self._started_ns = self._started_ns or time.time_ns()
+
+    def computed_more(self, tokens: int, mass: float) -> None:
+        """``tokens`` more are in the KV; ``mass`` is the sum of their retained router mass."""
+        self.computed += tokens
+        self._mass += mass
+        self._mass_tokens += tokens
+
+    def accept(self, token: int) -> TokenEvent:
+        """Take the chosen token; the event says whether the sequence ends with it."""
+        self._first_token_ns = self._first_token_ns or time.time_ns()
+        self.tokens.append(token)
+        self.completion_tokens += 1
+        if token in self._eos_ids:
+            return self._last((token,), self._stop.push(self._detokenizer.flush()), "stop")
+        text = self._stop.push(self._detokenizer.push(token))
+        if self._stop.matched is not None:
+            return self._last((token,), text, "stop", flush=False)
+        if self.completion_tokens >= self._limit:
+            text += self._stop.push(self._detokenizer.flush())
+            reason: FinishReason = "length" if self._stop.matched is None else "stop"
+            return self._last((token,), text, reason)
+        return TokenEvent((token,), text)
+
+    def cancelled_event(self) -> TokenEvent:
+        return self._last((), "", "cancelled", flush=False)
+
+    def failed_event(self, error: Exception) -> TokenEvent:
+        return TokenEvent((), "", error=error, retained_mass=self._retained(), timings=self._timings())
+
+    def _last(self, tokens: tuple[int, ...], text: str, reason: FinishReason, *, flush: bool = True) -> TokenEvent:
+        if flush:
+            text += self._stop.flush()
+        return TokenEvent(tokens, text, finish=reason, retained_mass=self._retained(), timings=self._timings())
+
+    def _retained(self) -> float | None:
+        return self._mass / self._mass_tokens if self._mass_tokens else None
+
+    def _timings(self) -> SequenceTimings:
+        return SequenceTimings(self._submitted_ns, self._started_ns, self._first_token_ns, time.time_ns())

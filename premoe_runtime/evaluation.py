@@ -1,0 +1,207 @@
+"""Accuracy and perplexity of patterns, all at equal slots, with one model that holds every expert.
+
+A mask row decides which experts a token may use, so running under it gives what a worker with only those slots
+gives. Exact match is taken by one teacher-forced forward: the answer, end token included, is the argmax at every
+position if and only if greedy decoding writes it (by induction over its tokens).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from premoe_runtime.batches import MAX_TOKENS, Batch, pad, plan_batches
+from premoe_runtime.calibration import Example
+from premoe_runtime.formats.arrays import Mask
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.profile.measure import Sample, encode_examples, end_token, make_full
+from premoe_runtime.profile.scores import random_scores
+from premoe_runtime.slot_model import SlotModel
+
+Variant = Literal["full", "specialist", "generalist", "random", "wrong"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+ROW = 1
+"""Mask row of the pattern under test; row 0 keeps every expert."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One task under one pattern at one budget; ``pattern`` and ``budget`` are None for the full model."""
+
+    task: str
+    variant: Variant
+    budget: Budget | None
+    pattern: Pattern | None
+    """For ``wrong``: the specialist of the next stored task in alphabetical order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run gave.
+
+    correct     examples whose whole answer greedy decoding writes, end token included
+    perplexity  of the given answers' tokens, end token left out
+    mass        full router's probability on usable experts, mean over prompt and answer tokens and layers
+    """
+
+    run: Run
+    examples: int
+    correct: int
+    perplexity: float
+    mass: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.examples
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """What an evaluation compares: a specialist per task, and the two that stand in for them."""
+
+    specialists: Mapping[str, Pattern]
+    generalist: Pattern | None
+    random: Pattern
+
+
+def random_pattern(like: Pattern, seed: int = 0) -> Pattern:
+    """A pattern that keeps as many experts of the same model, at random."""
+    zeros = np.zeros(like.scores.shape)
+    return Pattern.from_scores(
+        random_scores((like.num_layers, like.num_experts), seed),
+        zeros,
+        zeros.astype(np.int64),
+        weights_id=like.weights_id,
+        task="random",
+        kind="specialist",
+        metric="random",
+        profiles=(),
+    )
+
+
+def plan_runs(tasks: Sequence[str], budgets: Sequence[Budget], patterns: Patterns) -> list[Run]:
+    """Every run of an evaluation. Raises NotFound for a task without a specialist."""
+    for task in tasks:
+        if task not in patterns.specialists:
+            raise NotFound(
+                f"no pattern for task {task!r}; there are {', '.join(sorted(patterns.specialists))}",
+                reason="TASK_UNKNOWN",
+            )
+    runs: list[Run] = []
+    for task in tasks:
+        runs.append(Run(task, "full", None, None))
+        for budget in budgets:
+            compared: dict[Variant, Pattern | None] = {
+                "specialist": patterns.specialists[task],
+                "generalist": patterns.generalist,
+                "random": patterns.random,
+                "wrong": _other(task, patterns.specialists),
+            }
+            runs.extend(Run(task, name, budget, pattern) for name, pattern in compared.items() if pattern is not None)
+    return runs
+
+
+def evaluate(
+    model: SlotModel,
+    data: Mapping[str, Sequence[Example]],
+    runs: Sequence[Run],
+    *,
+    max_tokens: int = MAX_TOKENS,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """Carry ``runs`` out one by one; ``model`` needs slots for all experts and gets them filled.
+
+    ``data`` holds every task's examples, all with answers. ``advance`` is told how many examples each batch had.
+    Raises InvalidInput: an example too long or without an answer, a budget the model cannot run, patterns of other
+    weights.
+    """
+    manifest = model.manifest
+    for run in runs:
+        if run.budget is not None:
+            run.budget.check(top_k=manifest.top_k, num_experts=manifest.num_experts)
+        if run.pattern is not None and run.pattern.weights_id != manifest.weights_id:
+            raise InvalidInput(
+                f"pattern of task {run.pattern.task} belongs to weights {run.pattern.weights_id[:12]}, "
+                f"the model has {manifest.weights_id[:12]}",
+                reason="WEIGHTS_MISMATCH",
+            )
+    samples = {task: encode_examples(model, examples, answers="given", where=task) for task, examples in data.items()}
+    make_full(model)
+    scored = 1 if end_token(model) else 0
+    for run in runs:
+        yield _outcome(model, run, samples[run.task], scored, max_tokens, advance)
+
+
+def retained_accuracy(outcomes: Sequence[Outcome], variant: Variant, budget: Budget) -> float | None:
+    """Right answers under ``variant`` over right answers of the full model, all tasks pooled; None without any."""
+    full = sum(outcome.correct for outcome in outcomes if outcome.run.variant == "full")
+    kept = sum(
+        outcome.correct for outcome in outcomes if outcome.run.variant == variant and outcome.run.budget == budget
+    )
+    return kept / full if full else None
+
+
+def generalist_mass(outcomes: Sequence[Outcome], budget: Budget) -> float:
+    """Router mass that the generalist keeps at ``budget``, mean over tasks; 0 without any such run."""
+    masses = [o.mass for o in outcomes if o.run.variant == "generalist" and o.run.budget == budget]
+    return sum(masses) / len(masses) if masses else 0.0
+
+
+def _outcome(
+    model: SlotModel, run: Run, samples: Sequence[Sample], end: int, max_tokens: int, advance: Callable[[int], None]
+) -> Outcome:
+    row, active = 0, model.manifest.top_k
+    if run.pattern is not None and run.budget is not None:
+        kept: Mask = run.pattern.kept(run.budget)
+        model.bank.set_row(ROW, kept)
+        row, active = ROW, run.budget.active
+    tokens = [sample.token_ids for sample in samples]
+    correct, nll, scored, mass, seen = 0, 0.0, 0, 0.0, 0
+    with model.steps(row, active):
+        for indices in plan_batches([len(ids) for ids in tokens], max_tokens):
+            batch = pad(tokens, indices, device=model.device)
+            logp, right = _answers(model, batch, [samples[index] for index in indices])
+            mass += float(model.retained_mass()[batch.valid.flatten()].double().sum())
+            seen += int(batch.valid.sum())
+            for index in range(len(indices)):
+                correct += bool(right[index].all())
+                given = logp[index][: len(logp[index]) - end]
+                nll -= float(given.double().sum())
+                scored += len(given)
+            advance(len(indices))
+    # An answer that the model gives no chance makes the perplexity overflow; infinity is no JSON.
+    perplexity = math.exp(min(nll / max(scored, 1), 700.0))
+    return Outcome(run, len(samples), correct, perplexity, mass / seen)
+
+
+@torch.no_grad()
+def _answers(
+    model: SlotModel, batch: Batch, samples: Sequence[Sample]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Per sample: log-probability f32[A] of every answer token, and bool[A] whether it is the argmax."""
+    hidden = model.model.get_decoder()(input_ids=batch.token_ids, use_cache=False).last_hidden_state
+    starts = [len(sample.prompt.token_ids) for sample in samples]
+    counts = [len(sample.answer) for sample in samples]
+    rows = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)], device=hidden.device)
+    places = torch.tensor(
+        [start + step - 1 for start, count in zip(starts, counts, strict=True) for step in range(count)],
+        device=hidden.device,
+    )
+    logits = model.model.get_output_embeddings()(hidden[rows, places]).float()
+    targets = batch.token_ids[rows, places + 1]
+    logp = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0].cpu()
+    right = (logits.argmax(dim=-1) == targets).cpu()
+    return list(logp.split(counts)), list(right.split(counts))
+
+
+def _other(task: str, specialists: Mapping[str, Pattern]) -> Pattern | None:
+    names = sorted(specialists)
+    other = names[(names.index(task) + 1) % len(names)]
+    return None if other == task else specialists[other]

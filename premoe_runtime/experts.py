@@ -1,0 +1,44 @@
+"""Routed experts that live in slots, run by transformers' own grouped kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers.integrations.moe import grouped_mm_experts_forward
+
+from premoe_runtime.residency.arena import SlotArena
+
+
+class SlotExperts(nn.Module):
+    """Stands in for a family's experts module: ``num_experts`` slots, weights seen through the arena's strided views.
+
+    The weights are plain attributes, neither parameters nor buffers: they belong to the bank, are never saved, moved
+    or counted with the model. Always runs ``grouped_mm``: it sums a token's experts in rank order, so results do not
+    depend on which slot an expert lies in; the eager loop sums in slot order, and ``batched_mm`` computes with slot
+    contents for ranks that have no expert. Id ``num_experts`` is the "no expert" sentinel, which the kernel leaves out.
+    """
+
+    has_gate = True
+    has_bias = False
+    is_transposed = False
+    is_concatenated = True
+    _is_expert_parallel = True  # switches transformers' sentinel handling on
+
+    def __init__(self, arena: SlotArena, act_fn: nn.Module) -> None:
+        super().__init__()
+        self.num_experts = arena.data.shape[0]
+        self.gate_up_proj = arena.field("gate_up")
+        self.down_proj = arena.field("down")
+        self.act_fn = act_fn
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """[T, H] of hidden states, i64[T, k] of slots, [T, k] of weights -> [T, H]."""
+        output: torch.Tensor = grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
+        return output
+
+    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        activated: torch.Tensor = self.act_fn(gate) * up
+        return activated

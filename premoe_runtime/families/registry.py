@@ -1,0 +1,62 @@
+"""Which family a config belongs to; everything else is refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from premoe_runtime.families import mixtral, olmoe, qwen3_moe
+from premoe_runtime.families.base import MoeModel
+from premoe_runtime.formats.errors import InvalidInput
+
+FAMILIES: Mapping[str, Callable[[Mapping[str, object], str], MoeModel]] = {
+    module.MODEL_TYPE: module.read for module in (qwen3_moe, mixtral, olmoe)
+}
+
+
+def parse_json_object(data: bytes, where: str) -> dict[str, object]:
+    """A JSON object from an untrusted file. Raises InvalidInput."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where} is not JSON: {error}", reason="CONFIG_INVALID") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{where} is not a JSON object", reason="CONFIG_INVALID")
+    return found
+
+
+def read_model(config: bytes, where: str = "config.json") -> MoeModel:
+    """Work out a checkpoint's content from its ``config.json``.
+
+    Raises InvalidInput for broken fields (CONFIG_INVALID), families that are not supported (UNKNOWN_FAMILY),
+    custom code (REMOTE_CODE) and quantised checkpoints (QUANTISED).
+    """
+    data = parse_json_object(config, where)
+    refuse_remote_code(data, where)
+    model_type = data.get("model_type")
+    read = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if read is None:
+        raise InvalidInput(
+            f"{where}: model type {model_type!r} is not supported; supported families: {', '.join(sorted(FAMILIES))}",
+            reason="UNKNOWN_FAMILY",
+        )
+    quantisation = data.get("quantization_config")
+    if quantisation is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise InvalidInput(
+            f"{where}: quantised checkpoints ({method}) are not supported yet; give the bf16, fp16 or fp32 one",
+            reason="QUANTISED",
+        )
+    return read(data, where)
+
+
+def refuse_remote_code(data: Mapping[str, object], where: str) -> None:
+    """Raise InvalidInput when a config asks for Python code from the checkpoint."""
+    code = data.get("auto_map")
+    if code:
+        names = sorted(str(name) for name in code) if isinstance(code, dict) else [str(code)]
+        raise InvalidInput(
+            f"{where}: auto_map ({', '.join(names)}) asks for code from the checkpoint, which is never run; "
+            "use a checkpoint of a supported family without custom code",
+            reason="REMOTE_CODE",
+        )

@@ -1,0 +1,207 @@
+"""A pattern: which experts one task needs, as a ranking per layer derived from a profile by one metric."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+
+from premoe_runtime.formats import arrays
+from premoe_runtime.formats.arrays import F32, F64, I16, I64, Mask
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.ids import ExpertId, PatternId, WeightsId
+
+Metric = Literal["peu", "seer", "tcess", "counts", "random"]
+PatternKind = Literal["specialist", "generalist"]
+Semantics = Literal["selection", "slice"]
+
+METRICS: tuple[Metric, ...] = get_args(Metric)
+GENERALIST_TASK = "generalist"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pattern:
+    """Ranking of every MoE layer's experts for one task (or pooled over several) and one ``weights_id``.
+
+    scores, tiebreak  f32[L, E]: the metric, and SEER-soft for equal scores
+    counts            i64[L, E]: tokens routed to the expert in calibration
+    ranking           i16[L, E]: expert ids, most needed first
+    """
+
+    weights_id: WeightsId
+    task: str
+    kind: PatternKind
+    metric: Metric
+    semantics: Semantics
+    profiles: tuple[str, ...]
+    scores: F32
+    tiebreak: F32
+    counts: I64
+    ranking: I16
+
+    @classmethod
+    def from_scores(
+        cls,
+        scores: F64,
+        tiebreak: F64,
+        counts: I64,
+        *,
+        weights_id: WeightsId,
+        task: str,
+        kind: PatternKind,
+        metric: Metric,
+        profiles: Sequence[str],
+        semantics: Semantics = "selection",
+    ) -> Pattern:
+        """Rank ``scores`` f64[L, E]; the ranking is taken from the float32 values that the file stores."""
+        stored = np.asarray(scores, np.float32)
+        ties = np.asarray(tiebreak, np.float32)
+        return cls(
+            weights_id=weights_id,
+            task=task,
+            kind=kind,
+            metric=metric,
+            semantics=semantics,
+            profiles=tuple(sorted(profiles)),
+            scores=stored,
+            tiebreak=ties,
+            counts=np.asarray(counts, np.int64),
+            ranking=rank(stored, ties, counts),
+        )
+
+    @property
+    def pattern_id(self) -> PatternId:
+        """blake3 of the file."""
+        return PatternId(arrays.digest(self.to_bytes()))
+
+    @property
+    def num_layers(self) -> int:
+        return int(self.ranking.shape[0])
+
+    @property
+    def num_experts(self) -> int:
+        return int(self.ranking.shape[1])
+
+    def kept(self, budget: Budget) -> Mask:
+        """bool[L, E]: the ``budget.kept`` best experts of every layer. Raises InvalidInput when there are fewer."""
+        if budget.kept > self.num_experts:
+            raise InvalidInput(
+                f"budget {budget} keeps {budget.kept} experts a layer, but the model has {self.num_experts}",
+                reason="BUDGET_INVALID",
+            )
+        mask = np.zeros(self.ranking.shape, np.bool_)
+        np.put_along_axis(mask, self.ranking[:, : budget.kept].astype(np.intp), True, axis=1)
+        return mask
+
+    def kept_experts(self, budget: Budget) -> frozenset[ExpertId]:
+        """The kept set as ids. Raises InvalidInput like ``kept``."""
+        rows, columns = np.nonzero(self.kept(budget))
+        return frozenset(ExpertId(int(layer), int(expert)) for layer, expert in zip(rows, columns, strict=True))
+
+    def to_bytes(self) -> bytes:
+        metadata = {
+            "format": "premoe-pattern/1",
+            "weights_id": self.weights_id,
+            "task": self.task,
+            "kind": self.kind,
+            "metric": self.metric,
+            "semantics": self.semantics,
+            "profiles": json.dumps(list(self.profiles)),
+        }
+        tensors: dict[str, arrays.Array] = {
+            "scores": self.scores,
+            "tiebreak": self.tiebreak,
+            "counts": self.counts,
+            "ranking": self.ranking,
+        }
+        return arrays.encode(tensors, metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str = "pattern") -> Pattern:
+        """Read a pattern file. Raises CorruptData: bad arrays, shapes, names, or a ranking that is not the scores'."""
+        tensors, metadata = arrays.decode(data, where=where)
+        shape = _check_tensors(tensors, where)
+        if len(shape) != 2 or 0 in shape:
+            raise _corrupt(where, f"arrays are not of shape [layers, experts] but {list(shape)}")
+        pattern = cls(
+            weights_id=WeightsId(_text(metadata, "weights_id", where)),
+            task=_text(metadata, "task", where),
+            kind=cast("PatternKind", _choice(metadata, "kind", get_args(PatternKind), where)),
+            metric=cast("Metric", _choice(metadata, "metric", METRICS, where)),
+            semantics=cast("Semantics", _choice(metadata, "semantics", get_args(Semantics), where)),
+            profiles=_ids(_text(metadata, "profiles", where), where),
+            scores=cast("F32", tensors["scores"]),
+            tiebreak=cast("F32", tensors["tiebreak"]),
+            counts=cast("I64", tensors["counts"]),
+            ranking=cast("I16", tensors["ranking"]),
+        )
+        if not np.array_equal(rank(pattern.scores, pattern.tiebreak, pattern.counts), pattern.ranking):
+            raise _corrupt(where, "ranking is not the order of the scores")
+        return pattern
+
+    @classmethod
+    def load(cls, get: Callable[[str], bytes], pattern_id: str) -> Pattern:
+        """Read ``patterns/<id>.safetensors`` through ``get`` and check its id. Raises NotFound, CorruptData."""
+        path = pattern_path(pattern_id)
+        data = get(path)
+        if arrays.digest(data) != pattern_id:
+            raise _corrupt(path, "content does not match its id")
+        return cls.from_bytes(data, where=path)
+
+
+def pattern_path(pattern_id: str) -> str:
+    """Key of a pattern under the object store's root."""
+    return f"patterns/{pattern_id}.safetensors"
+
+
+def rank(scores: F32, tiebreak: F32, counts: I64) -> I16:
+    """Order experts of every layer: by score, then tie-break, then count (all falling), then lower id; i16[L, E].
+
+    PEU is exactly 0 for most experts of a short calibration, so the ties decide much of the kept set.
+    """
+    ids = np.broadcast_to(np.arange(scores.shape[-1]), scores.shape)
+    return np.lexsort((ids, -counts, -tiebreak, -scores), axis=-1).astype(np.int16)
+
+
+def _check_tensors(tensors: dict[str, arrays.Array], where: str) -> tuple[int, ...]:
+    wanted = {"scores": np.float32, "tiebreak": np.float32, "counts": np.int64, "ranking": np.int16}
+    if tensors.keys() != wanted.keys():
+        raise _corrupt(where, f"arrays are {sorted(tensors)}, expected {sorted(wanted)}")
+    for name, dtype in wanted.items():
+        if tensors[name].dtype != dtype or tensors[name].shape != tensors["scores"].shape:
+            raise _corrupt(where, f"array {name!r} has the wrong dtype or shape")
+    if not (np.isfinite(cast("F32", tensors["scores"])).all() and np.isfinite(cast("F32", tensors["tiebreak"])).all()):
+        raise _corrupt(where, "scores are not finite")
+    return tensors["scores"].shape
+
+
+def _text(metadata: dict[str, str], key: str, where: str) -> str:
+    value = metadata.get(key, "")
+    if not value:
+        raise _corrupt(where, f"metadata lacks {key!r}")
+    return value
+
+
+def _choice(metadata: dict[str, str], key: str, choices: tuple[str, ...], where: str) -> str:
+    value = _text(metadata, key, where)
+    if value not in choices:
+        raise _corrupt(where, f"metadata {key!r} is {value!r}, expected one of {', '.join(choices)}")
+    return value
+
+
+def _ids(text: str, where: str) -> tuple[str, ...]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise _corrupt(where, "metadata 'profiles' is not JSON") from error
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise _corrupt(where, "metadata 'profiles' is not a list of ids")
+    return tuple(value)
+
+
+def _corrupt(where: str, what: str) -> CorruptData:
+    return CorruptData(f"{where}: {what}", reason="PATTERN_INVALID")

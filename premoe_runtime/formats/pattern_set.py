@@ -1,0 +1,247 @@
+"""A pattern set: member patterns, their exemplars and cutoffs, frozen together under one content id.
+
+Cutoffs depend on the whole set, so a set is immutable; publishing another one switches the live pointer.
+``sets/<id>.json`` holds the document, ``sets/<id>.safetensors`` the exemplars, whose digest the document names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from premoe_runtime.formats import arrays
+from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_runtime.formats.ids import PatternId, SetId, WeightsId
+from premoe_runtime.formats.pattern import Metric, PatternKind, Semantics
+from premoe_runtime.formats.signature import SignatureSpec, unit
+
+OnUnknown = Literal["generalist", "full", "reject"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Member(_Frozen):
+    """One pattern of the set. The generalist has no exemplars and no cutoff: nothing is recognised as it."""
+
+    pattern_id: str = Field(min_length=1)
+    task: str = Field(min_length=1)
+    kind: PatternKind
+    cutoff: float | None = None
+    """Smallest score at which the task is recognised; set from ``held_out`` prompts' scores."""
+    first_exemplar: int = Field(default=0, ge=0)
+    """Row of its first exemplar; its exemplars are contiguous."""
+    exemplars: int = Field(default=0, ge=0)
+    held_out: int = Field(default=0, ge=0)
+    """Calibration prompts that set the cutoff; none of them is an exemplar."""
+
+
+class Retention(_Frozen):
+    """What the generalist keeps at one budget, averaged over the set's tasks."""
+
+    budget: str
+    mass: float
+    """Share of the full router's probability on kept experts, 0 to 1, from the profiles."""
+    accuracy: float | None = None
+    """Accuracy over the full model's, when ``premoe eval`` measured it."""
+
+
+class SetDocument(_Frozen):
+    """``sets/<id>.json``."""
+
+    format: Literal["premoe-pattern-set/1"] = "premoe-pattern-set/1"
+    weights_id: str = Field(min_length=1)
+    metric: Metric
+    semantics: Semantics
+    signature: SignatureSpec
+    neighbours: int = Field(default=5, ge=1)
+    """Nearest exemplars of a task whose similarities are averaged into its score."""
+    quantile: float = Field(gt=0, lt=1)
+    """Share of a task's own held-out prompts that its cutoff recognises at least."""
+    wide_quantile: float | None = Field(default=None, gt=0, lt=1)
+    """The same for wide tasks, those that other tasks' prompts come as near to as their own do."""
+    margin: float = Field(default=0.0, ge=0, lt=1)
+    """How far a cutoff goes from its own prompts towards the nearest of other tasks, on a logarithmic scale."""
+    members: tuple[Member, ...] = Field(min_length=1)
+    generalist_id: str | None = None
+    generalist_retention: tuple[Retention, ...] = ()
+    on_unknown: OnUnknown = "generalist"
+    exemplars_digest: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatternSet:
+    """The document with its exemplars.
+
+    exemplars  f32[N, D], unit rows, as the index stores them
+    """
+
+    document: SetDocument
+    exemplars: F32
+
+    @property
+    def set_id(self) -> SetId:
+        """blake3 of the document, which names the exemplars' digest."""
+        return SetId(arrays.digest(self.to_files()[0]))
+
+    @property
+    def weights_id(self) -> WeightsId:
+        return WeightsId(self.document.weights_id)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        return self.document.members
+
+    @property
+    def specialists(self) -> tuple[Member, ...]:
+        return tuple(member for member in self.members if member.kind == "specialist")
+
+    @property
+    def generalist_id(self) -> PatternId | None:
+        return None if self.document.generalist_id is None else PatternId(self.document.generalist_id)
+
+    @property
+    def dimension(self) -> int:
+        """Length of a signature, and of an exemplar."""
+        return self.document.signature.dimension
+
+    def member(self, name: str) -> Member:
+        """The member whose task or pattern id is ``name``. Raises NotFound with the known tasks."""
+        for member in self.members:
+            if name in (member.task, member.pattern_id):
+                return member
+        known = ", ".join(member.task for member in self.members)
+        raise NotFound(f"no task or pattern {name!r} in the set; it has {known}", reason="PATTERN_UNKNOWN")
+
+    def exemplars_of(self, member: Member) -> F32:
+        """f32[n, D]: the member's exemplars."""
+        return self.exemplars[member.first_exemplar : member.first_exemplar + member.exemplars]
+
+    def retention(self, budget: Budget) -> Retention | None:
+        """What the generalist keeps at ``budget``, if the set says so."""
+        wanted = str(budget)
+        return next((entry for entry in self.document.generalist_retention if entry.budget == wanted), None)
+
+    def embed(self, signature: F32) -> F32:
+        """Vector to search the index with: f32[D], or rows of it, scaled to length 1.
+
+        Raises InvalidInput: wrong length, or not finite.
+        """
+        given = np.asarray(signature, np.float32)
+        wanted = self.document.signature.dimension
+        if given.shape[-1:] != (wanted,):
+            raise InvalidInput(
+                f"signature has {given.shape[-1] if given.ndim else 0} values, the set's have {wanted}; "
+                "was it made with other weights?",
+                reason="SIGNATURE_INVALID",
+            )
+        if not np.isfinite(given).all():
+            raise InvalidInput("signature has values that are not finite", reason="SIGNATURE_INVALID")
+        return unit(given)
+
+    def to_files(self) -> tuple[bytes, bytes]:
+        """``sets/<id>.json`` and ``sets/<id>.safetensors``."""
+        return self.document.model_dump_json(indent=1).encode(), _encode(self.exemplars)
+
+    @classmethod
+    def make(cls, document: SetDocument, exemplars: F32) -> PatternSet:
+        """Build a set; ``document.exemplars_digest`` is filled in. Raises CorruptData like ``from_files``."""
+        digest = arrays.digest(_encode(exemplars))
+        made = cls(document.model_copy(update={"exemplars_digest": digest}), exemplars)
+        _check(made, "pattern set")
+        return made
+
+    @classmethod
+    def from_files(cls, document: bytes, exemplars: bytes, *, where: str = "pattern set") -> PatternSet:
+        """Read both files. Raises CorruptData: broken JSON, other exemplars, members that do not fit them."""
+        try:
+            parsed = SetDocument.model_validate_json(document)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "document"
+            raise _corrupt(where, f"{place}: {first['msg']}") from error
+        if arrays.digest(exemplars) != parsed.exemplars_digest:
+            raise _corrupt(where, "exemplar file does not match the digest in the document")
+        tensors, _ = arrays.decode(exemplars, where=where)
+        if tensors.keys() != {"exemplars"} or tensors["exemplars"].dtype != np.float32:
+            raise _corrupt(where, "exemplar file does not hold float32 exemplars")
+        made = cls(parsed, cast("F32", tensors["exemplars"]))
+        _check(made, where)
+        return made
+
+    @classmethod
+    def load(cls, get: Callable[[str], bytes], set_id: str) -> PatternSet:
+        """Read a set through ``get`` and check its id. Raises NotFound, CorruptData."""
+        document_path, exemplars_path = set_paths(set_id)
+        document = get(document_path)
+        if arrays.digest(document) != set_id:
+            raise _corrupt(document_path, "content does not match its id")
+        return cls.from_files(document, get(exemplars_path), where=document_path)
+
+
+def set_paths(set_id: str) -> tuple[str, str]:
+    """Keys of the document and of the exemplars under the object store's root."""
+    return f"sets/{set_id}.json", f"sets/{set_id}.safetensors"
+
+
+def live_path(weights_id: str) -> str:
+    """Key of the pointer to the live set of these weights."""
+    return f"live/{weights_id}.json"
+
+
+def encode_live(set_id: str) -> bytes:
+    """Content of the live pointer."""
+    return json.dumps({"set_id": set_id}).encode()
+
+
+def decode_live(data: bytes, *, where: str = "live pointer") -> SetId:
+    """Read a live pointer. Raises CorruptData."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise _corrupt(where, "is not JSON") from error
+    match value:
+        case {"set_id": str(set_id)} if set_id:
+            return SetId(set_id)
+    raise _corrupt(where, "does not name a set_id")
+
+
+def _encode(exemplars: F32) -> bytes:
+    return arrays.encode({"exemplars": np.asarray(exemplars, np.float32)}, {"format": "premoe-exemplars/1"})
+
+
+def _check(pattern_set: PatternSet, where: str) -> None:
+    document = pattern_set.document
+    dimension, exemplars = document.signature.dimension, pattern_set.exemplars
+    specialists = pattern_set.specialists
+    ids = [member.pattern_id for member in document.members]
+    tasks = [member.task for member in document.members]
+    wrong = None
+    if exemplars.ndim != 2 or exemplars.shape[1] != dimension:
+        wrong = f"exemplars have shape {list(exemplars.shape)}, expected [n, {dimension}]"
+    elif not np.isfinite(exemplars).all():
+        wrong = "exemplars are not finite"
+    elif len(set(ids)) != len(ids) or len(set(tasks)) != len(tasks):
+        wrong = "two members share a pattern id or a task"
+    elif any(member.cutoff is None or member.exemplars == 0 for member in specialists):
+        wrong = "a specialist has no cutoff or no exemplars"
+    elif any(member.first_exemplar + member.exemplars > len(exemplars) for member in specialists):
+        wrong = "a member's exemplars lie past the end of the file"
+    elif document.generalist_id is not None and not any(
+        member.kind == "generalist" and member.pattern_id == document.generalist_id for member in document.members
+    ):
+        wrong = "generalist_id names no generalist of the set"
+    if wrong:
+        raise _corrupt(where, wrong)
+
+
+def _corrupt(where: str, what: str) -> CorruptData:
+    return CorruptData(f"{where}: {what}", reason="PATTERN_SET_INVALID")

@@ -1,0 +1,48 @@
+"""Signatures: what a prompt's routing looks like at the signature layers, as one unit vector.
+
+Torch-free, so that the prober, the profiler and the retrieval service share one definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.errors import InvalidInput
+
+
+class SignatureSpec(BaseModel):
+    """How signatures are made; fixed per profile and per pattern set, so that only like is compared with like."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    transform: Literal["sqrt-l2"] = "sqrt-l2"
+    """Mean over tokens of the square root of the router's softmax, layers concatenated, unit length."""
+    layers: tuple[int, ...] = (0,)
+    """MoE layers, from 0. The first needs no routed expert."""
+    dimension: int = Field(ge=1)
+    """``len(layers) * experts``."""
+    span: Literal["last-user-turn"] = "last-user-turn"
+    """Tokens averaged over: template, system and tool tokens are left out."""
+
+
+def signature(probabilities: Sequence[F32]) -> F32:
+    """Mean of √p per signature layer, concatenated, unit length.
+
+    ``probabilities`` holds f32[T, E] per layer: the full router's softmax at the tokens that matter.
+    Returns f32[len(layers) * E]. Raises InvalidInput when there are no tokens.
+    """
+    if not probabilities or probabilities[0].shape[0] == 0:
+        raise InvalidInput("a signature needs at least one token of the user's turn", reason="PROMPT_EMPTY")
+    means = [np.sqrt(np.maximum(layer.astype(np.float64), 0)).mean(axis=0) for layer in probabilities]
+    return unit(np.concatenate(means).astype(np.float32))
+
+
+def unit(vectors: F32) -> F32:
+    """Scale the last axis to length 1; zero vectors stay zero."""
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
+    return (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The in-memory side of families: which stock classes run them, and where router and experts sit."""

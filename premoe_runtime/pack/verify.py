@@ -1,0 +1,175 @@
+"""Re-reading a whole pack and checking every digest in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+
+import blake3
+
+from premoe_runtime.checkpoint import TensorInfo, read_header
+from premoe_runtime.families.base import MoeModel
+from premoe_runtime.families.registry import read_model
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.manifest import Manifest, PackFile
+from premoe_runtime.pack import layout as lay
+from premoe_runtime.pack.checks import Checks, piece_checks, read_checks
+from premoe_runtime.pack.progress import Progress, Silent
+from premoe_runtime.pack.ranges import read_ahead
+from premoe_runtime.pack.reader import PackReader
+from premoe_runtime.pack.writer import AHEAD_BLOBS, AHEAD_BYTES, CHUNK_BYTES
+
+CONFIG_FILE = "skeleton/config.json"
+DAMAGE = (NotFound, CorruptData, InvalidInput)
+"""What reading a damaged pack raises; a store that does not answer is no damage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One object that is not what the manifest says."""
+
+    object: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Outcome of a full read; the pack is good when ``faults`` is empty."""
+
+    manifest: Manifest
+    url: str
+    bytes_read: int
+    faults: tuple[Fault, ...]
+
+    def raise_for_faults(self) -> None:
+        """Raise CorruptData (reason PACK_DAMAGED) that names the first bad object."""
+        if self.faults:
+            more = f" (and {len(self.faults) - 1} more)" if len(self.faults) > 1 else ""
+            raise CorruptData(f"pack {self.url}: {self.faults[0]}{more}; pack the model again", reason="PACK_DAMAGED")
+
+
+def verify_pack(reader: PackReader, progress: Progress | None = None) -> Verification:
+    """Read every byte of a pack once and compare it with the manifest.
+
+    Raises NotFound, CorruptData (the manifest itself is broken) and Unavailable; damage of the pack is returned.
+    """
+    run = _Verifier(reader, reader.manifest(), progress or Silent())
+    faults = tuple(run.faults())
+    return Verification(reader.manifest(), reader.url, reader.store.bytes_read, faults)
+
+
+@dataclass(slots=True)
+class _Verifier:
+    reader: PackReader
+    manifest: Manifest
+    progress: Progress
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def faults(self) -> Iterator[Fault]:
+        manifest = self.manifest
+        self.progress.total(manifest.experts_bytes + manifest.skeleton_bytes)
+        found = 0
+        for fault in chain(self._skeleton(), self._experts()):
+            found += 1
+            yield fault
+        if not found and lay.weights_id(self.tensors, self.digests) != manifest.weights_id:
+            yield Fault(lay.MANIFEST_FILE, "weights_id is not that of the tensors")
+
+    def _skeleton(self) -> Iterator[Fault]:
+        for file in self.manifest.skeleton:
+            self.progress.stage(file.path)
+            try:
+                self._read_file(file)
+            except DAMAGE as error:
+                yield Fault(file.path, str(error))
+
+    def _read_file(self, file: PackFile) -> None:
+        """Read a skeleton file once, part by part: header and tensors, or as a whole. Raises CorruptData."""
+        store, path = self.reader.store, self.reader.path(file.path)
+        size = store.head(path).size
+        if size != file.num_bytes:
+            raise CorruptData(f"{size} bytes long, expected {file.num_bytes}")
+        tensors = read_header(store, path, size) if path.endswith(".safetensors") else []
+        tensors.sort(key=lambda tensor: tensor.offset)
+        start = tensors[0].offset if tensors else size
+        whole = blake3.blake3()
+        for tensor in [TensorInfo("", "U8", (start,), path, 0, start), *tensors]:
+            one = blake3.blake3()
+            for offset in range(0, tensor.num_bytes, CHUNK_BYTES):
+                length = min(CHUNK_BYTES, tensor.num_bytes - offset)
+                chunk = store.get_range(path, tensor.offset + offset, length)
+                whole.update(chunk)
+                one.update(chunk)
+                self.progress.advance(length)
+            if tensor.name:
+                self.tensors[tensor.name] = tensor
+                self.digests[tensor.name] = one.hexdigest()
+        if whole.hexdigest() != file.digest:
+            raise CorruptData("does not match its digest")
+
+    def _experts(self) -> Iterator[Fault]:
+        manifest = self.manifest
+        try:
+            model = read_model(self.reader.read_file(CONFIG_FILE), CONFIG_FILE)
+        except DAMAGE as error:
+            yield Fault(CONFIG_FILE, str(error))
+            return
+        if (model.num_experts, model.blocks) != (manifest.num_experts, tuple(x.block for x in manifest.layers)):
+            yield Fault(lay.MANIFEST_FILE, f"its layers are not those of {CONFIG_FILE}")
+            return
+        if manifest.layout != lay.blob_layout(model, manifest.dtype):
+            yield Fault(lay.MANIFEST_FILE, f"its blob layout is not that of {CONFIG_FILE}")
+            return
+        checks = None
+        try:
+            pieces = lay.pieces_per_blob(manifest.layout.blob_bytes)
+            data = self.reader.read_file(lay.CHECKS_FILE)
+            checks = read_checks(data, (manifest.num_layers, manifest.num_experts, pieces), lay.CHECKS_FILE)
+        except DAMAGE as error:
+            yield Fault(lay.CHECKS_FILE, str(error))
+        for layer in range(manifest.num_layers):
+            self.progress.stage(manifest.layers[layer].file)
+            try:
+                yield from self._layer(layer, model, checks)
+            except DAMAGE as error:
+                yield Fault(manifest.layers[layer].file, str(error))
+
+    def _layer(self, layer: int, model: MoeModel, checks: Checks | None) -> Iterator[Fault]:
+        manifest, store = self.manifest, self.reader.store
+        described = manifest.layers[layer]
+        path, blob_bytes = self.reader.path(described.file), manifest.layout.blob_bytes
+        header = lay.expert_file_header(manifest.num_experts, blob_bytes)
+        size, expected = store.head(path).size, len(header) + manifest.num_experts * blob_bytes
+        if size != expected:
+            raise CorruptData(f"{size} bytes long, expected {expected}")
+        if (described.data_offset, described.stride) != (len(header), blob_bytes):
+            raise CorruptData("the manifest places its blobs elsewhere")
+        if store.get_range(path, 0, len(header)) != header:
+            yield Fault(described.file, "its header is damaged")
+
+        def load(expert: int) -> bytes:
+            return store.get_range(path, len(header) + expert * blob_bytes, blob_bytes)
+
+        depth = min(AHEAD_BYTES // blob_bytes, AHEAD_BLOBS)
+        for expert, blob in enumerate(read_ahead(range(manifest.num_experts), load, depth)):
+            self.progress.advance(blob_bytes)
+            name = f"{described.file} {ExpertId(layer, expert)}"
+            if blake3.blake3(blob).hexdigest() != described.digests[expert]:
+                yield Fault(name, "does not match its digest")
+            elif checks is not None and piece_checks(blob) != tuple(checks[layer, expert].tolist()):
+                yield Fault(name, f"does not match its piece checks in {lay.CHECKS_FILE}")
+            self._note_tensors(model, layer, expert, blob)
+
+    def _note_tensors(self, model: MoeModel, layer: int, expert: int, blob: bytes) -> None:
+        """The expert's source tensors, for ``weights_id``."""
+        places = lay.blob_places(model, self.manifest.layout)
+        for tensor, (offset, size) in zip(model.expert_tensors, places, strict=True):
+            name = model.expert_name(layer, expert, tensor)
+            self.tensors[name] = TensorInfo(name, self.manifest.dtype, tensor.shape, "", 0, size)
+            self.digests[name] = blake3.blake3(memoryview(blob)[offset : offset + size]).hexdigest()

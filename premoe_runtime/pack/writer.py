@@ -1,0 +1,236 @@
+"""Packing a checkpoint: layer by layer, with ranged reads, resumable, published at the very end.
+
+Memory: one blob being written, at most ``AHEAD_BYTES`` of blobs being read, and the store's write buffers, whatever
+the source's sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import blake3
+
+from premoe_runtime.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from premoe_runtime.formats.errors import Exhausted
+from premoe_runtime.formats.manifest import BlobLayout, ExpertLayer, Manifest, Origin, PackFile
+from premoe_runtime.pack import layout as lay
+from premoe_runtime.pack.checks import checks_file, piece_checks
+from premoe_runtime.pack.progress import Progress, Silent
+from premoe_runtime.pack.ranges import Read, read_ahead, read_all
+from premoe_runtime.pack.source import Source
+from premoe_runtime.pack.staging import LayerRecord, ShardRecord, Staging
+from premoe_runtime.storage import Store
+
+AHEAD_BYTES = 256 << 20
+AHEAD_BLOBS = 4
+CHUNK_BYTES = 32 << 20
+SPARE_BYTES = 16 << 20  # manifest, checks, records
+
+
+@dataclass(frozen=True, slots=True)
+class PackResult:
+    """What a run did. ``resumed_layers`` were found finished from an earlier run."""
+
+    manifest: Manifest
+    url: str
+    bytes_read: int = 0
+    bytes_written: int = 0
+    resumed_layers: int = 0
+    already_packed: bool = False
+    dropped: tuple[str, ...] = ()
+
+
+def write_pack(source: Source, store: Store, progress: Progress | None = None) -> PackResult:
+    """Write the pack of ``source`` to ``models/<model_id>`` of ``store``.
+
+    Returns at once when this state of the source is packed there already. Raises what ``open_checkpoint`` raises,
+    Exhausted when the store is full, Conflict when another process packs the same source. Whatever happens, nothing
+    unfinished appears under ``models/``; finished layers stay in staging for the next run.
+    """
+    staging = Staging(store, source.key)
+    if (manifest := staging.published()) is not None:
+        staging.clear()
+        return PackResult(manifest, store.at(f"models/{manifest.model_id}"), already_packed=True)
+    checkpoint = open_checkpoint(source.store, source.files)
+    with staging.locked():
+        packer = _Packer(source, checkpoint, staging, progress or Silent())
+        manifest = packer.run()
+        staging.publish(manifest)
+    return PackResult(
+        manifest,
+        store.at(f"models/{manifest.model_id}"),
+        bytes_read=source.store.bytes_read,
+        bytes_written=packer.bytes_written,
+        resumed_layers=packer.resumed_layers,
+        dropped=checkpoint.dropped,
+    )
+
+
+@dataclass(slots=True)
+class _Packer:
+    """One run: fills the staging area and works out the manifest."""
+
+    source: Source
+    checkpoint: Checkpoint
+    staging: Staging
+    progress: Progress
+    bytes_written: int = 0
+    resumed_layers: int = 0
+    layout: BlobLayout = field(init=False)
+    tensor_digests: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> Manifest:
+        checkpoint, model = self.checkpoint, self.checkpoint.model
+        self.layout = lay.blob_layout(model, checkpoint.dtype)
+        self._plan_room()
+        skeleton = [*self._shards(), *self._files()]
+        records = [self._layer(layer) for layer in range(len(model.blocks))]
+        data = checks_file([record.checks for record in records], self.layout.blob_bytes)
+        header = lay.expert_file_header(model.num_experts, self.layout.blob_bytes)
+        manifest = Manifest(
+            model_id="",
+            weights_id=lay.weights_id(checkpoint.tensors, self.tensor_digests),
+            family=model.family,
+            router=model.router,
+            top_k=model.top_k,
+            num_layers=len(model.blocks),
+            num_experts=model.num_experts,
+            hidden_size=model.hidden_size,
+            dtype=checkpoint.dtype,
+            layout=self.layout,
+            layers=tuple(
+                ExpertLayer(
+                    block=model.blocks[layer],
+                    file=lay.layer_file(layer),
+                    data_offset=len(header),
+                    stride=self.layout.blob_bytes,
+                    digests=record.digests,
+                )
+                for layer, record in enumerate(records)
+            ),
+            skeleton=tuple(sorted(skeleton, key=lambda file: file.path)),
+            checks=self._put(lay.CHECKS_FILE, data),
+            origin=Origin(url=self.source.url, revision=self.source.revision, tool=f"premoe {_version()}"),
+        )
+        return manifest.model_copy(update={"model_id": manifest.content_id()})
+
+    def _plan_room(self) -> None:
+        """Tell the progress bar the bytes to come, and refuse early where they cannot fit."""
+        model = self.checkpoint.model
+        experts = len(model.blocks) * model.num_experts * self.layout.blob_bytes
+        total = experts + sum(tensor.num_bytes for tensor in self.checkpoint.skeleton())
+        self.progress.total(total)
+        store = self.staging.store
+        free = store.free_bytes()
+        staged = sum(info.size for info in store.list(f"{self.staging.root}/pack"))
+        if free is not None and total + SPARE_BYTES - staged > free:
+            raise Exhausted(
+                f"no space for the pack in {store.url}: {total + SPARE_BYTES - staged} bytes needed, {free} free; "
+                "free some room and run again",
+                reason="DISK_FULL",
+            )
+
+    def _shards(self) -> Iterator[PackFile]:
+        shards = lay.skeleton_shards(self.checkpoint.skeleton())
+        for index, tensors in enumerate(shards):
+            file = lay.shard_file(index, len(shards))
+            self.progress.stage(file)
+            record = self.staging.load(file, ShardRecord)
+            if record is None:
+                record = self._write_shard(file, tensors)
+                self.staging.save(file, record)
+            else:
+                self.progress.advance(sum(tensor.num_bytes for tensor in tensors))
+            self.tensor_digests |= record.tensors
+            yield PackFile(path=file, num_bytes=record.num_bytes, digest=record.digest)
+
+    def _write_shard(self, file: str, tensors: Sequence[TensorInfo]) -> ShardRecord:
+        header = lay.file_header(
+            [lay.Entry(tensor.name, tensor.dtype, tensor.shape, tensor.num_bytes) for tensor in tensors],
+            metadata={"format": "pt"},
+        )
+        whole = blake3.blake3(header)
+        digests: dict[str, str] = {}
+        size = len(header)
+        with self.staging.store.writer(self.staging.path(file)) as out:
+            out.write(header)
+            for tensor in tensors:
+                one = blake3.blake3()
+                for chunk in self._chunks(tensor):
+                    whole.update(chunk)
+                    one.update(chunk)
+                    out.write(chunk)
+                    self.progress.advance(len(chunk))
+                size += tensor.num_bytes
+                digests[tensor.name] = one.hexdigest()
+        self.bytes_written += size
+        return ShardRecord(num_bytes=size, digest=whole.hexdigest(), tensors=digests)
+
+    def _chunks(self, tensor: TensorInfo) -> Iterator[bytes]:
+        for start in range(0, tensor.num_bytes, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, tensor.num_bytes - start)
+            yield self.checkpoint.store.get_range(tensor.file, tensor.offset + start, length)
+
+    def _files(self) -> Iterator[PackFile]:
+        for path in self.source.skeleton_files:
+            data = self.checkpoint.config if path == "config.json" else self.source.store.get(path)
+            yield self._put(f"skeleton/{path}", data)
+
+    def _put(self, file: str, data: bytes) -> PackFile:
+        self.staging.store.put(self.staging.path(file), data)
+        self.bytes_written += len(data)
+        return PackFile(path=file, num_bytes=len(data), digest=blake3.blake3(data).hexdigest())
+
+    def _layer(self, layer: int) -> LayerRecord:
+        file = lay.layer_file(layer)
+        self.progress.stage(file)
+        record = self.staging.load(file, LayerRecord)
+        if record is None:
+            record = self._write_layer(layer, file)
+            self.staging.save(file, record)
+        else:
+            self.resumed_layers += 1
+            self.progress.advance(self.checkpoint.model.num_experts * self.layout.blob_bytes)
+        self.tensor_digests |= record.tensors
+        return record
+
+    def _write_layer(self, layer: int, file: str) -> LayerRecord:
+        model, blob_bytes = self.checkpoint.model, self.layout.blob_bytes
+        header = lay.expert_file_header(model.num_experts, blob_bytes)
+        digests: list[str] = []
+        checks: list[tuple[int, ...]] = []
+        tensors: dict[str, str] = {}
+        depth = min(AHEAD_BYTES // blob_bytes, AHEAD_BLOBS)
+        with self.staging.store.writer(self.staging.path(file)) as out:
+            out.write(header)
+            blobs = read_ahead(range(model.num_experts), lambda expert: self._blob(layer, expert), depth)
+            for expert, blob in enumerate(blobs):
+                digests.append(blake3.blake3(blob).hexdigest())
+                checks.append(piece_checks(blob))
+                for tensor, view in self._parts(layer, expert, blob):
+                    tensors[tensor.name] = blake3.blake3(view).hexdigest()
+                out.write(blob)
+                self.progress.advance(blob_bytes)
+        size = len(header) + model.num_experts * blob_bytes
+        self.bytes_written += size
+        return LayerRecord(num_bytes=size, tensors=tensors, digests=tuple(digests), checks=tuple(checks))
+
+    def _blob(self, layer: int, expert: int) -> bytearray:
+        """One expert's blob, read from wherever its tensors lie; what no tensor fills stays zero."""
+        blob = bytearray(self.layout.blob_bytes)
+        parts = self._parts(layer, expert, blob)
+        read_all(self.checkpoint.store, [Read(tensor.file, tensor.offset, view) for tensor, view in parts])
+        return blob
+
+    def _parts(self, layer: int, expert: int, blob: bytearray) -> list[tuple[TensorInfo, memoryview]]:
+        places = lay.blob_places(self.checkpoint.model, self.layout)
+        view = memoryview(blob)
+        tensors = self.checkpoint.expert(layer, expert)
+        return [(tensor, view[offset : offset + size]) for tensor, (offset, size) in zip(tensors, places, strict=True)]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("premoe")

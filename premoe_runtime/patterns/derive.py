@@ -1,0 +1,53 @@
+"""Patterns from profiles: one specialist per task, one token-pooled generalist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from premoe_runtime.formats.arrays import F64
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern, PatternKind
+from premoe_runtime.profile.record import Profile, check_same_weights
+from premoe_runtime.profile.scores import counts, retained_mass, scores
+from premoe_runtime.profile.state import ProfileState, pooled
+
+
+def specialist(profile: Profile, metric: Metric = "peu", *, seed: int = 0) -> Pattern:
+    """The profile's own ranking by ``metric``. Raises InvalidInput for a profile of no tokens."""
+    return _pattern([profile], profile.state, profile.task, "specialist", metric, seed)
+
+
+def generalist(profiles: Sequence[Profile], metric: Metric = "peu", *, seed: int = 0) -> Pattern:
+    """The ranking of the token-pooled state (PreMoE v3, eq. 11). Raises InvalidInput for mixed weights."""
+    check_same_weights(profiles)
+    state = pooled(profile.state for profile in profiles)
+    return _pattern(profiles, state, GENERALIST_TASK, "generalist", metric, seed)
+
+
+def mean_retained_mass(pattern: Pattern, profiles: Sequence[Profile], budget: Budget) -> float:
+    """Share of the full router's probability that the pattern keeps at ``budget``, averaged over tasks."""
+    kept = pattern.kept(budget)
+    return float(np.mean([retained_mass(profile.state, kept) for profile in profiles]))
+
+
+def overlap(patterns: Sequence[Pattern], budget: Budget) -> F64:
+    """f64[P, P]: share of the kept experts that two patterns have in common at ``budget``, mean over layers."""
+    kept = np.stack([pattern.kept(budget).ravel() for pattern in patterns]).astype(np.float64)
+    return np.asarray(kept @ kept.T / kept[0].sum())
+
+
+def _pattern(
+    profiles: Sequence[Profile], state: ProfileState, task: str, kind: PatternKind, metric: Metric, seed: int
+) -> Pattern:
+    return Pattern.from_scores(
+        scores(state, metric, seed=seed),
+        scores(state, "seer"),
+        counts(state),
+        weights_id=profiles[0].weights_id,
+        task=task,
+        kind=kind,
+        metric=metric,
+        profiles=[profile.profile_id for profile in profiles],
+    )

@@ -1,0 +1,154 @@
+"""Profiles, patterns and sets in an object store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.formats.ids import SetId
+from premoe_runtime.formats.pattern import Pattern, pattern_path
+from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live, live_path, set_paths
+from premoe_runtime.patterns.build import BuiltSet
+from premoe_runtime.profile.record import Profile, profile_path
+from premoe_runtime.storage import Store, open_store
+
+_PACK = re.compile(r"(?P<root>.+)/models/[^/]+/?")
+
+Kind = Literal["profiles", "patterns", "sets"]
+
+
+def store_of(model_url: str, to: str | None = None) -> Store:
+    """The object store that holds a model's profiles and patterns: ``to``, or the one its pack lies in.
+
+    Raises InvalidInput for a URL that no store can be opened at.
+    """
+    if to is not None:
+        return open_store(to)
+    match = _PACK.fullmatch(model_url)
+    return open_store(match["root"] if match else model_url)
+
+
+def ids(store: Store, kind: Kind) -> list[str]:
+    """Ids of what lies under ``kind``, sorted."""
+    suffix = ".json" if kind == "sets" else ".safetensors"
+    names = [info.path.rsplit("/", 1)[-1] for info in store.list(kind)]
+    return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
+
+
+def resolve(store: Store, kind: Kind, name: str) -> str:
+    """The one id under ``kind`` that starts with ``name``. Raises NotFound (none), InvalidInput (several)."""
+    found = [known for known in ids(store, kind) if known.startswith(name)] if name else []
+    if not found:
+        raise NotFound(f"no {kind[:-1]} {name!r} in {store.url}", reason=f"{kind[:-1].upper()}_NOT_FOUND")
+    if len(found) > 1 and name not in found:
+        raise InvalidInput(
+            f"{kind[:-1]} {name!r} is ambiguous in {store.url}: {len(found)} ids start with it; give more digits",
+            reason="ID_AMBIGUOUS",
+        )
+    return name if name in found else found[0]
+
+
+def profiles_of(store: Store, weights_id: str, names: Sequence[str] = ()) -> list[Profile]:
+    """The named profiles, or every profile of these weights.
+
+    Raises NotFound, CorruptData, and InvalidInput when a named one belongs to other weights.
+    """
+    wanted = [resolve(store, "profiles", name) for name in names] or ids(store, "profiles")
+    found = [Profile.load(store.get, profile_id) for profile_id in dict.fromkeys(wanted)]
+    if not names:
+        return [profile for profile in found if profile.weights_id == weights_id]
+    for profile in found:
+        if profile.weights_id != weights_id:
+            raise InvalidInput(
+                f"profile {profile.profile_id[:12]} (task {profile.task}) belongs to weights "
+                f"{profile.weights_id[:12]}, the model has {weights_id[:12]}; profile this model",
+                reason="WEIGHTS_MISMATCH",
+            )
+    return found
+
+
+def put_profile(store: Store, profile: Profile) -> str:
+    """Store a profile under its id and return it."""
+    profile_id = profile.profile_id
+    store.put(profile_path(profile_id), profile.to_bytes())
+    return profile_id
+
+
+def publish(store: Store, built: BuiltSet, *, live: bool = False) -> SetId:
+    """Store patterns, then exemplars, then the document, and only then, when asked to, the live pointer."""
+    for pattern in built.patterns:
+        store.put(pattern_path(pattern.pattern_id), pattern.to_bytes())
+    return put_set(store, built.pattern_set, live=live)
+
+
+def put_set(store: Store, pattern_set: PatternSet, *, live: bool = False) -> SetId:
+    """Store a set whose patterns are stored already; the live pointer, when asked for, comes last."""
+    set_id = pattern_set.set_id
+    document, exemplars = pattern_set.to_files()
+    document_path, exemplars_path = set_paths(set_id)
+    store.put(exemplars_path, exemplars)
+    store.put(document_path, document)
+    if live:
+        store.put(live_path(pattern_set.weights_id), encode_live(set_id))
+    return set_id
+
+
+def live_set_id(store: Store, weights_id: str) -> SetId | None:
+    """The live set of these weights, if any. Raises CorruptData."""
+    path = live_path(weights_id)
+    try:
+        return decode_live(store.get(path), where=path)
+    except NotFound:
+        return None
+
+
+def live_sets(store: Store) -> dict[str, SetId]:
+    """Live set of every ``weights_id`` that has one."""
+    names = [info.path.rsplit("/", 1)[-1].removesuffix(".json") for info in store.list("live")]
+    return {name: found for name in names if (found := live_set_id(store, name)) is not None}
+
+
+def find_set(store: Store, name: str | None = None) -> PatternSet:
+    """The named set, or the only live one of the store. Raises NotFound, InvalidInput (several are live)."""
+    if name:
+        return PatternSet.load(store.get, resolve(store, "sets", name))
+    live = live_sets(store)
+    if len(live) != 1:
+        found = f"{len(live)} live pattern sets" if live else "no live pattern set"
+        raise (InvalidInput if live else NotFound)(
+            f"{store.url} has {found}; name a set with --set", reason="SET_NOT_FOUND"
+        )
+    return PatternSet.load(store.get, next(iter(live.values())))
+
+
+def find_pattern(store: Store, name: str, set_name: str | None = None) -> Pattern:
+    """A pattern by id, by the start of its id, or by its task in a set (the live one by default).
+
+    Raises NotFound, InvalidInput, CorruptData.
+    """
+    if any(known.startswith(name) for known in ids(store, "patterns")):
+        return Pattern.load(store.get, resolve(store, "patterns", name))
+    return Pattern.load(store.get, find_set(store, set_name).member(name).pattern_id)
+
+
+def load_set(store: Store, weights_id: str, name: str | None = None) -> PatternSet:
+    """The named set, or the live one of these weights.
+
+    Raises NotFound (unknown, or none live) and InvalidInput (a set of other weights).
+    """
+    set_id = resolve(store, "sets", name) if name else live_set_id(store, weights_id)
+    if set_id is None:
+        raise NotFound(
+            f"{store.url} has no live pattern set for weights {weights_id[:12]}; "
+            "run `premoe patterns build … --set-live`",
+            reason="SET_NOT_FOUND",
+        )
+    found = PatternSet.load(store.get, set_id)
+    if found.weights_id != weights_id:
+        raise InvalidInput(
+            f"set {set_id[:12]} belongs to weights {found.weights_id[:12]}, the model has {weights_id[:12]}",
+            reason="WEIGHTS_MISMATCH",
+        )
+    return found

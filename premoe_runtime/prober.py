@@ -1,0 +1,126 @@
+"""Probing: the routing signature of a prompt, from the first MoE layer, without any routed expert and without an engine.
+
+A prompt runs through the embedding, the blocks before the first MoE layer, that block's attention and norm, and its
+router. Nothing of that is restricted by a pattern, so a prompt has one signature, whatever is resident.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from premoe_runtime.engines.hf.step import attention_mask
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.signature import signature
+from premoe_runtime.prompts import Turn, encode_prompt
+from premoe_runtime.slot_model import SlotModel
+
+
+class _Reached(Exception):
+    """The router's input is known; the rest of the block is not run."""
+
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__("the first router was reached")
+        self.hidden = hidden
+
+
+class Prober:
+    """Computes signatures on the caller's thread. Safe from several threads; probes queue behind each other.
+
+    It reads weights that an engine reads too, and writes nothing that an engine reads: the block's MoE part is replaced
+    by a stand-in that hands back its input, on a shallow copy of the block that shares all other modules.
+    """
+
+    def __init__(self, slot_model: SlotModel, *, max_tokens: int | None = None) -> None:
+        manifest = slot_model.manifest
+        decoder = slot_model.model.get_decoder()
+        first = manifest.layers[0].block
+        self._config = slot_model.model.config.get_text_config()
+        self._max_tokens = max_tokens or int(self._config.max_position_embeddings)
+        self._device, self._dtype = slot_model.model.device, slot_model.model.dtype
+        self._embedding: nn.Module = decoder.embed_tokens
+        self._rotary: nn.Module = decoder.rotary_emb
+        self._blocks: list[nn.Module] = [*decoder.layers[:first], _probing_copy(decoder.layers[first])]
+        self._router_weight: torch.Tensor = decoder.layers[first].mlp.gate.weight
+        self._lock = threading.Lock()
+
+    @property
+    def dimension(self) -> int:
+        """Length of a signature."""
+        return self._router_weight.shape[0]
+
+    def signature(self, token_ids: Sequence[int], indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
+        """f32[E], unit length: mean over the tokens at ``indices`` (default: all) of √softmax(router logits).
+
+        Raises InvalidInput for an empty or over-long prompt, an unknown token id, or indices outside the prompt.
+        """
+        chosen = list(range(len(token_ids)) if indices is None else indices)
+        self._check(token_ids, chosen)
+        # Causal attention: what comes after the last token that counts cannot change the signature.
+        needed = token_ids[: max(chosen) + 1]
+        with self._lock, torch.inference_mode():
+            logits = self._router_logits(torch.tensor([needed], device=self._device))
+            probabilities = torch.softmax(logits[chosen].float(), dim=-1).cpu().numpy()
+        return signature([probabilities])
+
+    def _check(self, token_ids: Sequence[int], indices: list[int]) -> None:
+        if not token_ids or not indices:
+            raise InvalidInput("the prompt is empty; send at least one token", reason="PROMPT_EMPTY")
+        if len(token_ids) > self._max_tokens:
+            raise InvalidInput(
+                f"the prompt has {len(token_ids)} tokens, but the context holds {self._max_tokens}; shorten the prompt",
+                reason="PROMPT_TOO_LONG",
+            )
+        if min(token_ids) < 0 or max(token_ids) >= int(self._config.vocab_size):
+            raise InvalidInput(
+                f"the prompt holds token ids outside 0 … {self._config.vocab_size - 1}", reason="TOKEN_ID_INVALID"
+            )
+        if min(indices) < 0 or max(indices) >= len(token_ids):
+            raise InvalidInput(
+                f"token indices must lie in 0 … {len(token_ids) - 1} of this prompt", reason="SPAN_INVALID"
+            )
+
+    def _router_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """[T, E] logits of the first router for i64[1, T] tokens."""
+        hidden = self._embedding(input_ids)
+        length = input_ids.shape[1]
+        positions = torch.arange(length, device=self._device)[None]
+        window = getattr(self._config, "sliding_window", None)
+        mask = attention_mask(positions, length, dtype=self._dtype, window=window)
+        rotary = self._rotary(hidden, position_ids=positions)
+        try:
+            for block in self._blocks:
+                hidden = block(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+        except _Reached as reached:
+            return nn.functional.linear(reached.hidden.reshape(length, -1), self._router_weight)
+        raise RuntimeError("the first MoE block never called its MoE part")
+
+
+class _StandIn(nn.Module):
+    """In place of a block's MoE part: ends the forward with its input."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        raise _Reached(hidden_states)
+
+
+def _probing_copy(block: nn.Module) -> nn.Module:
+    """The block with the MoE part left out; every other module is shared with the original, not copied."""
+    copy = object.__new__(type(block))
+    copy.__dict__ = dict(block.__dict__)
+    copy.__dict__["_modules"] = {**block._modules, "mlp": _StandIn()}
+    return copy
+
+
+def user_span(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Token ids of the rendered conversation, and the indices of the last user turn's own tokens.
+
+    Template, system and tool tokens are left out. Raises InvalidInput when there is no user turn with text.
+    """
+    prompt = encode_prompt(tokenizer, messages)
+    return prompt.token_ids, tuple(range(prompt.span.start, prompt.span.stop))

@@ -1,0 +1,181 @@
+"""The profile pass: one streaming forward over calibration text, with every expert resident."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from premoe_runtime.batches import MAX_TOKENS, Batch, pad, plan_batches
+from premoe_runtime.calibration import Answers, Example, calibration_digest
+from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.ids import ExpertId, WeightsId
+from premoe_runtime.formats.signature import SignatureSpec, signature
+from premoe_runtime.ports import ExpertSource
+from premoe_runtime.profile.accumulator import ProfileAccumulator
+from premoe_runtime.profile.record import Calibration, Profile
+from premoe_runtime.prompts import Prompt, encode_prompt, encode_text
+from premoe_runtime.residency.swap import bring
+from premoe_runtime.slot_model import SlotModel, load_slot_model
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One example as the model sees it: the prompt's tokens, then the answer's and the end token."""
+
+    prompt: Prompt
+    answer: tuple[int, ...]
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.prompt.token_ids + self.answer
+
+
+def encode_examples(model: SlotModel, examples: Sequence[Example], *, answers: Answers, where: str) -> list[Sample]:
+    """Tokenise. Raises InvalidInput, with the line, for an example that is longer than the model's context."""
+    context = getattr(model.model.config, "max_position_embeddings", None)
+    end = end_token(model)
+    samples: list[Sample] = []
+    for example in examples:
+        try:
+            prompt = encode_prompt(model.tokenizer, example.messages)
+        except InvalidInput as error:
+            raise InvalidInput(f"{where}:{example.line}: {error}", reason=error.reason) from error
+        answer: tuple[int, ...] = ()
+        if answers == "given" and example.answer is not None:
+            answer = (*encode_text(model.tokenizer, example.answer), *end)
+        sample = Sample(prompt, answer)
+        if context is not None and len(sample.token_ids) > context:
+            raise InvalidInput(
+                f"{where}:{example.line}: {len(sample.token_ids)} tokens exceed the model's context of {context}",
+                reason="PROMPT_TOO_LONG",
+            )
+        samples.append(sample)
+    return samples
+
+
+def end_token(model: SlotModel) -> tuple[int, ...]:
+    """The token that ends an answer, as a tuple of one; empty when the tokenizer names none."""
+    end = model.tokenizer.eos_token_id
+    return () if end is None else (int(end),)
+
+
+def make_full(model: SlotModel) -> None:
+    """Bring every expert in and let mask row 0 keep them all. Raises InvalidInput when the slots do not suffice."""
+    bank = model.bank
+    if bank.slots < bank.num_experts:
+        raise InvalidInput(
+            f"this needs all {bank.num_experts} experts of a layer resident, but there are {bank.slots} slots",
+            reason="SLOTS_TOO_FEW",
+        )
+    everything = np.ones((bank.num_layers, bank.num_experts), np.bool_)
+    needed = {ExpertId(layer, expert) for layer in range(bank.num_layers) for expert in range(bank.num_experts)}
+    bring(bank, model.source, needed, {0: everything})
+    model.steps(0)
+
+
+def load_full_model(
+    source: ExpertSource, *, threads: int | None = None, device: str = "cpu", dtype: str = "auto"
+) -> SlotModel:
+    """A slot model with room for every expert; ``dtype`` is "auto" (the checkpoint's), "float32" or "bfloat16".
+
+    Raises InvalidInput, CorruptData, Exhausted, Unavailable.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(f"device {device!r} cannot be used here: {error}", reason="DEVICE_INVALID") from error
+    return load_slot_model(
+        source,
+        slots=source.manifest().num_experts,
+        max_rows=2,
+        device=device,
+        dtype=None if dtype == "auto" else getattr(torch, dtype),
+    )
+
+
+def measure_profile(
+    model: SlotModel,
+    examples: Sequence[Example],
+    *,
+    task: str,
+    answers: Answers = "given",
+    where: str = "calibration",
+    layers: tuple[int, ...] = (0,),
+    max_tokens: int = MAX_TOKENS,
+    advance: Advance = lambda _: None,
+) -> Profile:
+    """Run prompts (and answers) through the full model once; collect routing sums and prompt signatures.
+
+    ``model`` needs slots for all experts and gets them filled. ``layers`` are the signature layers; ``advance`` is
+    told how many examples each batch had. Raises InvalidInput (see ``encode_examples``), CorruptData, Unavailable.
+    """
+    samples = encode_examples(model, examples, answers=answers, where=where)
+    make_full(model)
+    manifest = model.manifest
+    accumulator = ProfileAccumulator(
+        manifest.num_layers, manifest.num_experts, manifest.router, device=str(model.device)
+    )
+    signatures = np.zeros((len(samples), len(layers) * manifest.num_experts), np.float32)
+    tokens = [sample.token_ids for sample in samples]
+    for indices in plan_batches([len(ids) for ids in tokens], max_tokens):
+        batch = pad(tokens, indices, device=model.device)
+        probabilities = _forward(model, batch, accumulator, layers)
+        for row, index in enumerate(indices):
+            span = samples[index].prompt.span
+            signatures[index] = signature([part[row, span.start : span.stop] for part in probabilities])
+        advance(len(indices))
+    return Profile(
+        weights_id=WeightsId(manifest.weights_id),
+        task=task,
+        top_k=manifest.top_k,
+        calibration=(
+            Calibration(
+                digest=calibration_digest(examples),
+                samples=len(samples),
+                tokens=sum(len(ids) for ids in tokens),
+                answers=answers,
+            ),
+        ),
+        signature=SignatureSpec(layers=layers, dimension=signatures.shape[1]),
+        state=accumulator.state(),
+        signatures=signatures,
+        tool=f"premoe {version('premoe')}",
+    )
+
+
+@torch.no_grad()
+def _forward(model: SlotModel, batch: Batch, accumulator: ProfileAccumulator, layers: tuple[int, ...]) -> list[F32]:
+    """One forward; returns the router's softmax f32[B, T, E] at the signature layers, in their order."""
+    valid = batch.valid.flatten()
+    found: dict[int, F32] = {}
+
+    def record(layer: int, logits: Tensor, ids: Tensor, weights: Tensor) -> None:
+        accumulator.add(layer, logits[valid], ids[valid], weights[valid])
+        if layer in layers:
+            p = torch.softmax(logits, dim=-1).view(*batch.token_ids.shape, -1)
+            found[layer] = p.cpu().numpy()
+
+    with _recording(model, record):
+        # The head is not needed: only the last position goes through it.
+        model.model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=1)
+    return [found[layer] for layer in layers]
+
+
+@contextmanager
+def _recording(model: SlotModel, record: Callable[[int, Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+    model.record(record)
+    try:
+        yield
+    finally:
+        model.record(None)

@@ -1,0 +1,173 @@
+"""The profile file: sums, signatures and where they come from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import cast
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from premoe_runtime.calibration import Answers
+from premoe_runtime.formats import arrays
+from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.ids import WeightsId
+from premoe_runtime.formats.signature import SignatureSpec
+from premoe_runtime.profile.state import P_BINS, ProfileState, pooled
+
+
+class Calibration(BaseModel):
+    """One calibration text that went into a profile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str = Field(min_length=1)
+    samples: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    answers: Answers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Profile:
+    """Mergeable statistics of one task for one ``weights_id``; patterns are derived from it.
+
+    signatures  f32[N, D], one unit row per calibration prompt, in the file's order
+    """
+
+    weights_id: WeightsId
+    task: str
+    top_k: int
+    calibration: tuple[Calibration, ...]
+    signature: SignatureSpec
+    state: ProfileState
+    signatures: F32
+    tool: str = ""
+
+    @property
+    def profile_id(self) -> str:
+        """blake3 of the file."""
+        return arrays.digest(self.to_bytes())
+
+    @property
+    def samples(self) -> int:
+        return sum(part.samples for part in self.calibration)
+
+    @property
+    def tokens(self) -> int:
+        return sum(part.tokens for part in self.calibration)
+
+    def to_bytes(self) -> bytes:
+        metadata = {
+            "format": "premoe-profile/1",
+            "weights_id": self.weights_id,
+            "task": self.task,
+            "top_k": str(self.top_k),
+            "calibration": json.dumps([part.model_dump() for part in self.calibration]),
+            "signature": self.signature.model_dump_json(),
+            "tool": self.tool,
+        }
+        tensors = {field.name: getattr(self.state, field.name) for field in fields(self.state)}
+        return arrays.encode({**tensors, "signatures": self.signatures}, metadata)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, where: str = "profile") -> Profile:
+        """Read a profile file. Raises CorruptData."""
+        tensors, metadata = arrays.decode(data, where=where)
+        signatures = tensors.pop("signatures", None)
+        state = _state(tensors, where)
+        try:
+            calibration = TypeAdapter(tuple[Calibration, ...]).validate_json(metadata.get("calibration", ""))
+            spec = SignatureSpec.model_validate_json(metadata.get("signature", ""))
+            top_k = int(metadata.get("top_k", ""))
+        except (ValidationError, ValueError) as error:
+            raise _corrupt(where, "metadata is incomplete or malformed") from error
+        if not (metadata.get("weights_id") and metadata.get("task") and calibration):
+            raise _corrupt(where, "metadata lacks weights_id, task or calibration")
+        if signatures is None or signatures.dtype != np.float32 or signatures.shape[1:] != (spec.dimension,):
+            raise _corrupt(where, f"signatures are not float32 rows of {spec.dimension}")
+        return cls(
+            weights_id=WeightsId(metadata["weights_id"]),
+            task=metadata["task"],
+            top_k=top_k,
+            calibration=calibration,
+            signature=spec,
+            state=state,
+            signatures=cast("F32", signatures),
+            tool=metadata.get("tool", ""),
+        )
+
+    @classmethod
+    def load(cls, get: Callable[[str], bytes], profile_id: str) -> Profile:
+        """Read ``profiles/<id>.safetensors`` through ``get`` and check its id. Raises NotFound, CorruptData."""
+        path = profile_path(profile_id)
+        data = get(path)
+        if arrays.digest(data) != profile_id:
+            raise _corrupt(path, "content does not match its id")
+        return cls.from_bytes(data, where=path)
+
+
+def profile_path(profile_id: str) -> str:
+    """Key of a profile under the object store's root."""
+    return f"profiles/{profile_id}.safetensors"
+
+
+def merge(profiles: Sequence[Profile]) -> Profile:
+    """One task's profiles as one: sums are added exactly, signatures follow each other.
+
+    Raises InvalidInput when they differ in weights, task, top-k or signature definition.
+    """
+    first = profiles[0]
+    for other in profiles[1:]:
+        check_same_weights([first, other])
+        if other.task != first.task:
+            raise InvalidInput(
+                f"profiles of tasks {first.task} and {other.task} do not merge", reason="PROFILE_MISMATCH"
+            )
+    return Profile(
+        weights_id=first.weights_id,
+        task=first.task,
+        top_k=first.top_k,
+        calibration=tuple(part for profile in profiles for part in profile.calibration),
+        signature=first.signature,
+        state=pooled(profile.state for profile in profiles),
+        signatures=np.concatenate([profile.signatures for profile in profiles]),
+        tool=first.tool,
+    )
+
+
+def check_same_weights(profiles: Sequence[Profile]) -> None:
+    """Raise InvalidInput unless all profiles belong to the same weights and were made alike."""
+    first = profiles[0]
+    for other in profiles[1:]:
+        if other.weights_id != first.weights_id:
+            raise InvalidInput(
+                f"profile of task {other.task} belongs to weights {other.weights_id[:12]}, "
+                f"that of {first.task} to {first.weights_id[:12]}; a set takes profiles of one model",
+                reason="WEIGHTS_MISMATCH",
+            )
+        if (other.top_k, other.signature, other.state.shape) != (first.top_k, first.signature, first.state.shape):
+            raise InvalidInput(
+                f"profiles of tasks {first.task} and {other.task} were made with different settings; make one again",
+                reason="PROFILE_MISMATCH",
+            )
+
+
+def _state(tensors: dict[str, arrays.Array], where: str) -> ProfileState:
+    names = {field.name for field in fields(ProfileState)}
+    if tensors.keys() != names or tensors["soft"].ndim != 2 or 0 in tensors["soft"].shape:
+        raise _corrupt(where, f"arrays are {sorted(tensors)}, expected {sorted(names)}")
+    wanted = ProfileState.zeros(*tensors["soft"].shape)
+    for name in names:
+        expected = getattr(wanted, name)
+        if tensors[name].dtype != expected.dtype or tensors[name].shape != expected.shape:
+            raise _corrupt(where, f"array {name!r} has the wrong dtype or shape (bins of p: {P_BINS})")
+        if not np.isfinite(cast("F32", tensors[name])).all():
+            raise _corrupt(where, f"array {name!r} is not finite")
+    return ProfileState(**cast("dict[str, arrays.F64]", tensors))  # type: ignore[arg-type]
+
+
+def _corrupt(where: str, what: str) -> CorruptData:
+    return CorruptData(f"{where}: {what}", reason="PROFILE_INVALID")

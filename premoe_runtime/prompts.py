@@ -1,0 +1,108 @@
+"""Prompts as token ids, with the place of the last user turn: what profiles, probes and generation must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from premoe_runtime.formats.errors import InvalidInput
+
+MARK = "\u2402premoe\u2403"
+"""Stands in for a turn's content; holds nothing that a template would strip."""
+
+
+class Turn(Protocol):
+    """One message of a conversation."""
+
+    @property
+    def role(self) -> str: ...
+
+    @property
+    def content(self) -> str: ...
+
+
+class ChatTokenizer(Protocol):
+    """What is needed of a transformers tokenizer (a fast one: spans need character offsets)."""
+
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
+
+    def __call__(self, text: str, **options: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Half-open range of token positions."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered conversation, ready for the model to answer.
+
+    ``span`` holds the last user turn's own tokens: no template, system or tool tokens. Signatures are taken there.
+    """
+
+    token_ids: tuple[int, ...]
+    span: Span
+
+
+def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Turn]) -> Prompt:
+    """Render ``messages`` by the chat template up to the answer; without a template, join them by newlines.
+
+    Raises InvalidInput when there is no user turn with text, or the template refuses the conversation.
+    """
+    last = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
+    if last < 0 or not messages[last].content.strip():
+        raise InvalidInput("the conversation has no user turn with text", reason="PROMPT_EMPTY")
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    text, special = _render(tokenizer, turns)
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    token_ids = tuple(int(token) for token in encoded["input_ids"])
+    start, stop = _place(tokenizer, turns, last, text)
+    inside = [
+        index
+        for index, (begin, end) in enumerate(encoded["offset_mapping"])
+        if end > begin and begin < stop and end > start
+    ]
+    if not inside:
+        raise InvalidInput("the last user turn has no tokens of its own", reason="PROMPT_EMPTY")
+    return Prompt(token_ids, Span(inside[0], inside[-1] + 1))
+
+
+def encode_text(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
+    """Token ids of text that continues a prompt: nothing is added at its ends."""
+    return tuple(int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _render(tokenizer: ChatTokenizer, turns: Sequence[dict[str, str]]) -> tuple[str, bool]:
+    """The text, and whether the tokenizer must still add its special tokens (templates write their own)."""
+    if not tokenizer.chat_template:
+        return "\n".join(turn["content"] for turn in turns), True
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)), False
+    except Exception as error:
+        # Templates are jinja programs that raise whatever they like, for example for a role they do not know.
+        raise InvalidInput(f"the chat template refuses the conversation: {error}", reason="TEMPLATE_REFUSED") from error
+
+
+def _place(tokenizer: ChatTokenizer, turns: Sequence[dict[str, str]], index: int, text: str) -> tuple[int, int]:
+    """Characters of ``turns[index]`` in the rendered ``text``.
+
+    Found by rendering once more with a mark in its place: the same words may occur elsewhere, in other turns or in the
+    template itself. Where a template changes its mind with the content: its last occurrence, else the whole text.
+    """
+    marked, _ = _render(tokenizer, [*turns[:index], {**turns[index], "content": MARK}, *turns[index + 1 :]])
+    before, found, after = marked.partition(MARK)
+    if found and text.startswith(before) and text.endswith(after) and len(before) + len(after) < len(text):
+        return len(before), len(text) - len(after)
+    content = turns[index]["content"]
+    for wanted in (content, content.strip()):
+        start = text.rfind(wanted)
+        if start >= 0:
+            return start, start + len(wanted)
+    return 0, len(text)

@@ -1,0 +1,1 @@
+"""Which experts lie in which slot, and how that changes: arenas, tables, plans and the three-step swap."""

@@ -1,0 +1,197 @@
+"""What fits into a memory size: pure arithmetic over a manifest and a config."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from premoe_runtime.families.base import BaseConfig, parse_config
+from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.manifest import DTYPE_BYTES, Manifest
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_ROWS = 8
+STEP_TOKENS = 256
+"""Prompt tokens that one step takes at most, beside one token of every running sequence."""
+
+
+class SizedConfig(BaseConfig):
+    """The fields of ``config.json`` that decide memory."""
+
+    max_position_embeddings: int | None = Field(default=None, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Byte counts of one model.
+
+    ``activation_token_bytes``: a step's peak per token, from the widest tensors alive at once in a block: hidden
+    states in float32 and the model's dtype, top-k copies through the experts, queries, keys and values.
+    """
+
+    top_k: int
+    num_layers: int
+    num_experts: int
+    blob_bytes: int
+    skeleton_bytes: int
+    kv_token_bytes: int
+    activation_token_bytes: int
+    logits_row_bytes: int
+    max_context: int | None
+
+    @property
+    def slot_bytes(self) -> int:
+        """One slot in every layer."""
+        return self.num_layers * self.blob_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRequest:
+    """``rows`` sequences of ``context`` tokens run at once; ``spare`` slots a layer beyond the kept experts."""
+
+    memory: int
+    budgets: tuple[Budget, ...] = ()
+    context: int | None = None
+    rows: int = DEFAULT_ROWS
+    spare: int = DEFAULT_SPARE_SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """One budget's bill in bytes, and whether it fits; ``reason`` says why not, and what would help."""
+
+    budget: Budget
+    slots: int
+    experts: int
+    total: int
+    fits: bool
+    max_context: int
+    """Longest context at which this budget fits with the same rows; 0 when none does."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SizeReport:
+    """What every budget shares, one ``Fit`` a budget, and the most that fits."""
+
+    memory: int
+    context: int
+    rows: int
+    skeleton: int
+    kv: int
+    workspace: int
+    all_experts: int
+    """Bytes of all expert blobs: what the host tier holds when nothing is to be read twice."""
+    max_slots: int
+    """Most slots a layer that fit; at most the number of experts."""
+    fits: tuple[Fit, ...]
+
+    @property
+    def largest(self) -> Fit | None:
+        """The fitting budget that keeps the most experts."""
+        fitting = [fit for fit in self.fits if fit.fits]
+        return max(fitting, key=lambda fit: (fit.budget.kept, fit.budget.active), default=None)
+
+
+def shape_of(manifest: Manifest, config_json: bytes) -> Shape:
+    """Read byte counts off a manifest and ``config.json``. Raises CorruptData, InvalidInput (fields missing)."""
+    try:
+        data = json.loads(config_json)
+    except ValueError as error:
+        raise CorruptData("config.json of the pack is not JSON", reason="CONFIG_INVALID") from error
+    if not isinstance(data, dict):
+        raise CorruptData("config.json of the pack is not a JSON object", reason="CONFIG_INVALID")
+    config = parse_config(SizedConfig, data, "config.json")
+    item = DTYPE_BYTES[manifest.dtype]
+    hidden = config.hidden_size
+    expert_rows = max(field.shape[0] for field in manifest.layout.fields if len(field.shape) > 1)
+    attention = config.query_size + 2 * config.key_value_size
+    return Shape(
+        top_k=manifest.top_k,
+        num_layers=manifest.num_layers,
+        num_experts=manifest.num_experts,
+        blob_bytes=manifest.layout.blob_bytes,
+        skeleton_bytes=sum(file.num_bytes for file in manifest.skeleton if file.path.endswith(".safetensors")),
+        kv_token_bytes=2 * config.num_hidden_layers * config.key_value_size * item,
+        activation_token_bytes=hidden * (4 + 3 * item)
+        + item * (manifest.top_k * (2 * hidden + 2 * expert_rows) + attention),
+        logits_row_bytes=2 * 4 * config.vocab_size,
+        max_context=config.max_position_embeddings,
+    )
+
+
+def default_budgets(shape: Shape) -> tuple[Budget, ...]:
+    """The model's own top-k out of all, 3/4, 1/2, 1/4 and 1/8 of the experts."""
+    shares = ((1, 1), (3, 4), (1, 2), (1, 4), (1, 8))
+    kept = {shape.num_experts * part // whole for part, whole in shares}
+    return tuple(Budget(shape.top_k, count) for count in sorted(kept, reverse=True) if count >= shape.top_k)
+
+
+def size(shape: Shape, request: SizeRequest) -> SizeReport:
+    """Skeleton + slots × layers × blob + KV bytes × context × rows + workspace, against the memory given.
+
+    Raises InvalidInput: a budget that the model cannot run, a context beyond the model's, counts below 1.
+    """
+    context = _check(shape, request)
+    kv = shape.kv_token_bytes * context * request.rows
+    workspace = (STEP_TOKENS + request.rows) * shape.activation_token_bytes + request.rows * shape.logits_row_bytes
+    rest = request.memory - shape.skeleton_bytes - kv - workspace
+    max_slots = min(shape.num_experts, max(0, rest // shape.slot_bytes))
+    budgets = request.budgets or default_budgets(shape)
+    return SizeReport(
+        memory=request.memory,
+        context=context,
+        rows=request.rows,
+        skeleton=shape.skeleton_bytes,
+        kv=kv,
+        workspace=workspace,
+        all_experts=shape.num_experts * shape.slot_bytes,
+        max_slots=max_slots,
+        fits=tuple(_fit(shape, request, budget, kv, workspace, max_slots) for budget in budgets),
+    )
+
+
+def _fit(shape: Shape, request: SizeRequest, budget: Budget, kv: int, workspace: int, max_slots: int) -> Fit:
+    slots = min(budget.kept + request.spare, shape.num_experts)
+    experts = slots * shape.slot_bytes
+    base = shape.skeleton_bytes + experts + workspace
+    room = request.memory - base
+    longest = max(0, room // (shape.kv_token_bytes * request.rows)) if room > 0 else 0
+    longest = min(longest, shape.max_context) if shape.max_context else longest
+    fits = base + kv <= request.memory
+    return Fit(
+        budget=budget,
+        slots=slots,
+        experts=experts,
+        total=base + kv,
+        fits=fits,
+        max_context=longest,
+        reason="" if fits else _why(shape, request, slots, longest, max_slots),
+    )
+
+
+def _why(shape: Shape, request: SizeRequest, slots: int, longest: int, max_slots: int) -> str:
+    if shape.skeleton_bytes > request.memory:
+        return "the skeleton alone (attention, embeddings, routers) is larger than the memory"
+    if longest >= 1:
+        return f"the keys and values are too large; it fits with a context of {longest} or fewer sequences"
+    if max_slots >= 1:
+        return f"needs {slots} slots a layer, {max_slots} fit; keep fewer experts"
+    return "no slot fits beside skeleton, keys and values, and workspace; give more memory, or a shorter context"
+
+
+def _check(shape: Shape, request: SizeRequest) -> int:
+    for name, value, least in (("memory", request.memory, 1), ("rows", request.rows, 1), ("spare", request.spare, 0)):
+        if value < least:
+            raise InvalidInput(f"{name} is {value}, but must be at least {least}", reason="SIZE_INVALID")
+    for budget in request.budgets:
+        budget.check(top_k=shape.top_k, num_experts=shape.num_experts)
+    context = request.context or min(DEFAULT_CONTEXT, shape.max_context or DEFAULT_CONTEXT)
+    if context < 1 or (shape.max_context is not None and context > shape.max_context):
+        raise InvalidInput(
+            f"context {context} is outside 1 to {shape.max_context}, the model's own", reason="CONTEXT_INVALID"
+        )
+    return context

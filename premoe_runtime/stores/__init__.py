@@ -1,0 +1,1 @@
+"""Backends of the object-store client; `premoe_runtime.storage` opens them."""

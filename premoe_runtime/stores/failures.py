@@ -1,0 +1,48 @@
+"""One PremoeError line for whatever an object store or the operating system raises."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from obstore import exceptions as failures
+
+from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, NotFound, Unavailable
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXT = ("No space left", "QuotaExceeded", "InsufficientStorage", "StorageFull", "Disk quota")
+_RANGE_TEXT = ("InvalidRange", "Invalid range", "Requested range was invalid", "416 Range Not Satisfiable")
+
+
+@contextmanager
+def mapped_errors(where: str) -> Iterator[None]:
+    """Turn what obstore and the operating system raise into one PremoeError line about ``where``."""
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise NotFound(f"{where}: no such object", reason="OBJECT_NOT_FOUND") from error
+    except (failures.AlreadyExistsError, FileExistsError) as error:
+        raise Conflict(f"{where}: exists already", reason="OBJECT_EXISTS") from error
+    except (failures.PermissionDeniedError, failures.UnauthenticatedError, PermissionError) as error:
+        raise InvalidInput(f"{where}: access refused; check credentials and rights", reason="ACCESS_REFUSED") from error
+    except ValueError as error:
+        raise InvalidInput(f"{where}: {_first_line(error)}", reason="OBJECT_PATH") from error
+    except (OSError, failures.BaseError) as error:  # obstore's writers raise OSError with the server's answer in it
+        text = str(error)
+        if getattr(error, "errno", None) in _FULL or any(mark in text for mark in _FULL_TEXT):
+            raise _full(where) from error
+        if any(mark in text for mark in _RANGE_TEXT):
+            raise CorruptData(f"{where} is too short; write the object again", reason="OBJECT_TRUNCATED") from error
+        if "404 Not Found" in text:
+            raise NotFound(f"{where}: no such bucket or object", reason="OBJECT_NOT_FOUND") from error
+        raise Unavailable(f"{where}: {_first_line(error)}", reason="STORE_FAILED") from error
+
+
+def _full(where: str) -> Exhausted:
+    return Exhausted(f"no space left while writing {where}; free some room and run again", reason="DISK_FULL")
+
+
+def _first_line(error: BaseException) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,1 @@
+"""ExpertStoreService: expert blobs out of object storage, through an optional Redis cache."""

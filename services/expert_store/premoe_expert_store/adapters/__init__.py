@@ -1,0 +1,1 @@
+"""Blob caches behind the BlobCache port."""

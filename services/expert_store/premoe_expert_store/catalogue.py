@@ -1,0 +1,99 @@
+"""Packs of the store: manifests, read once (packs are immutable), and where blobs and files lie."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.manifest import Manifest, PackFile
+from premoe_runtime.storage import Store
+
+MODELS = "models"
+MANIFEST = "manifest.json"
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pack:
+    """A pack's manifest, its bytes as stored, and its folder in the store."""
+
+    manifest: Manifest
+    document: bytes
+    folder: str
+
+    @property
+    def blob_bytes(self) -> int:
+        return self.manifest.layout.blob_bytes
+
+    def place(self, expert: ExpertId) -> tuple[str, int]:
+        """Object path and offset of a blob."""
+        layer = self.manifest.layers[expert.layer]
+        return f"{self.folder}/{layer.file}", layer.data_offset + expert.expert * layer.stride
+
+    def file(self, path: str) -> PackFile:
+        """A skeleton file or the piece checks. Raises NotFound for any other path."""
+        for file in (*self.manifest.skeleton, self.manifest.checks):
+            if file.path == path:
+                return file
+        raise NotFound(f"pack {self.manifest.model_id} has no file {path!r}", reason="FILE_NOT_FOUND")
+
+    def check_experts(self, experts: Iterable[ExpertId]) -> None:
+        """Raise NotFound for an expert that the model does not have."""
+        layers, count = self.manifest.num_layers, self.manifest.num_experts
+        for expert in experts:
+            if not (0 <= expert.layer < layers and 0 <= expert.expert < count):
+                raise NotFound(
+                    f"pack {self.manifest.model_id} has no {expert}; it has {layers} layers of {count} experts",
+                    reason="EXPERT_NOT_FOUND",
+                )
+
+
+class Catalogue:
+    """Packs by model id. Raises NotFound, InvalidInput, CorruptData, Unavailable."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._packs: dict[str, Pack] = {}
+
+    async def pack(self, model_id: str) -> Pack:
+        """A pack; with an empty id the only one of the store."""
+        if not model_id:
+            model_id = await asyncio.to_thread(self._only)
+        found = self._packs.get(model_id)
+        if found is None:
+            found = self._packs[model_id] = await asyncio.to_thread(self._load, model_id)
+        return found
+
+    def _load(self, model_id: str) -> Pack:
+        if not _ID.fullmatch(model_id):
+            raise InvalidInput(f"model id {model_id[:80]!r} is no id; give the pack's digest", reason="ID_INVALID")
+        folder = f"{MODELS}/{model_id}"
+        try:
+            document = self._store.get(f"{folder}/{MANIFEST}")
+        except NotFound as error:
+            raise NotFound(
+                f"no pack {model_id} in {self._store.url}; make it with premoe pack", reason="MODEL_NOT_FOUND"
+            ) from error
+        where = self._store.at(f"{folder}/{MANIFEST}")
+        manifest = Manifest.parse(document, where=where)
+        if manifest.model_id != model_id:
+            raise CorruptData(f"{where} is the manifest of pack {manifest.model_id}", reason="MANIFEST_INVALID")
+        return Pack(manifest, document, folder)
+
+    def _only(self) -> str:
+        names = [name for name in self._store.list_names(MODELS) if self._is_pack(name)]
+        if not names:
+            raise NotFound(f"no pack in {self._store.url}; make one with premoe pack", reason="MODEL_NOT_FOUND")
+        if len(names) > 1:
+            raise InvalidInput(
+                f"{self._store.url} holds {len(names)} packs; say which one: {', '.join(names[:5])}",
+                reason="MODEL_AMBIGUOUS",
+            )
+        return names[0]
+
+    def _is_pack(self, name: str) -> bool:
+        return _ID.fullmatch(name) is not None and self._store.exists(f"{MODELS}/{name}/{MANIFEST}")

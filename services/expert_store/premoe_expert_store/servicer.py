@@ -1,0 +1,92 @@
+"""ExpertStoreService over gRPC: unpack, call, pack."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf import timestamp_pb2
+from opentelemetry import trace
+from premoe.experts.v1 import experts_pb2 as pb
+from premoe.experts.v1 import experts_pb2_grpc
+from premoe_servicekit.server import Registration, registration
+
+from premoe_expert_store.loader import TierName
+from premoe_expert_store.service import ExpertStore, Resolved
+from premoe_runtime.formats.ids import ExpertId
+
+SERVICE_NAME = "premoe.experts.v1.ExpertStoreService"
+SCHEME = "grpc"
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+_TIERS: dict[TierName, pb.Tier.ValueType] = {"redis": pb.TIER_REDIS, "object": pb.TIER_OBJECT}
+
+
+class ExpertStoreServicer(experts_pb2_grpc.ExpertStoreServiceServicer):
+    """Translates between the wire and ``ExpertStore``; errors become statuses in the kit's interceptor."""
+
+    def __init__(self, store: ExpertStore) -> None:
+        self._store = store
+
+    async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
+        pack = await self._store.pack(request.model_id)
+        return pb.GetManifestResponse(model_id=pack.manifest.model_id, manifest=pack.document)
+
+    async def Resolve(self, request: pb.ResolveRequest, context: Context) -> pb.ResolveResponse:
+        resolved = await self._store.resolve(request.model_id, _experts(request.experts))
+        _annotate(len(resolved.blobs), len(resolved.blobs) * resolved.num_bytes)
+        return _resolve_response(resolved)
+
+    async def Fetch(self, request: pb.FetchRequest, context: Context) -> AsyncGenerator[pb.FetchResponse, None]:
+        experts = _experts(request.experts)
+        sent = 0
+        try:
+            async with aclosing(self._store.fetch(request.model_id, experts)) as frames:
+                async for frame in frames:
+                    yield pb.FetchResponse(
+                        index=frame.index, offset=frame.offset, data=bytes(frame.data), tier=_TIERS[frame.tier]
+                    )
+                    sent += len(frame.data)
+        finally:
+            _annotate(len(experts), sent)
+
+    async def FetchFile(
+        self, request: pb.FetchFileRequest, context: Context
+    ) -> AsyncGenerator[pb.FetchFileResponse, None]:
+        async with aclosing(self._store.fetch_file(request.model_id, request.path)) as frames:
+            async for data in frames:
+                yield pb.FetchFileResponse(data=bytes(data))
+
+
+def expert_store_service(store: ExpertStore) -> Registration:
+    """The servicer, ready for a server."""
+    return registration(
+        SERVICE_NAME, ExpertStoreServicer(store), experts_pb2_grpc.add_ExpertStoreServiceServicer_to_server
+    )
+
+
+def _experts(ids: Iterable[pb.ExpertId]) -> list[ExpertId]:
+    return [ExpertId(one.layer, one.expert) for one in ids]
+
+
+def _resolve_response(resolved: Resolved) -> pb.ResolveResponse:
+    expires_at = timestamp_pb2.Timestamp()
+    expires_at.FromNanoseconds(int(resolved.expires_at * 1e9))
+    blobs = [
+        pb.BlobSources(
+            expert=pb.ExpertId(layer=place.expert.layer, expert=place.expert.expert),
+            digest=place.digest,
+            sources=[pb.Source(tier=_TIERS[tier], scheme=SCHEME, length=resolved.num_bytes) for tier in place.tiers],
+        )
+        for place in resolved.blobs
+    ]
+    return pb.ResolveResponse(blobs=blobs, lease_id=resolved.lease_id, expires_at=expires_at)
+
+
+def _annotate(blobs: int, num_bytes: int) -> None:
+    span = trace.get_current_span()
+    span.set_attribute("premoe.fetch.blobs", blobs)
+    span.set_attribute("premoe.fetch.bytes", num_bytes)

@@ -1,0 +1,135 @@
+"""Domain values to protobuf messages and back."""
+
+from __future__ import annotations
+
+from premoe.patterns.v1 import patterns_pb2
+from premoe.worker.v1 import worker_pb2
+
+from premoe_gateway.domain import (
+    Ask,
+    Decision,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    OnUnknown,
+    PatternChoice,
+    Prompt,
+    Sampling,
+    Started,
+    Swap,
+    Turn,
+    WorkerState,
+)
+from premoe_runtime.formats.errors import Unavailable
+
+_DECISIONS: dict[Decision, patterns_pb2.Decision.ValueType] = {
+    "specialist": patterns_pb2.DECISION_SPECIALIST,
+    "generalist": patterns_pb2.DECISION_GENERALIST,
+    "full": patterns_pb2.DECISION_FULL,
+    "reject": patterns_pb2.DECISION_REJECT,
+}
+_DECISION_NAMES = {number: name for name, number in _DECISIONS.items()}
+_POLICIES: dict[OnUnknown | None, patterns_pb2.OnUnknown.ValueType] = {
+    None: patterns_pb2.ON_UNKNOWN_UNSPECIFIED,
+    "generalist": patterns_pb2.ON_UNKNOWN_GENERALIST,
+    "full": patterns_pb2.ON_UNKNOWN_FULL,
+    "reject": patterns_pb2.ON_UNKNOWN_REJECT,
+}
+_FINISH: dict[worker_pb2.FinishReason.ValueType, FinishReason] = {
+    worker_pb2.FINISH_REASON_STOP: "stop",
+    worker_pb2.FINISH_REASON_LENGTH: "length",
+    worker_pb2.FINISH_REASON_CANCELLED: "cancelled",
+}
+
+
+def prompt_message(prompt: Prompt) -> worker_pb2.Prompt:
+    if isinstance(prompt, str):
+        return worker_pb2.Prompt(text=prompt)
+    turns = [turn for turn in prompt if isinstance(turn, Turn)]
+    if turns:
+        messages = [worker_pb2.Message(role=turn.role, content=turn.content) for turn in turns]
+        return worker_pb2.Prompt(chat=worker_pb2.Chat(messages=messages))
+    ids = [item for item in prompt if isinstance(item, int)]
+    return worker_pb2.Prompt(token_ids=worker_pb2.TokenIds(ids=ids))
+
+
+def generate_request(ask: Ask, choice: PatternChoice) -> worker_pb2.GenerateRequest:
+    return worker_pb2.GenerateRequest(
+        prompt=prompt_message(ask.prompt),
+        sampling=_sampling(ask.sampling),
+        pattern=worker_pb2.PatternChoice(
+            decision=_DECISIONS[choice.decision],
+            pattern_id=choice.pattern_id,
+            task=choice.task,
+            score=choice.score,
+            reason=choice.reason,
+        ),
+        active_experts=ask.active_experts,
+        model=ask.model,
+    )
+
+
+def event(response: worker_pb2.GenerateResponse) -> Event:
+    """One event of an answer. Raises Unavailable for a kind this gateway does not know."""
+    kind = response.WhichOneof("event")
+    if kind == "started":
+        return _started(response.started)
+    if kind == "delta":
+        return Delta(response.delta.text)
+    if kind == "finished":
+        return _finished(response.finished)
+    raise Unavailable("the worker sent an event of an unknown kind", reason="UNKNOWN_EVENT")
+
+
+def policy(on_unknown: OnUnknown | None) -> patterns_pb2.OnUnknown.ValueType:
+    return _POLICIES[on_unknown]
+
+
+def decision(number: patterns_pb2.Decision.ValueType) -> Decision:
+    """Raises Unavailable for a number this gateway does not know."""
+    if number not in _DECISION_NAMES:
+        raise Unavailable(f"unknown decision {number} in an answer", reason="UNKNOWN_DECISION")
+    return _DECISION_NAMES[number]
+
+
+def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> WorkerState:
+    return WorkerState(
+        address=address,
+        model=residency.model_name,
+        weights_id=residency.weights_id,
+        running=residency.running,
+        waiting=residency.waiting,
+        slots=residency.slots_per_layer,
+        experts=residency.experts_per_layer,
+        context_length=residency.context_length,
+        budget=residency.budget,
+    )
+
+
+def _sampling(sampling: Sampling) -> worker_pb2.Sampling:
+    return worker_pb2.Sampling(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        stop=sampling.stop,
+        seed=sampling.seed,
+    )
+
+
+def _started(started: worker_pb2.Started) -> Started:
+    pattern = started.pattern
+    choice = PatternChoice(decision(pattern.decision), pattern.pattern_id, pattern.task, pattern.score, pattern.reason)
+    swap = Swap(started.swap.blobs_loaded, started.swap.bytes_loaded, started.swap.milliseconds)
+    return Started(choice, started.prompt_tokens, swap)
+
+
+def _finished(finished: worker_pb2.Finished) -> Finished:
+    return Finished(
+        reason=_FINISH.get(finished.reason, "stop"),
+        prompt_tokens=finished.prompt_tokens,
+        completion_tokens=finished.completion_tokens,
+        retained_mass=finished.retained_mass,
+        first_token_ms=finished.first_token_ms,
+        decode_ms=finished.decode_ms,
+    )

@@ -1,0 +1,58 @@
+"""A worker over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from opentelemetry import trace
+from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
+from premoe_servicekit.errors import rpc_errors
+
+from premoe_gateway.adapters import messages
+from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, WorkerState
+from premoe_runtime.formats.errors import Unavailable
+
+_SERVICE = "premoe.worker.v1.WorkerService"
+_STATE_TIMEOUT_S = 2.0
+# Asked every second or so: as a parent it keeps these calls out of traces, here and on the worker.
+_UNSAMPLED = trace.NonRecordingSpan(trace.SpanContext(trace_id=1, span_id=1, is_remote=False))
+
+
+class GrpcWorker:
+    """Implements `premoe_gateway.ports.Worker`. The channel stays the caller's to close."""
+
+    def __init__(self, address: str, channel: grpc.aio.Channel) -> None:
+        self._address = address
+        self._peer = f"worker {address}"
+        self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
+        self._health = health_pb2_grpc.HealthStub(channel)
+
+    @property
+    def address(self) -> str:
+        return self._address
+
+    async def state(self) -> WorkerState:
+        with rpc_errors(self._peer), trace.use_span(_UNSAMPLED):
+            request = health_pb2.HealthCheckRequest(service=_SERVICE)
+            health = await self._health.Check(request, timeout=_STATE_TIMEOUT_S)
+            if health.status != health_pb2.HealthCheckResponse.SERVING:
+                raise Unavailable(f"{self._peer} is not serving", reason="NOT_SERVING")
+            residency = await self._worker.GetResidency(worker_pb2.GetResidencyRequest(), timeout=_STATE_TIMEOUT_S)
+        return messages.worker_state(self._address, residency)
+
+    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
+        with rpc_errors(self._peer):
+            request = worker_pb2.ProbeRequest(prompt=messages.prompt_message(prompt))
+            response = await self._worker.Probe(request, timeout=timeout_s)
+        return list(response.signature), response.weights_id
+
+    async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
+        call = self._worker.Generate(messages.generate_request(ask, choice), timeout=timeout_s)
+        try:
+            with rpc_errors(self._peer):
+                async for response in call:
+                    yield messages.event(response)
+        finally:
+            call.cancel()

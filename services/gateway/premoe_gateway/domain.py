@@ -1,0 +1,134 @@
+"""The gateway's nouns: what is asked, which pattern runs, and the events of an answer. No HTTP, no gRPC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Decision = Literal["specialist", "generalist", "full", "reject"]
+OnUnknown = Literal["generalist", "full", "reject"]
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt = str | tuple[int, ...] | tuple[Turn, ...]
+"""Raw text, token ids, or a conversation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; ``max_tokens`` 0 leaves the number to the worker, ``temperature`` 0 is greedy."""
+
+    max_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request, checked and free of HTTP."""
+
+    model: str
+    prompt: Prompt
+    sampling: Sampling
+    pattern: str = ""
+    """Task name, pattern id, "generalist" or "full"; empty: recognise the task."""
+    active_experts: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatternChoice:
+    """What was decided, and why."""
+
+    decision: Decision
+    pattern_id: str = ""
+    task: str = ""
+    score: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Recognition:
+    """A choice and the milliseconds it took; both None where the caller named the pattern."""
+
+    choice: PatternChoice
+    probe_ms: float | None = None
+    retrieve_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPattern:
+    """One member of the live set."""
+
+    pattern_id: str
+    task: str
+    generalist: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """What had to move before the first token."""
+
+    blobs_loaded: int
+    bytes_loaded: int
+    milliseconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """First event."""
+
+    choice: PatternChoice
+    prompt_tokens: int
+    swap: Swap
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New text; may be empty while bytes of a character are missing."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    retained_mass: float
+    first_token_ms: float
+    decode_ms: float
+
+
+Event = Started | Delta | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker said of itself when it was last asked."""
+
+    address: str
+    model: str
+    weights_id: str
+    running: int
+    waiting: int
+    slots: int
+    experts: int
+    context_length: int
+    budget: str
+
+    @property
+    def load(self) -> int:
+        """Sequences it has, running or not."""
+        return self.running + self.waiting

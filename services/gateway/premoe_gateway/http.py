@@ -1,0 +1,195 @@
+"""The OpenAI HTTP face of the gateway: parse, ask the service, write JSON or server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
+from functools import partial
+from typing import Any, Literal
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from premoe_gateway import openai_answers as answers
+from premoe_gateway.domain import Delta, Event, Finished, Recognition, Started
+from premoe_gateway.openai_requests import Order, parse_chat, parse_completion
+from premoe_gateway.service import Gateway
+from premoe_gateway.tracing import TraceMiddleware, describe
+from premoe_runtime.formats.errors import InvalidInput, NotFound, PremoeError, Unavailable
+
+MAX_BODY_BYTES = 16 * 2**20
+_CLIENT_GONE = 499
+
+Kind = Literal["chat", "text"]
+
+
+def create_app(gateway: Gateway, *, started: int | None = None) -> Starlette:
+    """The ASGI application over one gateway; ``started`` (Unix seconds) dates the models it lists."""
+    created = int(time.time()) if started is None else started
+    routes = [
+        Route("/v1/chat/completions", _endpoint(gateway, "chat", parse_chat), methods=["POST"]),
+        Route("/v1/completions", _endpoint(gateway, "text", parse_completion), methods=["POST"]),
+        Route("/v1/models", partial(_models, gateway, created), methods=["GET"]),
+        Route("/v1/models/{name:path}", partial(_model, gateway, created), methods=["GET"]),
+        Route("/health", partial(_health, gateway), methods=["GET"]),
+        Route("/healthz", _alive, methods=["GET"]),
+    ]
+    app = Starlette(routes=routes, exception_handlers={PremoeError: _on_error, 404: _not_found, 405: _not_found})
+    app.add_middleware(TraceMiddleware)
+    return app
+
+
+def _endpoint(
+    gateway: Gateway, kind: Kind, parse: Callable[[bytes], Order]
+) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        order = parse(await _body(request))
+        describe(kind, order.ask.model, stream=order.stream)
+        head = answers.Head(f"{_PREFIX[kind]}-{uuid.uuid4().hex}", int(time.time()), order.ask.model, kind)
+        if order.stream:
+            return await _unless_gone(request, _begin_stream(gateway, head, order))
+        return await _unless_gone(request, _answer(gateway, head, order))
+
+    return endpoint
+
+
+_PREFIX = {"chat": "chatcmpl", "text": "cmpl"}
+
+
+async def _answer(gateway: Gateway, head: answers.Head, order: Order) -> Response:
+    recognition = await gateway.recognise(order.ask)
+    started: Started | None = None
+    text: list[str] = []
+    async with aclosing(gateway.generate(order.ask, recognition.choice)) as events:
+        async for event in events:
+            if isinstance(event, Started):
+                started = event
+            elif isinstance(event, Delta):
+                text.append(event.text)
+            elif started is not None:
+                return JSONResponse(answers.whole(head, "".join(text), started, event, recognition))
+    raise Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
+
+
+async def _begin_stream(gateway: Gateway, head: answers.Head, order: Order) -> Response:
+    """Wait for the first event, so that a refusal still gets its own HTTP status, then stream the rest."""
+    recognition = await gateway.recognise(order.ask)
+    events = gateway.generate(order.ask, recognition.choice)
+    try:
+        first = await anext(events)
+    except BaseException:
+        await events.aclose()
+        raise
+    stream = _server_sent(head, order, recognition, first, events)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+
+
+async def _server_sent(
+    head: answers.Head, order: Order, recognition: Recognition, first: Event, events: AsyncGenerator[Event, None]
+) -> AsyncIterator[str]:
+    async with aclosing(events):
+        try:
+            async for chunk in _chunks(head, order, recognition, first, events):
+                yield _data(chunk)
+        except PremoeError as error:
+            yield _data(answers.error_body(error))
+            return
+    yield "data: [DONE]\n\n"
+
+
+async def _chunks(
+    head: answers.Head, order: Order, recognition: Recognition, first: Event, events: AsyncGenerator[Event, None]
+) -> AsyncIterator[answers.Json]:
+    if not isinstance(first, Started):
+        raise Unavailable("the worker began the answer without its first event", reason="ANSWER_CUT")
+    opening = answers.opening(head)
+    if opening is not None:
+        yield opening
+    async for event in events:
+        if isinstance(event, Delta) and event.text:
+            yield answers.piece(head, event.text)
+        elif isinstance(event, Finished):
+            yield answers.closing(head, first, event, recognition)
+            if order.include_usage:
+                yield answers.usage_chunk(head, event)
+            return
+    raise Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
+
+
+def _data(value: answers.Json) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _body(request: Request) -> bytes:
+    data = bytearray()
+    try:
+        async for part in request.stream():
+            data += part
+            if len(data) > MAX_BODY_BYTES:
+                raise InvalidInput(f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", reason="BODY_TOO_LARGE")
+    except ClientDisconnect:
+        raise InvalidInput("the body ended early", reason="BODY_CUT") from None
+    return bytes(data)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Run ``work`` until the client closes the connection; then cancel it, and with it the worker's sequence."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return Response(status_code=_CLIENT_GONE)
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _models(gateway: Gateway, created: int, request: Request) -> Response:
+    by_name = {state.model: state for state in reversed(gateway.healthy())}
+    data = [answers.model(by_name[name], created) for name in sorted(by_name)]
+    return JSONResponse({"object": "list", "data": data})
+
+
+async def _model(gateway: Gateway, created: int, request: Request) -> Response:
+    name = request.path_params["name"]
+    for state in gateway.healthy():
+        if state.model == name:
+            return JSONResponse(answers.model(state, created))
+    raise NotFound(f"model {name!r} is not served here", reason="MODEL_NOT_FOUND")
+
+
+async def _health(gateway: Gateway, request: Request) -> Response:
+    """200 while at least one worker serves, else 503."""
+    states = gateway.healthy()
+    body = {"status": "ok" if states else "no worker", "workers": [state.address for state in states]}
+    return JSONResponse(body, status_code=200 if states else 503)
+
+
+async def _alive(request: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, PremoeError)
+    headers = {"retry-after": "1"} if answers.status_of(error) in (429, 503) else None
+    return JSONResponse(answers.error_body(error), status_code=answers.status_of(error), headers=headers)
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    status = getattr(error, "status_code", 404)
+    problem = NotFound(f"{request.method} {request.url.path} is not part of this API", reason="NO_SUCH_PATH")
+    return JSONResponse(answers.error_body(problem), status_code=status)

@@ -1,0 +1,41 @@
+"""What the gateway asks of workers and of retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Protocol
+
+from premoe_gateway.domain import Ask, Event, OnUnknown, PatternChoice, Prompt, StoredPattern, WorkerState
+
+
+class Worker(Protocol):
+    """One worker. Every method raises a PremoeError: Unavailable when it does not answer."""
+
+    @property
+    def address(self) -> str: ...
+
+    async def state(self) -> WorkerState:
+        """What it serves and how busy it is; Unavailable unless its health is SERVING."""
+        ...
+
+    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
+        """Signature f32[D] and the ``weights_id`` it was made with."""
+        ...
+
+    def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
+        """Started, deltas, Finished. Closing the iterator early cancels the sequence on the worker."""
+        ...
+
+
+class Retrieval(Protocol):
+    """The retrieval service."""
+
+    async def retrieve(
+        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
+    ) -> PatternChoice:
+        """The decision for one signature; ``on_unknown`` None leaves the policy to the service."""
+        ...
+
+    async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
+        """Members of the live set."""
+        ...

@@ -1,0 +1,39 @@
+"""Settings of the gateway: `PREMOE_GATEWAY_*` variables and flags."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from premoe_servicekit.settings import ServerSettings
+from pydantic import Field, field_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+
+class GatewaySettings(ServerSettings):
+    """OpenAI HTTP in front of workers."""
+
+    model_config = SettingsConfigDict(env_prefix="PREMOE_GATEWAY_")
+
+    http_host: str = "127.0.0.1"
+    """Address of the HTTP API. `host` and `port` are those of the gRPC health service."""
+    http_port: int = Field(default=8000, ge=0, le=65535)
+    """Port of the HTTP API; 0 takes a free one, which the ready line names."""
+    workers: Annotated[tuple[str, ...], NoDecode] = Field(min_length=1)
+    """Addresses of workers, separated by commas."""
+    retrieval: str = ""
+    """Address of the retrieval service; without one every request must name its pattern."""
+    on_unknown: Literal["", "generalist", "full", "reject"] = ""
+    """What runs when no stored task fits; empty leaves it to the live pattern set."""
+    request_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds a request may take, from its first byte to its last."""
+    poll_s: float = Field(default=1.0, gt=0)
+    """Seconds between two looks at the workers."""
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list | tuple):
+            return tuple(part.strip() for item in value for part in str(item).split(",") if part.strip())
+        return value

@@ -1,0 +1,1 @@
+"""What every PreMoE process needs: server, health, errors, telemetry, settings."""

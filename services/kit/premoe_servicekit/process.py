@@ -1,0 +1,108 @@
+"""A process from start to exit: settings, logs, telemetry, signals, the ready line, one line for an error.
+
+def main() -> None:
+    run_process("premoe-retrieval", RetrievalSettings, serve)
+
+async def serve(settings: RetrievalSettings, process: Process) -> None:
+    server = RpcServer([...], settings)
+    await server.start()
+    ...
+    await process.serve([server], address=server.address)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NoReturn
+
+from premoe_runtime.formats.errors import PremoeError
+from premoe_servicekit.errors import one_line
+from premoe_servicekit.logs import setup_logging
+from premoe_servicekit.server import RpcServer, serve_until, stop_all
+from premoe_servicekit.settings import S, load_settings
+from premoe_servicekit.telemetry import setup_telemetry
+
+EXIT_UNEXPECTED = 1
+
+
+class Process:
+    """Signals and the ready line of the running process."""
+
+    def __init__(self, service: str) -> None:
+        self.service = service
+        self.stopped = asyncio.Event()
+        """Set by the first SIGTERM or SIGINT."""
+        self.forced = asyncio.Event()
+        """Set by the second one."""
+        self.serving = False
+
+    def listen(self) -> None:
+        """Take SIGTERM and SIGINT over from Python."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def ready(self, **fields: str | int) -> None:
+        """Print the one line on standard output that says that we serve, and where."""
+        print(json.dumps({"ready": True, "service": self.service, **fields}), flush=True)
+
+    async def serve(self, servers: Sequence[RpcServer], **fields: str | int) -> None:
+        """Turn health SERVING, print the ready line, and serve until a signal; then stop gracefully."""
+        self.serving = True
+        for server in servers:
+            await server.set_serving(True)
+        self.ready(**fields)
+        await serve_until(self.stopped, servers, self.forced)
+
+    def _on_signal(self) -> None:
+        (self.forced if self.stopped.is_set() else self.stopped).set()
+
+
+def run_process(
+    program: str,
+    settings_class: type[S],
+    serve: Callable[[S, Process], Awaitable[None]],
+    arguments: Sequence[str] | None = None,
+) -> NoReturn:
+    """Run ``serve`` under the settings of flags and environment, and exit: 0, or the error's code after one line."""
+    service = program.removeprefix("premoe-")
+    try:
+        settings = load_settings(settings_class, program, arguments)
+        setup_logging(service, level=settings.log_level, log_format=settings.log_format)
+        telemetry = setup_telemetry(program)
+        try:
+            asyncio.run(_run(service, settings, serve))
+        finally:
+            telemetry.shutdown()
+    except PremoeError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+async def _run(service: str, settings: S, serve: Callable[[S, Process], Awaitable[None]]) -> None:
+    """Run ``serve``; a signal that comes before it serves ends it at once, later ones stop it gracefully."""
+    process = Process(service)
+    process.listen()
+    running = asyncio.ensure_future(serve(settings, process))
+
+    async def end_early() -> None:
+        await process.stopped.wait()
+        if not process.serving:
+            running.cancel()
+
+    early = asyncio.create_task(end_early())
+    try:
+        await running
+    except asyncio.CancelledError:
+        if not process.stopped.is_set():
+            raise
+    finally:
+        early.cancel()
+        await stop_all()

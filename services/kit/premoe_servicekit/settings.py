@@ -1,0 +1,92 @@
+"""Settings: one frozen class per process, from ``PREMOE_<PROC>_*`` variables and flags; misspelt names are refused.
+
+A mistyped variable would otherwise be ignored in silence, and a process would run with a default nobody asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from premoe_runtime.formats.errors import InvalidInput
+
+S = TypeVar("S", bound="ServerSettings")
+
+
+class ServerSettings(BaseSettings):
+    """What every gRPC process can be told. Subclasses set ``env_prefix`` to ``PREMOE_<PROC>_``."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one, which the ready line names."""
+    reflection: bool = False
+    """Offer gRPC server reflection, for grpcurl."""
+    grace_s: float = Field(default=20.0, ge=0)
+    """Seconds that running requests get to end after SIGTERM or SIGINT; a second signal ends them at once."""
+    max_message_bytes: int = Field(default=16 << 20, ge=1 << 16)
+    """Largest message taken or sent. Bulk bytes go in frames of 1 MiB, so only manifests come near it."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log records to write."""
+    log_format: Literal["plain", "json"] = "plain"
+    """Log lines for people or for collectors."""
+
+
+def load_settings(
+    settings: type[S],
+    program: str,
+    arguments: Sequence[str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> S:
+    """Read flags (first) and environment. ``--help`` and unknown flags end the process as argparse does, with code 2.
+
+    Raises InvalidInput in one line for a wrong value or an unknown ``PREMOE_<PROC>_*`` variable.
+    """
+    check_environment(settings, environment)
+    named = type(
+        settings.__name__,
+        (settings,),
+        {"model_config": SettingsConfigDict(cli_prog_name=program), "__doc__": settings.__doc__},
+    )
+    try:
+        loaded: S = CliApp.run(named, cli_args=list(sys.argv[1:] if arguments is None else arguments))
+    except ValidationError as error:
+        raise InvalidInput(_first_fault(error, settings), reason="SETTING_INVALID") from None
+    return loaded
+
+
+def check_environment(settings: type[ServerSettings], environment: Mapping[str, str]) -> None:
+    """Raise InvalidInput for a variable with our prefix that names no setting; says the nearest one."""
+    prefix = settings.model_config.get("env_prefix", "").upper()
+    known = {prefix + name.upper() for name in settings.model_fields}
+    for name in sorted(environment):
+        if name.upper().startswith(prefix) and name.upper() not in known:
+            near = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0)
+            raise InvalidInput(
+                f"environment variable {name} is no setting; did you mean {near[0]}?", reason="SETTING_UNKNOWN"
+            )
+
+
+def _first_fault(error: ValidationError, settings: type[ServerSettings]) -> str:
+    fault = error.errors()[0]
+    name = str(fault["loc"][0]) if fault["loc"] else "settings"
+    prefix = settings.model_config.get("env_prefix", "").upper()
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"--{name.replace('_', '-')} ({prefix}{name.upper()}): {fault['msg']}{more}"

@@ -1,0 +1,1 @@
+"""The premoe command and the whole mesh on one machine."""

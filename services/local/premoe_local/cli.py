@@ -1,0 +1,81 @@
+"""The `premoe` command: a group whose subcommands are imported only when they are called.
+
+Knows the names and one-line descriptions of the commands, and nothing else; `premoe --help` imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import click
+
+from premoe_local.console import CommandError, from_exception
+
+_SECTIONS: dict[str, dict[str, str]] = {
+    "Prepare a model": {
+        "pack": "Turn a checkpoint into a pack in object storage, or verify one.",
+        "size": "Say which budgets, slots and contexts fit into a memory size.",
+    },
+    "Find the experts of a task": {
+        "profile": "Measure in one pass which experts a task's prompts use.",
+        "patterns": "Build, list, show and plot patterns and pattern sets.",
+        "eval": "Measure accuracy and perplexity at several budgets.",
+    },
+    "Serve": {
+        "up": "Start the whole mesh on this machine and serve the OpenAI API.",
+        "generate": "Send one prompt to a worker and print the answer as it comes.",
+        "demo": "Pack, profile, serve and measure the small fixture model.",
+    },
+}
+
+
+class LazyGroup(click.Group):
+    """Imports `premoe_local.commands.<name>` on first use, and turns known errors into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in _SECTIONS.values() for name in section]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"premoe_local.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            known = from_exception(error)
+            if known is None:
+                raise
+            raise known from error
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("premoe"), "--version", message="premoe %(version)s")
+def command() -> None:
+    """Serve a mixture-of-experts model in a fraction of its memory.
+
+    PreMoE measures which experts a task needs, recognises the task of each request, keeps only those experts on
+    the device and swaps the others in. `premoe demo` shows all of it on a small model in about a minute.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `premoe` script."""
+    command.main(args=list(arguments) if arguments is not None else None, prog_name="premoe")
+
+
+__all__ = ["CommandError", "LazyGroup", "command", "main"]

@@ -1,0 +1,1 @@
+"""One module per `premoe` subcommand; each defines a click command or group named `command`."""

@@ -1,0 +1,166 @@
+"""`premoe eval`: accuracy and perplexity of full, specialist, generalist, random and wrong patterns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from premoe_local.console import json_option, note, print_json, print_table, progress
+from premoe_runtime.calibration import read_calibration
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.formats.pattern_set import PatternSet, Retention
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.patterns import library
+from premoe_runtime.storage import Store
+
+if TYPE_CHECKING:
+    from premoe_runtime.evaluation import Outcome
+
+
+@click.command("eval")
+@click.argument("model")
+@click.option("--data", "data", multiple=True, required=True, help="task=FILE.jsonl with answers, repeatable.")
+@click.option("--budgets", required=True, help="Comma-separated, for example 4/32,4/16,4/8.")
+@click.option("--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]")
+@click.option("--patterns", "pattern_names", multiple=True, help="Pattern ids instead of a set, repeatable.")
+@click.option("--store", "store_url", help="Object store of the patterns.  [default: the one MODEL lies in]")
+@click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples of each task.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random pattern.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device, for example cuda.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16"]),
+    default="auto",
+    help="Arithmetic; float32 is quicker on most CPUs.  [default: the checkpoint's]",
+)
+@click.option("--record", is_flag=True, help="Write the generalist's measured accuracy into a new set.")
+@click.option("--set-live", is_flag=True, help="With --record: make the new set the live one.")
+@json_option
+def command(
+    model: str,
+    data: tuple[str, ...],
+    budgets: str,
+    set_name: str | None,
+    pattern_names: tuple[str, ...],
+    store_url: str | None,
+    limit: int | None,
+    seed: int,
+    threads: int | None,
+    device: str,
+    dtype: str,
+    record: bool,
+    set_live: bool,
+    as_json: bool,
+) -> None:
+    """Measure accuracy and perplexity at several budgets, all patterns at equal slots.
+
+    MODEL is a pack (…/models/<id>) or an object store with one pack; every expert must fit into memory, because the
+    full model is measured too. Accuracy is the share of answers that greedy decoding writes exactly; perplexity is
+    that of the given answers. "wrong" runs the next task's specialist.
+    """
+    if record and pattern_names:
+        raise InvalidInput("--record needs a set, not single --patterns", reason="RECORD_NEEDS_SET")
+    if set_live and not record:
+        raise InvalidInput("--set-live makes sense with --record only", reason="RECORD_NEEDS_SET")
+    wanted = tuple(Budget.parse(text) for text in budgets.split(","))
+    files = [_task_file(text) for text in data]
+    examples = {task: read_calibration(path, limit=limit) for task, path in files}
+    from premoe_runtime.evaluation import Patterns, evaluate, plan_runs, random_pattern
+    from premoe_runtime.profile.measure import load_full_model
+
+    reader = open_pack(model)
+    manifest = reader.manifest()
+    for budget in wanted:
+        budget.check(top_k=manifest.top_k, num_experts=manifest.num_experts)
+    store = library.store_of(model, store_url)
+    found = None if pattern_names else library.load_set(store, manifest.weights_id, set_name)
+    names = pattern_names if found is None else [member.pattern_id for member in found.members]
+    loaded = [Pattern.load(store.get, library.resolve(store, "patterns", name)) for name in names]
+    compared = Patterns(
+        specialists={pattern.task: pattern for pattern in loaded if pattern.kind == "specialist"},
+        generalist=next((pattern for pattern in loaded if pattern.kind == "generalist"), None),
+        random=random_pattern(loaded[0], seed),
+    )
+    runs = plan_runs(list(examples), wanted, compared)
+    slot_model = load_full_model(reader, threads=threads, device=device, dtype=dtype)
+    total = sum(len(examples[run.task]) for run in runs)
+    with progress("evaluating", total=total, quiet=as_json) as bar:
+        outcomes = list(evaluate(slot_model, examples, runs, advance=lambda count: bar.advance(count)))
+    recorded = _record(store, found, outcomes, wanted, set_live) if record and found is not None else None
+    if as_json:
+        print_json(
+            {"set_id": None if found is None else found.set_id, "recorded_set_id": recorded, **_document(outcomes)}
+        )
+        return
+    _print(outcomes, wanted)
+    if recorded is not None:
+        note(f"recorded in set {recorded}" + (" (live)" if set_live else ""))
+
+
+def _task_file(text: str) -> tuple[str, Path]:
+    task, equals, path = text.partition("=")
+    if not (task and equals and path):
+        raise InvalidInput(f"--data {text!r} is not of the form task=FILE.jsonl", reason="DATA_SYNTAX")
+    return task, Path(path)
+
+
+def _record(store: Store, found: PatternSet, outcomes: Sequence[Outcome], budgets: Sequence[Budget], live: bool) -> str:
+    """A new set that says how much accuracy its generalist keeps at the budgets just measured."""
+    from premoe_runtime.evaluation import generalist_mass, retained_accuracy
+
+    entries = {entry.budget: entry for entry in found.document.generalist_retention}
+    for budget in budgets:
+        known = entries.get(str(budget))
+        entries[str(budget)] = Retention(
+            budget=str(budget),
+            mass=known.mass if known else generalist_mass(outcomes, budget),
+            accuracy=retained_accuracy(outcomes, "generalist", budget),
+        )
+    document = found.document.model_copy(update={"generalist_retention": tuple(entries.values())})
+    changed = PatternSet.make(document, found.exemplars)
+    return library.put_set(store, changed, live=live)
+
+
+def _document(outcomes: Iterable[Outcome]) -> dict[str, Any]:
+    return {
+        "results": [
+            {
+                "task": outcome.run.task,
+                "variant": outcome.run.variant,
+                "budget": None if outcome.run.budget is None else str(outcome.run.budget),
+                "pattern": None if outcome.run.pattern is None else outcome.run.pattern.task,
+                "examples": outcome.examples,
+                "correct": outcome.correct,
+                "accuracy": outcome.accuracy,
+                "perplexity": outcome.perplexity,
+                "retained_mass": outcome.mass,
+            }
+            for outcome in outcomes
+        ]
+    }
+
+
+def _print(outcomes: Sequence[Outcome], budgets: Sequence[Budget]) -> None:
+    tasks = list(dict.fromkeys(outcome.run.task for outcome in outcomes))
+    places: list[tuple[str, Budget | None]] = [("full", None)]
+    places += [(variant, budget) for budget in budgets for variant in ("specialist", "generalist", "random", "wrong")]
+    columns: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
+        ("Exact match, %", lambda outcome: f"{100 * outcome.accuracy:.1f}"),
+        ("Perplexity of the given answers", lambda outcome: f"{outcome.perplexity:.2f}"),
+        ("Router mass kept", lambda outcome: f"{outcome.mass:.3f}"),
+    )
+    for title, text in columns:
+        rows = []
+        for variant, budget in places:
+            cells = {o.run.task: text(o) for o in outcomes if (o.run.variant, o.run.budget) == (variant, budget)}
+            if cells:
+                rows.append(
+                    ("all" if budget is None else str(budget), variant, *(cells.get(task, "") for task in tasks))
+                )
+        print_table(title, ("budget", "pattern", *tasks), rows)

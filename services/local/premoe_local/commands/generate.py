@@ -1,0 +1,216 @@
+"""`premoe generate`: one prompt over gRPC, the answer as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+import click
+from premoe.patterns.v1 import patterns_pb2
+from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
+from premoe_servicekit.clients import blocking_channel
+from premoe_servicekit.errors import rpc_errors
+
+from premoe_local.console import human_bytes, json_option, note, print_json, progress
+from premoe_runtime.formats.errors import Unavailable
+
+_POLICIES = {
+    "generalist": patterns_pb2.ON_UNKNOWN_GENERALIST,
+    "full": patterns_pb2.ON_UNKNOWN_FULL,
+    "reject": patterns_pb2.ON_UNKNOWN_REJECT,
+}
+_DECISIONS = {
+    patterns_pb2.DECISION_SPECIALIST: "specialist",
+    patterns_pb2.DECISION_GENERALIST: "generalist",
+    patterns_pb2.DECISION_FULL: "full",
+    patterns_pb2.DECISION_REJECT: "reject",
+}
+_FINISH = {
+    worker_pb2.FINISH_REASON_STOP: "stop",
+    worker_pb2.FINISH_REASON_LENGTH: "length",
+    worker_pb2.FINISH_REASON_CANCELLED: "cancelled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer."""
+
+    text: str
+    started: worker_pb2.Started
+    finished: worker_pb2.Finished
+
+
+@click.command(short_help="Send one prompt to a worker and print the answer as it comes.")
+@click.argument("prompt")
+@click.option("--address", help="A running worker, host:port (`premoe up` prints it).")
+@click.option("--model", help="Or: a pack URL or store root; a mesh is started for this one prompt.")
+@click.option("--budget", help="With --model: experts activated per token out of experts kept per layer, e.g. 4/16.")
+@click.option("--pattern", default="", help="Pattern id, generalist or full; with --model also a task name.")
+@click.option("--system", default="", help="System message.")
+@click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of the answer.")
+@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
+@click.option("--stop", multiple=True, help="String that ends the answer, repeatable.")
+@click.option("--seed", type=click.IntRange(0), help="Seed of the random numbers.")
+@click.option("--active-experts", type=click.IntRange(1), help="Experts per token, instead of the budget's.")
+@click.option("--on-unknown", type=click.Choice(list(_POLICIES)), help="Policy when no stored task fits.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="Seconds.")
+@json_option
+def command(
+    prompt: str,
+    address: str | None,
+    model: str | None,
+    budget: str | None,
+    pattern: str,
+    system: str,
+    raw: bool,
+    max_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    stop: tuple[str, ...],
+    seed: int | None,
+    active_experts: int | None,
+    on_unknown: str | None,
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """Send PROMPT to a worker and print the answer as it comes.
+
+    Without --pattern the worker recognises the task itself. What ran, and at what cost, goes to standard error.
+    """
+    if (address is None) == (model is None):
+        raise click.UsageError("give either --address or --model")
+    if model is not None and budget is None:
+        raise click.UsageError("--model needs --budget")
+    request = worker_pb2.GenerateRequest(
+        prompt=_prompt(prompt, system, raw=raw),
+        sampling=worker_pb2.Sampling(
+            max_tokens=max_tokens or 0, temperature=temperature, top_p=top_p, stop=stop, seed=seed
+        ),
+        active_experts=active_experts,
+        on_unknown=_POLICIES[on_unknown] if on_unknown else patterns_pb2.ON_UNKNOWN_UNSPECIFIED,
+    )
+    with ExitStack() as stack:
+        if model is not None and budget is not None:
+            pattern = _pattern_id(model, pattern)
+            address = _start_mesh(model, budget, stack, full=pattern == "full" or on_unknown == "full")
+        assert address is not None, "one of the two was given"
+        if pattern:
+            request.pattern.CopyFrom(_choice(pattern))
+        shown: Callable[[str], None] = (lambda text: None) if as_json else (lambda text: click.echo(text, nl=False))
+        answer = _read(_events(address, request, timeout), shown)
+    if as_json:
+        print_json(_document(answer))
+    else:
+        click.echo()
+        note(_summary(answer))
+
+
+def _prompt(text: str, system: str, *, raw: bool) -> worker_pb2.Prompt:
+    if raw:
+        return worker_pb2.Prompt(text=text)
+    turns = [worker_pb2.Message(role="system", content=system)] if system else []
+    return worker_pb2.Prompt(chat=worker_pb2.Chat(messages=[*turns, worker_pb2.Message(role="user", content=text)]))
+
+
+def _choice(pattern: str) -> worker_pb2.PatternChoice:
+    reason = "named on the command line"
+    if pattern == "full":
+        return worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_FULL, reason=reason)
+    if pattern == "generalist":
+        return worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_GENERALIST, reason=reason)
+    return worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_SPECIALIST, pattern_id=pattern, reason=reason)
+
+
+def _pattern_id(model: str, pattern: str) -> str:
+    """The id behind a task name or the start of an id. Raises NotFound."""
+    if pattern in ("", "full", "generalist"):
+        return pattern
+    # Imported here: asking a running worker needs no client of object stores.
+    from premoe_runtime.patterns.library import find_pattern, store_of
+
+    return find_pattern(store_of(model), pattern).pattern_id
+
+
+def _start_mesh(model: str, budget: str, stack: ExitStack, *, full: bool) -> str:
+    """A mesh for this one prompt; returns its worker's address."""
+    from premoe_local.mesh import MeshOptions, running
+    from premoe_runtime.pack.reader import open_pack
+
+    slots = open_pack(model).manifest().num_experts if full else None
+    options = MeshOptions(model=model, budget=budget, slots=slots, log_level="warning")
+    with progress("starting") as bar:
+        context = running(
+            options, log=lambda name, line: note(f"{name}: {line}"), step=lambda text: bar.update(description=text)
+        )
+        return stack.enter_context(context).worker_addresses[0]
+
+
+def _events(
+    address: str, request: worker_pb2.GenerateRequest, timeout_s: float
+) -> Iterator[worker_pb2.GenerateResponse]:
+    with blocking_channel(address) as channel, rpc_errors(f"worker {address}"):
+        call = worker_pb2_grpc.WorkerServiceStub(channel).Generate(request, timeout=timeout_s)
+        try:
+            yield from call
+        finally:
+            call.cancel()
+
+
+def _read(events: Iterator[worker_pb2.GenerateResponse], shown: Callable[[str], None]) -> Answer:
+    text: list[str] = []
+    started = worker_pb2.Started()
+    for event in events:
+        kind: Literal["started", "delta", "finished"] | None = event.WhichOneof("event")
+        if kind == "started":
+            started = event.started
+        elif kind == "delta":
+            text.append(event.delta.text)
+            shown(event.delta.text)
+        elif kind == "finished":
+            return Answer("".join(text), started, event.finished)
+    raise Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
+
+
+def _summary(answer: Answer) -> str:
+    pattern, swap, finished = answer.started.pattern, answer.started.swap, answer.finished
+    ran = f"{_DECISIONS.get(pattern.decision, '?')} {pattern.task}".strip()
+    score = f", score {pattern.score:.3f}" if pattern.score else ""
+    moved = f"{swap.blobs_loaded} blobs ({human_bytes(swap.bytes_loaded)}) in {swap.milliseconds:.1f} ms"
+    rate = f", {tokens_per_s(finished):.0f} tokens/s" if finished.completion_tokens > 1 else ""
+    tokens = f"{finished.prompt_tokens} + {finished.completion_tokens} tokens{rate}"
+    return f"{ran}{score} · {moved} · {tokens} · retained mass {finished.retained_mass:.3f}"
+
+
+def tokens_per_s(finished: worker_pb2.Finished) -> float:
+    """Decode rate: tokens after the first one over the time they took; 0 where there is none."""
+    return (finished.completion_tokens - 1) / finished.decode_ms * 1e3 if finished.decode_ms > 0 else 0.0
+
+
+def _document(answer: Answer) -> dict[str, object]:
+    pattern, swap, finished = answer.started.pattern, answer.started.swap, answer.finished
+    return {
+        "text": answer.text,
+        "finish_reason": _FINISH.get(finished.reason, "unknown"),
+        "pattern": pattern.pattern_id or _DECISIONS.get(pattern.decision),
+        "task": pattern.task,
+        "decision": _DECISIONS.get(pattern.decision),
+        "score": pattern.score,
+        "reason": pattern.reason,
+        "retained_mass": finished.retained_mass,
+        "swap": {
+            "blobs_loaded": swap.blobs_loaded,
+            "bytes_loaded": swap.bytes_loaded,
+            "bytes_fetched": swap.bytes_fetched,
+            "milliseconds": swap.milliseconds,
+        },
+        "prompt_tokens": finished.prompt_tokens,
+        "completion_tokens": finished.completion_tokens,
+        "first_token_ms": finished.first_token_ms,
+        "decode_ms": finished.decode_ms,
+        "tokens_per_s": tokens_per_s(finished),
+    }

@@ -1,0 +1,135 @@
+"""`premoe pack`: write and verify packs."""
+
+from __future__ import annotations
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import Progress as RichProgress
+
+from premoe_local.console import human_bytes, json_option, print_json
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.pack.source import open_source
+from premoe_runtime.pack.verify import Verification, verify_pack
+from premoe_runtime.pack.writer import PackResult, write_pack
+from premoe_runtime.storage import open_store
+
+
+class PackGroup(click.Group):
+    """A group whose unnamed subcommand is `write`: `premoe pack SRC --to URL`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["write", *args]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return ["SRC --to URL", "|", "verify URL"]
+
+
+class Bar:
+    """Bytes done, rate and time left on stderr; silent when stderr is no terminal."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<36}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True)
+        self.rich = RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task = self.rich.add_task("reading headers", total=None)
+
+    def total(self, num_bytes: int) -> None:
+        self.rich.update(self._task, total=num_bytes)
+
+    def stage(self, what: str) -> None:
+        self.rich.update(self._task, description=what)
+
+    def advance(self, num_bytes: int) -> None:
+        self.rich.advance(self._task, num_bytes)
+
+
+@click.group(cls=PackGroup, no_args_is_help=True)
+def command() -> None:
+    """Turn a checkpoint into a pack in object storage, or verify one.
+
+    SRC is a checkpoint folder, or a file://, s3:// or hf://org/name[@revision] URL; URL is an object store root
+    (a folder, file://, s3://bucket/prefix), where the pack appears as models/MODEL_ID. Running it again continues
+    a killed run, and does nothing when the pack is there already. S3 takes the usual AWS_* variables, hf:// takes
+    HF_ENDPOINT and HF_TOKEN.
+    """
+
+
+@command.command("write", hidden=True)
+@click.argument("source", metavar="SRC")
+@click.option("--to", "url", metavar="URL", required=True, help="Object store root: file://, s3:// or a folder.")
+@json_option
+def write(source: str, url: str, as_json: bool) -> None:
+    """Write the pack of the checkpoint SRC to the object store at URL."""
+    bar = Bar()
+    with bar.rich:
+        result = write_pack(open_source(source), open_store(url), bar)
+    if as_json:
+        print_json(_written(result))
+        return
+    manifest = result.manifest
+    size = human_bytes(manifest.experts_bytes + manifest.skeleton_bytes)
+    if result.already_packed:
+        click.echo(f"already packed: {result.url}")
+    else:
+        resumed = f", {result.resumed_layers} layers kept from an earlier run" if result.resumed_layers else ""
+        click.echo(f"packed {manifest.family}, {size}{resumed}: {result.url}")
+    for name in result.dropped:
+        click.echo(f"left out (multi-token prediction): {name}", err=True)
+
+
+@command.command("verify")
+@click.argument("url", metavar="URL")
+@json_option
+def verify(url: str, as_json: bool) -> None:
+    """Read the whole pack at URL and check every digest; exit code 5 when something is damaged."""
+    reader = open_pack(url)
+    bar = Bar()
+    with bar.rich:
+        verification = verify_pack(reader, bar)
+    if as_json:
+        print_json(_verified(verification))
+    verification.raise_for_faults()
+    if not as_json:
+        blobs = verification.manifest.num_layers * verification.manifest.num_experts
+        click.echo(f"good: {blobs} blobs, {human_bytes(verification.bytes_read)} read, {verification.url}")
+
+
+def _written(result: PackResult) -> dict[str, object]:
+    manifest = result.manifest
+    return {
+        "model_id": manifest.model_id,
+        "weights_id": manifest.weights_id,
+        "family": manifest.family,
+        "layers": manifest.num_layers,
+        "experts": manifest.num_experts,
+        "blob_bytes": manifest.layout.blob_bytes,
+        "skeleton_bytes": manifest.skeleton_bytes,
+        "bytes_read": result.bytes_read,
+        "bytes_written": result.bytes_written,
+        "resumed_layers": result.resumed_layers,
+        "already_packed": result.already_packed,
+        "dropped": list(result.dropped),
+        "url": result.url,
+    }
+
+
+def _verified(verification: Verification) -> dict[str, object]:
+    manifest = verification.manifest
+    return {
+        "model_id": manifest.model_id,
+        "weights_id": manifest.weights_id,
+        "blobs": manifest.num_layers * manifest.num_experts,
+        "bytes_read": verification.bytes_read,
+        "good": not verification.faults,
+        "faults": [{"object": fault.object, "problem": fault.problem} for fault in verification.faults],
+        "url": verification.url,
+    }

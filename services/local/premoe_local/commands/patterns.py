@@ -1,0 +1,276 @@
+"""`premoe patterns`: build patterns and sets from profiles; list, show and plot them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import click
+
+from premoe_local.console import json_option, note, print_json, print_table
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
+from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.patterns import library
+from premoe_runtime.patterns.build import (
+    DEFAULT_QUANTILE,
+    MARGIN,
+    MAX_EXEMPLARS,
+    BuildOptions,
+    build_set,
+    default_budgets,
+)
+from premoe_runtime.patterns.derive import mean_retained_mass
+from premoe_runtime.profile.record import Profile
+from premoe_runtime.storage import open_store
+
+set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]"
+)
+
+
+@click.group("patterns")
+def command() -> None:
+    """Build, list, show and plot patterns and pattern sets."""
+
+
+@command.command("build")
+@click.argument("store_url")
+@click.argument("model", required=False)
+@click.option("--profiles", "names", multiple=True, help="Profile id, repeatable.  [default: all of the model's]")
+@click.option("--metric", type=click.Choice(METRICS), default="peu", show_default=True, help="Score that ranks.")
+@click.option(
+    "--quantile",
+    type=float,
+    default=DEFAULT_QUANTILE,
+    show_default=True,
+    help="Share of a task's own held-out prompts that its cutoff recognises at least.",
+)
+@click.option(
+    "--margin",
+    type=float,
+    default=MARGIN,
+    show_default=True,
+    help="How far cutoffs reach out towards other tasks' prompts: room for new wordings, 0 for none.",
+)
+@click.option("--exemplars", type=int, default=MAX_EXEMPLARS, show_default=True, help="At most so many a task.")
+@click.option("--budget", "budgets", multiple=True, help="a/b at which to record the generalist, repeatable.")
+@click.option(
+    "--on-unknown",
+    type=click.Choice(["generalist", "full", "reject"]),
+    default="generalist",
+    show_default=True,
+    help="What runs when no task is close enough, unless the request says otherwise.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random metric.")
+@click.option("--set-live", is_flag=True, help="Make the new set the live one.")
+@json_option
+def build(
+    store_url: str,
+    model: str | None,
+    names: tuple[str, ...],
+    metric: str,
+    quantile: float,
+    margin: float,
+    exemplars: int,
+    budgets: tuple[str, ...],
+    on_unknown: str,
+    seed: int,
+    set_live: bool,
+    as_json: bool,
+) -> None:
+    """Derive patterns, a pooled generalist and a pattern set from profiles.
+
+    STORE_URL holds the profiles and takes the result; MODEL is the pack they were made with (default: the only one
+    in the store). Profiles of the same task are merged.
+    """
+    options = BuildOptions(
+        metric=cast("Metric", metric),
+        quantile=quantile,
+        margin=margin,
+        exemplars=exemplars,
+        seed=seed,
+        budgets=tuple(Budget.parse(text) for text in budgets),
+        on_unknown=cast("OnUnknown", on_unknown),
+    )
+    store = open_store(store_url)
+    manifest = open_pack(model or store_url).manifest()
+    profiles = library.profiles_of(store, manifest.weights_id, names)
+    built = build_set(profiles, options)
+    set_id = library.publish(store, built, live=set_live)
+    if as_json:
+        print_json({**_set_document(built.pattern_set), "live": set_live, "notes": list(built.notes)})
+        return
+    for text in built.notes:
+        note(f"note: {text}")
+    _print_set(built.pattern_set, f"Pattern set {set_id}" + (" (live)" if set_live else ""))
+    _print_masses(built.patterns, profiles, options)
+
+
+@command.command("list")
+@click.argument("store_url")
+@json_option
+def list_(store_url: str, as_json: bool) -> None:
+    """List the profiles, patterns and sets of a store."""
+    store = open_store(store_url)
+    live = set(library.live_sets(store).values())
+    profiles = [Profile.load(store.get, name) for name in library.ids(store, "profiles")]
+    patterns = [Pattern.load(store.get, name) for name in library.ids(store, "patterns")]
+    sets = [PatternSet.load(store.get, name) for name in library.ids(store, "sets")]
+    document = {
+        "profiles": [
+            {
+                "profile_id": profile.profile_id,
+                "task": profile.task,
+                "weights_id": profile.weights_id,
+                "samples": profile.samples,
+                "tokens": profile.tokens,
+            }
+            for profile in profiles
+        ],
+        "patterns": [_pattern_document(pattern) for pattern in patterns],
+        "sets": [
+            {
+                "set_id": found.set_id,
+                "weights_id": found.weights_id,
+                "metric": found.document.metric,
+                "tasks": [member.task for member in found.specialists],
+                "live": found.set_id in live,
+            }
+            for found in sets
+        ],
+    }
+    if as_json:
+        print_json(document)
+        return
+    for title, entries in document.items():
+        columns = list(entries[0]) if entries else ["none"]
+        print_table(title.capitalize(), columns, [[_cell(entry[name]) for name in columns] for entry in entries])
+
+
+@command.command("show")
+@click.argument("store_url")
+@click.argument("name", required=False)
+@set_option
+@click.option("--budget", help="a/b whose kept experts to show.  [default: a quarter of the experts]")
+@json_option
+def show(store_url: str, name: str | None, set_name: str | None, budget: str | None, as_json: bool) -> None:
+    """Show a pattern, or without NAME a set.
+
+    NAME is a task of the set, or the start of a pattern id.
+    """
+    store = open_store(store_url)
+    if name is None:
+        found = library.find_set(store, set_name)
+        if as_json:
+            print_json(_set_document(found))
+        else:
+            _print_set(found, f"Pattern set {found.set_id}")
+        return
+    pattern = library.find_pattern(store, name, set_name)
+    chosen = _budget(budget, pattern)
+    best = pattern.ranking[:, : chosen.kept].tolist()
+    pattern.kept(chosen)
+    if as_json:
+        print_json({**_pattern_document(pattern), "budget": str(chosen), "layers": best})
+        return
+    print_table(
+        f"Pattern {pattern.pattern_id}",
+        ("what", "value"),
+        [(k, _cell(v)) for k, v in _pattern_document(pattern).items()],
+    )
+    rows = [(layer, " ".join(str(expert) for expert in experts)) for layer, experts in enumerate(best)]
+    print_table(f"Experts kept at {chosen}, most needed first", ("layer", "experts"), rows)
+
+
+@command.command("plot")
+@click.argument("store_url")
+@click.argument("name", required=False)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG file to write.")
+@click.option("--budget", help="a/b.  [default: a quarter of the experts]")
+@set_option
+def plot(store_url: str, name: str | None, out: Path, budget: str | None, set_name: str | None) -> None:
+    """Draw a pattern's heat map (layer × expert) beside the overlap of all the set's patterns.
+
+    NAME is a task of the set, or the start of a pattern id; the set's first task by default.
+    """
+    from premoe_local.plots import pattern_png
+
+    store = open_store(store_url)
+    found = library.find_set(store, set_name)
+    members = [Pattern.load(store.get, member.pattern_id) for member in found.members]
+    pattern = members[0] if name is None else library.find_pattern(store, name, set_name)
+    picture = pattern_png(pattern, members, _budget(budget, pattern))
+    _write(out, picture)
+    note(f"wrote {out}")
+
+
+def _budget(text: str | None, pattern: Pattern) -> Budget:
+    if text is not None:
+        return Budget.parse(text)
+    kept = max(1, pattern.num_experts // 4)
+    return Budget(1, kept)
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _pattern_document(pattern: Pattern) -> dict[str, Any]:
+    return {
+        "pattern_id": pattern.pattern_id,
+        "task": pattern.task,
+        "kind": pattern.kind,
+        "metric": pattern.metric,
+        "semantics": pattern.semantics,
+        "weights_id": pattern.weights_id,
+        "profiles": list(pattern.profiles),
+    }
+
+
+def _set_document(found: PatternSet) -> dict[str, Any]:
+    return {"set_id": found.set_id, **found.document.model_dump(mode="json")}
+
+
+def _print_set(found: PatternSet, title: str) -> None:
+    rows = [
+        (
+            member.task,
+            member.kind,
+            "-" if member.cutoff is None else f"{member.cutoff:.4f}",
+            member.exemplars,
+            member.held_out,
+            member.pattern_id[:16],
+        )
+        for member in found.members
+    ]
+    print_table(title, ("task", "kind", "cutoff", "exemplars", "held out", "pattern"), rows)
+
+
+def _print_masses(patterns: Sequence[Pattern], profiles: Sequence[Profile], options: BuildOptions) -> None:
+    budgets = options.budgets or default_budgets(profiles[0].top_k, patterns[0].num_experts)
+    by_task: dict[str, list[Profile]] = {}
+    for profile in profiles:
+        by_task.setdefault(profile.task, []).append(profile)
+    rows = [
+        (
+            pattern.task,
+            *(f"{mean_retained_mass(pattern, by_task.get(pattern.task, profiles), budget):.3f}" for budget in budgets),
+        )
+        for pattern in patterns
+    ]
+    print_table("Router mass kept", ("pattern", *(str(budget) for budget in budgets)), rows)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value)
+    return str(value)

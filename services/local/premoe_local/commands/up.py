@@ -1,0 +1,135 @@
+"""`premoe up`: the whole mesh on this machine."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from premoe_local.console import interrupt_on_sigterm, json_option, note, parse_bytes, print_json, progress
+
+if TYPE_CHECKING:
+    from premoe_local.mesh import Mesh
+
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
+
+
+@click.command(short_help="Start the whole mesh on this machine and serve the OpenAI API.")
+@click.option("--model", required=True, help="Pack URL, or a store root that holds exactly one pack.")
+@click.option("--budget", required=True, help="Experts activated per token out of experts kept per layer, e.g. 4/16.")
+@click.option("--slots", type=click.IntRange(1), help="Expert slots per layer [default: kept + spare].")
+@click.option("--spare", type=click.IntRange(0), default=2, show_default=True, help="Slots beside a budget's.")
+@click.option("--generalist-budget", default="", help="Budget of the generalist [default: that of --budget].")
+@click.option(
+    "--on-unknown",
+    type=click.Choice(["generalist", "full", "reject"]),
+    default="generalist",
+    show_default=True,
+    help="What runs when no stored task fits; full needs slots for all experts.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address of the HTTP API.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of each worker.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device of the workers.")
+@click.option("--context", "context_length", type=click.IntRange(8), help="Longest prompt and answer, in tokens.")
+@click.option("--max-sequences", type=click.IntRange(1), help="Sequences in one batch.")
+@click.option("--host-memory", help="Host memory for expert blobs outside slots, e.g. 8GiB.")
+@click.option("--name", "model_name", default="", help="Name under which the model is served.")
+@click.option("--qdrant-url", default="", help="Qdrant server [default: embedded].")
+@click.option("--redis-url", default="", help="Redis cache of expert blobs [default: none].")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@json_option
+def command(
+    model: str,
+    budget: str,
+    slots: int | None,
+    spare: int,
+    generalist_budget: str,
+    on_unknown: Literal["generalist", "full", "reject"],
+    host: str,
+    port: int,
+    workers: int,
+    threads: int | None,
+    device: str,
+    context_length: int | None,
+    max_sequences: int | None,
+    host_memory: str | None,
+    model_name: str,
+    qdrant_url: str,
+    redis_url: str,
+    log_level: str,
+    as_json: bool,
+) -> None:
+    """Start retrieval, expert store, workers and gateway, and serve until Ctrl-C.
+
+    The OpenAI API is then at http://HOST:PORT/v1. Logs of all processes go to standard error, each line behind the
+    name of its process. When one of them stops, so does the whole mesh, with one line that says why.
+    """
+    # Imported here: `premoe up --help` should not wait for the clients of object stores.
+    from premoe_local.mesh import MeshOptions, running
+
+    options = MeshOptions(
+        model=model,
+        budget=budget,
+        slots=slots,
+        spare=spare,
+        generalist_budget=generalist_budget,
+        on_unknown=on_unknown,
+        host=host,
+        port=port,
+        workers=workers,
+        threads=threads,
+        device=device,
+        context_length=context_length,
+        max_sequences=max_sequences,
+        host_memory_bytes=parse_bytes(host_memory) if host_memory else None,
+        model_name=model_name,
+        qdrant_url=qdrant_url,
+        redis_url=redis_url,
+        log_level=log_level,
+    )
+    interrupt_on_sigterm()
+    log = LogStream()
+    with ExitStack() as stack:
+        with progress("starting", quiet=as_json) as bar:
+            mesh = stack.enter_context(running(options, log=log, step=lambda text: bar.update(description=text)))
+        try:
+            _announce(mesh, as_json=as_json)
+            mesh.watch()
+        except KeyboardInterrupt:
+            note("stopping")
+
+
+def _announce(mesh: Mesh, *, as_json: bool) -> None:
+    if not as_json:
+        click.echo(f"serving {mesh.model_name} at {mesh.url}/v1 (worker {mesh.worker_addresses[0]}); Ctrl-C stops")
+        return
+    print_json(
+        {
+            "url": mesh.url,
+            "model": mesh.model_name,
+            "gateway": mesh.gateway_address,
+            "retrieval": mesh.retrieval_address,
+            "store": mesh.store_address,
+            "workers": list(mesh.worker_addresses),
+            "admin": list(mesh.admin_addresses),
+        }
+    )
+
+
+class LogStream:
+    """Prints the children's lines to standard error, each behind the name of its process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._colours: dict[str, str] = {}
+
+    def __call__(self, name: str, line: str) -> None:
+        with self._lock:
+            colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+            prefix = click.style(f"{name:9} |", fg=colour) if sys.stderr.isatty() else f"{name:9} |"
+            click.echo(f"{prefix} {line}", err=True)

@@ -1,0 +1,1 @@
+"""The demo: the whole path on the small fixture model, measured while it runs."""

@@ -1,0 +1,88 @@
+"""Offline half of the demo: pack the checkpoint, profile the stored tasks, publish a live pattern set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from premoe_local import tasks
+from premoe_runtime.calibration import Example, Message
+from premoe_runtime.evaluation import Run, evaluate, random_pattern
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import NotFound
+from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.pack.source import open_source
+from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.patterns.build import BuildOptions, build_set
+from premoe_runtime.patterns.library import publish
+from premoe_runtime.profile.measure import load_full_model, measure_profile
+from premoe_runtime.slot_model import SlotModel
+from premoe_runtime.storage import open_store
+
+CALIBRATION_PROMPTS = 192
+"""A task: 64 become exemplars, 128 set the cutoff."""
+
+Step = Callable[[str, float], None]
+"""Told what is being done, and the share that is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """What the online half and the comparison need. ``model`` holds every expert, in this process."""
+
+    store_url: str
+    manifest: Manifest
+    model: SlotModel
+    generalist: Pattern
+
+
+def prepare(fixture: Path, store_url: str, step: Step) -> Prepared:
+    """Pack, profile and publish. Raises what packing and profiling raise."""
+    step("packing", 0.0)
+    store = open_store(store_url)
+    write_pack(open_source(str(fixture)), store)
+    pack = open_pack(store_url)
+    model = load_full_model(pack)
+    profiles = []
+    for number, task in enumerate(tasks.STORED):
+        step(f"profiling {task}", number / len(tasks.STORED))
+        examples = calibration(tasks.examples(task, "calibration", CALIBRATION_PROMPTS))
+        profiles.append(measure_profile(model, examples, task=task, where=f"task {task}"))
+    built = build_set(profiles, BuildOptions())
+    publish(store, built, live=True)
+    generalist = next((pattern for pattern in built.patterns if pattern.kind == "generalist"), None)
+    if generalist is None:
+        raise NotFound("the pattern set has no generalist", reason="PATTERN_NOT_FOUND")
+    return Prepared(store_url, pack.manifest(), model, generalist)
+
+
+def compare(
+    prepared: Prepared, prompts: Mapping[str, Sequence[tasks.Example]], budget: Budget, step: Step
+) -> dict[str, float]:
+    """Accuracy of full, generalist and random experts on the served prompts, all tasks pooled.
+
+    One teacher-forced forward per prompt, in this process, over the same weights: an answer counts as right when
+    every one of its tokens, the end included, is the model's first choice, which is when greedy decoding writes it.
+    ``random`` keeps as many experts as ``budget``, drawn once.
+    """
+    data = {task: calibration(examples) for task, examples in prompts.items()}
+    variants = {"full": (None, None), "generalist": (budget, prepared.generalist)}
+    variants["random"] = (budget, random_pattern(prepared.generalist))
+    runs = [Run(task, name, *setting) for name, setting in variants.items() for task in data]  # type: ignore[arg-type]
+    correct = dict.fromkeys(variants, 0)
+    for number, outcome in enumerate(evaluate(prepared.model, data, runs)):
+        step("comparing with the full model", number / len(runs))
+        correct[outcome.run.variant] += outcome.correct
+    total = sum(len(examples) for examples in data.values())
+    return {name: count / total for name, count in correct.items()}
+
+
+def calibration(examples: Sequence[tasks.Example]) -> list[Example]:
+    """Examples as the profiler and the evaluation want them."""
+    return [
+        Example((Message("user", example.prompt),), example.answer, line)
+        for line, example in enumerate(examples, start=1)
+    ]

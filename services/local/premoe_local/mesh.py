@@ -1,0 +1,202 @@
+"""The whole mesh on one machine: retrieval, expert store, workers and gateway as child processes.
+
+with running(MeshOptions(model="file:///tmp/store", budget="4/16")) as mesh:
+    print(mesh.url)          # OpenAI HTTP
+    mesh.watch()             # until a child stops
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from premoe_servicekit.server import check_port_is_free
+from premoe_worker.domain import OnUnknown
+from premoe_worker.limits import check_limits
+
+from premoe_local.processes import Child, LogSink, wait_serving
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.patterns.library import store_of
+
+START_TIMEOUT_S = 60.0
+MODEL_TIMEOUT_S = 600.0
+_CHILD_GRACE_S = "5"
+_WATCH_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class MeshOptions:
+    """What to start. Empty strings and None leave a setting to the process it belongs to."""
+
+    model: str
+    """Pack URL, or a store root that holds exactly one pack."""
+    budget: str
+    slots: int | None = None
+    spare: int = 2
+    generalist_budget: str = ""
+    on_unknown: OnUnknown = "generalist"
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Port of the HTTP API; 0 takes a free one."""
+    workers: int = 1
+    threads: int | None = None
+    device: str = "cpu"
+    context_length: int | None = None
+    max_sequences: int | None = None
+    host_memory_bytes: int | None = None
+    model_name: str = ""
+    qdrant_url: str = ""
+    redis_url: str = ""
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """A running mesh. Addresses are ``host:port``."""
+
+    url: str
+    manifest: Manifest
+    gateway: Child
+    retrieval: Child
+    store: Child
+    workers: tuple[Child, ...]
+    gateway_address: str
+    retrieval_address: str
+    store_address: str
+    worker_addresses: tuple[str, ...]
+    admin_addresses: tuple[str, ...]
+    model_name: str
+
+    @property
+    def children(self) -> tuple[Child, ...]:
+        return (self.gateway, *self.workers, self.store, self.retrieval)
+
+    def check(self) -> None:
+        """Raise Unavailable with one line when a child has stopped."""
+        for child in self.children:
+            child.check()
+
+    def watch(self) -> None:
+        """Block until a child stops, then raise Unavailable with one line."""
+        while True:
+            self.check()
+            time.sleep(_WATCH_POLL_S)
+
+
+@contextmanager
+def running(
+    options: MeshOptions, *, log: LogSink = lambda name, line: None, step: Callable[[str], None] = lambda text: None
+) -> Iterator[Mesh]:
+    """Start the mesh, hand it out once everything serves, and stop every child at the end, whatever happened.
+
+    ``log`` receives the children's lines, ``step`` what is being waited for. Raises what is wrong with the options
+    before any process is started, and Unavailable when a child does not come up.
+    """
+    root, manifest = _check(options)
+    with ExitStack() as stack:
+        yield _start(options, root, manifest, log, step, stack)
+
+
+def _check(options: MeshOptions) -> tuple[str, Manifest]:
+    """Everything that can be known to fail without waiting for a process. Returns the store root and the manifest."""
+    if options.workers < 1:
+        raise InvalidInput("at least one worker is needed", reason="WORKERS_INVALID")
+    check_port_is_free(options.host, options.port)
+    manifest = open_pack(options.model).manifest()
+    check_limits(
+        manifest,
+        budget=options.budget,
+        generalist_budget=options.generalist_budget,
+        slots=options.slots,
+        spare=options.spare,
+        on_unknown=options.on_unknown,
+    )
+    return store_of(options.model).url, manifest
+
+
+def _start(
+    options: MeshOptions, root: str, manifest: Manifest, log: LogSink, step: Callable[[str], None], stack: ExitStack
+) -> Mesh:
+    def child(name: str, module: str, *arguments: str, environment: dict[str, str] | None = None) -> Child:
+        common = ("--log-level", options.log_level, "--grace-s", _CHILD_GRACE_S)
+        started = Child(name, module, (*arguments, *common), log, environment or {})
+        stack.callback(started.stop)
+        return started
+
+    step("starting retrieval and expert store")
+    qdrant = ("--qdrant", options.qdrant_url) if options.qdrant_url else ()
+    redis = ("--redis-url", options.redis_url) if options.redis_url else ()
+    retrieval = child("retrieval", "premoe_retrieval.cli", "--store-url", root, *qdrant)
+    store = child("store", "premoe_expert_store.cli", "--store-url", root, *redis)
+    retrieval_address = retrieval.wait_ready(START_TIMEOUT_S)["address"]
+    store_address = store.wait_ready(START_TIMEOUT_S)["address"]
+    for service, address in ((retrieval, retrieval_address), (store, store_address)):
+        wait_serving(service, address, START_TIMEOUT_S)
+
+    step("loading the model")
+    flags = _worker_flags(options, manifest, store_address, retrieval_address)
+    names = ["worker"] if options.workers == 1 else [f"worker-{number}" for number in range(options.workers)]
+    workers = tuple(child(name, "premoe_worker.cli", *flags, environment=_threads(options)) for name in names)
+    ready = [worker.wait_ready(MODEL_TIMEOUT_S) for worker in workers]
+    for worker, fields in zip(workers, ready, strict=True):
+        wait_serving(worker, fields["address"], MODEL_TIMEOUT_S)
+
+    step("starting the gateway")
+    addresses = tuple(fields["address"] for fields in ready)
+    gateway = child(
+        "gateway",
+        "premoe_gateway.cli",
+        *("--workers", ",".join(addresses), "--retrieval", retrieval_address),
+        *("--http-host", options.host, "--http-port", str(options.port), "--on-unknown", options.on_unknown),
+    )
+    fields = gateway.wait_ready(START_TIMEOUT_S)
+    wait_serving(gateway, fields["address"], START_TIMEOUT_S)
+    return Mesh(
+        url=fields["url"],
+        manifest=manifest,
+        gateway=gateway,
+        retrieval=retrieval,
+        store=store,
+        workers=workers,
+        gateway_address=fields["address"],
+        retrieval_address=retrieval_address,
+        store_address=store_address,
+        worker_addresses=addresses,
+        admin_addresses=tuple(each["admin"] for each in ready),
+        model_name=ready[0]["model"],
+    )
+
+
+def _worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieval: str) -> list[str]:
+    """Flags of a worker; what is not given is left to the worker's own defaults."""
+    values: dict[str, object] = {
+        "store": store,
+        "retrieval": retrieval,
+        "model-id": manifest.model_id,
+        "model-name": options.model_name,
+        "budget": options.budget,
+        "slots": options.slots,
+        "spare": options.spare,
+        "generalist-budget": options.generalist_budget,
+        "on-unknown": options.on_unknown,
+        "host-memory-bytes": options.host_memory_bytes,
+        "max-sequences": options.max_sequences,
+        "context-length": options.context_length,
+        "threads": options.threads,
+        "device": options.device,
+    }
+    given = {name: value for name, value in values.items() if value not in (None, "")}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+def _threads(options: MeshOptions) -> dict[str, str]:
+    """Idle OpenMP threads sleep instead of spinning: the mesh's other processes need the same cores."""
+    environment = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
+    if options.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(options.threads)
+    return environment

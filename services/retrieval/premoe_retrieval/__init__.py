@@ -1,0 +1,1 @@
+"""PatternService: recognises the task of a prompt from its routing signature."""

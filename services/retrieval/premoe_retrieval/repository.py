@@ -1,0 +1,97 @@
+"""Pattern sets, patterns and live pointers in object storage: the truth, of which the index is a copy."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar
+
+from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.formats.pattern import Pattern, pattern_path
+from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live, live_path
+from premoe_runtime.storage import Store
+
+CACHED_SETS = 32
+CACHED_PATTERNS = 256
+LIVE_FOLDER = "live"
+V = TypeVar("V")
+
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+
+
+class PatternRepository:
+    """Reads are cached: sets and patterns for good (they are immutable), live pointers for ``live_refresh_s``.
+
+    All methods raise NotFound, CorruptData, Unavailable, and InvalidInput for what can be no id.
+    """
+
+    def __init__(self, store: Store, *, live_refresh_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._live_refresh_s = live_refresh_s
+        self._clock = clock
+        self._sets: OrderedDict[str, PatternSet] = OrderedDict()
+        self._patterns: OrderedDict[str, Pattern] = OrderedDict()
+        self._live: dict[str, tuple[str, float]] = {}
+
+    async def pattern_set(self, set_id: str) -> PatternSet:
+        found = self._sets.get(checked(set_id, "set id"))
+        if found is None:
+            with_reason = f"no pattern set {set_id} in {self._store.url}; build it with premoe patterns build"
+            found = await _read(lambda: PatternSet.load(self._store.get, set_id), with_reason, "SET_NOT_FOUND")
+            _remember(self._sets, set_id, found, CACHED_SETS)
+        return found
+
+    async def pattern(self, pattern_id: str) -> Pattern:
+        found = self._patterns.get(checked(pattern_id, "pattern id"))
+        if found is None:
+            missing = f"no pattern {pattern_id} in {self._store.url}"
+            found = await _read(lambda: Pattern.load(self._store.get, pattern_id), missing, "PATTERN_NOT_FOUND")
+            _remember(self._patterns, pattern_id, found, CACHED_PATTERNS)
+        return found
+
+    async def has_pattern(self, pattern_id: str) -> bool:
+        return await asyncio.to_thread(self._store.exists, pattern_path(checked(pattern_id, "pattern id")))
+
+    async def live(self, weights_id: str, *, fresh: bool = False) -> str:
+        """The live set of these weights. Raises NotFound (NO_LIVE_SET)."""
+        known = self._live.get(checked(weights_id, "weights id"))
+        if known is not None and not fresh and self._clock() < known[1] + self._live_refresh_s:
+            return known[0]
+        path = live_path(weights_id)
+        missing = f"no pattern set is live for weights {weights_id}; publish one and set it live"
+        set_id = await _read(lambda: decode_live(self._store.get(path), where=path), missing, "NO_LIVE_SET")
+        self._live[weights_id] = (set_id, self._clock())
+        return set_id
+
+    async def set_live(self, weights_id: str, set_id: str) -> None:
+        """Switch the pointer: one atomic write."""
+        await asyncio.to_thread(self._store.put, live_path(checked(weights_id, "weights id")), encode_live(set_id))
+        self._live[weights_id] = (set_id, self._clock())
+
+    async def live_weights(self) -> tuple[str, ...]:
+        """All weights that have a live set."""
+        names = await asyncio.to_thread(self._store.list_names, LIVE_FOLDER)
+        return tuple(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+
+def checked(name: str, what: str) -> str:
+    """``name`` when it can be part of an object path. Raises InvalidInput."""
+    if not _ID.fullmatch(name):
+        raise InvalidInput(f"{what} {name[:80]!r} is no id; give the hex digest", reason="ID_INVALID")
+    return name
+
+
+def _remember(cache: OrderedDict[str, V], key: str, value: V, limit: int) -> None:
+    cache[key] = value
+    while len(cache) > limit:
+        cache.popitem(last=False)
+
+
+async def _read(load: Callable[[], V], missing: str, reason: str) -> V:
+    try:
+        return await asyncio.to_thread(load)
+    except NotFound as error:
+        raise NotFound(missing, reason=reason) from error

@@ -1,0 +1,194 @@
+"""Recognise the task of a signature, and look after pattern sets: index, live pointer, deletion.
+
+Knows nothing of gRPC or of the index behind the port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from premoe_retrieval.ports import PatternIndex
+from premoe_retrieval.repository import PatternRepository
+from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
+from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
+from premoe_runtime.formats.recognition import Decision, decide
+
+NORM_TOLERANCE = 1e-3
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Retrieved:
+    """A decision and the set that it was made in."""
+
+    decision: Decision
+    set_id: str
+    neighbours: int
+    """Exemplars that the index returned."""
+
+
+class PatternService:
+    """All methods raise NotFound, InvalidInput, Conflict, CorruptData, Unavailable."""
+
+    def __init__(
+        self, repository: PatternRepository, index: PatternIndex, *, on_unknown: OnUnknown | None = None
+    ) -> None:
+        self._repository = repository
+        self._index = index
+        self._on_unknown = on_unknown
+        self._published: set[str] = set()
+        # Going live and deleting must not pass each other; a set is indexed once, however many ask for it.
+        self._changing = asyncio.Lock()
+
+    async def rebuild(self) -> int:
+        """Index every live set from object storage; returns how many. A set that cannot be read is logged."""
+        rebuilt = 0
+        for weights_id in await self._repository.live_weights():
+            try:
+                set_id = await self._repository.live(weights_id)
+                await self._ensure_indexed(set_id, await self._repository.pattern_set(set_id))
+                rebuilt += 1
+            except PremoeError as error:
+                log.warning("live set of weights %s is not indexed: %s", weights_id, error)
+        return rebuilt
+
+    async def retrieve(
+        self, weights_id: str, signature: F32, *, set_id: str = "", on_unknown: OnUnknown | None = None
+    ) -> Retrieved:
+        """Decide for a unit signature f32[D]; ``set_id`` empty means the live set of ``weights_id``."""
+        if not weights_id:
+            raise InvalidInput("weights_id is empty; say which weights made the signature", reason="WEIGHTS_MISSING")
+        searched = set_id or await self._repository.live(weights_id)
+        pattern_set = await self._repository.pattern_set(searched)
+        _check_weights(searched, pattern_set, weights_id)
+        vector = pattern_set.embed(check_signature(signature))
+        if set_id and searched not in self._published and not await self._is_indexed(searched, pattern_set):
+            raise NotFound(f"pattern set {searched} is not published; publish it first", reason="SET_NOT_PUBLISHED")
+        await self._ensure_indexed(searched, pattern_set)
+        wanted = _wanted(pattern_set)
+        neighbours = await self._index.query(searched, vector, wanted)
+        if len(neighbours) < sum(wanted.values()):
+            # The index lost points behind our back (a server restarted empty): the truth is still there.
+            log.warning("index holds only part of set %s; publishing it again", searched)
+            await self._index.publish(searched, pattern_set)
+            neighbours = await self._index.query(searched, vector, wanted)
+        decision = decide(neighbours, pattern_set, on_unknown or self._on_unknown)
+        return Retrieved(decision, searched, len(neighbours))
+
+    async def publish_set(self, set_id: str) -> int:
+        """Index a set that lies in object storage; returns its exemplars."""
+        pattern_set = await self._repository.pattern_set(set_id)
+        for member in pattern_set.members:
+            if not await self._repository.has_pattern(member.pattern_id):
+                raise NotFound(
+                    f"pattern {member.pattern_id} of set {set_id} is not in object storage; build the set again",
+                    reason="PATTERN_NOT_FOUND",
+                )
+        async with self._changing:
+            await self._publish(set_id, pattern_set)
+        return _exemplars(pattern_set)
+
+    async def set_live(self, weights_id: str, set_id: str) -> str:
+        """Switch the live pointer to a published set; returns the one that was live before, or ""."""
+        pattern_set = await self._repository.pattern_set(set_id)
+        _check_weights(set_id, pattern_set, weights_id)
+        async with self._changing:
+            if not await self._is_indexed(set_id, pattern_set):
+                raise Conflict(
+                    f"pattern set {set_id} is not published; publish it before it goes live", reason="SET_NOT_PUBLISHED"
+                )
+            previous = await self._live_or_empty(weights_id)
+            await self._repository.set_live(weights_id, set_id)
+        return previous
+
+    async def delete_set(self, set_id: str) -> bool:
+        """Take a set out of the index; refused while it is live. False when it was not there."""
+        async with self._changing:
+            for weights_id in await self._repository.live_weights():
+                if await self._live_or_empty(weights_id) == set_id:
+                    raise Conflict(
+                        f"pattern set {set_id} is live for weights {weights_id}; set another one live first",
+                        reason="SET_IS_LIVE",
+                    )
+            self._published.discard(set_id)
+            return await self._index.delete(set_id)
+
+    async def pattern(self, pattern_id: str) -> Pattern:
+        return await self._repository.pattern(pattern_id)
+
+    async def list_patterns(self, set_id: str, weights_id: str) -> tuple[str, PatternSet]:
+        """The set named, or the live one of ``weights_id``."""
+        if not set_id and not weights_id:
+            raise InvalidInput("give set_id, or weights_id for its live set", reason="SET_MISSING")
+        listed = set_id or await self._repository.live(weights_id)
+        pattern_set = await self._repository.pattern_set(listed)
+        if weights_id:
+            _check_weights(listed, pattern_set, weights_id)
+        return listed, pattern_set
+
+    async def close(self) -> None:
+        await self._index.close()
+
+    async def _ensure_indexed(self, set_id: str, pattern_set: PatternSet) -> None:
+        if set_id in self._published:
+            return
+        async with self._changing:
+            if set_id not in self._published and not await self._is_indexed(set_id, pattern_set):
+                await self._publish(set_id, pattern_set)
+
+    async def _publish(self, set_id: str, pattern_set: PatternSet) -> None:
+        await self._index.publish(set_id, pattern_set)
+        self._published.add(set_id)
+
+    async def _is_indexed(self, set_id: str, pattern_set: PatternSet) -> bool:
+        whole = await self._index.count(set_id, pattern_set.dimension) == _exemplars(pattern_set)
+        if whole:
+            self._published.add(set_id)
+        else:
+            self._published.discard(set_id)
+        return whole
+
+    async def _live_or_empty(self, weights_id: str) -> str:
+        try:
+            return await self._repository.live(weights_id, fresh=True)
+        except NotFound:
+            return ""
+
+
+def check_signature(signature: Iterable[float] | F32) -> F32:
+    """f32[D] with finite values and length 1. Raises InvalidInput."""
+    vector = np.asarray(signature, np.float32)
+    if vector.ndim != 1 or not vector.size:
+        raise InvalidInput("signature is empty", reason="SIGNATURE_INVALID")
+    if not np.isfinite(vector).all():
+        raise InvalidInput("signature has values that are not finite", reason="SIGNATURE_INVALID")
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    if abs(length - 1.0) > NORM_TOLERANCE:
+        raise InvalidInput(f"signature has length {length:.4g}; normalise it to 1", reason="SIGNATURE_INVALID")
+    return vector
+
+
+def _wanted(pattern_set: PatternSet) -> dict[str, int]:
+    """How many neighbours of which pattern the decision needs."""
+    most = pattern_set.document.neighbours
+    return {member.pattern_id: min(most, member.exemplars) for member in pattern_set.specialists}
+
+
+def _exemplars(pattern_set: PatternSet) -> int:
+    return sum(member.exemplars for member in pattern_set.specialists)
+
+
+def _check_weights(set_id: str, pattern_set: PatternSet, weights_id: str) -> None:
+    if pattern_set.weights_id != weights_id:
+        raise InvalidInput(
+            f"pattern set {set_id} belongs to weights {pattern_set.weights_id}, not to {weights_id}",
+            reason="WEIGHTS_MISMATCH",
+        )

@@ -1,0 +1,31 @@
+"""Settings of the retrieval service."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from premoe_servicekit.settings import ServerSettings
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+
+class RetrievalSettings(ServerSettings):
+    """Recognises the task of a prompt from its routing signature (premoe.patterns.v1.PatternService).
+
+    Every flag may also be given as PREMOE_RETRIEVAL_<FLAG>. Traces go where the OTEL_* variables say.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="PREMOE_RETRIEVAL_")
+
+    store_url: str
+    """Object store that holds patterns, sets and live pointers: file:///folder, s3://bucket/prefix, memory://name."""
+    index: Literal["qdrant", "memory"] = "qdrant"
+    """Vector index: Qdrant, or a plain matrix in this process."""
+    qdrant: str = ":memory:"
+    """Where Qdrant keeps its points: ":memory:", a folder (both embedded), or the URL of a server."""
+    qdrant_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds to wait for a Qdrant server."""
+    on_unknown: Literal["generalist", "full", "reject"] | None = None
+    """Policy for unknown tasks when the request names none; without it, the pattern set's own."""
+    live_refresh_s: float = Field(default=1.0, ge=0)
+    """Seconds for which a live pointer is trusted before it is read again: how soon other replicas' switches count."""

@@ -1,0 +1,1 @@
+"""WorkerService: generation over hot-swapped experts."""

@@ -1,0 +1,1 @@
+"""gRPC clients of the worker: expert store and retrieval."""

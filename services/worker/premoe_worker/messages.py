@@ -1,0 +1,133 @@
+"""Protobuf messages to domain values and back."""
+
+from __future__ import annotations
+
+from premoe.worker.v1 import worker_pb2
+
+from premoe_runtime.engines.base import FinishReason, SamplingParams
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.manager import Residency
+from premoe_runtime.swapping import SwapReport
+from premoe_worker.adapters.retrieval import DECISIONS, POLICIES
+from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Prompt, Started, Turn
+from premoe_worker.limits import Limits
+
+_DECISION_NUMBERS = {name: number for number, name in DECISIONS.items()}
+_POLICY_NAMES = {number: name for name, number in POLICIES.items()}
+_FINISH: dict[FinishReason, worker_pb2.FinishReason.ValueType] = {
+    "stop": worker_pb2.FINISH_REASON_STOP,
+    "length": worker_pb2.FINISH_REASON_LENGTH,
+    "cancelled": worker_pb2.FINISH_REASON_CANCELLED,
+}
+
+
+def prompt(message: worker_pb2.Prompt) -> Prompt:
+    """Raises InvalidInput when nothing, or nothing but emptiness, was sent."""
+    kind = message.WhichOneof("kind")
+    value: Prompt = ""
+    if kind == "text":
+        value = message.text
+    elif kind == "token_ids":
+        value = tuple(message.token_ids.ids)
+    elif kind == "chat":
+        value = tuple(Turn(turn.role, turn.content) for turn in message.chat.messages)
+    if not value:
+        raise InvalidInput("the prompt is empty; send text, token ids or messages", reason="PROMPT_EMPTY")
+    return value
+
+
+def ask(request: worker_pb2.GenerateRequest) -> Ask:
+    """Raises InvalidInput for an empty prompt and for numbers that stand for nothing."""
+    if request.on_unknown and request.on_unknown not in _POLICY_NAMES:
+        raise InvalidInput(f"on_unknown {request.on_unknown} is no policy", reason="POLICY_INVALID")
+    return Ask(
+        prompt=prompt(request.prompt),
+        sampling=_sampling(request.sampling),
+        choice=_choice(request.pattern) if request.HasField("pattern") else None,
+        active_experts=request.active_experts if request.HasField("active_experts") else None,
+        on_unknown=_POLICY_NAMES.get(request.on_unknown),
+        model=request.model,
+    )
+
+
+def response(event: Event) -> worker_pb2.GenerateResponse:
+    if isinstance(event, Started):
+        started = worker_pb2.Started(
+            pattern=_choice_message(event.choice),
+            prompt_tokens=event.prompt_tokens,
+            swap=swap(event.swap),
+            generation=event.swap.generation,
+        )
+        return worker_pb2.GenerateResponse(started=started)
+    if isinstance(event, Delta):
+        return worker_pb2.GenerateResponse(delta=worker_pb2.Delta(text=event.text, token_ids=event.token_ids))
+    return worker_pb2.GenerateResponse(finished=_finished(event))
+
+
+def swap(report: SwapReport) -> worker_pb2.Swap:
+    return worker_pb2.Swap(
+        blobs_loaded=report.blobs,
+        bytes_loaded=report.bytes,
+        blobs_evicted=report.evicted,
+        bytes_fetched=report.bytes_fetched,
+        milliseconds=report.milliseconds,
+    )
+
+
+def residency(
+    snapshot: Residency, manifest: Manifest, limits: Limits, *, name: str, context_length: int
+) -> worker_pb2.GetResidencyResponse:
+    return worker_pb2.GetResidencyResponse(
+        model_id=manifest.model_id,
+        weights_id=manifest.weights_id,
+        model_name=name,
+        generation=snapshot.generation,
+        layers=[worker_pb2.LayerResidency(slots=row) for row in snapshot.slots],
+        device_bytes=snapshot.device_bytes,
+        host_bytes=snapshot.host_bytes,
+        total_bytes=manifest.experts_bytes,
+        slots_per_layer=limits.slots,
+        experts_per_layer=manifest.num_experts,
+        context_length=context_length,
+        budget=str(limits.budget),
+        running=snapshot.running,
+        waiting=snapshot.waiting,
+    )
+
+
+def _sampling(message: worker_pb2.Sampling) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=message.max_tokens,
+        temperature=message.temperature,
+        top_p=message.top_p or 1.0,
+        stop=tuple(message.stop),
+        seed=message.seed if message.HasField("seed") else None,
+    )
+
+
+def _choice(message: worker_pb2.PatternChoice) -> PatternChoice:
+    if message.decision not in DECISIONS:
+        raise InvalidInput("pattern.decision must say specialist, generalist, full or reject", reason="PATTERN_MISSING")
+    return PatternChoice(DECISIONS[message.decision], message.pattern_id, message.task, message.score, message.reason)
+
+
+def _choice_message(choice: PatternChoice) -> worker_pb2.PatternChoice:
+    return worker_pb2.PatternChoice(
+        decision=_DECISION_NUMBERS[choice.decision],
+        pattern_id=choice.pattern_id,
+        task=choice.task,
+        score=choice.score,
+        reason=choice.reason,
+    )
+
+
+def _finished(event: Finished) -> worker_pb2.Finished:
+    return worker_pb2.Finished(
+        reason=_FINISH[event.reason],
+        prompt_tokens=event.prompt_tokens,
+        completion_tokens=event.completion_tokens,
+        retained_mass=event.retained_mass,
+        first_token_ms=event.first_token_ms,
+        decode_ms=event.decode_ms,
+    )

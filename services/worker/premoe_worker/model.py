@@ -1,0 +1,91 @@
+"""Everything of the runtime that a worker holds: the slot model, its engine, the residency manager and the prober."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from premoe_runtime.admission import KeptPattern
+from premoe_runtime.engines.base import Engine
+from premoe_runtime.engines.hf.engine import HfEngine
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.manager import ResidencyManager
+from premoe_runtime.ports import ExpertSource
+from premoe_runtime.prober import Prober
+from premoe_runtime.prompts import Span, encode_prompt
+from premoe_runtime.slot_model import SlotModel, load_slot_model
+from premoe_worker.domain import Prompt, Turn
+from premoe_worker.limits import Limits
+from premoe_worker.settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A prompt as token ids; ``span`` holds the tokens that a signature is made of."""
+
+    token_ids: tuple[int, ...]
+    span: Span
+
+
+class ServedModel:
+    """One model, ready to generate. Methods are safe from any thread; those marked so may take a while."""
+
+    def __init__(self, slot_model: SlotModel, engine: Engine, manager: ResidencyManager, prober: Prober) -> None:
+        self.slot_model = slot_model
+        self.engine = engine
+        self.manager = manager
+        self._prober = prober
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.slot_model.manifest
+
+    def encode(self, prompt: Prompt) -> Encoded:
+        """Token ids of a prompt. Takes a while for long ones. Raises InvalidInput (no user turn, template refuses)."""
+        if isinstance(prompt, str):
+            token_ids = tuple(int(token) for token in self.slot_model.tokenizer(prompt)["input_ids"])
+            return Encoded(token_ids, Span(0, len(token_ids)))
+        turns = [turn for turn in prompt if isinstance(turn, Turn)]
+        if not turns:
+            token_ids = tuple(item for item in prompt if isinstance(item, int))
+            return Encoded(token_ids, Span(0, len(token_ids)))
+        if turns[-1].role != "user":
+            raise InvalidInput("the last message must be the user's", reason="LAST_TURN")
+        rendered = encode_prompt(self.slot_model.tokenizer, turns)
+        return Encoded(rendered.token_ids, rendered.span)
+
+    def signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
+        """f32[D]. Takes a while; needs no routed expert."""
+        return self._prober.signature(encoded.token_ids, range(encoded.span.start, encoded.span.stop))
+
+    def check_integrity(self) -> None:
+        """Takes a while: reads every resident blob between two steps. Raises CorruptData."""
+        self.engine.at_boundary(self.slot_model.bank.check_integrity)
+
+    def any_pattern(self, kept: int) -> KeptPattern:
+        """The first ``kept`` experts of every layer: something to run where there is no pattern yet."""
+        mask = np.zeros((self.manifest.num_layers, self.manifest.num_experts), np.bool_)
+        mask[:, :kept] = True
+        return KeptPattern("first experts", mask)
+
+    def close(self) -> None:
+        """Cancel everything and stop the threads."""
+        self.manager.close()
+
+
+def load_model(source: ExpertSource, limits: Limits, settings: WorkerSettings) -> ServedModel:
+    """Read the skeleton and start the engine. Takes a while. Raises what the source and the runtime raise."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    slot_model = load_slot_model(
+        source, slots=limits.slots, device=settings.device, host_bytes=settings.host_memory_bytes
+    )
+    engine = HfEngine(slot_model, max_sequences=settings.max_sequences, context=settings.context_length)
+    manager = ResidencyManager(
+        engine, slot_model.bank, source, max_waiting=settings.queue_limit, copy_rate=settings.copy_rate_bytes
+    )
+    return ServedModel(slot_model, engine, manager, Prober(slot_model))

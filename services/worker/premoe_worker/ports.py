@@ -1,0 +1,32 @@
+"""What the worker asks of the outside."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from premoe_worker.domain import OnUnknown, PatternChoice, Ranking
+
+
+class Retrieval(Protocol):
+    """The retrieval service. Every method raises NotFound, CorruptData or Unavailable."""
+
+    async def retrieve(
+        self, weights_id: str, signature: npt.NDArray[np.float32], on_unknown: OnUnknown
+    ) -> PatternChoice:
+        """The decision for one signature f32[D]."""
+        ...
+
+    async def ranking(self, pattern_id: str) -> Ranking:
+        """A pattern's ranking; cached, for patterns are immutable."""
+        ...
+
+    async def generalist(self, weights_id: str) -> str:
+        """Pattern id of the live set's generalist; empty if it has none."""
+        ...
+
+    async def first_pattern(self, weights_id: str) -> str:
+        """The live set's generalist, else its first member; empty for an empty set."""
+        ...

@@ -1,0 +1,253 @@
+"""The worker's logic: which pattern a request runs under, and its answer as a stream of events. No gRPC types."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from opentelemetry import trace
+from premoe_servicekit.telemetry import tracer
+
+from premoe_runtime.admission import KeptPattern, ManagedRequest
+from premoe_runtime.engines.base import SequenceRequest, TokenEvent
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
+from premoe_runtime.manager import Residency
+from premoe_runtime.swapping import SwapReport
+from premoe_worker.domain import Ask, Delta, Event, Finished, OnUnknown, PatternChoice, Ranking, Started
+from premoe_worker.limits import Limits
+from premoe_worker.model import Encoded, ServedModel
+from premoe_worker.ports import Retrieval
+from premoe_worker.tracing import SwapSpan, describe_choice, describe_request, record_steps
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One served model. Use from one event loop."""
+
+    def __init__(
+        self, model: ServedModel, retrieval: Retrieval | None, limits: Limits, *, name: str, max_tokens: int = 256
+    ) -> None:
+        self.model = model
+        self.limits = limits
+        self.name = name
+        self._retrieval = retrieval
+        self._max_tokens = max_tokens
+        self._numbers = itertools.count(1)
+
+    async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
+        """Started, deltas, Finished. Closing the iterator early stops the sequence at the next step.
+
+        Raises InvalidInput (prompt, sampling, active experts), NotFound (model, pattern), Conflict (UNKNOWN_TASK,
+        full without slots), Exhausted (queue), Unavailable (retrieval, store, draining), CorruptData.
+        """
+        received_ns = time.time_ns()
+        self._check_model(ask.model)
+        ask = self._with_defaults(ask)
+        encoded = await asyncio.to_thread(self.model.encode, ask.prompt)
+        describe_request(ask, self.name, len(encoded.token_ids))
+        self._check(encoded, ask)
+        choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
+        choice, pattern, budget = await self._resolve(choice)
+        describe_choice(choice)
+        active = self._active(ask.active_experts, pattern, budget)
+        request = ManagedRequest(f"r{next(self._numbers)}", pattern, active, encoded.token_ids, ask.sampling)
+        answer = _Answer(choice, len(encoded.token_ids), received_ns)
+        async for event in answer.run(self.model, request):
+            yield event
+
+    async def probe(self, ask: Ask) -> tuple[npt.NDArray[np.float32], int, float]:
+        """Signature f32[D] of a prompt, tokens that counted, milliseconds. Raises InvalidInput."""
+        started = time.perf_counter()
+        encoded = await asyncio.to_thread(self.model.encode, ask.prompt)
+        self._check(encoded, self._with_defaults(ask))
+        signature = await self._signature(encoded)
+        return signature, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3
+
+    async def load_pattern(self, pattern_id: str) -> SwapReport:
+        """Make a pattern resident and pin it in host memory. Raises what ``generate`` raises for a pattern."""
+        pattern, _ = await self._pattern(pattern_id)
+        return await asyncio.to_thread(self.model.manager.load_pattern, pattern)
+
+    def unload_pattern(self, pattern_id: str) -> None:
+        self.model.manager.unload_pattern(pattern_id)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Refuse new requests; how many still ran after ``timeout_s`` seconds."""
+        return await asyncio.to_thread(self.model.manager.drain, timeout_s)
+
+    def residency(self) -> Residency:
+        return self.model.manager.residency()
+
+    async def verify(self) -> None:
+        """Prove that this worker works: swap a pattern in, run one real forward, check every resident byte.
+
+        Raises what a request would, and CorruptData.
+        """
+        pattern = await self._verification_pattern()
+        request = ManagedRequest(
+            "verification", pattern, min(self.limits.budget.active, int(pattern.kept.sum(axis=1).min())), (0, 0)
+        )
+        request = replace(request, sampling=replace(request.sampling, max_tokens=1))
+        answer = _Answer(PatternChoice("full", pattern.id), 2, time.time_ns())
+        async for event in answer.run(self.model, request):
+            if isinstance(event, Finished) and not 0.0 < event.retained_mass <= 1.001:
+                raise PremoeError(
+                    f"the first forward kept {event.retained_mass} of the router's mass; the weights cannot be right",
+                    reason="VERIFICATION_FAILED",
+                )
+        await asyncio.to_thread(self.model.check_integrity)
+
+    async def _verification_pattern(self) -> KeptPattern:
+        """The live set's generalist or first pattern; any experts where there is no set yet."""
+        try:
+            if self._retrieval is not None:
+                pattern_id = await self._retrieval.first_pattern(self.model.manifest.weights_id)
+                if pattern_id:
+                    return (await self._pattern(pattern_id))[0]
+        except PremoeError as error:
+            log.info("no pattern for the verified forward, any experts will do: %s", error)
+        return self.model.any_pattern(self.limits.budget.kept)
+
+    def _check_model(self, model: str) -> None:
+        if model not in ("", self.name, self.model.manifest.model_id):
+            raise NotFound(f"this worker serves {self.name}, not {model}", reason="MODEL_NOT_FOUND")
+
+    def _with_defaults(self, ask: Ask) -> Ask:
+        if ask.sampling.max_tokens:
+            return ask
+        return replace(ask, sampling=replace(ask.sampling, max_tokens=self._max_tokens))
+
+    def _check(self, encoded: Encoded, ask: Ask) -> None:
+        """Refuse what can never run before anything is probed, fetched or swapped. Raises InvalidInput."""
+        active = self.limits.budget.active if ask.active_experts is None else ask.active_experts
+        self.model.engine.check(SequenceRequest("check", encoded.token_ids, 0, active, ask.sampling))
+
+    async def _recognise(self, encoded: Encoded, on_unknown: OnUnknown) -> PatternChoice:
+        retrieval = self._require_retrieval()
+        signature = await self._signature(encoded)
+        with tracer().start_as_current_span("retrieve") as span:
+            choice = await retrieval.retrieve(self.model.manifest.weights_id, signature, on_unknown)
+            describe_choice(choice, span=span)
+        return choice
+
+    async def _signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
+        with tracer().start_as_current_span("probe") as span:
+            span.set_attribute("premoe.probe.tokens", encoded.span.stop - encoded.span.start)
+            return await asyncio.to_thread(self.model.signature, encoded)
+
+    async def _resolve(self, choice: PatternChoice) -> tuple[PatternChoice, KeptPattern, Budget]:
+        """The experts to keep for a choice, and the budget that says so."""
+        manifest = self.model.manifest
+        if choice.decision == "reject":
+            raise Conflict(f"no stored task fits this prompt: {choice.reason}", reason="UNKNOWN_TASK")
+        if choice.decision == "full":
+            pattern = KeptPattern.full(manifest.num_layers, manifest.num_experts)
+            return choice, pattern, Budget(manifest.top_k, manifest.num_experts)
+        if choice.decision == "generalist" and not choice.pattern_id:
+            pattern_id = await self._require_retrieval().generalist(manifest.weights_id)
+            if not pattern_id:
+                raise NotFound("the live pattern set has no generalist", reason="PATTERN_NOT_FOUND")
+            choice = replace(choice, pattern_id=pattern_id)
+        if not choice.pattern_id:
+            raise InvalidInput("a specialist needs a pattern id", reason="PATTERN_MISSING")
+        return (choice, *await self._pattern(choice.pattern_id))
+
+    async def _pattern(self, pattern_id: str) -> tuple[KeptPattern, Budget]:
+        ranking = await self._require_retrieval().ranking(pattern_id)
+        self._check_ranking(ranking)
+        budget = self.limits.generalist_budget if ranking.generalist else self.limits.budget
+        return KeptPattern(pattern_id, ranking.kept(budget), ranking.semantics), budget
+
+    def _check_ranking(self, ranking: Ranking) -> None:
+        manifest = self.model.manifest
+        if ranking.weights_id != manifest.weights_id:
+            raise InvalidInput(
+                f"pattern {ranking.pattern_id} was made for other weights than this worker's", reason="PATTERN_WEIGHTS"
+            )
+        if ranking.experts.shape != (manifest.num_layers, manifest.num_experts):
+            raise InvalidInput(f"pattern {ranking.pattern_id} has another shape than the model", reason="PATTERN_SHAPE")
+
+    def _require_retrieval(self) -> Retrieval:
+        if self._retrieval is None:
+            raise InvalidInput(
+                "this worker has no retrieval service, so it knows no patterns; start it with --retrieval",
+                reason="NO_RETRIEVAL",
+            )
+        return self._retrieval
+
+    def _active(self, wanted: int | None, pattern: KeptPattern, budget: Budget) -> int:
+        active = budget.active if wanted is None else wanted
+        if active > budget.kept:
+            raise InvalidInput(
+                f"{active} active experts asked for, but pattern {pattern.id} keeps {budget.kept} a layer",
+                reason="ACTIVE_EXPERTS_INVALID",
+            )
+        return active
+
+
+class _Answer:
+    """Carries one request's events from the engine's thread to the event loop."""
+
+    def __init__(self, choice: PatternChoice, prompt_tokens: int, received_ns: int) -> None:
+        self._choice = choice
+        self._prompt_tokens = prompt_tokens
+        self._received_ns = received_ns
+        self._completion_tokens = 0
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[SwapReport | TokenEvent] = asyncio.Queue()
+
+    async def run(self, model: ServedModel, request: ManagedRequest) -> AsyncGenerator[Event, None]:
+        swap = SwapSpan(self._choice)
+        started = False
+        # The manager copies this context: what it fetches for us becomes part of the swap span.
+        with trace.use_span(swap.span, end_on_exit=False):
+            handle = model.manager.generate(request, self._put, self._put)
+        try:
+            while True:
+                item = await self._queue.get()
+                if isinstance(item, SwapReport):
+                    started = True
+                    swap.end(item)
+                    yield Started(self._choice, self._prompt_tokens, item)
+                    continue
+                if item.error is not None:
+                    if not started:
+                        swap.fail(item.error)
+                    raise item.error
+                self._completion_tokens += len(item.token_ids)
+                if item.text or item.token_ids:
+                    yield Delta(item.text, item.token_ids)
+                if item.finish is not None:
+                    yield self._finished(item)
+                    return
+        finally:
+            handle.cancel()
+
+    def _put(self, item: SwapReport | TokenEvent) -> None:
+        # After a forced stop there may be no loop left to tell.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+    def _finished(self, event: TokenEvent) -> Finished:
+        assert event.finish is not None, "only the last event is turned into Finished"
+        timings = event.timings
+        first_ns = timings.first_token_ns if timings else 0
+        finished = Finished(
+            reason=event.finish,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            retained_mass=event.retained_mass or 0.0,
+            first_token_ms=(first_ns - self._received_ns) / 1e6 if first_ns else 0.0,
+            decode_ms=(timings.finished_ns - first_ns) / 1e6 if timings and first_ns else 0.0,
+        )
+        if timings is not None:
+            record_steps(timings, finished)
+        return finished

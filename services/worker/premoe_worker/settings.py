@@ -1,0 +1,56 @@
+"""Settings of the worker: `PREMOE_WORKER_*` variables and flags."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from premoe_servicekit.settings import ServerSettings
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+
+class WorkerSettings(ServerSettings):
+    """Generation over hot-swapped experts."""
+
+    model_config = SettingsConfigDict(env_prefix="PREMOE_WORKER_")
+
+    store: str
+    """Address of the expert store."""
+    retrieval: str = ""
+    """Address of the retrieval service; without one only the full model can be run."""
+    model_id: str = ""
+    """Pack to serve; empty when the store has exactly one."""
+    model_name: str = ""
+    """Name under which the model is served; empty: the last part of where its checkpoint came from."""
+    budget: str
+    """Experts activated per token out of experts kept per layer, for example 4/16."""
+    slots: int | None = Field(default=None, ge=1)
+    """Expert slots per layer; default: those of the largest budget and the spare ones, at most all experts."""
+    spare: int = Field(default=2, ge=0)
+    """Slots per layer beside those of a budget, so that the next pattern can come in while one runs."""
+    generalist_budget: str = ""
+    """Budget of the generalist; empty: the same as `budget`."""
+    on_unknown: Literal["generalist", "full", "reject"] = "generalist"
+    """What runs when no stored task fits; `full` needs slots for all experts."""
+    host_memory_bytes: int | None = Field(default=None, ge=0)
+    """Host memory for expert blobs outside slots; default: room to pass them through."""
+    max_sequences: int = Field(default=8, ge=1)
+    """Sequences in one batch; each has room for the whole context in the KV cache."""
+    context_length: int | None = Field(default=None, ge=8)
+    """Longest prompt and answer together, in tokens; default: 4096, or the model's own limit if less."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Tokens of an answer whose request names no number."""
+    queue_limit: int = Field(default=256, ge=0)
+    """Requests that may wait; more are refused with RESOURCE_EXHAUSTED."""
+    copy_rate_bytes: float | None = Field(default=None, gt=0)
+    """Most bytes a second that a swap copies while sequences decode; default: no limit."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the model; default: torch's own choice."""
+    device: str = "cpu"
+    """Torch device of the model and its expert slots."""
+    admin_host: str = "127.0.0.1"
+    """Address of the admin service."""
+    admin_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the admin service; 0 takes a free one, which the ready line names."""
+    drain_s: float = Field(default=30.0, ge=0)
+    """Seconds that Drain waits when the caller names no time."""

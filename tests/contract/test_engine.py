@@ -1,0 +1,383 @@
+"""The engine contract: what every engine behind the port must do."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.engines import EXPERTS, TOP_K, WAIT_SECONDS, Bench, hf_bench, prompt
+from support.oracle import masked_selection
+from support.tiny import FAMILIES, Family
+from transformers import AutoModelForCausalLM
+
+from premoe_runtime.engines.base import TokenEvent
+from premoe_runtime.formats.errors import Conflict, InvalidInput, Unavailable
+
+Opener = Callable[..., Bench]
+ENGINES: dict[str, Callable[..., AbstractContextManager[Bench]]] = {"hf": hf_bench}
+
+
+@pytest.fixture(params=ENGINES)
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    """Starts engines of one kind, closed at the end of the test."""
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> Bench:
+            return stack.enter_context(ENGINES[request.param](tmp_path, **options))
+
+        yield start
+
+
+class Gate:
+    """Holds the engine's thread at a sequence's first event until it is opened."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+
+    def __call__(self, event: TokenEvent) -> None:
+        assert self._open.wait(WAIT_SECONDS)
+
+    def open(self) -> None:
+        self._open.set()
+
+
+def stock_greedy(bench: Bench, token_ids: list[int], row: int, count: int) -> list[int]:
+    """The unmodified class's ``generate`` under the same mask."""
+    stock = AutoModelForCausalLM.from_pretrained(
+        bench.folder, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="grouped_mm"
+    ).eval()
+    with masked_selection(bench.kept[row][None], torch.zeros(1, dtype=torch.int64)) as seen:
+        output = stock.generate(
+            torch.tensor([token_ids]),
+            attention_mask=torch.ones(1, len(token_ids), dtype=torch.int64),
+            max_new_tokens=count,
+            do_sample=False,
+        )
+    assert seen.share_changed >= 0.3
+    tokens: list[int] = output[0, len(token_ids) :].tolist()
+    return tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_the_stock_generate_under_the_same_mask(opened: Opener, family: Family) -> None:
+    bench = opened(family=family, prefill_tokens=16)
+    for row in range(3):
+        asked = prompt(21 + 5 * row, seed=row)
+        assert bench.run(asked, row=row, max_tokens=24).tokens == stock_greedy(bench, asked, row, 24)
+
+
+def test_a_sliding_window_equals_the_stock_generate(opened: Opener) -> None:
+    bench = opened(family="mixtral", prefill_tokens=16, overrides={"sliding_window": 8})
+    asked = prompt(40)
+    assert bench.run(asked, max_tokens=20).tokens == stock_greedy(bench, asked, 0, 20)
+
+
+def test_mixed_patterns_in_one_batch_give_the_tokens_of_one_by_one(opened: Opener) -> None:
+    bench = opened(max_sequences=6, prefill_tokens=24)
+    jobs = [(prompt(6 + 9 * index, seed=index), index % 3, 1 + index % TOP_K) for index in range(10)]
+    alone = [bench.run(asked, row=row, active=active, max_tokens=20) for asked, row, active in jobs]
+    gate = Gate()
+    first = bench.submit(prompt(4), gate=gate)
+    together = [bench.submit(asked, row=row, active=active, max_tokens=20) for asked, row, active in jobs]
+    gate.open()
+    for one, other in zip(alone, together, strict=True):
+        assert other.wait().tokens == one.tokens
+        assert other.text == one.text
+        assert other.last.retained_mass == pytest.approx(one.last.retained_mass, abs=1e-5)
+    first.wait()
+
+
+def test_a_request_starts_before_the_running_one_ends(opened: Opener) -> None:
+    bench = opened()
+    order: list[str] = []
+    arrived = threading.Event()
+
+    def hold(event: TokenEvent) -> None:
+        assert arrived.wait(WAIT_SECONDS)
+        order.append("long")
+
+    long = bench.submit(prompt(5), max_tokens=40, gate=hold)
+    short = bench.submit(prompt(9, seed=1), row=1, max_tokens=3, gate=lambda event: order.append("short"))
+    arrived.set()
+    long.wait()
+    short.wait()
+    assert order.index("short") < 10
+    assert order[-1] == "long"
+
+
+def test_decoding_goes_on_while_a_long_prompt_is_prefilled(opened: Opener) -> None:
+    bench = opened(prefill_tokens=8, context=512)
+    order: list[str] = []
+    gate = Gate()
+
+    def hold(event: TokenEvent) -> None:
+        gate(event)
+        order.append("decoding")
+
+    decoding = bench.submit(prompt(4), max_tokens=60, gate=hold)
+    decoding.wait_first()
+    long = bench.submit(prompt(200, seed=1), max_tokens=1, gate=lambda event: order.append("long"))
+    gate.open()
+    decoding.wait()
+    long.wait()
+    # 25 pieces of 8 tokens, and the other sequence moves on by one token beside each of them.
+    assert 20 <= order.index("long") <= 30
+
+
+def note(order: list[int], index: int, event: TokenEvent) -> None:
+    order.append(index)
+
+
+def test_more_requests_than_rows_all_end_in_order_of_arrival(opened: Opener) -> None:
+    bench = opened(max_sequences=2)
+    order: list[int] = []
+    jobs = [bench.submit(prompt(4, seed=index), max_tokens=4, gate=partial(note, order, index)) for index in range(7)]
+    for job in jobs:
+        assert job.wait().last.finish == "length"
+    firsts = [order.index(index) for index in range(7)]
+    assert firsts == sorted(firsts)
+
+
+def test_a_seed_repeats_whatever_else_runs(opened: Opener) -> None:
+    bench = opened()
+    options: dict[str, Any] = {"max_tokens": 16, "temperature": 1.0, "top_p": 0.9, "seed": 11}
+    alone = bench.run(prompt(8), **options)
+    others = [bench.submit(prompt(5, seed=index), row=1, max_tokens=30, temperature=1.0) for index in range(3)]
+    assert bench.run(prompt(8), **options).tokens == alone.tokens
+    assert bench.run(prompt(8), **{**options, "seed": 12}).tokens != alone.tokens
+    for other in others:
+        other.wait()
+
+
+def test_events_carry_tokens_text_and_one_end(opened: Opener) -> None:
+    bench = opened()
+    ran = bench.run(prompt(8), max_tokens=12)
+    assert ran.last.finish == "length"
+    assert len(ran.tokens) == 12
+    assert ran.text == bench.slot_model.tokenizer.decode(ran.tokens, skip_special_tokens=True)
+    assert [event.last for event in ran.events] == [False] * 11 + [True]
+    assert all(event.retained_mass is None and event.timings is None for event in ran.events[:-1])
+    assert ran.last.retained_mass is not None
+    assert 0 < ran.last.retained_mass < 1
+    timings = ran.last.timings
+    assert timings is not None
+    assert 0 < timings.submitted_ns <= timings.started_ns <= timings.first_token_ns <= timings.finished_ns
+
+
+def test_a_full_row_retains_everything(opened: Opener) -> None:
+    bench = opened(rows=1, kept_per_layer=EXPERTS)
+    assert bench.run(prompt(8), max_tokens=4).last.retained_mass == pytest.approx(1.0)
+
+
+def test_the_end_token_stops(opened: Opener) -> None:
+    bench = opened()
+    free = bench.run(prompt(8), max_tokens=12).tokens
+    ending = opened(overrides={"eos_token_id": [free[5]]})
+    ran = ending.run(prompt(8), max_tokens=12)
+    assert ran.last.finish == "stop"
+    assert ran.tokens == free[: free.index(free[5]) + 1]
+    assert ran.text == bench.slot_model.tokenizer.decode(ran.tokens[:-1], skip_special_tokens=True)
+
+
+def test_a_stop_string_ends_the_answer_before_itself(opened: Opener) -> None:
+    bench = opened()
+    free = bench.run(prompt(8), max_tokens=40).text
+    start = next(i for i in range(5, len(free) - 2) if "\ufffd" not in free[i : i + 2])
+    stop = free[start : start + 2]
+    ran = bench.run(prompt(8), max_tokens=40, stop=(stop, "never seen"))
+    assert ran.last.finish == "stop"
+    assert ran.text == free[: free.index(stop)]
+
+
+def test_the_context_bounds_the_answer(opened: Opener) -> None:
+    bench = opened(context=32)
+    assert bench.engine.context == 32
+    ran = bench.run(prompt(28), max_tokens=100)
+    assert ran.last.finish == "length"
+    assert len(ran.tokens) == 4
+    assert len(bench.run(prompt(31), max_tokens=100).tokens) == 1
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "options", "reason"),
+    [
+        ([], {}, "PROMPT_EMPTY"),
+        ([1] * 32, {}, "PROMPT_TOO_LONG"),
+        ([1, -1], {}, "TOKEN_ID_INVALID"),
+        ([1, 10_000], {}, "TOKEN_ID_INVALID"),
+        ([1], {"max_tokens": 0}, "MAX_TOKENS_INVALID"),
+        ([1], {"active": 0}, "ACTIVE_EXPERTS_INVALID"),
+        ([1], {"active": TOP_K + 1}, "ACTIVE_EXPERTS_INVALID"),
+    ],
+)
+def test_requests_that_can_never_run_are_refused(
+    opened: Opener, token_ids: list[int], options: dict[str, Any], reason: str
+) -> None:
+    bench = opened(context=32)
+    with pytest.raises(InvalidInput) as caught:
+        bench.submit(token_ids, **options)
+    assert caught.value.reason == reason
+    with pytest.raises(InvalidInput):
+        bench.engine.check(bench.request(token_ids, **options))
+    assert bench.engine.stats().waiting == 0
+
+
+def test_an_id_in_use_is_refused(opened: Opener) -> None:
+    bench = opened()
+    gate = Gate()
+    request = bench.request(prompt(4), max_tokens=2)
+    ended = threading.Event()
+
+    def on_event(event: TokenEvent) -> None:
+        gate(event)
+        if event.last:
+            ended.set()
+
+    bench.engine.submit(request, on_event)
+    with pytest.raises(Conflict):
+        bench.engine.submit(request, on_event)
+    gate.open()
+    assert ended.wait(WAIT_SECONDS)
+
+
+def test_cancel_frees_the_row_at_once(opened: Opener) -> None:
+    bench = opened(max_sequences=1, context=1024)
+    running = bench.submit(prompt(4), max_tokens=1000).wait_first()
+    queued = bench.submit(prompt(4, seed=2), max_tokens=3)
+    waiting = bench.submit(prompt(4, seed=1), max_tokens=3)
+    queued.cancel()
+    assert queued.wait().last.finish == "cancelled"
+    assert queued.tokens == []
+    assert not running.ended.is_set()
+    running.cancel()
+    running.cancel()
+    assert running.wait().last.finish == "cancelled"
+    assert waiting.wait().last.finish == "length"
+    assert len(running.tokens) < 1000
+    waiting.cancel()
+    stats = bench.engine.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+def test_a_receiver_that_fails_loses_only_its_own_sequence(opened: Opener) -> None:
+    bench = opened()
+
+    def fail(event: TokenEvent) -> None:
+        if not event.last:
+            raise RuntimeError("receiver gone")
+
+    gate = Gate()
+    other = bench.submit(prompt(5, seed=1), max_tokens=10, gate=gate)
+    lost = bench.submit(prompt(4), max_tokens=50, gate=fail)
+    gate.open()
+    assert lost.wait().last.finish == "cancelled"
+    assert len(lost.tokens) == 1
+    assert len(other.wait().tokens) == 10
+
+
+def test_a_paused_sequence_goes_on_as_if_nothing_had_been(opened: Opener) -> None:
+    bench = opened(max_sequences=1)
+    expected = bench.run(prompt(20), max_tokens=30).tokens
+    gate = Gate()
+    paused = bench.submit(prompt(20), max_tokens=30, gate=gate)
+    paused.wait_first()
+    bench.engine.pause(frozenset({paused.request_id, "unknown"}))
+    gate.open()
+    bench.engine.at_boundary(lambda: None)
+    before = len(paused.tokens)
+    # The only row goes to another sequence meanwhile, and back.
+    other = bench.run(prompt(25, seed=4), row=1, max_tokens=10)
+    assert other.last.finish == "length"
+    assert len(paused.tokens) == before < 30
+    bench.engine.resume(frozenset({paused.request_id}))
+    assert paused.wait().tokens == expected
+
+
+def test_a_paused_sequence_can_be_cancelled(opened: Opener) -> None:
+    bench = opened(context=1024)
+    paused = bench.submit(prompt(4), max_tokens=900).wait_first()
+    bench.engine.pause(frozenset({paused.request_id}))
+    paused.cancel()
+    assert paused.wait().last.finish == "cancelled"
+
+
+def test_boundary_actions_run_between_steps(opened: Opener) -> None:
+    bench = opened(context=1024)
+    running = bench.submit(prompt(4), max_tokens=900).wait_first()
+    threads: list[str] = []
+    bench.engine.at_boundary(lambda: threads.append(threading.current_thread().name))
+    bench.engine.at_boundary(lambda: bench.engine.at_boundary(lambda: threads.append("nested")))
+    assert threads[0] != threading.current_thread().name
+    assert threads[1] == "nested"
+
+    def fail() -> None:
+        raise Unavailable("not now")
+
+    with pytest.raises(Unavailable, match="not now"):
+        bench.engine.at_boundary(fail)
+    assert not running.ended.is_set()
+    running.cancel()
+    running.wait()
+
+
+def test_tables_written_at_a_boundary_hold_from_the_next_step(opened: Opener) -> None:
+    bench = opened(rows=2)
+    asked = prompt(12)
+    one, other = (bench.run(asked, row=row, max_tokens=8).tokens for row in range(2))
+    assert one != other
+    bench.engine.at_boundary(lambda: bench.slot_model.bank.set_row(0, bench.kept[1]))
+    assert bench.run(asked, row=0, max_tokens=8).tokens == other
+
+
+def test_stats_count(opened: Opener) -> None:
+    bench = opened()
+    bench.run(prompt(9), max_tokens=4)
+    bench.run(prompt(5), max_tokens=2)
+    stats = bench.engine.stats()
+    assert (stats.prompt_tokens, stats.completion_tokens) == (14, 6)
+    assert stats.steps >= 6
+
+
+def test_close_cancels_and_refuses(opened: Opener) -> None:
+    bench = opened(max_sequences=1, context=1024)
+    running = bench.submit(prompt(4), max_tokens=900).wait_first()
+    waiting = bench.submit(prompt(4), max_tokens=3)
+    threads = threading.active_count()
+    bench.engine.close()
+    assert threading.active_count() == threads - 1
+    assert running.wait().last.finish == "cancelled"
+    assert waiting.wait().last.finish == "cancelled"
+    with pytest.raises(Unavailable):
+        bench.submit(prompt(4))
+    with pytest.raises(Unavailable):
+        bench.engine.at_boundary(lambda: None)
+    bench.engine.close()
+
+
+def test_random_traffic_leaves_nothing_behind(opened: Opener) -> None:
+    bench = opened(max_sequences=3, prefill_tokens=16)
+    generator = torch.Generator().manual_seed(5)
+
+    def pick(limit: int) -> int:
+        return int(torch.randint(0, limit, (), generator=generator))
+
+    jobs = []
+    for index in range(30):
+        jobs.append(bench.submit(prompt(1 + pick(40), seed=index), row=pick(3), max_tokens=1 + pick(12)))
+        if pick(3) == 0:
+            jobs[pick(len(jobs))].cancel()
+        if pick(4) == 0:
+            some = frozenset(job.request_id for job in jobs if pick(2))
+            bench.engine.pause(some)
+            bench.engine.resume(some)
+    assert {job.wait().last.finish for job in jobs} <= {"length", "stop", "cancelled"}
+    assert all(job.last.error is None for job in jobs)
+    stats = bench.engine.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+    bench.slot_model.bank.check_integrity()

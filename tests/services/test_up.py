@@ -1,0 +1,168 @@
+"""`premoe up` as people run it: one command, one stream of logs, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from click.testing import CliRunner
+from premoe_local.cli import command
+from support.mesh import BUDGET
+from support.processes import environ
+
+PATIENCE_S = 60.0
+
+
+@contextmanager
+def up(store_url: str, logs: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str], list[psutil.Process]]]:
+    """A running `premoe up`, what it announced, and its children."""
+    start = "import sys; from premoe_local.cli import main; main(sys.argv[1:])"
+    arguments = ["up", "--model", store_url, "--budget", BUDGET, "--port", "0", "--threads", "1", "--json"]
+    with logs.open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", start, *arguments], stdout=subprocess.PIPE, stderr=stderr, env=environ()
+        )
+    assert process.stdout is not None
+    children: list[psutil.Process] = []
+    try:
+        text = b""
+        while not text.endswith(b"}\n"):
+            line = process.stdout.readline()
+            assert line, logs.read_text()
+            text += line
+        children = psutil.Process(process.pid).children(recursive=True)
+        yield process, json.loads(text), children
+    finally:
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def gone(children: list[psutil.Process]) -> None:
+    """Assert that all of them end by themselves."""
+    _, alive = psutil.wait_procs(children, timeout=PATIENCE_S)
+    assert not alive
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_everything_cleanly(store_url: str, tmp_path: Path, number: signal.Signals) -> None:
+    logs = tmp_path / "logs"
+    with up(store_url, logs) as (process, announced, children):
+        assert httpx.get(f"{announced['url']}/health").json()["status"] == "ok"
+        assert len(children) == 4
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) == 0
+        gone(children)
+    lines = logs.read_text().splitlines()
+    assert lines[-1] == "stopping" or "stopping" in lines
+    assert any(line.startswith("worker    | ") for line in lines)
+    assert not [line for line in lines if "Traceback" in line or "error" in line.lower()]
+
+
+def test_a_child_that_dies_stops_the_mesh_with_one_line(store_url: str, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    with up(store_url, logs) as (process, _, children):
+        victim = next(child for child in children if "premoe_expert_store.cli" in child.cmdline())
+        victim.kill()
+        assert process.wait(PATIENCE_S) == 6
+        gone(children)
+    errors = [line for line in logs.read_text().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "store stopped by signal SIGKILL" in errors[0]
+
+
+def test_children_die_with_a_killed_parent(store_url: str, tmp_path: Path) -> None:
+    with up(store_url, tmp_path / "logs") as (process, _, children):
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        gone(children)
+
+
+def test_a_signal_during_start_leaves_nothing(store_url: str, tmp_path: Path) -> None:
+    start = "import sys; from premoe_local.cli import main; main(sys.argv[1:])"
+    arguments = ["up", "--model", store_url, "--budget", BUDGET, "--port", "0"]
+    with (tmp_path / "logs").open("wb") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", start, *arguments], stdout=subprocess.PIPE, stderr=stderr, env=environ()
+        )
+    children: list[psutil.Process] = []
+    until = time.monotonic() + PATIENCE_S
+    while len(children) < 2 and time.monotonic() < until:
+        children = psutil.Process(process.pid).children(recursive=True)
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out) == (130, b"")
+    gone(children)
+
+
+BAD: dict[str, tuple[list[str], int, str]] = {
+    "a > top-k": (["--budget", "5/8"], 2, "top-k is 4"),
+    "b < a": (["--budget", "4/2"], 2, "at least 4"),
+    "b > experts": (["--budget", "4/17"], 2, "the model has 16"),
+    "slots < b + spare": (["--budget", "2/4", "--slots", "5"], 2, "at least 6"),
+    "more spare": (["--budget", "2/4", "--slots", "6", "--spare", "4"], 2, "at least 8"),
+    "full": (["--budget", "2/4", "--on-unknown", "full"], 4, "--slots 16"),
+    "budget syntax": (["--budget", "quarter"], 2, "not of the form a/b"),
+    "no pack": (["--budget", "2/4", "--model", "memory://nothing"], 3, "no pack here"),
+    "port": (["--budget", "2/4", "--port", "{taken}"], 6, "is in use"),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
+def test_bad_options_are_one_line_before_anything_starts(store_url: str, case: tuple[list[str], int, str]) -> None:
+    arguments, code, message = case
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        given = ["up", "--model", store_url, "--port", "0", *(each.replace("{taken}", port) for each in arguments)]
+        old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            result = CliRunner().invoke(command, given)
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+    assert result.exit_code == code, result.output
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert not psutil.Process().children()
+
+
+def test_generate_against_a_worker_and_on_its_own(store_url: str, tmp_path: Path) -> None:
+    with up(store_url, tmp_path / "logs") as (_, announced, _):
+        address = announced["workers"][0]
+        plain = CliRunner().invoke(command, ["generate", "0123456789", "--address", address, "--max-tokens", "5"])
+        assert plain.exit_code == 0, plain.output
+        assert "retained mass" in plain.stderr
+        asked = ["generate", "0123456789", "--address", address, "--max-tokens", "5", "--json"]
+        document = json.loads(CliRunner().invoke(command, asked).stdout)
+        assert plain.stdout == document["text"] + "\n"
+        assert document["finish_reason"] in ("stop", "length")
+        assert document["decision"] in ("specialist", "generalist")
+        wrong = CliRunner().invoke(command, [*asked, "--pattern", "f" * 64])
+        assert (wrong.exit_code, wrong.stderr.count("\n")) == (3, 1)
+    alone = ["generate", "ABC", "--model", store_url, "--budget", BUDGET, "--pattern", "vowels", "--json"]
+    result = CliRunner().invoke(command, [*alone, "--max-tokens", "2"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["decision"] == "specialist"
+    assert not psutil.Process().children()
+
+
+def test_nobody_at_the_address() -> None:
+    result = CliRunner().invoke(command, ["generate", "hi", "--address", "127.0.0.1:1"])
+    assert (result.exit_code, result.stdout) == (6, "")
+    assert result.stderr.startswith("error: worker 127.0.0.1:1 does not answer")

@@ -1,0 +1,276 @@
+"""A worker process over gRPC: probe, residency, generation, cancellation, admin."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import grpc
+import numpy as np
+import pytest
+from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
+from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
+from premoe_local.mesh import Mesh
+from premoe_servicekit.clients import blocking_channel, channel
+from premoe_servicekit.errors import rpc_errors
+from support.mesh import BUDGET, UNKNOWN, mesh_over, prompts
+from support.processes import run_to_end, serving
+
+from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.patterns.library import find_set
+from premoe_runtime.storage import open_store
+
+Stub = worker_pb2_grpc.WorkerServiceStub
+
+
+@pytest.fixture
+def worker(mesh: Mesh) -> Iterator[Stub]:
+    with blocking_channel(mesh.worker_addresses[0]) as opened:
+        yield Stub(opened)
+
+
+@pytest.fixture
+async def aio_worker(mesh: Mesh) -> AsyncIterator[worker_pb2_grpc.WorkerServiceAsyncStub]:
+    async with channel(mesh.worker_addresses[0]) as opened:
+        yield Stub(opened)
+
+
+def chat(text: str) -> worker_pb2.Prompt:
+    return worker_pb2.Prompt(chat=worker_pb2.Chat(messages=[worker_pb2.Message(role="user", content=text)]))
+
+
+def request(text: str = "0123456789", tokens: int = 4, **fields: object) -> worker_pb2.GenerateRequest:
+    made = worker_pb2.GenerateRequest(prompt=chat(text), sampling=worker_pb2.Sampling(max_tokens=tokens))
+    made.MergeFrom(worker_pb2.GenerateRequest(**fields))  # type: ignore[arg-type]
+    return made
+
+
+def pattern_ids(store_url: str) -> dict[str, str]:
+    return {member.task: member.pattern_id for member in find_set(open_store(store_url)).members}
+
+
+def specialist(pattern_id: str) -> worker_pb2.PatternChoice:
+    return worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_SPECIALIST, pattern_id=pattern_id)
+
+
+def test_a_probe_is_a_signature_that_retrieval_recognises(mesh: Mesh, worker: Stub) -> None:
+    answer = worker.Probe(worker_pb2.ProbeRequest(prompt=chat(prompts("capitals", 1, seed=7)[0])))
+    assert (answer.tokens, answer.weights_id) == (24, mesh.manifest.weights_id)
+    assert np.linalg.norm(answer.signature) == pytest.approx(1, abs=1e-5)
+    with blocking_channel(mesh.retrieval_address) as opened:
+        stub = patterns_pb2_grpc.PatternServiceStub(opened)
+        found = stub.Retrieve(patterns_pb2.RetrieveRequest(weights_id=answer.weights_id, signature=answer.signature))
+    assert found.task == "capitals"
+
+
+def test_generate_reports_what_it_did_and_residency_agrees(mesh: Mesh, worker: Stub, store_url: str) -> None:
+    pattern_id = pattern_ids(store_url)["capitals"]
+    events = list(worker.Generate(request(tokens=5, pattern=specialist(pattern_id))))
+    started, finished = events[0].started, events[-1].finished
+    assert started.pattern.pattern_id == pattern_id
+    assert started.swap.bytes_loaded == started.swap.blobs_loaded * mesh.manifest.layout.blob_bytes
+    tokens = [token for event in events[1:-1] for token in event.delta.token_ids]
+    assert len(tokens) == finished.completion_tokens <= 5
+    assert finished.reason in (worker_pb2.FINISH_REASON_STOP, worker_pb2.FINISH_REASON_LENGTH)
+    assert 0 < finished.retained_mass < 1
+    again = list(worker.Generate(request(tokens=5, pattern=specialist(pattern_id))))
+    assert (again[0].started.swap.blobs_loaded, again[0].started.swap.milliseconds) == (0, 0.0)
+    residency = worker.GetResidency(worker_pb2.GetResidencyRequest())
+    assert residency.generation >= started.generation > 0
+    assert (residency.budget, residency.slots_per_layer, residency.experts_per_layer) == (BUDGET, 6, 16)
+    assert residency.device_bytes == 6 * 2 * mesh.manifest.layout.blob_bytes
+    assert residency.total_bytes == mesh.manifest.experts_bytes
+    with blocking_channel(mesh.retrieval_address) as opened:
+        stub = patterns_pb2_grpc.PatternServiceStub(opened)
+        ranking = stub.GetPattern(patterns_pb2.GetPatternRequest(pattern_id=pattern_id))
+    for layer, row in zip(residency.layers, ranking.layers, strict=True):
+        assert set(row.experts[:4]) <= set(layer.slots)
+
+
+def test_text_token_ids_and_chat_that_say_the_same_answer_the_same(worker: Stub) -> None:
+    full_text = "<|user|>abc<|assistant|>"
+    tokens = worker_pb2.TokenIds(ids=[258, *[ord(c) - ord("a") + 64 for c in "abc"], 259])
+    by_text = worker_pb2.Prompt(text=full_text)
+    answers = []
+    for prompt in (chat("abc"), by_text, worker_pb2.Prompt(token_ids=tokens)):
+        made = worker_pb2.GenerateRequest(prompt=prompt, sampling=worker_pb2.Sampling(max_tokens=6))
+        made.pattern.decision = patterns_pb2.DECISION_GENERALIST
+        events = list(worker.Generate(made))
+        answers.append([token for event in events for token in event.delta.token_ids])
+        assert events[0].started.prompt_tokens == 5
+    assert answers[0] == answers[1] == answers[2]
+
+
+BAD: dict[str, tuple[worker_pb2.GenerateRequest, type[PremoeError], str]] = {
+    "no prompt": (worker_pb2.GenerateRequest(), InvalidInput, "PROMPT_EMPTY"),
+    "empty chat": (request(""), InvalidInput, "PROMPT_EMPTY"),
+    "over-long": (request("x" * 300), InvalidInput, "PROMPT_TOO_LONG"),
+    "unknown pattern": (request(pattern=specialist("f" * 64)), NotFound, "PATTERN_NOT_FOUND"),
+    "no pattern id": (request(pattern=specialist("")), InvalidInput, "PATTERN_MISSING"),
+    "no decision": (request(pattern=worker_pb2.PatternChoice()), InvalidInput, "PATTERN_MISSING"),
+    "rejected": (
+        request(pattern=worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_REJECT)),
+        Conflict,
+        "UNKNOWN_TASK",
+    ),
+    "full without slots": (
+        request(pattern=worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_FULL)),
+        Conflict,
+        "FULL_NEEDS_ALL_SLOTS",
+    ),
+    "other model": (request(model="other"), NotFound, "MODEL_NOT_FOUND"),
+    "too many experts": (request(active_experts=5), InvalidInput, "ACTIVE_EXPERTS_INVALID"),
+    "no experts": (request(active_experts=0), InvalidInput, "ACTIVE_EXPERTS_INVALID"),
+    "unknown task": (
+        request(UNKNOWN, on_unknown=patterns_pb2.ON_UNKNOWN_REJECT),
+        Conflict,
+        "UNKNOWN_TASK",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
+def test_bad_requests_are_refused_with_a_reason(
+    worker: Stub, case: tuple[worker_pb2.GenerateRequest, type[PremoeError], str]
+) -> None:
+    made, kind, reason = case
+    with pytest.raises(kind) as caught, rpc_errors("worker"):
+        list(worker.Generate(made))
+    assert caught.value.reason == reason
+
+
+async def running(stub: worker_pb2_grpc.WorkerServiceAsyncStub) -> int:
+    residency = await stub.GetResidency(worker_pb2.GetResidencyRequest())
+    return residency.running + residency.waiting
+
+
+async def wait_idle(stub: worker_pb2_grpc.WorkerServiceAsyncStub) -> None:
+    async with asyncio.timeout(20):
+        while await running(stub):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def test_a_cancelled_call_frees_its_rows(aio_worker: worker_pb2_grpc.WorkerServiceAsyncStub) -> None:
+    generalist = worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_GENERALIST)
+    call = aio_worker.Generate(request(tokens=200, pattern=generalist))
+    async for event in call:
+        if event.WhichOneof("event") == "delta":
+            break
+    assert await running(aio_worker) == 1
+    call.cancel()
+    await wait_idle(aio_worker)
+
+
+async def test_a_deadline_ends_the_sequence(aio_worker: worker_pb2_grpc.WorkerServiceAsyncStub) -> None:
+    generalist = worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_GENERALIST)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for _ in aio_worker.Generate(request(tokens=200, pattern=generalist), timeout=0.05):
+            pass
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    await wait_idle(aio_worker)
+
+
+async def test_patterns_in_turn_and_together_answer_as_alone(
+    aio_worker: worker_pb2_grpc.WorkerServiceAsyncStub, store_url: str
+) -> None:
+    """Three patterns on six slots: some fit together, some must take turns."""
+
+    async def tokens(task: str) -> list[int]:
+        made = request(prompts(task, 1, seed=9)[0], tokens=40, pattern=specialist(pattern_ids(store_url)[task]))
+        return [token async for event in aio_worker.Generate(made) for token in event.delta.token_ids]
+
+    tasks = ["digits", "capitals", "vowels"]
+    alone = [await tokens(task) for task in tasks]
+    together = await asyncio.gather(*(tokens(task) for task in tasks))
+    assert list(together) == alone
+
+
+def test_admin_is_on_a_port_of_its_own(mesh: Mesh, worker: Stub, store_url: str) -> None:
+    assert mesh.admin_addresses[0].startswith("127.0.0.1:")
+    admin_request = worker_pb2.LoadPatternRequest(pattern_id=pattern_ids(store_url)["vowels"])
+    with blocking_channel(mesh.worker_addresses[0]) as opened:
+        with pytest.raises(grpc.RpcError) as caught:
+            worker_pb2_grpc.WorkerAdminServiceStub(opened).LoadPattern(admin_request)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with blocking_channel(mesh.admin_addresses[0]) as opened:
+        admin = worker_pb2_grpc.WorkerAdminServiceStub(opened)
+        admin.LoadPattern(admin_request)
+        with pytest.raises(NotFound), rpc_errors("worker"):
+            admin.LoadPattern(worker_pb2.LoadPatternRequest(pattern_id="f" * 64))
+        events = list(worker.Generate(request(pattern=specialist(admin_request.pattern_id))))
+        assert events[0].started.swap.blobs_loaded == 0
+        admin.UnloadPattern(worker_pb2.UnloadPatternRequest(pattern_id=admin_request.pattern_id))
+
+
+async def test_drain_waits_and_refuses(store_url: str) -> None:
+    with mesh_over(store_url) as mesh:
+        async with channel(mesh.worker_addresses[0]) as opened, channel(mesh.admin_addresses[0]) as admin_channel:
+            stub, admin = Stub(opened), worker_pb2_grpc.WorkerAdminServiceStub(admin_channel)
+            generalist = worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_GENERALIST)
+            call = stub.Generate(request(tokens=200, pattern=generalist))
+            first = await call.read()
+            assert isinstance(first, worker_pb2.GenerateResponse)
+            drained = asyncio.create_task(_drain(admin))
+            events = [event async for event in call]
+            assert events[-1].WhichOneof("event") == "finished"
+            assert await drained == 0
+            with pytest.raises(Unavailable) as caught, rpc_errors("worker"):
+                async for _ in stub.Generate(request()):
+                    pass
+            assert caught.value.reason == "DRAINING"
+
+
+async def _drain(admin: worker_pb2_grpc.WorkerAdminServiceAsyncStub) -> int:
+    return (await admin.Drain(worker_pb2.DrainRequest(timeout_s=60))).remaining
+
+
+STARTS: dict[str, tuple[list[str], int, str]] = {
+    "a > top-k": (["--budget", "5/8"], 2, "top-k is 4"),
+    "b < a": (["--budget", "4/2"], 2, "at least 4"),
+    "b > experts": (["--budget", "4/17"], 2, "the model has 16"),
+    "slots": (["--budget", "2/4", "--slots", "5"], 2, "at least 6"),
+    "full": (["--budget", "2/4", "--on-unknown", "full"], 4, "--slots 16"),
+    "model": (["--budget", "2/4", "--model-id", "f" * 64], 3, "f" * 16),
+}
+
+
+@pytest.fixture(scope="module")
+def store_address(store_url: str) -> Iterator[str]:
+    with serving("premoe_expert_store.cli", ["--store-url", store_url]) as child:
+        yield child.address
+
+
+@pytest.mark.parametrize("case", STARTS.values(), ids=STARTS.keys())
+def test_a_worker_that_cannot_work_says_so_in_one_line(store_address: str, case: tuple[list[str], int, str]) -> None:
+    arguments, code, message = case
+    ended = run_to_end("premoe_worker.cli", ["--store", store_address, *arguments])
+    assert ended.returncode == code, ended.stderr
+    assert ended.stdout == ""
+    (line,) = ended.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_worker_s_port_in_use_is_one_line(store_address: str) -> None:
+    arguments = ["--store", store_address, "--budget", "2/4", "--port", store_address.rpartition(":")[2]]
+    ended = run_to_end("premoe_worker.cli", arguments)
+    assert ended.returncode == 6
+    assert "is in use" in ended.stderr.strip()
+    assert len(ended.stderr.strip().splitlines()) == 1
+
+
+def test_without_retrieval_the_full_model_is_served(store_address: str, store_url: str) -> None:
+    experts = open_pack(store_url).manifest().num_experts
+    arguments = ["--store", store_address, "--budget", "2/4", "--slots", str(experts), "--threads", "1"]
+    with serving("premoe_worker.cli", arguments, {"OMP_WAIT_POLICY": "PASSIVE"}) as child:
+        with blocking_channel(child.address) as opened:
+            stub = Stub(opened)
+            full = worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_FULL)
+            events = list(stub.Generate(request(pattern=full)))
+            assert events[-1].finished.retained_mass == pytest.approx(1, abs=1e-4)
+            with pytest.raises(InvalidInput, match="no retrieval service"), rpc_errors("worker"):
+                list(stub.Generate(request()))
+        assert child.stop(signal.SIGTERM) == 0
+        assert "error" not in child.stderr().lower()

@@ -1,0 +1,81 @@
+"""The oracle of exactness: the unmodified stock class, masked from outside while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import torch
+from transformers import PreTrainedModel
+
+from premoe_runtime.formats.ids import ExpertId
+
+
+@dataclass
+class Masked:
+    """What the patched functions saw: per call whether each token's chosen set differs from the full router's."""
+
+    changed: list[torch.Tensor] = field(default_factory=list)
+
+    @property
+    def share_changed(self) -> float:
+        """Of all (token, layer) pairs, the share whose selection the mask changed."""
+        return float(torch.cat(self.changed).float().mean())
+
+
+@contextmanager
+def masked_selection(kept: torch.Tensor, rows: torch.Tensor) -> Iterator[Masked]:
+    """While open, stock routers choose among kept experts only.
+
+    ``kept``: bool[P, L, E]; ``rows``: i64[T], the row of each flattened token. ``torch.topk`` is patched: dropped
+    experts' scores become -inf for the choice; the values it returns are the family's own, over all experts.
+    """
+    seen, layers, original = Masked(), kept.shape[1], torch.topk
+
+    def topk(values: torch.Tensor, k: int, *args: Any, **kwargs: Any) -> Any:
+        allowed = kept[:, len(seen.changed) % layers][rows]
+        best = original(values.masked_fill(~allowed, -torch.inf), k, *args, **kwargs)
+        free = original(values, k, *args, **kwargs)
+        seen.changed.append((best.indices.sort(-1).values != free.indices.sort(-1).values).any(-1))
+        return best
+
+    with mock.patch.object(torch, "topk", topk):
+        yield seen
+
+
+@contextmanager
+def sliced_router(kept: torch.Tensor, rows: torch.Tensor) -> Iterator[Masked]:
+    """While open, stock routers behave as if dropped rows did not exist: -inf *before* their softmax."""
+    seen, layers, original = Masked(), kept.shape[1], torch.nn.functional.softmax
+
+    def softmax(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        allowed = kept[:, len(seen.changed) % layers][rows]
+        top = logits.float().topk(2, dim=-1).indices
+        seen.changed.append(~allowed.expand_as(logits).gather(-1, top).all(-1))
+        return original(logits.masked_fill(~allowed, -torch.inf), *args, **kwargs)
+
+    with mock.patch.object(torch.nn.functional, "softmax", softmax):
+        yield seen
+
+
+def stock_logits(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    """[B, S, V] of a plain forward without cache, no gradients."""
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids, use_cache=False, **kwargs).logits
+    return logits
+
+
+def random_kept(rows: int, layers: int, experts: int, count: int, seed: int = 0) -> torch.Tensor:
+    """bool[rows, layers, experts] with ``count`` experts kept per layer."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand((rows, layers, experts), generator=generator).argsort(-1)
+    return order < count
+
+
+def experts_of(kept: torch.Tensor) -> frozenset[ExpertId]:
+    """Of bool[..., L, E]: the union over the leading dimensions."""
+    union = kept.reshape(-1, *kept.shape[-2:]).any(0)
+    return frozenset(ExpertId(layer, expert) for layer, expert in union.nonzero().tolist())

@@ -1,0 +1,103 @@
+"""Tiny random checkpoints: real Hugging Face folders of the stock classes, small enough for any test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    MixtralConfig,
+    OlmoeConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+)
+
+Family = Literal["qwen3_moe", "mixtral", "olmoe"]
+FAMILIES: tuple[Family, ...] = ("qwen3_moe", "mixtral", "olmoe")
+
+SPECIAL_TOKENS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+VOCAB_SIZE = 256 + len(SPECIAL_TOKENS) + 3
+"""256 bytes, the special tokens, and three unused rows, as real checkpoints have."""
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer: ids 0-255 are bytes in GPT-2's alphabet order, then ``SPECIAL_TOKENS``."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={char: index for index, char in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in SPECIAL_TOKENS])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|end|>", clean_up_tokenization_spaces=False
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def tiny_config(family: Family = "qwen3_moe", **overrides: Any) -> Any:
+    """2 MoE layers of 16 experts, top-4, hidden 64, expert width 32; every field can be overridden."""
+    tokenizer = tiny_tokenizer()
+    values: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts_per_tok": 4,
+        "max_position_embeddings": 1024,
+        # Wide enough that routers prefer some experts clearly and outputs differ between experts.
+        "initializer_range": 0.2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": None,
+    }
+    if family == "qwen3_moe":
+        extra: dict[str, Any] = {
+            "num_experts": 16,
+            "moe_intermediate_size": 32,
+            "intermediate_size": 96,
+            "head_dim": 16,
+        }
+        return Qwen3MoeConfig(**{**values, **extra, "norm_topk_prob": True, **overrides})
+    if family == "mixtral":
+        extra = {"num_local_experts": 16, "intermediate_size": 32, "head_dim": 16, "sliding_window": None}
+        return MixtralConfig(**{**values, **extra, **overrides})
+    return OlmoeConfig(**{**values, "num_experts": 16, "intermediate_size": 32, **overrides})
+
+
+def tiny_model(
+    family: Family = "qwen3_moe", dtype: torch.dtype = torch.float32, *, seed: int = 0, **overrides: Any
+) -> PreTrainedModel:
+    """A random stock model in eval mode on the CPU. Leaves torch's global generator as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), attn_implementation="sdpa")
+    return model.to(dtype).eval()
+
+
+def tiny_checkpoint(
+    tmp_path: Path,
+    family: Family = "qwen3_moe",
+    dtype: torch.dtype = torch.float32,
+    *,
+    seed: int = 0,
+    shards: int = 2,
+    **overrides: Any,
+) -> Path:
+    """Write ``tmp_path/<family>`` as ``save_pretrained`` does: at least ``shards`` shards, config, tokenizer."""
+    model = tiny_model(family, dtype, seed=seed, **overrides)
+    folder = tmp_path / family
+    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+    model.save_pretrained(folder, max_shard_size=num_bytes // shards if shards > 1 else num_bytes * 2)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from premoe_expert_store.adapters.memory import MemoryCache
+from premoe_expert_store.breaker import GuardedCache
+from premoe_expert_store.budget import ByteBudget
+from premoe_expert_store.catalogue import Catalogue
+from premoe_expert_store.loader import BlobLoader
+from premoe_expert_store.ports import PIECE_BYTES, Hole
+from premoe_expert_store.service import FRAME_BYTES, ExpertStore
+from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
+
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, Unavailable
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.storage import LocalStore, Store, open_store
+
+BLOB = 3 << 20
+"""Three whole pieces and a short one."""
+
+
+class CountingStore(LocalStore):
+    """Counts what is read of expert files; may fail."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.reads: list[tuple[str, int, int]] = []
+        self.error: Exception | None = None
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> int:
+        self.reads.append((path, offset, sum(len(view) for view in views)))
+        self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return super().read_into(path, offset, views)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(length for _, _, length in self.reads)
+
+
+class Bench:
+    """A store, a pack in it, and the service."""
+
+    def __init__(
+        self, store: Store, *, cache: MemoryCache | None = None, window: int = 1, capacity: int = 1 << 30, **pack: int
+    ) -> None:
+        self.store = store
+        self.pack: BlobPack = write_blob_pack(store, **pack)
+        self.cache = cache
+        self.budget = ByteBudget(capacity)
+        self.loader = BlobLoader(store, GuardedCache(cache) if cache is not None else None, threads=4)
+        self.service = ExpertStore(Catalogue(store), self.loader, budget=self.budget, window_bytes=window, lease_s=60.0)
+
+    async def fetch(self, *experts: ExpertId, model_id: str = "") -> list[tuple[bytes, str]]:
+        """The blobs, put together from frames whose order and sizes are checked, and their tiers."""
+        found: list[tuple[bytearray, set[str]]] = []
+        async with aclosing(self.service.fetch(model_id, experts)) as frames:
+            async for frame in frames:
+                if frame.offset == 0:
+                    found.append((bytearray(), set()))
+                data, tiers = found[frame.index]
+                assert frame.index == len(found) - 1
+                assert frame.offset == len(data)
+                assert 0 < len(frame.data) <= FRAME_BYTES
+                data += frame.data
+                tiers.add(frame.tier)
+        return [(bytes(data), tiers.pop()) for data, tiers in found]
+
+    def expected(self, *experts: ExpertId, tier: str) -> list[tuple[bytes, str]]:
+        return [(self.pack.blobs[expert], tier) for expert in experts]
+
+    def digest(self, expert: ExpertId) -> str:
+        return self.pack.manifest.digest(expert)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CountingStore:
+    return CountingStore(tmp_path)
+
+
+async def settle() -> None:
+    for _ in range(100):
+        await asyncio.sleep(0)
+
+
+A, B, C, D = ExpertId(0, 1), ExpertId(1, 3), ExpertId(0, 2), ExpertId(1, 0)
+
+
+@pytest.mark.parametrize("window", [1, 20_000, 1 << 30], ids=["one by one", "in pairs", "all at once"])
+async def test_blobs_come_in_the_order_asked_each_byte_once(store: CountingStore, window: int) -> None:
+    bench = Bench(store, window=window)
+    asked = (B, A, C, B, D)
+    assert await bench.fetch(*asked) == bench.expected(*asked, tier="object")
+    assert store.read_bytes <= len(asked) * 8192
+    assert bench.budget.free_bytes == 1 << 30
+
+
+async def test_a_repeated_blob_is_read_once(store: CountingStore) -> None:
+    bench = Bench(store, window=1 << 30)
+    assert await bench.fetch(A, A, A) == bench.expected(A, A, A, tier="object")
+    assert store.read_bytes == 8192
+
+
+async def test_long_blobs_are_read_in_short_ranges(store: CountingStore) -> None:
+    bench = Bench(store, layers=1, experts=2, blob_bytes=20 << 20, window=1 << 30)
+    asked = (ExpertId(0, 1), ExpertId(0, 0))
+    assert await bench.fetch(*asked) == bench.expected(*asked, tier="object")
+    assert max(length for _, _, length in store.reads) <= 8 << 20
+    assert store.read_bytes == 40 << 20
+
+
+async def test_the_cache_is_filled_and_then_used(store: CountingStore) -> None:
+    bench = Bench(store, cache=MemoryCache(1 << 30), blob_bytes=BLOB)
+    assert await bench.fetch(A, B) == bench.expected(A, B, tier="object")
+    await bench.loader.close()
+    bench = Bench(store, cache=bench.cache, blob_bytes=BLOB)
+    store.reads.clear()
+    assert await bench.fetch(B, A) == bench.expected(B, A, tier="redis")
+    assert store.reads == []
+
+
+async def test_a_hole_is_read_from_the_object_alone(store: CountingStore) -> None:
+    cache = MemoryCache(1 << 30)
+    bench = Bench(store, cache=cache, blob_bytes=BLOB)
+    blob = memoryview(bench.pack.blobs[A])
+    cache.write(bench.digest(A), blob, [Hole(0, 1), Hole(2 * PIECE_BYTES, BLOB - 2 * PIECE_BYTES)])
+    assert await bench.fetch(A) == bench.expected(A, tier="object")
+    start = DATA_OFFSET + A.expert * BLOB
+    assert store.reads == [(bench.pack.layer_path(0), start + PIECE_BYTES, PIECE_BYTES)]
+    await bench.loader.close()
+    assert cache.holds([bench.digest(A)], BLOB) == [True]
+
+
+@pytest.mark.parametrize("holes", [(), (Hole(0, 10),)], ids=["whole", "with a hole"])
+async def test_corrupt_pieces_of_the_cache_never_leave_it(store: CountingStore, holes: tuple[Hole, ...]) -> None:
+    cache = MemoryCache(1 << 30)
+    bench = Bench(store, cache=cache, blob_bytes=BLOB)
+    bad = bytearray(bench.pack.blobs[A])
+    bad[-1] ^= 1
+    kept = [Hole(0, BLOB)] if not holes else [Hole(PIECE_BYTES, BLOB - PIECE_BYTES)]
+    cache.write(bench.digest(A), memoryview(bad), kept)
+    assert await bench.fetch(A) == bench.expected(A, tier="object")
+    await bench.loader.close()
+    bench = Bench(store, cache=cache, blob_bytes=BLOB)
+    assert await bench.fetch(A) == bench.expected(A, tier="redis")
+
+
+async def test_simultaneous_requests_share_a_read(store: CountingStore) -> None:
+    bench = Bench(store, window=1 << 30)
+    await bench.service.pack("")
+    store.gate.clear()
+    fetches = [asyncio.create_task(bench.fetch(A, B)) for _ in range(8)]
+    await settle()
+    store.gate.set()
+    assert await asyncio.gather(*fetches) == [bench.expected(A, B, tier="object")] * 8
+    assert store.read_bytes == 2 * 8192
+
+
+async def test_a_reader_that_leaves_gives_its_memory_back(store: CountingStore) -> None:
+    bench = Bench(store, window=8192, capacity=2 * 8192)
+    for taken in range(4):
+        async with aclosing(bench.service.fetch("", [A, B, C, D])) as frames:
+            for _ in range(taken):
+                await anext(frames)
+    assert bench.budget.free_bytes == 2 * 8192
+    assert await bench.fetch(A, B, C, D) == bench.expected(A, B, C, D, tier="object")
+
+
+async def test_a_slow_reader_holds_two_windows_and_no_more(store: CountingStore) -> None:
+    bench = Bench(store, experts=8, layers=8, window=2 * 8192)
+    asked = [ExpertId(layer, expert) for layer in range(8) for expert in range(8)]
+    async with aclosing(bench.service.fetch("", asked)) as frames:
+        await anext(frames)
+        await settle()
+        assert (1 << 30) - bench.budget.free_bytes == 4 * 8192
+        assert store.read_bytes <= 4 * 8192
+
+
+async def test_more_streams_than_memory_all_end(store: CountingStore) -> None:
+    bench = Bench(store, window=8192, capacity=8192)
+    results = await asyncio.gather(*(bench.fetch(A, B, C, D) for _ in range(10)))
+    assert results == [bench.expected(A, B, C, D, tier="object")] * 10
+
+
+async def test_a_cancelled_fetch_gives_its_memory_back(store: CountingStore) -> None:
+    bench = Bench(store, window=8192, capacity=2 * 8192)
+    for yields in range(30):
+        task = asyncio.create_task(bench.fetch(A, B, C, D))
+        for _ in range(yields):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+    await settle()
+    assert bench.budget.free_bytes == 2 * 8192
+    assert await bench.fetch(A, B) == bench.expected(A, B, tier="object")
+
+
+async def test_a_flipped_byte_is_corrupt_and_others_still_come(store: CountingStore) -> None:
+    bench = Bench(store)
+    path = bench.pack.layer_path(A.layer)
+    data = bytearray(store.get(path))
+    data[DATA_OFFSET + A.expert * 8192 + 100] ^= 1
+    store.put(path, bytes(data))
+    with pytest.raises(CorruptData, match="layer 0 expert 1 does not match its digest") as caught:
+        await bench.fetch(A)
+    assert caught.value.reason == "DIGEST_MISMATCH"
+    assert await bench.fetch(C) == bench.expected(C, tier="object")
+    results = await asyncio.gather(bench.fetch(A, C), bench.fetch(C), return_exceptions=True)
+    assert isinstance(results[0], CorruptData)
+    assert results[1] == bench.expected(C, tier="object")
+
+
+async def test_corrupt_bytes_are_not_cached(store: CountingStore) -> None:
+    cache = MemoryCache(1 << 30)
+    bench = Bench(store, cache=cache)
+    store.put(bench.pack.layer_path(0), bytes(DATA_OFFSET + 4 * 8192))
+    with pytest.raises(CorruptData):
+        await bench.fetch(A)
+    await bench.loader.close()
+    assert cache.holds([bench.digest(A)], 8192) == [False]
+
+
+async def test_a_truncated_object_is_corrupt(store: CountingStore) -> None:
+    bench = Bench(store, window=1 << 30)
+    path = bench.pack.layer_path(0)
+    store.put(path, store.get(path)[: DATA_OFFSET + 2 * 8192 + 5])
+    with pytest.raises(CorruptData, match="too short") as caught:
+        await bench.fetch(ExpertId(0, 0), C)
+    assert caught.value.reason == "OBJECT_TRUNCATED"
+    assert await bench.fetch(ExpertId(0, 0)) == bench.expected(ExpertId(0, 0), tier="object")
+
+
+async def test_a_missing_object_is_not_found_and_a_dead_store_unavailable(store: CountingStore) -> None:
+    bench = Bench(store)
+    store.delete(bench.pack.layer_path(0))
+    with pytest.raises(NotFound):
+        await bench.fetch(A)
+    store.error = Unavailable("s3 is down", reason="STORE_FAILED")
+    with pytest.raises(Unavailable, match="s3 is down"):
+        await bench.fetch(B)
+    store.error = None
+    assert await bench.fetch(B) == bench.expected(B, tier="object")
+
+
+async def test_what_does_not_exist_is_named() -> None:
+    bench = Bench(open_store(f"memory://{uuid.uuid4()}"))
+    with pytest.raises(NotFound, match=r"has no layer 2 expert 0; it has 2 layers of 4 experts") as expert:
+        await bench.fetch(ExpertId(2, 0))
+    with pytest.raises(NotFound, match="no pack 0000") as model:
+        await bench.service.pack("0000")
+    with pytest.raises(NotFound, match="no file 'skeleton/nothing'") as file:
+        await read_file(bench, "skeleton/nothing")
+    assert [one.value.reason for one in (expert, model, file)] == [
+        "EXPERT_NOT_FOUND",
+        "MODEL_NOT_FOUND",
+        "FILE_NOT_FOUND",
+    ]
+
+
+@pytest.mark.parametrize("name", ["../sets", "a/b", "", "x" * 200])
+async def test_paths_cannot_be_made_of_ids(name: str, tmp_path: Path) -> None:
+    service = Bench(open_store(str(tmp_path))).service
+    if name:
+        with pytest.raises(InvalidInput, match="is no id"):
+            await service.pack(name)
+    with pytest.raises(NotFound):
+        async with aclosing(service.fetch_file("", "../" + name)) as frames:
+            await anext(frames)
+
+
+async def test_no_experts_or_too_many_are_refused() -> None:
+    bench = Bench(open_store(f"memory://{uuid.uuid4()}"))
+    with pytest.raises(InvalidInput, match="no experts"):
+        await bench.service.resolve("", [])
+    with pytest.raises(InvalidInput, match="at most"):
+        await bench.service.resolve("", [A] * 70_000)
+
+
+async def test_an_empty_model_id_needs_exactly_one_pack() -> None:
+    store = open_store(f"memory://{uuid.uuid4()}")
+    with pytest.raises(NotFound, match="no pack in memory://"):
+        await Catalogue(store).pack("")
+    first = write_blob_pack(store, seed=1)
+    assert (await Catalogue(store).pack("")).manifest == first.manifest
+    store.put("models/half-written/skeleton/config.json", b"{}")
+    assert (await Catalogue(store).pack("")).manifest == first.manifest
+    write_blob_pack(store, seed=2)
+    with pytest.raises(InvalidInput, match="holds 2 packs") as caught:
+        await Catalogue(store).pack("")
+    assert caught.value.reason == "MODEL_AMBIGUOUS"
+
+
+async def test_a_manifest_under_another_name_is_corrupt() -> None:
+    store = open_store(f"memory://{uuid.uuid4()}")
+    pack = write_blob_pack(store)
+    store.put("models/other/manifest.json", pack.manifest.to_json())
+    store.put("models/broken/manifest.json", b"{}")
+    for name in ("other", "broken"):
+        with pytest.raises(CorruptData) as caught:
+            await Catalogue(store).pack(name)
+        assert caught.value.reason == "MANIFEST_INVALID"
+
+
+async def test_resolve_names_the_cache_first_where_it_has_the_blob(store: CountingStore) -> None:
+    cache = MemoryCache(1 << 30)
+    bench = Bench(store, cache=cache)
+    blob = memoryview(bench.pack.blobs[A])
+    cache.write(bench.digest(A), blob, [Hole(0, len(blob))])
+    resolved = await bench.service.resolve(bench.pack.model_id, [B, A])
+    assert [(place.expert, place.digest, place.tiers) for place in resolved.blobs] == [
+        (B, bench.digest(B), ("object",)),
+        (A, bench.digest(A), ("redis", "object")),
+    ]
+    assert resolved.num_bytes == 8192
+    assert resolved.lease_id
+    assert store.reads == []
+
+
+async def read_file(bench: Bench, path: str) -> bytes:
+    async with aclosing(bench.service.fetch_file(bench.pack.model_id, path)) as frames:
+        parts = [bytes(frame) async for frame in frames]
+    assert all(0 < len(part) <= FRAME_BYTES for part in parts)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("file_bytes", [0, 1, FRAME_BYTES, (17 << 20) + 3])
+async def test_files_come_whole(store: CountingStore, file_bytes: int) -> None:
+    bench = Bench(store, file_bytes=file_bytes)
+    for path, data in bench.pack.files.items():
+        assert await read_file(bench, path) == data
+    assert bench.budget.free_bytes == 1 << 30
+
+
+async def test_a_changed_or_shortened_file_is_corrupt(store: CountingStore) -> None:
+    bench = Bench(store)
+    path = bench.pack.path("skeleton/config.json")
+    store.put(path, bytes(3 << 20))
+    with pytest.raises(CorruptData, match="does not match its digest"):
+        await read_file(bench, "skeleton/config.json")
+    store.put(path, bytes(5))
+    with pytest.raises(CorruptData, match="too short"):
+        await read_file(bench, "skeleton/config.json")

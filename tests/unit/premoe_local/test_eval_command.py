@@ -1,0 +1,116 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from premoe_local.cli import command as premoe
+from support.profiles import ALPHABETS, packed_model, write_examples
+
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.patterns import library
+from premoe_runtime.storage import open_store
+
+
+def premoe_run(*arguments: object) -> Result:
+    return CliRunner().invoke(premoe, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds store/ (a packed model with a live set of three tasks) and <task>.jsonl files."""
+    folder = tmp_path_factory.mktemp("eval")
+    url = packed_model(folder)
+    for task in ALPHABETS:
+        data = write_examples(folder / f"{task}.jsonl", task)
+        assert premoe_run("profile", url, "--task", task, "--data", data).exit_code == 0
+    assert premoe_run("patterns", "build", url, "--set-live").exit_code == 0
+    return folder
+
+
+def url(folder: Path) -> str:
+    return f"file://{folder / 'store'}"
+
+
+def run(folder: Path, *arguments: object) -> Result:
+    return premoe_run("eval", url(folder), *arguments)
+
+
+def data(folder: Path, *tasks: str) -> list[str]:
+    return [part for task in tasks for part in ("--data", f"{task}={folder / task}.jsonl")]
+
+
+def test_every_variant_is_measured_at_every_budget(folder: Path) -> None:
+    result = run(folder, *data(folder, "digits", "vowels"), "--budgets", "4/16,2/4", "--limit", 6, "--json")
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)["results"]
+    assert len(results) == 2 * (1 + 2 * 4)
+    assert {entry["examples"] for entry in results} == {6}
+    by_key = {(entry["task"], entry["variant"], entry["budget"]): entry for entry in results}
+    full, everything = by_key["digits", "full", None], by_key["digits", "random", "4/16"]
+    # All experts kept is the full model, whatever the ranking.
+    assert everything["perplexity"] == pytest.approx(full["perplexity"])
+    assert full["retained_mass"] == pytest.approx(1)
+    assert by_key["digits", "specialist", "2/4"]["retained_mass"] > by_key["digits", "random", "2/4"]["retained_mass"]
+    assert by_key["digits", "wrong", "2/4"]["pattern"] == "vowels"
+
+
+def test_tables_and_single_patterns(folder: Path) -> None:
+    store = open_store(url(folder))
+    pattern = library.find_pattern(store, "digits")
+    result = run(
+        folder, *data(folder, "digits"), "--budgets", "4/8", "--limit", 2, "--patterns", pattern.pattern_id[:12]
+    )
+    assert result.exit_code == 0, result.output
+    assert "Exact match, %" in result.stdout
+    assert "Perplexity" in result.stdout
+    assert "generalist" not in result.stdout
+
+
+def test_the_measured_generalist_is_recorded_in_a_new_set(folder: Path) -> None:
+    store = open_store(url(folder))
+    weights_id = open_pack(url(folder)).manifest().weights_id
+    before = library.load_set(store, weights_id)
+    result = run(folder, *data(folder, "digits"), "--budgets", "4/8,4/6", "--limit", 3, "--record", "--json")
+    assert result.exit_code == 0, result.output
+    found = library.load_set(store, weights_id, json.loads(result.stdout)["recorded_set_id"])
+    assert library.load_set(store, weights_id).set_id == before.set_id != found.set_id
+    assert found.members == before.members
+    retention = found.retention(Budget(4, 6))
+    known = before.retention(Budget(4, 8))
+    again = found.retention(Budget(4, 8))
+    assert retention is not None
+    assert known is not None
+    assert again is not None
+    assert 0 < retention.mass < 1
+    assert again.mass == known.mass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "5/8"], 2, "the model's top-k is 4"),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/2"], 2, "keeps fewer experts than it activates"),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/17"], 2, "the model has 16"),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8;"], 2, "not of the form a/b"),
+        (["--data", "poem={f}/digits.jsonl", "--budgets", "4/8"], 3, "no pattern for task 'poem'"),
+        (["--data", "{f}/digits.jsonl", "--budgets", "4/8"], 2, "not of the form task=FILE"),
+        (["--data", "digits={f}/none.jsonl", "--budgets", "4/8"], 3, "no such calibration file"),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--patterns", "zz"], 3, "no pattern 'zz'"),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--set", "zz"], 3, "no set 'zz'"),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--patterns", "a", "--record"], 2, "needs a set"),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--set-live"], 2, "with --record only"),
+    ],
+)
+def test_bad_input_is_one_line(folder: Path, arguments: list[str], code: int, what: str) -> None:
+    result = run(folder, *(argument.format(f=folder) for argument in arguments))
+    assert result.exit_code == code, result.output
+    assert what in result.stderr
+    assert result.stdout == ""
+
+
+def test_examples_without_answers_are_named(folder: Path, tmp_path: Path) -> None:
+    path = write_examples(tmp_path / "digits.jsonl", "digits", 2, answer=None)
+    result = run(folder, "--data", f"digits={path}", "--budgets", "4/8")
+    assert result.exit_code == 2
+    assert f"{path}:1: has no answer" in result.stderr

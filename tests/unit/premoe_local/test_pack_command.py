@@ -1,0 +1,132 @@
+"""`premoe pack` and `premoe pack verify`: output, JSON, exit codes, one line on stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from premoe_local.cli import command
+from support.checkpoints import checkpoint, config
+
+from premoe_runtime.storage import LocalStore
+
+
+def premoe(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return checkpoint(tmp_path / "model", shards=2)
+
+
+def pack_file(store: Path, file: str) -> Path:
+    (found,) = store.glob(f"models/*/{file}")
+    return found
+
+
+def test_pack_then_pack_again_then_verify(source: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first = premoe("pack", source, "--to", store.as_uri())
+    assert first.exit_code == 0, first.output
+    (pack,) = (store / "models").iterdir()
+    assert first.stdout == f"packed qwen3_moe, {first.stdout.split(', ')[1].split(':')[0]}: {pack.as_uri()}\n"
+    again = premoe("pack", "--to", store, source)
+    assert (again.exit_code, again.stdout) == (0, f"already packed: {pack.as_uri()}\n")
+    verified = premoe("pack", "verify", store)
+    assert verified.exit_code == 0
+    assert verified.stdout.startswith("good: 18 blobs, ")
+
+
+def test_json_results(source: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    result = json.loads(premoe("pack", source, "--to", store, "--json").stdout)
+    manifest = json.loads(pack_file(store, "manifest.json").read_bytes())
+    assert result["model_id"] == manifest["model_id"]
+    assert result["weights_id"] == manifest["weights_id"]
+    assert result["url"] == (store / "models" / result["model_id"]).as_uri()
+    expected = {"family": "qwen3_moe", "layers": 3, "experts": 6, "blob_bytes": 8192, "resumed_layers": 0}
+    assert {key: result[key] for key in expected} == expected
+    assert result["bytes_read"] >= sum(path.stat().st_size for path in source.glob("*.safetensors"))
+    assert result["bytes_written"] > 3 * 6 * 8192
+    assert not result["already_packed"]
+    assert json.loads(premoe("pack", source, "--to", store, "--json").stdout)["already_packed"]
+    verified = json.loads(premoe("pack", "verify", store, "--json").stdout)
+    assert verified["good"]
+    assert (verified["blobs"], verified["faults"], verified["model_id"]) == (18, [], result["model_id"])
+
+
+def test_verify_names_the_first_bad_object_and_lists_all_with_json(source: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    premoe("pack", source, "--to", store)
+    for layer in (1, 2):
+        file = pack_file(store, f"experts/layer-00{layer}.safetensors")
+        file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    found = premoe("pack", "verify", store)
+    assert found.exit_code == 5
+    assert found.stdout == ""
+    assert found.stderr.count("\n") == 1
+    assert found.stderr.startswith("error: pack file://")
+    assert "experts/layer-001.safetensors layer 1 expert 5: does not match its digest (and 1 more)" in found.stderr
+    listed = premoe("pack", "verify", store, "--json")
+    assert listed.exit_code == 5
+    assert [fault["object"] for fault in json.loads(listed.stdout)["faults"]] == [
+        "experts/layer-001.safetensors layer 1 expert 5",
+        "experts/layer-002.safetensors layer 2 expert 5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"model_type": "kimi_k2"}, 2, "model type 'kimi_k2' is not supported"),
+        ({"auto_map": {"AutoConfig": "x.Y"}}, 2, "never run"),
+        ({"num_experts": 8}, 5, "experts.6.down_proj.weight is missing"),
+        ({"hidden_size": 64}, 5, "config.json says"),
+    ],
+)
+def test_refusals_are_one_line_and_an_exit_code(
+    source: Path, tmp_path: Path, change: dict[str, object], code: int, message: str
+) -> None:
+    (source / "config.json").write_text(json.dumps({**config(), **change}))
+    found = premoe("pack", source, "--to", tmp_path / "store")
+    assert (found.exit_code, found.stdout) == (code, "")
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
+    assert message in found.stderr
+    assert not (tmp_path / "store" / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["pack", "nowhere", "--to", "store"], 3, "error: nowhere: no such folder"),
+        (["pack", "verify", "nowhere"], 3, "error: nowhere: no pack here"),
+        (["pack", "nowhere", "--to", "ftp://x"], 3, "error: nowhere"),
+        (["pack", ".", "--to", "ftp://x"], 2, "error: ftp://x: unknown scheme"),
+    ],
+)
+def test_bad_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], code: int, message: str
+) -> None:
+    checkpoint(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    found = premoe(*arguments)
+    assert found.exit_code == code
+    assert found.stderr.startswith(message)
+
+
+def test_a_full_disk_is_exit_code_seven(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LocalStore, "free_bytes", lambda self: 10)
+    found = premoe("pack", source, "--to", tmp_path / "store")
+    assert found.exit_code == 7
+    assert found.stderr.startswith("error: no space for the pack in file://")
+
+
+def test_usage() -> None:
+    assert "SRC --to URL" in premoe("pack", "--help").stdout
+    missing = premoe("pack", "somewhere")
+    assert missing.exit_code == 2
+    assert "--to" in missing.stderr

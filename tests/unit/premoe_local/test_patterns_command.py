@@ -1,0 +1,132 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from premoe_local.cli import command as premoe
+from support.profiles import ALPHABETS, packed_model, profile, write_examples
+
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.patterns import library
+from premoe_runtime.storage import open_store
+
+
+def premoe_run(*arguments: object) -> Result:
+    return CliRunner().invoke(premoe, [str(argument) for argument in arguments])
+
+
+def run(*arguments: object) -> Result:
+    return premoe_run("patterns", *arguments)
+
+
+def document(*arguments: object) -> dict[str, object]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A packed model with a profile of three tasks and a live set."""
+    folder = tmp_path_factory.mktemp("patterns")
+    url = packed_model(folder)
+    for task in ALPHABETS:
+        data = write_examples(folder / f"{task}.jsonl", task)
+        assert premoe_run("profile", url, "--task", task, "--data", data).exit_code == 0
+    assert run("build", url, "--set-live").exit_code == 0
+    return url
+
+
+def weights(store: str) -> str:
+    return open_pack(store).manifest().weights_id
+
+
+def test_build_writes_a_set_that_can_be_made_live(store: str) -> None:
+    live = library.live_set_id(open_store(store), weights(store))
+    made = document("build", store, store, "--metric", "seer", "--quantile", "0.9")
+    assert made["set_id"] != live
+    assert made["live"] is False
+    assert library.live_set_id(open_store(store), weights(store)) == live
+    assert [member["task"] for member in made["members"]] == [*sorted(ALPHABETS), "generalist"]  # type: ignore[attr-defined]
+    assert [entry["budget"] for entry in made["generalist_retention"]] == ["4/8", "4/4"]  # type: ignore[attr-defined]
+    again = document("build", store, "--metric", "seer", "--quantile", "0.9", "--set-live")
+    assert again["set_id"] == made["set_id"] == library.live_set_id(open_store(store), weights(store))
+    document("build", store, "--set-live")
+
+
+def test_build_prints_tables_and_notes(store: str) -> None:
+    result = run("build", store, "--budget", "4/8")
+    assert result.exit_code == 0
+    assert "Router mass kept" in result.stdout
+    assert "held-out prompts are too few" in result.stderr
+
+
+def test_chosen_profiles_only(store: str) -> None:
+    listed = document("list", store)["profiles"]
+    digits = next(entry["profile_id"] for entry in listed if entry["task"] == "digits")  # type: ignore[attr-defined]
+    made = document("build", store, "--profiles", digits[:12])
+    assert [member["task"] for member in made["members"]] == ["digits", "generalist"]  # type: ignore[attr-defined]
+
+
+def test_list_and_show(store: str) -> None:
+    listed = document("list", store)
+    assert sum(entry["live"] for entry in listed["sets"]) == 1  # type: ignore[attr-defined]
+    result = run("list", store)
+    assert "digits" in result.stdout
+    shown = document("show", store, "digits", "--budget", "4/6")
+    assert [len(layer) for layer in shown["layers"]] == [6, 6]  # type: ignore[attr-defined]
+    by_id = document("show", store, str(shown["pattern_id"])[:16], "--budget", "4/6")
+    assert by_id == shown
+    assert document("show", store)["set_id"] == library.live_set_id(open_store(store), weights(store))
+    assert "cutoff" in run("show", store).stdout
+    assert "most needed first" in run("show", store, "digits").stdout
+
+
+def test_plot_writes_a_png(store: str, tmp_path: Path) -> None:
+    out = tmp_path / "digits.png"
+    result = run("plot", store, "digits", "--out", out, "--budget", "4/8")
+    assert result.exit_code == 0, result.output
+    data = out.read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))
+    assert width > height > 300
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "what"),
+    [
+        (["show", "{store}", "poem"], 3, "no task or pattern 'poem'"),
+        (["show", "{store}", "digits", "--budget", "4/99"], 2, "the model has 16"),
+        (["show", "{store}", "digits", "--budget", "x"], 2, "is not of the form a/b"),
+        (["show", "{store}", "--set", "ffff0000ffff"], 3, "no set 'ffff0000ffff'"),
+        (["plot", "{store}", "poem", "--out", "{tmp}/x.png"], 3, "no task or pattern"),
+        (["plot", "{store}", "--out", "{tmp}/absent/x.png"], 2, "No such file"),
+        (["build", "{store}", "--profiles", "zzzz"], 3, "no profile 'zzzz'"),
+        (["build", "{store}", "--quantile", "1.5"], 2, "quantile 1.5"),
+        (["build", "{store}", "--budget", "5/8"], 2, "the model's top-k is 4"),
+        (["build", "{store}", "--metric", "magic"], 2, "magic"),
+        (["show", "{tmp}"], 3, "no live pattern set"),
+    ],
+)
+def test_bad_input_is_one_line(store: str, tmp_path: Path, arguments: list[str], code: int, what: str) -> None:
+    result = run(*(argument.format(store=store, tmp=tmp_path) for argument in arguments))
+    assert result.exit_code == code, result.output
+    assert what in result.stderr
+
+
+def test_a_profile_of_other_weights_is_refused(store: str) -> None:
+    stranger = library.put_profile(open_store(store), profile("stranger", weights_id="f" * 64))
+    result = run("build", store, "--profiles", stranger)
+    assert result.exit_code == 2
+    assert "profile this model" in result.stderr
+    assert "stranger" not in run("build", store).stdout
+    open_store(store).delete(f"profiles/{stranger}.safetensors")
+
+
+def test_a_store_without_profiles_says_so(tmp_path: Path) -> None:
+    result = run("build", packed_model(tmp_path))
+    assert result.exit_code == 2
+    assert "premoe profile" in result.stderr

@@ -1,0 +1,265 @@
+"""The slot model against the unmodified stock class masked from outside: logits equal bit for bit, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.oracle import experts_of, masked_selection, random_kept, sliced_router, stock_logits
+from support.sources import MemorySource
+from support.tiny import FAMILIES, Family, tiny_checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.swap import bring
+from premoe_runtime.slot_model import SlotModel, load_slot_model
+
+LAYERS, EXPERTS = 2, 16
+ONE_ROW = torch.zeros(1, dtype=torch.int64)
+"""Every token under row 0, whatever their number."""
+each_family = pytest.mark.parametrize("family", FAMILIES)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
+
+
+def pair(
+    folder: Path, family: Family, dtype: torch.dtype, slots: int, **overrides: Any
+) -> tuple[PreTrainedModel, SlotModel]:
+    """The stock model and the slot model of one random checkpoint, both on the grouped_mm path."""
+    checkpoint = tiny_checkpoint(folder, family, dtype, **overrides)
+    stock = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=dtype, attn_implementation="sdpa", experts_implementation="grouped_mm"
+    )
+    # Whether weights want gradients decides how torch folds some products: both sides must be equal in that too.
+    return stock.eval().requires_grad_(False), load_slot_model(MemorySource(checkpoint), slots=slots)
+
+
+def narrow_twin(folder: Path, stock: PreTrainedModel, family: Family, top_k: int) -> PreTrainedModel:
+    """The same weights in a stock model that uses ``top_k`` experts a token."""
+    twin, _ = pair(folder, family, torch.float32, 2, num_experts_per_tok=top_k)
+    twin.load_state_dict(stock.state_dict())
+    return twin
+
+
+def slot_logits(slot_model: SlotModel, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    return stock_logits(slot_model.model, ids, **kwargs)
+
+
+def prompts(batch: int = 4, length: int = 24, seed: int = 3) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@each_family
+@each_dtype
+def test_all_experts_in_shuffled_slots_equal_the_stock_model(
+    tmp_path: Path, family: Family, dtype: torch.dtype
+) -> None:
+    stock, slots = pair(tmp_path, family, dtype, EXPERTS)
+    everything = torch.ones(LAYERS, EXPERTS, dtype=torch.bool)
+    # Arriving in two lots, the later experts lie in lower slots.
+    bring(slots.bank, slots.source, frozenset(e for e in experts_of(everything) if e.expert % 3 == 2))
+    bring(slots.bank, slots.source, experts_of(everything), {0: everything})
+    assert slots.bank.slot_table()[0] != list(range(EXPERTS))
+    assert torch.equal(slot_logits(slots, prompts()), stock_logits(stock, prompts()))
+
+
+@each_family
+@each_dtype
+@pytest.mark.parametrize("norm", [True, False])
+def test_restricted_router_equals_the_masked_stock_model(
+    tmp_path: Path, family: Family, dtype: torch.dtype, norm: bool
+) -> None:
+    overrides = {} if family == "mixtral" else {"norm_topk_prob": norm}
+    stock, slots = pair(tmp_path, family, dtype, 10, **overrides)
+    kept = random_kept(1, LAYERS, EXPERTS, 7)
+    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    with masked_selection(kept, ONE_ROW) as seen:
+        expected = stock_logits(stock, prompts())
+    assert seen.share_changed >= 0.3
+    assert len(seen.changed) == LAYERS
+    assert torch.equal(slot_logits(slots, prompts()), expected)
+    assert not torch.equal(expected, stock_logits(stock, prompts()))
+
+
+@each_family
+@each_dtype
+def test_swaps_into_other_slots_change_nothing(tmp_path: Path, family: Family, dtype: torch.dtype) -> None:
+    stock, slots = pair(tmp_path, family, dtype, 8)
+    patterns = random_kept(3, LAYERS, EXPERTS, 6, seed=5)
+    tables = []
+    for turn in (0, 1, 2, 0):
+        kept = patterns[turn : turn + 1]
+        bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+        slots.bank.check_integrity()
+        tables.append({expert: slot for layer in slots.bank.slot_table()[:1] for slot, expert in enumerate(layer)})
+        with masked_selection(kept, ONE_ROW) as seen:
+            expected = stock_logits(stock, prompts())
+        assert seen.share_changed >= 0.3
+        assert torch.equal(slot_logits(slots, prompts()), expected)
+    # The first pattern came back, but not every expert lies where it lay.
+    in_first = [expert for layer, expert in experts_of(patterns[0]) if layer == 0]
+    assert [tables[0][e] for e in in_first] != [tables[-1][e] for e in in_first]
+    assert slots.bank.generation == 4
+
+
+@each_family
+@each_dtype
+def test_different_patterns_in_one_batch(tmp_path: Path, family: Family, dtype: torch.dtype) -> None:
+    stock, slots = pair(tmp_path, family, dtype, 14)
+    patterns = random_kept(3, LAYERS, EXPERTS, 5, seed=2)
+    bring(slots.bank, slots.source, experts_of(patterns), {row: patterns[row] for row in range(3)})
+    ids = prompts(batch=6)
+    rows = torch.tensor([0, 1, 2, 1, 0, 2]).repeat_interleave(ids.shape[1])
+    with masked_selection(patterns, rows) as seen:
+        expected = stock_logits(stock, ids)
+    assert seen.share_changed >= 0.3
+    slots.steps(rows)
+    assert torch.equal(slot_logits(slots, ids), expected)
+
+
+def test_rows_may_differ_from_token_to_token(tmp_path: Path) -> None:
+    stock, slots = pair(tmp_path, "olmoe", torch.float32, 14)
+    patterns = random_kept(2, LAYERS, EXPERTS, 6, seed=8)
+    bring(slots.bank, slots.source, experts_of(patterns), {row: patterns[row] for row in range(2)})
+    rows = torch.randint(0, 2, (prompts().numel(),), generator=torch.Generator().manual_seed(1))
+    with masked_selection(patterns, rows) as seen:
+        expected = stock_logits(stock, prompts())
+    assert seen.share_changed >= 0.3
+    slots.steps(rows)
+    assert torch.equal(slot_logits(slots, prompts()), expected)
+
+
+@each_family
+@each_dtype
+def test_slice_semantics_equal_the_stock_model_without_the_rows(
+    tmp_path: Path, family: Family, dtype: torch.dtype
+) -> None:
+    stock, slots = pair(tmp_path, family, dtype, 9)
+    kept = random_kept(1, LAYERS, EXPERTS, 7, seed=4)
+    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]}, semantics="slice")
+    with sliced_router(kept, ONE_ROW) as seen:
+        expected = stock_logits(stock, prompts())
+    assert seen.share_changed >= 0.3
+    assert torch.equal(slot_logits(slots, prompts()), expected)
+
+
+def test_the_two_semantics_differ_without_renormalisation_only(tmp_path: Path) -> None:
+    kept = random_kept(1, LAYERS, EXPERTS, 7, seed=4)[0]
+    found = {}
+    for norm in (True, False):
+        _, slots = pair(tmp_path / str(norm), "olmoe", torch.float32, 9, norm_topk_prob=norm)
+        bring(slots.bank, slots.source, experts_of(kept), {0: kept})
+        slots.bank.set_row(1, kept, semantics="slice")
+        ids = prompts(batch=1).repeat(2, 1)
+        slots.steps(torch.tensor([0, 1]).repeat_interleave(ids.shape[1]))
+        selection, sliced = slot_logits(slots, ids)
+        found[norm] = float((selection - sliced).abs().max())
+    assert found[True] < 1e-4
+    assert found[False] > 0.05
+
+
+@each_family
+def test_fewer_active_experts_equal_a_stock_model_with_that_top_k(tmp_path: Path, family: Family) -> None:
+    stock, slots = pair(tmp_path, family, torch.float32, 8)
+    narrow = narrow_twin(tmp_path / "narrow", stock, family, 2)
+    kept = random_kept(1, LAYERS, EXPERTS, 7)
+    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    with masked_selection(kept, ONE_ROW) as seen:
+        expected = stock_logits(narrow, prompts())
+    assert seen.share_changed >= 0.3
+    slots.steps(0, 2)
+    assert torch.equal(slot_logits(slots, prompts()), expected)
+
+
+@each_family
+def test_fewer_kept_experts_than_top_k(tmp_path: Path, family: Family) -> None:
+    stock, slots = pair(tmp_path, family, torch.float32, 8)
+    narrow = narrow_twin(tmp_path / "narrow", stock, family, 3)
+    kept = random_kept(1, LAYERS, EXPERTS, 3)
+    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    with masked_selection(kept, ONE_ROW):
+        expected = stock_logits(narrow, prompts())
+    assert torch.equal(slot_logits(slots, prompts()), expected)
+
+
+def test_width_and_row_may_differ_within_a_batch(tmp_path: Path) -> None:
+    stock, slots = pair(tmp_path, "qwen3_moe", torch.float32, 14)
+    patterns = random_kept(2, LAYERS, EXPERTS, 6, seed=8)
+    bring(slots.bank, slots.source, experts_of(patterns), {row: patterns[row] for row in range(2)})
+    ids = prompts(batch=2)
+    rows, active = (torch.tensor(v).repeat_interleave(ids.shape[1]) for v in ([0, 1], [2, 4]))
+    slots.steps(rows, active)
+    together = slot_logits(slots, ids)
+    for index, width in enumerate((2, 4)):
+        alone = narrow_twin(tmp_path / str(width), stock, "qwen3_moe", width)
+        with masked_selection(patterns[index : index + 1], ONE_ROW):
+            expected = stock_logits(alone, ids[index : index + 1])
+        # Another batch shape may run other kernels: equal up to rounding only.
+        torch.testing.assert_close(together[index : index + 1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dense_blocks_are_counted_over(tmp_path: Path) -> None:
+    stock, slots = pair(tmp_path, "qwen3_moe", torch.float32, 8, num_hidden_layers=4, mlp_only_layers=[0, 2])
+    assert [layer.block for layer in slots.manifest.layers] == [1, 3]
+    kept = random_kept(1, LAYERS, EXPERTS, 7)
+    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    with masked_selection(kept, ONE_ROW) as seen:
+        expected = stock_logits(stock, prompts())
+    assert seen.share_changed >= 0.3
+    assert torch.equal(slot_logits(slots, prompts()), expected)
+
+
+@each_family
+def test_greedy_decoding_with_a_cache_and_left_padding(tmp_path: Path, family: Family) -> None:
+    stock, slots = pair(tmp_path, family, torch.float32, 8)
+    kept = random_kept(1, LAYERS, EXPERTS, 7)
+    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    ids, attention = prompts(batch=2, length=9), torch.ones(2, 9, dtype=torch.int64)
+    attention[0, :4] = 0
+    settings: dict[str, Any] = {
+        "attention_mask": attention,
+        "max_new_tokens": 12,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+        "eos_token_id": None,
+    }
+    with masked_selection(kept, ONE_ROW) as seen:
+        expected = stock.generate(ids, **settings)
+    assert seen.share_changed >= 0.3
+    found = slots.model.generate(ids, **settings)
+    assert torch.equal(found.sequences, expected.sequences)
+    assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))
+
+
+def test_fp32_from_a_bf16_pack_equals_the_stock_model_loaded_as_fp32(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, "mixtral", torch.bfloat16)
+    stock = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype=torch.float32, attn_implementation="sdpa", experts_implementation="grouped_mm"
+    )
+    slots = load_slot_model(MemorySource(checkpoint), slots=8, dtype=torch.float32)
+    kept = random_kept(1, LAYERS, EXPERTS, 7)
+    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    slots.bank.check_integrity()
+    with masked_selection(kept, ONE_ROW) as seen:
+        expected = stock_logits(stock.eval(), prompts())
+    assert seen.share_changed >= 0.3
+    assert torch.equal(slot_logits(slots, prompts()), expected)
+
+
+def test_retired_experts_are_never_chosen(tmp_path: Path) -> None:
+    """Between retire and publish a row loses its victims: what is left answers as the mask without them."""
+    stock, slots = pair(tmp_path, "olmoe", torch.float32, 8)
+    kept = random_kept(1, LAYERS, EXPERTS, 8)
+    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    newcomer = frozenset({ExpertId(0, int((~kept[0, 0]).nonzero()[0]))})
+    plan = slots.bank.plan(newcomer)
+    slots.bank.retire(plan)
+    (victim,) = plan.victims
+    left = kept.clone()
+    left[0, victim.layer, victim.expert] = False
+    slots.bank.arenas[0].slot(plan.loads[0].slot).fill_(255)  # half-written bytes: NaN in every dtype
+    with masked_selection(left, ONE_ROW):
+        expected = stock_logits(stock, prompts())
+    assert torch.equal(slot_logits(slots, prompts()), expected)

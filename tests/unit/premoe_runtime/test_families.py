@@ -1,0 +1,170 @@
+"""Families: names, shapes and routers by config; refusal of everything else by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pytest
+from support.checkpoints import CONFIGS, config
+
+from premoe_runtime.families.base import MoeModel
+from premoe_runtime.families.registry import FAMILIES, read_model
+from premoe_runtime.formats.errors import InvalidInput
+
+
+def read(family: str = "qwen3_moe", **overrides: object) -> MoeModel:
+    return read_with(overrides, family)
+
+
+def read_with(overrides: Mapping[str, object], family: str = "qwen3_moe") -> MoeModel:
+    return read_model(json.dumps(config(family, **overrides)).encode())
+
+
+def test_the_three_families() -> None:
+    assert set(FAMILIES) == {"qwen3_moe", "mixtral", "olmoe"} == set(CONFIGS)
+
+
+@pytest.mark.parametrize(
+    ("family", "gate", "up", "down"),
+    [
+        ("qwen3_moe", "mlp.experts.2.gate_proj", "mlp.experts.2.up_proj", "mlp.experts.2.down_proj"),
+        ("olmoe", "mlp.experts.2.gate_proj", "mlp.experts.2.up_proj", "mlp.experts.2.down_proj"),
+        ("mixtral", "block_sparse_moe.experts.2.w1", "block_sparse_moe.experts.2.w3", "block_sparse_moe.experts.2.w2"),
+    ],
+)
+def test_expert_names_and_their_place_in_the_blob(family: str, gate: str, up: str, down: str) -> None:
+    model = read(family)
+    inner = 24 if family == "qwen3_moe" else 40
+    assert model.intermediate_size == inner
+    found = [
+        (model.expert_name(1, 2, tensor), tensor.field, tensor.row, tensor.shape) for tensor in model.expert_tensors
+    ]
+    assert found == [
+        (f"model.layers.1.{gate}.weight", "gate_up", 0, (inner, 32)),
+        (f"model.layers.1.{up}.weight", "gate_up", inner, (inner, 32)),
+        (f"model.layers.1.{down}.weight", "down", 0, (32, inner)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "renormalise", "weights_dtype"),
+    [
+        ("qwen3_moe", {"norm_topk_prob": True}, True, "model"),
+        ("qwen3_moe", {"norm_topk_prob": None}, False, "model"),
+        ("olmoe", {"norm_topk_prob": False}, False, "model"),
+        ("olmoe", {"norm_topk_prob": True}, True, "model"),
+        ("mixtral", {"norm_topk_prob": False}, True, "float32"),
+    ],
+)
+def test_routers(family: str, overrides: dict[str, object], renormalise: bool, weights_dtype: str) -> None:
+    router = read_with(overrides, family).router
+    assert (router.score, router.renormalise, router.scale) == ("softmax", renormalise, 1.0)
+    assert router.weights_dtype == weights_dtype
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blocks"),
+    [
+        ({}, (0, 1, 2, 3, 4, 5)),
+        ({"mlp_only_layers": None}, (0, 1, 2, 3, 4, 5)),
+        ({"mlp_only_layers": [0, 4]}, (1, 2, 3, 5)),
+        ({"decoder_sparse_step": 2}, (1, 3, 5)),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, (1, 5)),
+    ],
+)
+def test_dense_blocks_of_qwen3(overrides: dict[str, object], blocks: tuple[int, ...]) -> None:
+    model = read_with({"num_hidden_layers": 6, **overrides})
+    assert model.blocks == blocks
+    for block in range(6):
+        assert (f"model.layers.{block}.mlp.gate.weight" in model.skeleton) == (block in blocks)
+        assert (f"model.layers.{block}.mlp.up_proj.weight" in model.skeleton) == (block not in blocks)
+    assert model.expert_name(0, 3, model.expert_tensors[0]).startswith(f"model.layers.{blocks[0]}.mlp.experts.3.")
+
+
+def test_a_model_without_moe_blocks_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no block is a MoE block"):
+        read(mlp_only_layers=[0, 1, 2])
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral", "olmoe"])
+@pytest.mark.parametrize("key", ["num_experts", "num_local_experts"])
+def test_both_spellings_of_the_expert_count(family: str, key: str) -> None:
+    values: dict[str, object] = {"num_experts": None, "num_local_experts": None, key: 7}
+    assert read_with(values, family).num_experts == 7
+    assert read(family, num_experts=7, num_local_experts=7).num_experts == 7
+
+
+def test_expert_counts_that_disagree_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="num_experts 6 and num_local_experts 8 disagree"):
+        read(num_experts=6, num_local_experts=8)
+
+
+def test_query_and_key_norms_differ_between_families() -> None:
+    name = "model.layers.0.self_attn.k_norm.weight"
+    assert read("qwen3_moe").skeleton[name].shape == (8,)
+    assert read("olmoe").skeleton[name].shape == (16,)
+    assert name not in read("mixtral").skeleton
+
+
+def test_head_size_need_not_divide_the_hidden_size() -> None:
+    skeleton = read("qwen3_moe", head_dim=10).skeleton
+    assert skeleton["model.layers.0.self_attn.q_proj.weight"].shape == (40, 32)
+    assert skeleton["model.layers.0.self_attn.o_proj.weight"].shape == (32, 40)
+
+
+def test_attention_biases_exist_only_where_the_config_says_so() -> None:
+    assert "model.layers.0.self_attn.q_proj.bias" not in read().skeleton
+    assert read(attention_bias=True).skeleton["model.layers.0.self_attn.k_proj.bias"].shape == (16,)
+
+
+def test_a_tied_head_may_be_absent() -> None:
+    assert not read().skeleton["lm_head.weight"].optional
+    assert read(tie_word_embeddings=True).skeleton["lm_head.weight"].optional
+
+
+@pytest.mark.parametrize("model_type", ["kimi_k2", "deepseek_v3", "qwen2_moe", "llama", "", None, 3])
+def test_unknown_families_are_refused_by_name(model_type: object) -> None:
+    values = {**config(), "model_type": model_type}
+    with pytest.raises(InvalidInput, match="supported families: mixtral, olmoe, qwen3_moe") as error:
+        read_model(json.dumps(values).encode(), "here/config.json")
+    assert repr(model_type) in str(error.value)
+    assert str(error.value).startswith("here/config.json: ")
+    assert error.value.reason == "UNKNOWN_FAMILY"
+
+
+def test_custom_code_is_refused_by_name() -> None:
+    with pytest.raises(InvalidInput, match=r"AutoModelForCausalLM.*never run") as error:
+        read(auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+    assert error.value.reason == "REMOTE_CODE"
+
+
+def test_quantised_checkpoints_are_refused_by_name() -> None:
+    with pytest.raises(InvalidInput, match=r"quantised checkpoints \(fp8\)"):
+        read(quantization_config={"quant_method": "fp8"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size: Field required"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"num_experts": -1}, "num_experts"),
+        ({"mlp_only_layers": "all"}, "mlp_only_layers"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step"),
+        ({"num_experts_per_tok": 99}, "num_experts_per_tok 99 exceeds the 6 experts"),
+    ],
+)
+def test_broken_fields_are_named(overrides: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidInput, match=message) as error:
+        read_with(overrides)
+    assert error.value.reason == "CONFIG_INVALID"
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000])
+def test_a_config_that_is_no_json_object(text: bytes) -> None:
+    with pytest.raises(InvalidInput, match=r"config.json is not (a )?JSON"):
+        read_model(text)

@@ -1,0 +1,153 @@
+"""The transformers engine's own affairs: logits of mixed batches, faults inside a step, KV memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from support.engines import EXPERTS, LAYERS, Bench, hf_bench, prompt
+from support.oracle import masked_selection, stock_logits
+from transformers import AutoModelForCausalLM
+
+from premoe_runtime.engines.hf.engine import HfEngine
+from premoe_runtime.engines.hf.kv import KVPool, KVShape, contiguous
+from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, attention_mask, kv_shape
+from premoe_runtime.formats.errors import CorruptData
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with hf_bench(tmp_path, prefill_tokens=16) as opened:
+        yield opened
+
+
+def runner_of(bench: Bench) -> StepRunner:
+    assert isinstance(bench.engine, HfEngine)
+    return bench.engine._runner
+
+
+def test_logits_of_ragged_mixed_batches_equal_the_masked_stock_model(bench: Bench) -> None:
+    stock = AutoModelForCausalLM.from_pretrained(bench.folder, dtype=torch.float32, experts_implementation="grouped_mm")
+    pool = KVPool(kv_shape(bench.slot_model), rows=4, context=64)
+    runner = StepRunner(bench.slot_model, pool)
+    sequences = [prompt(length, seed=length) for length in (23, 30, 9)]
+    # KV rows out of order and with a gap, every sequence at another place, two forwards each.
+    rows, cuts = (3, 0, 1), (20, 11, 8)
+    first = [
+        Chunk(row, 0, tuple(s[:cut]), index, 4)
+        for index, (row, s, cut) in enumerate(zip(rows, sequences, cuts, strict=True))
+    ]
+    rest = [
+        Chunk(row, cut, tuple(s[cut:]), index, 4)
+        for index, (row, s, cut) in enumerate(zip(rows, sequences, cuts, strict=True))
+    ]
+    runner.run(first)
+    for index, result in enumerate(runner.run(rest)):
+        with masked_selection(bench.kept[index][None], torch.zeros(1, dtype=torch.int64)) as seen:
+            expected = stock_logits(stock.eval(), torch.tensor([sequences[index]]))[0, -1]
+        assert seen.share_changed >= 0.3
+        assert torch.allclose(result.logits, expected, atol=2e-4, rtol=1e-4)
+        assert 0 < result.mass < len(sequences[index])
+
+
+def test_a_fault_in_a_step_fails_only_the_sequence_it_belongs_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_of(bench)
+    original = runner.run
+
+    def run(chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        if any(chunk.pattern_row == 2 and chunk.start > 10 for chunk in chunks):
+            raise RuntimeError("broken step")
+        return original(chunks)
+
+    expected = [bench.run(prompt(8, seed=index), row=index, max_tokens=12).tokens for index in range(2)]
+    monkeypatch.setattr(runner, "run", run)
+    jobs = [bench.submit(prompt(8, seed=index), row=index, max_tokens=12) for index in range(3)]
+    assert [job.wait().tokens for job in jobs[:2]] == expected
+    assert isinstance(jobs[2].wait().last.error, RuntimeError)
+    assert jobs[2].last.finish is None
+    assert jobs[2].last.timings is not None
+    monkeypatch.undo()
+    assert bench.run(prompt(8), row=2, max_tokens=2).last.finish == "length"
+
+
+def test_when_every_step_is_broken_all_fail_and_the_loop_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(runner_of(bench), "run", run)
+    jobs = [bench.submit(prompt(8), max_tokens=3) for _ in range(3)]
+    assert all(isinstance(job.wait().last.error, MemoryError) for job in jobs)
+    monkeypatch.undo()
+    assert bench.run(prompt(8), max_tokens=3).last.finish == "length"
+    assert isinstance(bench.engine, HfEngine)
+    assert bench.engine.free_rows == 8
+
+
+def test_logits_that_are_not_numbers_fail_the_sequence(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = runner_of(bench)
+    original = runner.run
+
+    def run(chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        return [ChunkResult(result.logits * torch.nan, result.mass) for result in original(chunks)]
+
+    monkeypatch.setattr(runner, "run", run)
+    assert isinstance(bench.run(prompt(8), max_tokens=3).last.error, CorruptData)
+
+
+def test_an_answer_never_sees_what_a_row_held_before(bench: Bench) -> None:
+    assert isinstance(bench.engine, HfEngine)
+    expected = bench.run(prompt(10), max_tokens=10).tokens
+    pool = bench.engine._pool
+
+    def spoil() -> None:
+        for layer in range(LAYERS):
+            pool.layer(layer).fill_(1e4)
+
+    bench.engine.at_boundary(spoil)
+    assert bench.run(prompt(10), max_tokens=10).tokens == expected
+
+
+def test_half_precision_runs(tmp_path: Path) -> None:
+    with hf_bench(tmp_path, dtype=torch.bfloat16) as bench:
+        assert len(bench.run(prompt(8), max_tokens=5).tokens) == 5
+
+
+def test_a_fixed_pool_is_all_the_kv_there_is(tmp_path: Path) -> None:
+    with hf_bench(tmp_path, max_sequences=3, context=48, kept_per_layer=EXPERTS) as bench:
+        assert isinstance(bench.engine, HfEngine)
+        per_token = 2 * LAYERS * 2 * 16 * 4
+        assert bench.engine.kv_bytes == 3 * 48 * per_token
+        assert kv_shape(bench.slot_model).token_bytes == per_token
+
+
+def test_parked_rows_come_back_as_they_were() -> None:
+    pool = KVPool(KVShape(3, 2, 4, torch.float32, torch.device("cpu")), rows=2, context=6)
+    row = pool.take()
+    for index in range(3):
+        pool.layer(index)[:, row] = torch.randn(2, 2, 6, 4)
+    before = [pool.layer(index)[:, row, :, :5].clone() for index in range(3)]
+    parked = pool.park(row, 5)
+    pool.give_back(row)
+    pool.take()
+    other = pool.take()
+    assert pool.free == 0
+    pool.unpark(other, parked)
+    for index in range(3):
+        assert torch.equal(pool.layer(index)[:, other, :, :5], before[index])
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"), [([2, 3, 4], slice(2, 5)), ([0], slice(0, 1)), ([1, 3], None), ([1, 0], None)]
+)
+def test_contiguous_rows_are_a_slice(rows: list[int], expected: slice | None) -> None:
+    assert contiguous(rows) == expected
+
+
+def test_masks_hide_the_future_and_what_lies_before_the_window() -> None:
+    seen = attention_mask(torch.tensor([[0, 1], [3, 4]]), 5, dtype=torch.float32, window=3) == 0
+    assert seen[:, 0].tolist() == [
+        [[True, False, False, False, False], [True, True, False, False, False]],
+        [[False, True, True, True, False], [False, False, True, True, True]],
+    ]

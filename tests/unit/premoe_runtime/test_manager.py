@@ -1,0 +1,452 @@
+"""The residency manager: swaps before requests, turns, faults, cancels, pins; over a real engine and a real bank."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.engines import (
+    EXPERTS,
+    LAYERS,
+    TOP_K,
+    WAIT_SECONDS,
+    Collector,
+    ManagedBench,
+    managed_bench,
+    pattern,
+    prompt,
+)
+
+from premoe_runtime.admission import FULL, KeptPattern
+from premoe_runtime.engines.base import TokenEvent
+from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, Unavailable
+from premoe_runtime.formats.ids import ExpertId
+
+A, B, C = pattern("a", range(5)), pattern("b", range(5, 10)), pattern("c", range(3, 8))
+LONG: dict[str, Any] = {"max_tokens": 40}
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Callable[..., ManagedBench]]:
+    with ExitStack() as stack:
+
+        def start(**options: Any) -> ManagedBench:
+            bench = stack.enter_context(managed_bench(tmp_path, **options))
+            stack.callback(bench.bank.check_integrity)
+            return bench
+
+        yield start
+
+
+class Hold:
+    """Stops a thread at a place until it is let go, and tells when it got there."""
+
+    def __init__(self) -> None:
+        self.reached, self._go = threading.Event(), threading.Event()
+
+    def __call__(self, *_: object) -> None:
+        self.reached.set()
+        assert self._go.wait(WAIT_SECONDS)
+
+    def go(self) -> None:
+        self._go.set()
+
+    def wait(self) -> None:
+        assert self.reached.wait(WAIT_SECONDS)
+
+
+def test_the_first_request_brings_its_experts_and_the_next_finds_them(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    first, started = bench.submit(A, prompt(8), max_tokens=4)
+    assert first.wait().last.finish == "length"
+    (report,) = started.reports
+    blob = bench.bank.blob_bytes
+    assert (report.blobs, report.bytes, report.evicted) == (10, 10 * blob, 0)
+    assert (report.blobs_fetched, report.bytes_fetched) == (10, 10 * blob)
+    assert report.generation == bench.bank.generation == 1
+    assert [phase.name for phase in report.phases] == ["plan", "retire", "fetch", "copy", "publish"]
+    assert report.milliseconds > 0
+    again, started = bench.submit(A, prompt(9), max_tokens=4)
+    again.wait()
+    (report,) = started.reports
+    assert (report.blobs, report.phases, report.milliseconds, report.generation) == (0, (), 0.0, 1)
+    assert len(bench.source.blobs_read) == 10
+
+
+def test_only_missing_blobs_move_and_host_memory_saves_fetches(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=5)
+    bench.run(A, prompt(8), max_tokens=2)
+    collector, started = bench.submit(C, prompt(8), max_tokens=2)
+    collector.wait()
+    assert (started.reports[0].blobs, started.reports[0].evicted) == (6, 6)
+    collector, started = bench.submit(A, prompt(8), max_tokens=2)
+    collector.wait()
+    assert (started.reports[0].blobs, started.reports[0].bytes_fetched) == (6, 0)
+
+
+def test_requests_waiting_for_one_swap_count_it_once(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    hold = Hold()
+    bench.source.on_blob = hold
+    jobs = [bench.submit(A, prompt(8, seed=index), max_tokens=2) for index in range(3)]
+    hold.go()
+    reports = [started.reports[0] for collector, started in jobs if collector.wait()]
+    assert [report.blobs for report in reports] == [10, 0, 0]
+    assert reports[1].milliseconds == reports[0].milliseconds > 0
+
+
+def test_decoding_goes_on_while_another_pattern_is_copied(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=10)
+    hold = Hold()
+    running, _ = bench.submit(A, prompt(8), **LONG)
+    running.wait_first()
+    bench.source.on_blob = hold
+    joining, _ = bench.submit(B, prompt(8), max_tokens=3)
+    hold.wait()
+    # The copy stands still in mid-swap, and the running sequence comes to its end.
+    assert len(running.wait().tokens) == 40
+    assert not joining.events
+    hold.go()
+    assert joining.wait().last.finish == "length"
+    assert bench.manager.stats().pauses == 0
+
+
+def test_a_request_of_a_running_pattern_does_not_wait_for_a_swap(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=10)
+    running, _ = bench.submit(A, prompt(8), **LONG)
+    running.wait_first()
+    hold = Hold()
+    bench.source.on_blob = hold
+    joining, _ = bench.submit(B, prompt(8), max_tokens=3)
+    hold.wait()
+    assert bench.run(A, prompt(5), max_tokens=3).last.finish == "length"
+    hold.go()
+    joining.wait()
+
+
+def test_patterns_that_do_not_fit_take_turns_and_nothing_changes_for_them(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6, quantum=4, max_sequences=2)
+    jobs = [(each, prompt(7, seed=index)) for index, each in enumerate((A, B, C, A, B))]
+    alone = [bench.run(each, asked, **LONG).tokens for each, asked in jobs]
+    before = bench.manager.stats()
+    together = [bench.submit(each, asked, **LONG)[0] for each, asked in jobs]
+    assert [job.wait().tokens for job in together] == alone
+    after = bench.manager.stats()
+    assert after.pauses > before.pauses + 3
+    assert after.bytes_fetched == before.bytes_fetched, "paused patterns keep their blobs in host memory"
+    assert not any(bench.bank.host.is_pinned(ExpertId(0, expert)) for expert in range(EXPERTS))
+
+
+def test_a_short_request_is_served_while_a_long_one_of_another_pattern_runs(
+    opened: Callable[..., ManagedBench],
+) -> None:
+    bench = opened(slots=6, quantum=4, context=1024)
+    long, _ = bench.submit(A, prompt(7), max_tokens=900)
+    long.wait_first()
+    assert len(bench.run(B, prompt(7), max_tokens=12).tokens) == 12
+    assert not long.ended.is_set()
+    long.cancel()
+    assert long.wait().last.finish == "cancelled"
+
+
+@pytest.mark.parametrize(("fault", "error"), [("failing", Unavailable), ("corrupt", CorruptData)])
+def test_a_failed_fetch_fails_its_request_only(
+    opened: Callable[..., ManagedBench], fault: str, error: type[Exception]
+) -> None:
+    bench = opened(slots=10, context=1024)
+    running, _ = bench.submit(A, prompt(8), max_tokens=900)
+    running.wait_first()
+    getattr(bench.source, fault).add(ExpertId(1, 7))
+    failed, started = bench.submit(B, prompt(8), max_tokens=3)
+    assert isinstance(failed.wait().last.error, error)
+    assert failed.last.finish is None
+    assert not started.reports
+    assert not running.ended.is_set()
+    assert bench.manager.stats().failed_swaps == 1
+    bench.engine.at_boundary(bench.bank.check_integrity)
+    getattr(bench.source, fault).clear()
+    assert bench.run(B, prompt(8), max_tokens=3).last.finish == "length"
+    running.cancel()
+    assert running.wait().last.error is None
+
+
+def test_a_paused_sequence_whose_experts_cannot_come_back_fails(opened: Callable[..., ManagedBench]) -> None:
+    # A host tier of two blobs keeps nothing, so a paused pattern is fetched again.
+    bench = opened(slots=6, quantum=4, context=1024, host_bytes=0)
+    paused, _ = bench.submit(A, prompt(7), max_tokens=900)
+    paused.wait_first()
+    other, _ = bench.submit(B, prompt(7), max_tokens=900)
+    other.wait_first()
+    bench.source.failing.add(ExpertId(0, 0))
+    assert isinstance(paused.wait().last.error, Unavailable)
+    other.cancel()
+    other.wait()
+    bench.source.failing.clear()
+    assert bench.run(A, prompt(7), max_tokens=2).last.finish == "length"
+
+
+def test_cancel_in_mid_swap(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    bench.run(A, prompt(5), max_tokens=2)
+    hold = Hold()
+    bench.source.on_blob = hold
+    cancelled, started = bench.submit(B, prompt(8), max_tokens=3)
+    hold.wait()
+    cancelled.cancel()
+    assert cancelled.wait().last.finish == "cancelled"
+    assert not started.reports
+    hold.go()
+    bench.source.on_blob = lambda expert: None
+    assert bench.run(A, prompt(5), max_tokens=2).last.finish == "length"
+    assert bench.run(B, prompt(5), max_tokens=2).last.finish == "length"
+    assert bench.manager.residency().waiting == 0
+
+
+def test_a_swap_goes_on_while_somebody_wants_it(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    hold = Hold()
+    bench.source.on_blob = hold
+    first, _ = bench.submit(A, prompt(8), max_tokens=3)
+    hold.wait()
+    second, started = bench.submit(A, prompt(8), max_tokens=3)
+    first.cancel()
+    hold.go()
+    assert first.wait().last.finish == "cancelled"
+    assert second.wait().last.finish == "length"
+    assert started.reports[0].blobs == 10
+
+
+def test_the_queue_is_bounded(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6, max_waiting=2)
+    hold = Hold()
+    bench.source.on_blob = hold
+    jobs = [bench.submit(A, prompt(4), max_tokens=2)[0] for _ in range(2)]
+    with pytest.raises(Exhausted) as caught:
+        bench.submit(A, prompt(4))
+    assert caught.value.reason == "QUEUE_FULL"
+    hold.go()
+    for job in jobs:
+        job.wait()
+    assert bench.run(A, prompt(4), max_tokens=2).last.finish == "length"
+
+
+def test_full_needs_a_slot_for_every_expert(opened: Callable[..., ManagedBench]) -> None:
+    with pytest.raises(Conflict) as caught:
+        opened(slots=6).submit(FULL, prompt(4))
+    assert caught.value.reason == "FULL_NEEDS_ALL_SLOTS"
+    full = opened(slots=EXPERTS).run(FULL, prompt(4), max_tokens=3)
+    assert full.last.retained_mass == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        (np.ones((LAYERS + 1, EXPERTS), dtype=np.bool_), "PATTERN_SHAPE"),
+        (np.ones((LAYERS, EXPERTS), dtype=np.bool_), "SLOTS_TOO_FEW"),
+        (np.eye(1, EXPERTS, dtype=np.bool_).repeat(2, 0) & [[True], [False]], "PATTERN_EMPTY"),
+    ],
+)
+def test_patterns_that_cannot_run_here_are_refused(opened: Callable[..., ManagedBench], kept: Any, reason: str) -> None:
+    bench = opened(slots=6)
+    with pytest.raises(InvalidInput) as caught:
+        bench.submit(KeptPattern("x", kept), prompt(4))
+    assert caught.value.reason == reason
+
+
+def test_bad_prompts_are_refused_before_anything_moves(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    for token_ids, options in (([], {}), (prompt(4), {"active": TOP_K + 1}), (prompt(4), {"top_p": 2.0})):
+        with pytest.raises(InvalidInput):
+            bench.submit(A, token_ids, **options)
+    assert bench.manager.residency().waiting == 0
+    assert bench.source.blobs_read == []
+
+
+def test_request_ids_are_unique_while_in_use(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    hold = Hold()
+    bench.source.on_blob = hold
+    request = bench.request(A, prompt(4), max_tokens=2)
+    collector = Collector(request.request_id)
+    bench.manager.generate(request, lambda report: None, collector)
+    with pytest.raises(Conflict):
+        bench.manager.generate(request, lambda report: None, collector)
+    hold.go()
+    collector.wait()
+
+
+def test_equal_experts_under_two_names_are_one_pattern(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    bench.run(A, prompt(4), max_tokens=2)
+    twin, started = bench.submit(KeptPattern("twin", A.kept.copy()), prompt(4), max_tokens=2)
+    twin.wait()
+    assert started.reports[0].blobs == 0
+
+
+def test_more_patterns_than_mask_rows_share_them_in_time(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=EXPERTS, max_rows=2)
+    many = [pattern(f"p{index}", range(index, index + 4)) for index in range(6)]
+    tokens = [bench.run(each, prompt(6), max_tokens=6).tokens for each in many]
+    assert [bench.run(each, prompt(6), max_tokens=6).tokens for each in many] == tokens
+    hold = Hold()
+    bench.run(many[0], prompt(6), max_tokens=1)
+    jobs = [bench.submit(each, prompt(6), gate=hold, max_tokens=2)[0] for each in many[:2]]
+    with pytest.raises(Exhausted) as caught:
+        bench.submit(many[2], prompt(6))
+    assert caught.value.reason == "PATTERNS_EXHAUSTED"
+    hold.go()
+    for job in jobs:
+        job.wait()
+
+
+def test_load_pattern_saves_the_swap(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    assert bench.manager.load_pattern(A).blobs == 10
+    assert bench.manager.load_pattern(A).blobs == 0
+    assert bench.manager.residency().loaded_patterns == ("a",)
+    assert all(bench.bank.host.is_pinned(expert) and expert in bench.bank.host for expert in bench.bank.resident())
+    collector, started = bench.submit(A, prompt(4), max_tokens=2)
+    collector.wait()
+    assert started.reports[0].blobs == 0
+    bench.run(B, prompt(4), max_tokens=2)
+    collector, started = bench.submit(A, prompt(4), max_tokens=2)
+    collector.wait()
+    assert (started.reports[0].bytes > 0, started.reports[0].bytes_fetched) == (True, 0)
+    bench.manager.unload_pattern("a")
+    bench.manager.unload_pattern("a")
+    assert not any(bench.bank.host.is_pinned(expert) for expert in bench.bank.resident())
+    assert bench.manager.residency().loaded_patterns == ()
+
+
+def test_load_pattern_says_when_it_cannot(opened: Callable[..., ManagedBench]) -> None:
+    small = opened(slots=6, host_bytes=0)
+    with pytest.raises(Exhausted, match="host"):
+        small.manager.load_pattern(A)
+    bench = opened(slots=6)
+    bench.source.failing.add(ExpertId(0, 2))
+    with pytest.raises(Unavailable):
+        bench.manager.load_pattern(A)
+    assert bench.manager.residency().loaded_patterns == ()
+    assert not any(bench.bank.host.is_pinned(ExpertId(0, expert)) for expert in range(EXPERTS))
+
+
+def test_drain_refuses_new_requests_and_waits_for_the_others(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    hold = Hold()
+    running, _ = bench.submit(A, prompt(4), gate=hold, max_tokens=5)
+    hold.wait()
+    assert bench.manager.drain(0.0) == 1
+    with pytest.raises(Unavailable) as caught:
+        bench.submit(A, prompt(4))
+    assert caught.value.reason == "DRAINING"
+    hold.go()
+    assert bench.manager.drain(WAIT_SECONDS) == 0
+    assert running.ended.is_set()
+    assert len(running.tokens) == 5
+
+
+def test_residency_tells_what_lies_where(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    hold = Hold()
+    running, _ = bench.submit(A, prompt(4), gate=hold, max_tokens=2)
+    hold.wait()
+    seen = bench.manager.residency()
+    assert [sorted(row) for row in seen.slots] == [[-1, 0, 1, 2, 3, 4]] * LAYERS
+    assert (seen.running, seen.waiting, seen.running_patterns, seen.generation) == (1, 0, ("a",), 1)
+    assert seen.device_bytes == LAYERS * 6 * bench.bank.blob_bytes
+    assert seen.host_bytes == bench.bank.host_bytes
+    hold.go()
+    running.wait()
+    bench.manager.drain(WAIT_SECONDS)
+    assert bench.manager.residency().running_patterns == ()
+
+
+def test_a_swap_runs_in_the_context_of_its_request(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    variable = contextvars.ContextVar("variable", default="none")
+    seen: list[str] = []
+    bench.source.on_blob = lambda expert: seen.append(variable.get())
+    variable.set("mine")
+    bench.run(A, prompt(4), max_tokens=2)
+    assert set(seen) == {"mine"}
+
+
+def test_close_ends_everything(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6, quantum=1000, context=1024)
+    running, _ = bench.submit(A, prompt(4), max_tokens=900)
+    running.wait_first()
+    waiting, _ = bench.submit(B, prompt(4), max_tokens=3)
+    bench.manager.close()
+    assert running.wait().last.finish == "cancelled"
+    assert waiting.wait().last.finish == "cancelled"
+    with pytest.raises(Unavailable):
+        bench.submit(A, prompt(4))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_traffic_with_faults_and_cancels(opened: Callable[..., ManagedBench], seed: int) -> None:
+    bench = opened(slots=7, quantum=3, max_sequences=3, max_rows=4, host_bytes=bench_host_bytes())
+    random = np.random.default_rng(seed)
+    many = [
+        pattern(f"p{i}", *random.permuted(np.tile(np.arange(EXPERTS), (2, 1)), axis=1)[:, : 3 + i % 4].tolist())
+        for i in range(6)
+    ]
+    asked = [prompt(int(random.integers(1, 30)), seed=i) for i in range(6)]
+    expected = [bench.run(each, tokens, max_tokens=8).tokens for each, tokens in zip(many, asked, strict=True)]
+    jobs: list[tuple[int, Collector]] = []
+    refusals: set[str] = set()
+    for _ in range(50):
+        choice = int(random.integers(6))
+        try:
+            jobs.append((choice, bench.submit(many[choice], asked[choice], max_tokens=8)[0]))
+        except Exhausted as error:
+            refusals.add(error.reason)
+            jobs[int(random.integers(len(jobs)))][1].wait()
+        match int(random.integers(5)):
+            case 0:
+                jobs[int(random.integers(len(jobs)))][1].cancel()
+            case 1:
+                bench.source.failing = {ExpertId(int(random.integers(2)), int(random.integers(EXPERTS)))}
+            case 2:
+                bench.source.failing = set()
+            case 3:
+                bench.engine.at_boundary(bench.bank.check_integrity)
+            case _:
+                pass
+    ends = [(choice, job.wait()) for choice, job in jobs]
+    for choice, job in ends:
+        if job.last.finish in ("length", "stop"):
+            assert job.tokens == expected[choice]
+        else:
+            assert job.last.finish == "cancelled" or isinstance(job.last.error, Unavailable)
+            assert job.tokens == expected[choice][: len(job.tokens)]
+    assert sum(job.last.finish == "length" for _, job in ends) > 10
+    assert bench.manager.drain(WAIT_SECONDS) == 0
+    seen = bench.manager.residency()
+    assert (seen.running, seen.waiting, seen.running_patterns) == (0, 0, ())
+    bench.source.failing = set()
+    bench.engine.at_boundary(bench.bank.check_integrity)
+    assert refusals <= {"PATTERNS_EXHAUSTED"}
+
+
+def bench_host_bytes() -> int:
+    """Room for fifteen blobs of the tiny model: less than its 32 experts."""
+    return 15 * 28672
+
+
+def test_an_event_receiver_may_submit(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    followers: list[Collector] = []
+
+    def follow(event: TokenEvent) -> None:
+        if event.last:
+            followers.append(bench.submit(A, prompt(4), max_tokens=2)[0])
+
+    bench.run(A, prompt(4), gate=follow, max_tokens=2)
+    assert followers[0].wait().last.finish == "length"

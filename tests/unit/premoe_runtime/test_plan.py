@@ -1,0 +1,111 @@
+"""Swap plans: minimal, deterministic, and never at the cost of an expert in use."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from premoe_runtime.formats.errors import Exhausted
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.plan import Load, plan_swap
+
+LAYERS, EXPERTS, SLOTS = 3, 8, 5
+experts = st.builds(ExpertId, st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1))
+
+
+def ids(layer: int, *numbers: int) -> frozenset[ExpertId]:
+    return frozenset(ExpertId(layer, number) for number in numbers)
+
+
+def test_free_slots_first_then_the_least_recently_used() -> None:
+    resident = {ExpertId(0, 0): 0, ExpertId(0, 1): 1, ExpertId(0, 2): 3}
+    recency = {ExpertId(0, 0): 9, ExpertId(0, 1): 4, ExpertId(0, 2): 7}
+    plan = plan_swap(ids(0, 5, 6), resident, frozenset(), 4, recency, blob_bytes=100)
+    assert plan.loads == (
+        Load(ExpertId(0, 5), 0, 2, None),
+        Load(ExpertId(0, 6), 0, 1, ExpertId(0, 1)),
+    )
+    assert (plan.blobs, plan.bytes, plan.victims) == (2, 200, ids(0, 1))
+
+
+def test_only_what_is_missing_moves() -> None:
+    resident = {ExpertId(0, 0): 0, ExpertId(0, 1): 1}
+    plan = plan_swap(ids(0, 0, 1), resident, frozenset(), 2, {}, blob_bytes=100)
+    assert plan.loads == ()
+    assert plan.bytes == 0
+
+
+def test_never_used_goes_before_used_and_ties_to_the_lower_id() -> None:
+    resident = {ExpertId(0, 4): 0, ExpertId(0, 2): 1, ExpertId(0, 3): 2}
+    plan = plan_swap(ids(0, 7, 8), resident, frozenset(), 3, {ExpertId(0, 4): 0})
+    assert [load.evicts for load in plan.loads] == [ExpertId(0, 2), ExpertId(0, 3)]
+
+
+def test_exhausted_says_where_and_what_to_do() -> None:
+    resident = {ExpertId(1, 0): 0, ExpertId(1, 1): 1}
+    with pytest.raises(Exhausted, match=r"^layer 1 needs 2 more experts, but of its 2 slots only 1 are free") as caught:
+        plan_swap(ids(1, 5, 6), resident, ids(1, 0), 2, {})
+    assert caught.value.reason == "SLOTS_EXHAUSTED"
+    assert "\n" not in str(caught.value)
+
+
+def test_slots_of_another_swap_are_left_alone() -> None:
+    plan = plan_swap(ids(0, 5), {}, frozenset(), 2, {}, reserved=frozenset({(0, 0)}))
+    assert plan.loads == (Load(ExpertId(0, 5), 0, 1, None),)
+    with pytest.raises(Exhausted):
+        plan_swap(ids(0, 5, 6), {}, frozenset(), 2, {}, reserved=frozenset({(0, 0)}))
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> dict[ExpertId, int]:
+    resident = {}
+    for layer in range(LAYERS):
+        slots = draw(st.permutations(range(SLOTS)))
+        held = draw(st.lists(st.integers(0, EXPERTS - 1), unique=True, max_size=SLOTS))
+        resident |= {ExpertId(layer, expert): slot for expert, slot in zip(held, slots, strict=False)}
+    return resident
+
+
+@given(
+    needed=st.frozensets(experts),
+    resident=tables(),
+    pinned=st.frozensets(experts, max_size=6),
+    reserved=st.frozensets(st.tuples(st.integers(0, LAYERS - 1), st.integers(0, SLOTS - 1)), max_size=4),
+    recency=st.dictionaries(experts, st.integers(0, 20)),
+)
+def test_any_plan_serves_its_purpose(
+    needed: frozenset[ExpertId],
+    resident: dict[ExpertId, int],
+    pinned: frozenset[ExpertId],
+    reserved: frozenset[tuple[int, int]],
+    recency: dict[ExpertId, int],
+) -> None:
+    # A slot that a swap writes is never published.
+    resident = {expert: slot for expert, slot in resident.items() if (expert.layer, slot) not in reserved}
+    kept = needed | (pinned & resident.keys())
+    fits = all(
+        len({e for e in kept if e.layer == layer}) + len({r for r in reserved if r[0] == layer}) <= SLOTS
+        for layer in {e.layer for e in needed - resident.keys()}
+    )
+    try:
+        plan = plan_swap(needed, resident, pinned, SLOTS, recency, blob_bytes=1, reserved=reserved)
+    except Exhausted:
+        assert not fits
+        return
+    assert fits
+    assert plan == plan_swap(needed, dict(reversed(resident.items())), pinned, SLOTS, recency, blob_bytes=1, reserved=reserved)
+    after = {expert: slot for expert, slot in resident.items() if expert not in plan.victims}
+    after |= {load.expert: load.slot for load in plan.loads}
+    assert needed <= after.keys()
+    assert pinned & resident.keys() <= after.keys()
+    assert plan.bytes == len(needed - resident.keys())
+    places = [(expert.layer, slot) for expert, slot in after.items()]
+    assert len(places) == len(set(places))
+    assert not reserved & {(load.layer, load.slot) for load in plan.loads}
+    for load in plan.loads:
+        assert 0 <= load.slot < SLOTS
+        assert load.evicts is None or resident[load.evicts] == load.slot
+    for victim in plan.victims:
+        spared = {e for e in resident if e.layer == victim.layer and e not in plan.victims | needed | pinned}
+        assert all(recency.get(victim, -1) <= recency.get(other, -1) for other in spared)

@@ -1,0 +1,172 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.profiles import write_examples
+from support.sources import MemorySource
+from support.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
+from transformers import AutoModelForCausalLM
+
+from premoe_runtime.batches import pad, plan_batches
+from premoe_runtime.calibration import Example, Message, read_calibration
+from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.patterns.derive import specialist
+from premoe_runtime.prober import Prober
+from premoe_runtime.profile.accumulator import ProfileAccumulator
+from premoe_runtime.profile.measure import load_full_model, measure_profile
+from premoe_runtime.profile.record import merge
+from premoe_runtime.profile.scores import scores
+from premoe_runtime.prompts import Prompt, Span, encode_prompt, encode_text
+from premoe_runtime.slot_model import SlotModel, load_slot_model
+
+
+def folder_and_model(tmp_path: Path, family: Family = "qwen3_moe") -> tuple[Path, SlotModel]:
+    folder = tiny_checkpoint(tmp_path, family)
+    return folder, load_full_model(MemorySource(folder))
+
+
+def examples_of(tmp_path: Path, task: str = "capitals", count: int = 24) -> list[Example]:
+    return read_calibration(write_examples(tmp_path / f"{task}.jsonl", task, count))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pass_sums_what_the_stock_routers_choose(tmp_path: Path, family: Family) -> None:
+    folder, model = folder_and_model(tmp_path, family)
+    examples = examples_of(tmp_path)
+    profile = measure_profile(model, examples, task="capitals", max_tokens=128)
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    manifest = model.manifest
+    accumulator = ProfileAccumulator(manifest.num_layers, manifest.num_experts, manifest.router)
+    for layer, block in enumerate(stock.model.layers):
+        block.mlp.gate.register_forward_hook(
+            lambda module, inputs, output, layer=layer: accumulator.add(layer, output[0], output[2], output[1])
+        )
+    tokenizer = tiny_tokenizer()
+    for example in examples:
+        prompt = encode_prompt(tokenizer, example.messages).token_ids
+        answer = (*encode_text(tokenizer, "yes"), tokenizer.eos_token_id)
+        with torch.no_grad():
+            stock(input_ids=torch.tensor([prompt + answer]))
+    expected = accumulator.state()
+    assert profile.state.tokens.tolist() == expected.tokens.tolist()
+    assert profile.tokens == int(expected.tokens[0])
+    assert profile.state.chosen.sum(-1).tolist() == expected.chosen.sum(-1).tolist()
+    for metric in ("peu", "seer", "tcess"):
+        assert np.allclose(scores(profile.state, metric), scores(expected, metric), atol=2e-3)
+
+
+def test_two_halves_merged_rank_like_one_pass_over_the_same_batches(tmp_path: Path) -> None:
+    _, model = folder_and_model(tmp_path)
+    examples = examples_of(tmp_path)
+    # Batches of four prompts of equal length: the halves run the very batches of the whole.
+    one = measure_profile(model, examples, task="capitals", max_tokens=4 * 24)
+    halves = [
+        measure_profile(model, part, task="capitals", max_tokens=4 * 24) for part in (examples[:12], examples[12:])
+    ]
+    merged = merge(halves)
+    assert np.array_equal(merged.state.utility, one.state.utility)
+    for metric in ("peu", "seer", "tcess", "counts"):
+        assert np.array_equal(specialist(merged, metric).ranking, specialist(one, metric).ranking)
+    assert np.array_equal(merged.signatures, one.signatures)
+
+
+def test_signatures_are_those_the_prober_makes(tmp_path: Path) -> None:
+    _, model = folder_and_model(tmp_path)
+    examples = [
+        Example(
+            (Message("system", "Be brief."), Message("user", "ABC"), Message("assistant", "x"), Message("user", q)), "y"
+        )
+        for q in ("HELLO", "A LONGER QUESTION?", "Z")
+    ]
+    profile = measure_profile(model, examples, task="talk")
+    prober = Prober(model)
+    for row, example in enumerate(examples):
+        prompt = encode_prompt(model.tokenizer, example.messages)
+        probed = prober.signature(prompt.token_ids, range(prompt.span.start, prompt.span.stop))
+        assert np.allclose(profile.signatures[row], probed, atol=1e-5)
+
+
+def test_answers_count_only_when_given_and_never_change_signatures(tmp_path: Path) -> None:
+    _, model = folder_and_model(tmp_path)
+    examples = examples_of(tmp_path, count=6)
+    given = measure_profile(model, examples, task="capitals", answers="given")
+    none = measure_profile(model, examples, task="capitals", answers="none")
+    assert given.tokens == none.tokens + 6 * len("yes.")
+    assert np.allclose(given.signatures, none.signatures, atol=1e-5)
+    assert [part.answers for part in (*given.calibration, *none.calibration)] == ["given", "none"]
+
+
+def test_deeper_signature_layers_stand_side_by_side(tmp_path: Path) -> None:
+    _, model = folder_and_model(tmp_path)
+    examples = examples_of(tmp_path, count=4)
+    both = measure_profile(model, examples, task="capitals", layers=(0, 1))
+    first = measure_profile(model, examples, task="capitals")
+    experts = model.manifest.num_experts
+    assert both.signature.dimension == 2 * experts
+    halves: F32 = both.signatures[:, :experts]
+    assert np.allclose(halves / np.linalg.norm(halves, axis=1, keepdims=True), first.signatures, atol=1e-5)
+
+
+def test_progress_is_told_and_the_recorder_is_taken_off(tmp_path: Path) -> None:
+    _, model = folder_and_model(tmp_path)
+    told: list[int] = []
+    measure_profile(model, examples_of(tmp_path), task="capitals", max_tokens=100, advance=told.append)
+    assert sum(told) == 24
+    assert len(told) > 1
+    calls: list[int] = []
+    model.record(lambda layer, *_: calls.append(layer))
+    model.model(input_ids=torch.tensor([[1, 2]]))
+    assert calls == [0, 1]
+
+
+def test_too_long_examples_are_named_and_few_slots_refused(tmp_path: Path) -> None:
+    folder, model = folder_and_model(tmp_path)
+    long = Example((Message("user", "A" * 2000),), "x", 7)
+    with pytest.raises(InvalidInput, match=r"cal\.jsonl:7: \d+ tokens exceed the model's context of 1024"):
+        measure_profile(model, [long], task="a", where="cal.jsonl")
+    small = load_slot_model(MemorySource(folder), slots=4)
+    with pytest.raises(InvalidInput, match="all 16 experts"):
+        measure_profile(small, examples_of(tmp_path, count=2), task="a")
+    with pytest.raises(InvalidInput, match="device 'moon' cannot be used"):
+        load_full_model(MemorySource(folder), device="moon")
+
+
+def test_a_specialist_of_a_measured_profile_keeps_a_budget(tmp_path: Path) -> None:
+    _, model = folder_and_model(tmp_path)
+    pattern = specialist(measure_profile(model, examples_of(tmp_path), task="capitals"))
+    assert pattern.kept(Budget(4, 6)).sum(axis=1).tolist() == [6, 6]
+    assert pattern.weights_id == model.manifest.weights_id
+
+
+def test_spans_hold_the_last_user_turn_only() -> None:
+    tokenizer = tiny_tokenizer()
+    prompt = encode_prompt(
+        tokenizer,
+        [Message("system", "SYS"), Message("user", "one"), Message("assistant", "two"), Message("user", "one")],
+    )
+    assert tokenizer.decode(list(prompt.token_ids[prompt.span.start : prompt.span.stop])) == "one"
+    assert prompt.span.stop == len(prompt.token_ids) - 1
+    plain = tiny_tokenizer()
+    plain.chat_template = None
+    assert encode_prompt(plain, [Message("user", "abc")]) == Prompt(encode_text(plain, "abc"), Span(0, 3))
+    with pytest.raises(InvalidInput, match="no user turn with text"):
+        encode_prompt(tokenizer, [Message("system", "x")])
+    refusing = tiny_tokenizer()
+    refusing.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(InvalidInput, match="roles must alternate"):
+        encode_prompt(refusing, [Message("user", "x")])
+
+
+def test_batches_hold_every_sequence_once_within_their_bound() -> None:
+    lengths = [5, 90, 3, 3, 40, 12, 7, 200, 1]
+    batches = plan_batches(lengths, 96)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= 96
+    assert plan_batches([], 96) == []
+    padded = pad([[1, 2, 3], [4]], (1, 0))
+    assert padded.token_ids.tolist() == [[4, 0, 0], [1, 2, 3]]
+    assert padded.valid.tolist() == [[True, False, False], [True, True, True]]

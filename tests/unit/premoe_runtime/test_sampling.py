@@ -1,0 +1,112 @@
+"""Choosing tokens: distribution, nucleus, seeds and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from premoe_runtime.engines.base import SamplingParams
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.sampling import Sampler, check_sampling, nucleus
+
+LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.1]))
+
+
+def draws(params: SamplingParams, count: int, logits: torch.Tensor = LOGITS) -> list[int]:
+    sampler = Sampler(params)
+    return [sampler.choose(logits) for _ in range(count)]
+
+
+def test_greedy_takes_the_maximum_and_the_lower_id_on_a_tie() -> None:
+    assert draws(SamplingParams(), 3) == [0, 0, 0]
+    assert Sampler(SamplingParams()).choose(torch.tensor([1.0, 3.0, 3.0])) == 1
+
+
+def test_draws_follow_the_distribution() -> None:
+    counts = torch.bincount(torch.tensor(draws(SamplingParams(temperature=1.0, seed=7), 4000)), minlength=4)
+    # Five standard errors of a binomial share at 4,000 draws are below 0.04.
+    assert torch.allclose(counts / 4000, torch.tensor([0.5, 0.1, 0.3, 0.1]), atol=0.04)
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    params = SamplingParams(temperature=1.0, seed=2**64 - 1)
+    assert draws(params, 50) == draws(params, 50)
+    assert draws(params, 50) != draws(replace(params, seed=5), 50)
+
+
+def test_without_a_seed_runs_differ() -> None:
+    params = SamplingParams(temperature=1.0)
+    assert draws(params, 60) != draws(params, 60)
+
+
+def test_sampling_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    draws(SamplingParams(temperature=1.0, seed=3), 10)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("top_p", "allowed"), [(0.4, {0}), (0.49, {0}), (0.51, {0, 2}), (0.81, {0, 1, 2}), (1.0, {0, 1, 2, 3})]
+)
+def test_the_nucleus_is_the_smallest_set_that_reaches_the_mass(top_p: float, allowed: set[int]) -> None:
+    kept = nucleus(torch.tensor([0.5, 0.1, 0.3, 0.1]).double().log(), 1.0, top_p)
+    assert set(kept.nonzero().flatten().tolist()) == allowed
+    assert set(draws(SamplingParams(temperature=1.0, top_p=top_p, seed=1), 300)) == allowed
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(-30, 30), min_size=1, max_size=40),
+    st.floats(0.01, 5.0),
+    st.floats(0.01, 1.0),
+    st.integers(0, 2**64 - 1),
+)
+def test_only_tokens_of_the_nucleus_are_drawn(values: list[float], temperature: float, top_p: float, seed: int) -> None:
+    logits = torch.tensor(values)
+    kept = nucleus(logits, temperature, top_p)
+    assert kept[logits.argmax()] > 0
+    assert float(kept.sum()) >= min(top_p, 1.0) - 1e-9
+    for token in draws(SamplingParams(temperature=temperature, top_p=top_p, seed=seed), 5, logits):
+        assert kept[token] > 0
+
+
+def test_low_temperature_is_greedy() -> None:
+    assert set(draws(SamplingParams(temperature=1e-4, seed=1), 50)) == {0}
+
+
+def test_tokens_at_minus_infinity_are_never_drawn() -> None:
+    logits = torch.tensor([0.0, -torch.inf, 0.0])
+    assert set(draws(SamplingParams(temperature=5.0, seed=2), 200, logits)) == {0, 2}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_damaged_logits_are_named(bad: float, temperature: float) -> None:
+    with pytest.raises(CorruptData, match="not finite"):
+        Sampler(SamplingParams(temperature=temperature)).choose(torch.tensor([0.0, bad, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        (SamplingParams(max_tokens=0), "MAX_TOKENS_INVALID"),
+        (SamplingParams(temperature=-0.1), "TEMPERATURE_INVALID"),
+        (SamplingParams(temperature=float("nan")), "TEMPERATURE_INVALID"),
+        (SamplingParams(top_p=0.0), "TOP_P_INVALID"),
+        (SamplingParams(top_p=1.5), "TOP_P_INVALID"),
+        (SamplingParams(stop=("a", "")), "STOP_INVALID"),
+        (SamplingParams(stop=tuple("abcdefghijklmnopq")), "STOP_INVALID"),
+        (SamplingParams(seed=-1), "SEED_INVALID"),
+        (SamplingParams(seed=2**64), "SEED_INVALID"),
+    ],
+)
+def test_impossible_parameters_are_refused(params: SamplingParams, reason: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_sampling(params)
+    assert caught.value.reason == reason

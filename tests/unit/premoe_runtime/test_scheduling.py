@@ -1,0 +1,202 @@
+"""Turns of patterns: whole runs of a simulated worker, whatever the patterns, arrivals and lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.scheduling import (
+    WAIT,
+    Contender,
+    KeptTable,
+    Move,
+    experts_of,
+    kv_key,
+    next_move,
+    pattern_key,
+    union_fits,
+)
+
+LAYERS, EXPERTS = 2, 8
+
+
+def table(*layers: tuple[int, ...]) -> KeptTable:
+    kept = np.zeros((len(layers), EXPERTS), dtype=np.bool_)
+    for layer, experts in enumerate(layers):
+        kept[layer, list(experts)] = True
+    return kept
+
+
+A, B, C = table((0, 1), (0, 1)), table((2, 3), (2, 3)), table((0, 2), (0, 2))
+
+
+def contenders(**tables: tuple[KeptTable, int]) -> list[Contender]:
+    return [Contender(key, kept, since) for key, (kept, since) in tables.items()]
+
+
+def test_a_union_fits_when_its_widest_layer_does() -> None:
+    assert union_fits([A, B], 4)
+    assert not union_fits([A, B], 3)
+    assert union_fits([A, C], 3)
+    assert not union_fits([table((0,), (0, 1, 2))], 2)
+    assert union_fits([], 0)
+
+
+def test_patterns_that_fit_together_join_without_a_pause() -> None:
+    assert next_move(contenders(a=(A, 1)), contenders(b=(B, 2)), 4, steps=0) == Move("b")
+
+
+def test_a_turn_is_not_cut_short() -> None:
+    running, waiting = contenders(a=(A, 1)), contenders(b=(B, 2))
+    assert next_move(running, waiting, 3, steps=15, quantum=16) == WAIT
+    assert next_move(running, waiting, 3, steps=16, quantum=16) == Move("b", ("a",))
+
+
+def test_who_fits_beside_the_next_one_stays() -> None:
+    running = contenders(a=(A, 1), d=(table((2,), (3,)), 2))
+    assert next_move(running, contenders(b=(B, 3)), 3, steps=99) == Move("b", ("a",))
+
+
+def test_nobody_overtakes_the_head_of_the_queue() -> None:
+    waiting = contenders(c=(C, 3), b=(B, 2))
+    assert next_move(contenders(a=(A, 1)), waiting, 3, steps=0) == WAIT
+    assert next_move(contenders(a=(A, 1)), waiting, 3, steps=99).start == "b"
+
+
+def test_without_anybody_waiting_nobody_is_paused() -> None:
+    assert next_move(contenders(a=(A, 1)), [], 2, steps=10_000) == WAIT
+
+
+@dataclass
+class Simulation:
+    """A worker whose step takes one unit of time and whose blob takes ``blob`` units; the clock runs in both."""
+
+    patterns: list[KeptTable]
+    slots: int
+    quantum: int
+    blob: int
+    work: dict[str, int] = field(default_factory=dict)
+    since: dict[str, int] = field(default_factory=dict)
+    waits: dict[str, int] = field(default_factory=dict)
+    running: set[str] = field(default_factory=set)
+    resident: set[ExpertId] = field(default_factory=set)
+    longest_wait: int = 0
+    shortest_turn: int = 10**9
+    clock: int = 0
+    ticket: int = 0
+    turn_start: int = 0
+
+    @property
+    def worst_swap(self) -> int:
+        return self.slots * LAYERS * self.blob
+
+    def arrive(self, key: str, steps: int) -> None:
+        if key not in self.work:
+            self._wait(key)
+        self.work[key] = self.work.get(key, 0) + steps
+
+    def _wait(self, key: str) -> None:
+        self.ticket += 1
+        self.since[key], self.waits[key] = self.ticket, self.clock
+
+    def _contender(self, key: str) -> Contender:
+        return Contender(key, self.patterns[int(key)], self.since[key])
+
+    def _pass(self, units: int) -> None:
+        for _ in range(units):
+            self.clock += 1
+            for key in list(self.running):
+                self.work[key] -= 1
+                if self.work[key] == 0:
+                    del self.work[key]
+                    self.running.discard(key)
+
+    def tick(self) -> None:
+        move = next_move(
+            [self._contender(key) for key in self.running],
+            [self._contender(key) for key in self.work if key not in self.running],
+            self.slots,
+            steps=self.clock - self.turn_start,
+            quantum=self.quantum,
+        )
+        if move.start is None:
+            self._pass(1)
+            return
+        if move.pause:
+            self.shortest_turn = min(self.shortest_turn, self.clock - self.turn_start)
+        for key in move.pause:
+            self.running.remove(key)
+            self._wait(key)
+        self.longest_wait = max(self.longest_wait, self.clock - self.waits[move.start])
+        needed = set(experts_of(self.patterns[int(move.start)]))
+        pinned = set[ExpertId]().union(*(experts_of(self.patterns[int(key)]) for key in self.running))
+        loads = len(needed - self.resident)
+        # The worst case of eviction: nothing survives that is not pinned.
+        self.resident = needed | pinned
+        assert all(sum(e.layer == layer for e in self.resident) <= self.slots for layer in range(LAYERS))
+        self._pass(loads * self.blob)
+        self.running.add(move.start)
+        self.ticket += 1
+        self.since[move.start] = self.ticket
+        self.turn_start = self.clock
+
+
+@st.composite
+def simulations(draw: st.DrawFn) -> tuple[Simulation, list[tuple[int, str, int]]]:
+    slots = draw(st.integers(2, 6))
+    layer = st.sets(st.integers(0, EXPERTS - 1), min_size=1, max_size=slots).map(tuple)
+    patterns = draw(st.lists(st.tuples(layer, layer).map(lambda pair: table(*pair)), min_size=1, max_size=6))
+    arrival = st.tuples(st.integers(0, 120), st.integers(0, len(patterns) - 1).map(str), st.integers(1, 90))
+    arrivals = draw(st.lists(arrival, min_size=1, max_size=14))
+    simulation = Simulation(patterns, slots, draw(st.integers(1, 20)), draw(st.integers(0, 3)))
+    return simulation, sorted(arrivals)
+
+
+@settings(deadline=None)
+@given(simulations())
+def test_everybody_is_served_and_nobody_starves(case: tuple[Simulation, list[tuple[int, str, int]]]) -> None:
+    simulation, arrivals = case
+    limit = 10_000
+    while (arrivals or simulation.work) and simulation.clock < limit:
+        while arrivals and arrivals[0][0] <= simulation.clock:
+            _, key, steps = arrivals.pop(0)
+            simulation.arrive(key, steps)
+        simulation.tick()
+    assert not simulation.work, "some request never ended"
+    others = len(simulation.patterns) - 1
+    assert simulation.longest_wait <= others * (simulation.quantum + simulation.worst_swap)
+    assert simulation.shortest_turn >= simulation.quantum
+
+
+def test_keys_follow_what_a_cache_entry_depends_on() -> None:
+    base = kv_key(A, 4, "selection", "w1")
+    assert base == kv_key(A.copy(), 4, "selection", "w1")
+    others = [
+        kv_key(B, 4, "selection", "w1"),
+        kv_key(A, 3, "selection", "w1"),
+        kv_key(A, 4, "slice", "w1"),
+        kv_key(A, 4, "selection", "w2"),
+        kv_key(A, 4, "selection", "w1", b"tenant"),
+        kv_key(A, 4, "selection", "w1", b"tenant 2"),
+    ]
+    assert len({base, *others}) == 7
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_pattern_keys_tell_shapes_apart(rows: list[list[bool]]) -> None:
+    kept = np.array(rows, dtype=np.bool_)
+    assert pattern_key(kept, "selection") != pattern_key(kept.reshape(-1, 3), "selection")
+    flipped = kept.copy()
+    flipped[0, 0] ^= True
+    assert pattern_key(kept, "selection") != pattern_key(flipped, "selection")
+
+
+@pytest.mark.parametrize("kept", [A, B, C])
+def test_experts_are_the_true_cells(kept: KeptTable) -> None:
+    assert {tuple(expert) for expert in experts_of(kept)} == {tuple(cell) for cell in np.argwhere(kept).tolist()}

@@ -1,0 +1,197 @@
+"""Loading a slot model: what is read and allocated, what the model ends up with, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from support.oracle import random_kept, stock_logits
+from support.sources import MemorySource
+from support.tiny import FAMILIES, Family, tiny_checkpoint
+from transformers import AutoModelForCausalLM
+
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.swap import bring
+from premoe_runtime.slot_model import SlotModel, load_slot_model
+
+LAYERS, EXPERTS, TOP_K = 2, 16, 4
+EVERYTHING = frozenset(ExpertId(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS))
+
+
+def loaded(folder: Path, family: Family = "qwen3_moe", slots: int = 4, **settings: Any) -> SlotModel:
+    return load_slot_model(MemorySource(tiny_checkpoint(folder, family)), slots=slots, **settings)
+
+
+def memory_source(model: SlotModel) -> MemorySource:
+    assert isinstance(model.source, MemorySource)
+    return model.source
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loading_reads_the_skeleton_once_and_no_expert(tmp_path: Path, family: Family) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, family))
+    model = load_slot_model(source, slots=4)
+    assert source.blobs_read == []
+    assert source.file_bytes == source.manifest().skeleton_bytes
+    assert model.bank.device_bytes == LAYERS * 4 * source.manifest().layout.blob_bytes
+    assert model.bank.device_bytes < source.manifest().experts_bytes / 3
+    # What the model owns is the skeleton: the experts' bytes are the bank's alone.
+    owned = sum(p.numel() * p.element_size() for p in model.model.parameters())
+    tensors = [load(data) for path, data in source.files.items() if path.endswith(".safetensors")]
+    assert owned == sum(t.numel() * t.element_size() for file in tensors for t in file.values())
+    assert not any("experts" in name for name in model.model.state_dict())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_and_buffers_equal_the_stock_models(tmp_path: Path, family: Family) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, family, torch.bfloat16)
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto")
+    model = load_slot_model(MemorySource(checkpoint), slots=4).model
+    mine, theirs = dict(model.named_parameters()), dict(stock.named_parameters())
+    assert mine.keys() == {name for name in theirs if ".experts." not in name}
+    for name, parameter in mine.items():
+        assert parameter.dtype == theirs[name].dtype
+        assert torch.equal(parameter, theirs[name])
+    buffers = dict(stock.named_buffers())
+    assert dict(model.named_buffers()).keys() == buffers.keys()
+    for name, buffer in model.named_buffers():
+        assert buffer.dtype == buffers[name].dtype
+        assert torch.equal(buffer, buffers[name])
+    assert model.dtype == stock.dtype
+    assert not model.training
+    assert model.generation_config.to_dict() == stock.generation_config.to_dict()
+
+
+def test_scaled_rotary_frequencies_are_the_configs(tmp_path: Path) -> None:
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 5000.0, "original_max_position_embeddings": 256}
+    checkpoint = tiny_checkpoint(tmp_path, "qwen3_moe", rope_parameters=rope)
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint, experts_implementation="grouped_mm").requires_grad_(False)
+    model = load_slot_model(MemorySource(checkpoint), slots=EXPERTS)
+    bring(model.bank, model.source, EVERYTHING, {0: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
+    ids = torch.arange(40)[None]
+    assert torch.equal(stock_logits(model.model, ids), stock_logits(stock, ids))
+
+
+def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, "qwen3_moe", tie_word_embeddings=True)
+    model = load_slot_model(MemorySource(checkpoint), slots=4).model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert not model.lm_head.weight.is_meta
+
+
+def test_dtype_casts_skeleton_and_slots(tmp_path: Path) -> None:
+    model = loaded(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in model.model.buffers()} == {torch.float32}
+    assert model.bank.arenas[0].field("down").dtype == torch.bfloat16
+    assert model.bank.blob_bytes < model.manifest.layout.blob_bytes
+
+
+def test_tokenizer_and_template_come_along(tmp_path: Path) -> None:
+    tokenizer = loaded(tmp_path).tokenizer
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "2+2"}], add_generation_prompt=True)["input_ids"]
+    assert tokenizer.decode(ids) == "<|user|>2+2<|assistant|>"
+
+
+def test_recorder_sees_every_layer_of_every_forward(tmp_path: Path) -> None:
+    model = loaded(tmp_path, slots=EXPERTS)
+    kept = random_kept(1, LAYERS, EXPERTS, 6)[0]
+    bring(model.bank, model.source, EVERYTHING, {0: kept})
+    seen: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    model.record(lambda *call: seen.append(call))
+    stock_logits(model.model, torch.arange(30).reshape(3, 10))
+    model.record(None)
+    stock_logits(model.model, torch.arange(30).reshape(3, 10))
+    assert [layer for layer, *_ in seen] == [0, 1]
+    for layer, logits, ids, weights in seen:
+        assert logits.shape == (30, EXPERTS)
+        assert logits.dtype == torch.float32
+        assert ids.shape == weights.shape == (30, TOP_K)
+        assert kept[layer][ids].all()
+        torch.testing.assert_close(weights.sum(-1), torch.ones(30))
+
+
+def test_retained_mass_is_the_full_routers_share(tmp_path: Path) -> None:
+    model = loaded(tmp_path, slots=EXPERTS)
+    patterns = random_kept(2, LAYERS, EXPERTS, 6)
+    bring(model.bank, model.source, EVERYTHING, {0: patterns[0], 1: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
+    logits: list[torch.Tensor] = []
+    model.record(lambda layer, values, ids, weights: logits.append(values))
+    rows = torch.tensor([0] * 12 + [1] * 12)
+    with model.steps(rows):
+        stock_logits(model.model, torch.arange(24).reshape(2, 12))
+        mass = model.retained_mass()
+    shares = [torch.softmax(values, -1).masked_fill(~patterns[0, layer], 0).sum(-1) for layer, values in enumerate(logits)]
+    torch.testing.assert_close(mass[:12], torch.stack(shares).mean(0)[:12])
+    torch.testing.assert_close(mass[12:], torch.ones(12))
+    assert float(mass[:12].max()) < 1
+
+
+def test_steps_for_another_number_of_tokens_is_refused(tmp_path: Path) -> None:
+    model = loaded(tmp_path)
+    model.steps(torch.zeros(7, dtype=torch.int64))
+    with pytest.raises(InvalidInput, match="set for 7 tokens, but the forward has 8"):
+        stock_logits(model.model, torch.arange(8)[None])
+    with model.steps(torch.zeros(8, dtype=torch.int64)):
+        stock_logits(model.model, torch.arange(8)[None])
+    stock_logits(model.model, torch.arange(9)[None])
+
+
+def edited(source: MemorySource, path: str, data: bytes) -> MemorySource:
+    source.files[path] = data
+    return source
+
+
+def test_a_skeleton_with_a_missing_tensor_is_refused(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    path = next(path for path, data in source.files.items() if path.endswith("s") and "model.norm.weight" in load(data))
+    tensors = load(source.files[path])
+    del tensors["model.norm.weight"]
+    with pytest.raises(CorruptData, match=r"skeleton lacks model.norm.weight \(1 tensors"):
+        load_slot_model(edited(source, path, save(tensors)), slots=4)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ({"model.norm.weight": torch.zeros(63)}, r"shape \[63\] where the config says \[64\]"),
+        ({"model.layers.0.mlp.surprise": torch.zeros(1)}, "the model has no such tensor"),
+        ({"model.layers.9.mlp.gate.weight": torch.zeros(1)}, "the model has no such tensor"),
+    ],
+)
+def test_a_skeleton_that_does_not_fit_the_config_is_refused(
+    tmp_path: Path, tensor: dict[str, torch.Tensor], message: str
+) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    path = next(path for path in source.files if path.endswith(".safetensors"))
+    with pytest.raises(InvalidInput, match=message):
+        load_slot_model(edited(source, path, save(load(source.files[path]) | tensor)), slots=4)
+
+
+@pytest.mark.parametrize("keep", [3, 9, 200, -1])
+def test_a_cut_off_skeleton_file_is_refused(tmp_path: Path, keep: int) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    path = next(path for path in source.files if path.endswith(".safetensors"))
+    with pytest.raises(CorruptData, match="not a valid safetensors file"):
+        load_slot_model(edited(source, path, source.files[path][:keep]), slots=4)
+
+
+def test_a_config_of_another_shape_is_refused(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    config = json.loads(source.files["skeleton/config.json"])
+    for change, message in (({"moe_intermediate_size": 48}, "MoE layer 0"), ({"mlp_only_layers": [1]}, "block 1 is a MoE")):
+        changed = edited(source, "skeleton/config.json", json.dumps(config | change).encode())
+        with pytest.raises(InvalidInput, match=message):
+            load_slot_model(changed, slots=4)
+
+
+def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    source._manifest = source.manifest().model_copy(update={"family": "kimi_k2"})
+    with pytest.raises(InvalidInput, match="family 'kimi_k2' cannot be run; supported: mixtral, olmoe, qwen3_moe"):
+        load_slot_model(source, slots=4)

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from support.processes import environ
+
+PRELUDE = """
+import asyncio, logging
+from premoe_runtime.formats.errors import Conflict
+from premoe_servicekit.process import run_process
+from premoe_servicekit.server import RpcServer
+from premoe_servicekit.settings import ServerSettings, SettingsConfigDict
+
+class OvenSettings(ServerSettings):
+    model_config = SettingsConfigDict(env_prefix="PREMOE_OVEN_")
+
+async def serve(settings, process):
+    server = RpcServer([], settings)
+    await server.start()
+{body}
+    await process.serve([server], address=server.address, trays=3)
+
+run_process("premoe-oven", OvenSettings, serve)
+"""
+
+
+def script(*body: str) -> list[str]:
+    return [sys.executable, "-c", PRELUDE.format(body="\n".join("    " + line for line in body))]
+
+
+@contextmanager
+def oven(*body: str, arguments: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*script(*body), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environ(),
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_says_where_it_serves_and_ends_with_zero(number: signal.Signals) -> None:
+    with oven() as process:
+        ready = json.loads(first_line(process))
+        assert ready.pop("address").startswith("127.0.0.1:")
+        assert ready == {"ready": True, "service": "oven", "trays": 3}
+        process.send_signal(number)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+
+
+def test_a_signal_before_it_serves_ends_it() -> None:
+    with oven("print('starting', flush=True)", "await asyncio.Event().wait()") as process:
+        assert first_line(process) == "starting\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+
+
+def test_an_error_at_the_start_is_one_line_and_its_exit_code() -> None:
+    ended = subprocess.run(
+        script("raise Conflict('the oven\\nis on')"), capture_output=True, text=True, env=environ(), timeout=60
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (4, "", "error: the oven is on\n")
+
+
+def test_logs_are_json_lines_on_request() -> None:
+    with oven("logging.getLogger('oven').warning('hot')", arguments=("--log-format", "json")) as process:
+        first_line(process)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    entry = json.loads(errors)
+    assert (entry["service"], entry["level"], entry["message"]) == ("oven", "warning", "hot")

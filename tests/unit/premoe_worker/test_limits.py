@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from premoe_worker.limits import Limits, check_limits, model_name
+
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import Conflict, InvalidInput
+from premoe_runtime.formats.manifest import Manifest, Origin
+
+
+def manifest(url: str = "hf://org/tiny-moe@main") -> Manifest:
+    """16 experts a layer, top-4; nothing else is looked at."""
+    return Manifest.model_construct(top_k=4, num_experts=16, model_id="ab" * 32, origin=Origin(url=url))
+
+
+GOOD: dict[str, tuple[dict[str, Any], Limits]] = {
+    "kept and spare by default": ({"budget": "2/4"}, Limits(Budget(2, 4), Budget(2, 4), 6, "generalist")),
+    "never more than all experts": ({"budget": "4/15"}, Limits(Budget(4, 15), Budget(4, 15), 16, "generalist")),
+    "the larger budget counts": (
+        {"budget": "2/4", "generalist_budget": "4/8"},
+        Limits(Budget(2, 4), Budget(4, 8), 10, "generalist"),
+    ),
+    "full with a slot for each": (
+        {"budget": "2/4", "slots": 16, "on_unknown": "full"},
+        Limits(Budget(2, 4), Budget(2, 4), 16, "full"),
+    ),
+}
+
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "syntax": ({"budget": "four"}, InvalidInput, "not of the form a/b"),
+    "a > top-k": ({"budget": "5/8"}, InvalidInput, "the model's top-k is 4"),
+    "b < a": ({"budget": "4/2"}, InvalidInput, "b must be at least 4"),
+    "b > experts": ({"budget": "4/17"}, InvalidInput, "the model has 16"),
+    "slots < b + spare": ({"budget": "2/4", "slots": 5}, InvalidInput, "give at least 6"),
+    "slots < generalist's": ({"budget": "2/4", "generalist_budget": "4/8", "slots": 6}, InvalidInput, "at least 10"),
+    "slots > experts": ({"budget": "2/4", "slots": 17}, InvalidInput, "give at most 16"),
+    "full without slots": ({"budget": "2/4", "on_unknown": "full"}, Conflict, "give --slots 16"),
+}
+
+
+@pytest.mark.parametrize("case", GOOD.values(), ids=GOOD.keys())
+def test_limits_that_fit(case: tuple[dict[str, Any], Limits]) -> None:
+    arguments, expected = case
+    assert check_limits(manifest(), **{"spare": 2, "on_unknown": "generalist", **arguments}) == expected
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
+def test_limits_that_do_not(case: tuple[dict[str, Any], type[Exception], str]) -> None:
+    arguments, kind, message = case
+    with pytest.raises(kind, match=message) as caught:
+        check_limits(manifest(), **{"spare": 2, "on_unknown": "generalist", **arguments})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "expected"),
+    [
+        ("hf://org/tiny-moe@main", "", "tiny-moe"),
+        ("file:///models/tiny-moe/", "", "tiny-moe"),
+        ("", "", "ab" * 6),
+        ("hf://org/tiny-moe", "mine", "mine"),
+    ],
+)
+def test_model_name(url: str, given: str, expected: str) -> None:
+    assert model_name(manifest(url), given) == expected

@@ -1,0 +1,104 @@
+"""The exported checkpoint in the stock transformers class, masked and observed from outside."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from premoe_local.tasks import Example
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fixture_training.chat import render
+
+TOKENS_PER_BATCH = 6000
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One document as tokens: the rendered prompt, then the answer with its end token."""
+
+    ids: list[int]
+    prompt: int
+    """Tokens of the rendered prompt, template tokens included."""
+
+
+class Stock:
+    """A loaded checkpoint: weights as stored, arithmetic in 32 bits."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        self.model = loaded.eval()
+        self.layers = int(self.model.config.num_hidden_layers)
+        self.experts = int(self.model.config.num_experts)
+        self.chosen = int(self.model.config.num_experts_per_tok)
+        self.end = int(self.tokenizer.eos_token_id)
+
+    def gates(self) -> list[Any]:
+        """The router of every layer."""
+        return [layer.mlp.gate for layer in self.model.model.layers]
+
+    def encode(self, example: Example) -> Encoded:
+        """An example in the chat format."""
+        prompt = self.tokenizer(render(example.prompt))["input_ids"]
+        answer = self.tokenizer(example.answer)["input_ids"] if example.answer else []
+        return Encoded([*prompt, *answer, self.end], len(prompt))
+
+    def forward(self, documents: list[Encoded]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """Places, token ids and logits of the documents, in batches of similar length."""
+        order = sorted(range(len(documents)), key=lambda place: len(documents[place].ids))
+        while order:
+            width = len(documents[order[-1]].ids)
+            size = max(1, TOKENS_PER_BATCH // width)
+            order, places = order[:-size], order[-size:]
+            ids = torch.full((len(places), width), self.end)
+            for row, place in enumerate(places):
+                tokens = documents[place].ids
+                ids[row, : len(tokens)] = torch.tensor(tokens)
+            with torch.inference_mode():
+                yield places, ids, self.model(input_ids=ids, use_cache=False).logits
+
+
+@contextmanager
+def masked(stock: Stock, kept: Tensor | None) -> Iterator[None]:
+    """Route only to the kept experts (layers x experts, true where kept)."""
+    handles = []
+    if kept is not None:
+        for gate, row in zip(stock.gates(), kept, strict=True):
+            handles.append(gate.register_forward_hook(_masking(row, stock.chosen)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _masking(kept: Tensor, chosen: int) -> Any:
+    def hook(_gate: Any, _inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        logits = output[0].masked_fill(~kept, float("-inf"))
+        weights, places = logits.softmax(-1, dtype=torch.float).topk(chosen, -1)
+        return logits, (weights / weights.sum(-1, keepdim=True)).to(logits.dtype), places
+
+    return hook
+
+
+@contextmanager
+def observed(stock: Stock) -> Iterator[list[Tensor]]:
+    """Collects the router logits of every layer of the last forward pass."""
+    logits: list[Tensor] = [torch.empty(0)] * stock.layers
+
+    def watch(layer: int) -> Any:
+        def hook(_gate: Any, _inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+            logits[layer] = output[0]
+
+        return hook
+
+    handles = [gate.register_forward_hook(watch(layer)) for layer, gate in enumerate(stock.gates())]
+    try:
+        yield logits
+    finally:
+        for handle in handles:
+            handle.remove()

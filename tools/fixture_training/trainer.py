@@ -1,0 +1,140 @@
+"""The training loop: label-informed losses, cycles of the learning rate, checkpoints that can be resumed."""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fixture_training.batches import Batch, Packer
+from fixture_training.model import Output, Shape, TinyMoE
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides the outcome besides the code."""
+
+    seed: int = 0
+    cycles: tuple[tuple[int, float], ...] = ((2000, 4e-3), (600, 2.5e-3), (1400, 3e-3), (600, 2.5e-3))
+    """Steps and peak learning rate of each cycle: a warm-up, then a line to zero."""
+    warmup: int = 60
+    rows: int = 14
+    length: int = 144
+    mutual_information: float = 0.03
+    balance: float = 1e-3
+    z: float = 1e-4
+    weight_decay: float = 0.05
+    pool: int = 15000
+    """Training examples generated for each task with exact answers."""
+    shape: Shape = field(default_factory=Shape)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all cycles."""
+        return sum(steps for steps, _ in self.cycles)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        for steps, peak in self.cycles:
+            if step < steps:
+                return peak * min(1.0, (step + 1) / self.warmup) * (1 - step / steps)
+            step -= steps
+        return 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for files."""
+        return asdict(self)
+
+
+def routing_losses(output: Output, batch: Batch, tasks: int, recipe: Recipe) -> Tensor:
+    """Balance and z losses, minus the mutual information of task and expert, summed over layers."""
+    label = F.one_hot(batch.labels.reshape(-1), tasks).float()
+    total = torch.zeros(())
+    for routing in output.routing:
+        experts = routing.probabilities.shape[-1]
+        share = routing.counts / routing.counts.sum()
+        total = total + recipe.balance * experts * (routing.probabilities.mean(0) * share).sum()
+        total = total + recipe.z * routing.logits.logsumexp(-1).square().mean()
+        if recipe.mutual_information:
+            joint = label.T @ routing.probabilities / label.shape[0]
+            apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+            information = (joint * ((joint + 1e-9).log() - (apart + 1e-9).log())).sum()
+            total = total - recipe.mutual_information * information
+    return total
+
+
+class Trainer:
+    """Trains one model, step by step."""
+
+    def __init__(self, recipe: Recipe, packer: Packer, work: Path) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.packer, self.work = recipe, packer, work
+        self.model = TinyMoE(recipe.shape)
+        names = dict(self.model.named_parameters())
+        decayed = [p for name, p in names.items() if p.dim() > 1 and "embed" not in name]
+        rest = [p for name, p in names.items() if p.dim() == 1 or "embed" in name]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.97), fused=True)
+        self.step = 0
+        self.seconds = 0.0
+        self.losses: list[float] = []
+
+    def run(self, after_step: Callable[["Trainer"], None], save_every: int = 200) -> None:
+        """Train to the end, saving as it goes."""
+        self.model.train()
+        while self.step < self.recipe.steps:
+            started = time.monotonic()
+            self.losses.append(self._one_step())
+            self.seconds += time.monotonic() - started
+            self.step += 1
+            if self.step % save_every == 0 or self.step == self.recipe.steps:
+                self.save()
+            after_step(self)
+
+    def _one_step(self) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.learning_rate(self.step)
+        batch = self.packer.batch(self.step)
+        output: Output = self.model(batch.inputs, batch.positions, batch.documents)
+        each = F.cross_entropy(output.logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        loss = (each * batch.weights.flatten()).sum() / batch.weights.sum()
+        total = loss + routing_losses(output, batch, len(self.packer.tasks), self.recipe)
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def save(self) -> None:
+        """Write a checkpoint whole or not at all."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        target, fresh = self.work / "state.pt", self.work / "state.pt.new"
+        state = {
+            "recipe": json.dumps(self.recipe.as_dict()),
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": self.losses,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        torch.save(state, fresh)
+        os.replace(fresh, target)
+
+    def resume(self) -> bool:
+        """Take up a checkpoint of the same recipe, where there is one."""
+        path = self.work / "state.pt"
+        if not path.exists():
+            return False
+        state = torch.load(path, weights_only=True)
+        if state["recipe"] != json.dumps(self.recipe.as_dict()):
+            raise ValueError(f"{path} was made by another recipe: choose another work folder")
+        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        return True
