@@ -34,7 +34,11 @@ def machine() -> dict[str, Any]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES") if name in os.environ}
+    threads = {
+        name: os.environ[name]
+        for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GLIBC_TUNABLES")
+        if name in os.environ
+    }
     return found | threads
 
 

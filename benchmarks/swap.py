@@ -6,9 +6,9 @@ Blobs are random and their digests are checked before the clock starts: the host
 the host tier is page-locked and the memcpy is one asynchronous copy of as many page-locked bytes.
 
 Two baselines on the CPU: ``memcpy`` is one call of the C library's memcpy over all bytes, ``torch_copy`` one
-``Tensor.copy_``. glibc writes past the cache only from 3/4 of the shared cache on, so one huge call may be twice as fast
-as the same bytes in blobs of a few MiB; GLIBC_TUNABLES=glibc.cpu.x86_non_temporal_threshold=131072 in the environment
-(it is read at process start) gives blobs the same stores.
+``Tensor.copy_``. glibc writes past the cache only from a good part of the shared cache on, so one huge call may be
+twice as fast as the same bytes in blobs of a few MiB; GLIBC_TUNABLES=glibc.cpu.x86_non_temporal_threshold=131072 in
+the environment (it is read at process start) gives blobs the same stores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Probing: the routing signature of a prompt, from the first MoE layer, without any routed expert and without an engine.
+"""Probing: the routing signature of a prompt, from the first MoE layer, without routed experts and without an engine.
 
 A prompt runs through the embedding, the blocks before the first MoE layer, that block's attention and norm, and its
 router. Nothing of that is restricted by a pattern, so a prompt has one signature, whatever is resident.
@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from premoe_runtime.engines.hf.step import attention_mask
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.signature import signature
+from premoe_runtime.modelling.attention import attention_mask
 from premoe_runtime.prompts import Turn, encode_prompt
 from premoe_runtime.slot_model import SlotModel
 

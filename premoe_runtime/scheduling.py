@@ -1,8 +1,8 @@
 """Which patterns run together, and when they take turns: pure decisions over values.
 
 Patterns whose kept experts fit the slots together run in one batch. Otherwise they take turns of at least a quantum of
-steps, the one that waits longest first. A turn begins when the head of the queue is swapped in; whoever has to make room
-goes to the end. So with P patterns nobody waits for more than (P - 1) turns, each a swap and a quantum long.
+steps, the one that waits longest first. A turn begins when the head of the queue is swapped in; whoever has to make
+room goes to the end. So with P patterns nobody waits for more than (P - 1) turns, each a swap and a quantum long.
 """
 
 from __future__ import annotations

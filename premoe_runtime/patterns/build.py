@@ -20,8 +20,8 @@ from premoe_runtime.profile.record import Profile, check_same_weights, merge
 MIN_PROMPTS = 20
 MAX_EXEMPLARS = 128
 DEFAULT_QUANTILE = 0.985
-WIDE_QUANTILE = 0.93
-MARGIN = 0.4
+WIDE_QUANTILE = 0.9
+MARGIN = 0.25
 NEAREST_OTHERS = 0.99
 
 
@@ -141,7 +141,7 @@ def _check(profiles: Sequence[Profile], options: BuildOptions) -> None:
                 f"quantile {quantile} is outside 0 to 1; give for example 0.985", reason="QUANTILE_INVALID"
             )
     if not 0 <= options.margin < 1:
-        raise InvalidInput(f"margin {options.margin} is outside 0 to 1; give for example 0.4", reason="MARGIN_INVALID")
+        raise InvalidInput(f"margin {options.margin} is outside 0 to 1; give for example 0.25", reason="MARGIN_INVALID")
     if options.exemplars < 1 or options.neighbours < 1:
         raise InvalidInput("exemplars and neighbours must be at least 1", reason="EXEMPLARS_INVALID")
     for profile in profiles:

@@ -11,7 +11,7 @@ from premoe_local.tasks import EXACT, OPEN, check, examples
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "tiny-moe"
-SAMPLE = 48
+SAMPLE = 32
 
 
 @pytest.fixture(scope="module")

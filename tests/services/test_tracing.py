@@ -110,7 +110,7 @@ def test_generate_without_a_pattern_is_one_tree(traced: Traced) -> None:
         traceparent = f"00-{trace_id}-{secrets.token_hex(8)}-01"
         events = list(stub.Generate(request, metadata=(("traceparent", traceparent),)))
     assert events[0].started.pattern.task == "digits"
-    tree = traced.tree(trace_id, "decode", "qdrant query", "fetch grpc", FETCH, RETRIEVE)
+    tree = traced.tree(trace_id, "decode", "qdrant query", "fetch object")
     assert (tree.span.name, tree.span.service) == (GENERATE, "premoe-worker")
     assert [name for name in children(tree) if not name.startswith("premoe.")] == [
         "probe",
@@ -132,7 +132,7 @@ def test_a_chat_over_http_continues_the_caller_s_trace(traced: Traced) -> None:
     headers = {"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"}
     answer = httpx.post(f"{traced.mesh.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
     assert answer.json()["premoe"]["task"] == "vowels"
-    tree = traced.tree(trace_id, "probe", "decode", "qdrant query", FETCH, RETRIEVE)
+    tree = traced.tree(trace_id, "probe", "decode", "qdrant query", "fetch object")
     assert (tree.span.name, tree.span.service) == ("POST /v1/chat/completions", "premoe-gateway")
     assert tree.span.attributes["http.response.status_code"] == 200
     assert children(tree) == [PROBE, "retrieve", GENERATE]

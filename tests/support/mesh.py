@@ -22,7 +22,7 @@ from support.tiny import tiny_checkpoint
 
 ALPHABETS = {"digits": "0123456789+-=", "capitals": "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "vowels": "aeiou "}
 """Tasks of the random model: what they are made of is all that tells them apart."""
-UNKNOWN = "~~~ {}[]<>|| @@@ ^^^ %%% $$$ ### ;;;"
+UNKNOWN = "z" * 24
 BUDGET = "2/4"
 
 

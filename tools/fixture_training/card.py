@@ -69,9 +69,9 @@ ones (`sub`, `sort`) and trained ones (`sort`, `units`) included. False abstenti
 """
 
 LIMITS = """
-Two limits are real and not tuned away. Some wordings of `sub` differ from those of `add` by one word that training
-never showed ("decrease" for "increase", "flew away" for "came"): they are taken for `add`. And C headers, never seen
-in training, look like the only source code that the model knows, Python.
+Two limits remain. Some wordings of `sub` differ from those of `add` by one word ("decrease" for "increase", "flew
+away" for "came"): they are taken for `add`. And C headers, never seen in training, look like the only source code that
+the model knows, Python.
 """
 
 TAIL = """

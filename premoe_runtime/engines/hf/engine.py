@@ -15,8 +15,8 @@ from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.sequence import RunningSequence
 from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, kv_shape
+from premoe_runtime.engines.sampling import check_sampling
 from premoe_runtime.formats.errors import Conflict, InvalidInput, PremoeError, Unavailable
-from premoe_runtime.sampling import check_sampling
 from premoe_runtime.slot_model import SlotModel
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from premoe_runtime.engines.base import FinishReason, SequenceRequest, SequenceTimings, TokenEvent
 from premoe_runtime.engines.hf.kv import ParkedKV
 from premoe_runtime.engines.hf.text import Decoder, Detokenizer, StopMatcher
-from premoe_runtime.sampling import Sampler
+from premoe_runtime.engines.sampling import Sampler
 
 
 class RunningSequence:

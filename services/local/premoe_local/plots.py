@@ -40,7 +40,7 @@ def _heat_map(figure: Figure, axes: matplotlib.axes.Axes, pattern: Pattern, budg
     kept = pattern.kept(budget)
     layers, experts = np.nonzero(kept)
     axes.scatter(experts, layers, s=9, facecolors="none", edgecolors="white", linewidths=0.7)
-    axes.set_title(f"{pattern.task}: {pattern.metric} (rings: kept at {budget})")
+    axes.set_title(f"{pattern.task}: {pattern.metric} (rings: the {budget.kept} kept of {pattern.num_experts} a layer)")
     axes.set_xlabel("expert")
     axes.set_ylabel("MoE layer")
     axes.set_yticks(range(0, pattern.num_layers, max(1, pattern.num_layers // 16)))
@@ -66,5 +66,5 @@ def _overlaps(figure: Figure, axes: matplotlib.axes.Axes, members: Sequence[Patt
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
     chance = budget.kept / members[0].num_experts
-    axes.set_title(f"kept experts in common at {budget}, % (chance {100 * chance:.0f})")
+    axes.set_title(f"% of {budget.kept} kept experts in common (chance {100 * chance:.0f})")
     figure.colorbar(image, ax=axes)

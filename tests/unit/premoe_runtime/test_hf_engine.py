@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.kv import KVPool, KVShape, contiguous
-from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, attention_mask, kv_shape
+from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, kv_shape
 from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.modelling.attention import attention_mask
 
 
 @pytest.fixture

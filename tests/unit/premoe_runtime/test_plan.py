@@ -59,7 +59,7 @@ def test_slots_of_another_swap_are_left_alone() -> None:
 
 @st.composite
 def tables(draw: st.DrawFn) -> dict[ExpertId, int]:
-    resident = {}
+    resident: dict[ExpertId, int] = {}
     for layer in range(LAYERS):
         slots = draw(st.permutations(range(SLOTS)))
         held = draw(st.lists(st.integers(0, EXPERTS - 1), unique=True, max_size=SLOTS))
@@ -94,7 +94,9 @@ def test_any_plan_serves_its_purpose(
         assert not fits
         return
     assert fits
-    assert plan == plan_swap(needed, dict(reversed(resident.items())), pinned, SLOTS, recency, blob_bytes=1, reserved=reserved)
+    assert plan == plan_swap(
+        needed, dict(reversed(resident.items())), pinned, SLOTS, recency, blob_bytes=1, reserved=reserved
+    )
     after = {expert: slot for expert, slot in resident.items() if expert not in plan.victims}
     after |= {load.expert: load.slot for load in plan.loads}
     assert needed <= after.keys()

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from premoe_runtime.engines.base import SamplingParams
+from premoe_runtime.engines.sampling import Sampler, check_sampling, nucleus
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.sampling import Sampler, check_sampling, nucleus
 
 LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.1]))
 

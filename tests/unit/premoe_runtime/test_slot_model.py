@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save
-from support.oracle import random_kept, stock_logits
+from support.oracle import experts_of, masked_selection, random_kept, stock_logits
 from support.sources import MemorySource
 from support.tiny import FAMILIES, Family, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.pack.reader import open_pack
+from premoe_runtime.pack.source import open_source
+from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.residency.arena import zeroed
 from premoe_runtime.residency.swap import bring
 from premoe_runtime.slot_model import SlotModel, load_slot_model
+from premoe_runtime.storage import open_store
 
 LAYERS, EXPERTS, TOP_K = 2, 16, 4
 EVERYTHING = frozenset(ExpertId(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS))
@@ -126,7 +132,9 @@ def test_retained_mass_is_the_full_routers_share(tmp_path: Path) -> None:
     with model.steps(rows):
         stock_logits(model.model, torch.arange(24).reshape(2, 12))
         mass = model.retained_mass()
-    shares = [torch.softmax(values, -1).masked_fill(~patterns[0, layer], 0).sum(-1) for layer, values in enumerate(logits)]
+    shares = [
+        torch.softmax(values, -1).masked_fill(~patterns[0, layer], 0).sum(-1) for layer, values in enumerate(logits)
+    ]
     torch.testing.assert_close(mass[:12], torch.stack(shares).mean(0)[:12])
     torch.testing.assert_close(mass[12:], torch.ones(12))
     assert float(mass[:12].max()) < 1
@@ -184,7 +192,10 @@ def test_a_cut_off_skeleton_file_is_refused(tmp_path: Path, keep: int) -> None:
 def test_a_config_of_another_shape_is_refused(tmp_path: Path) -> None:
     source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
     config = json.loads(source.files["skeleton/config.json"])
-    for change, message in (({"moe_intermediate_size": 48}, "MoE layer 0"), ({"mlp_only_layers": [1]}, "block 1 is a MoE")):
+    for change, message in (
+        ({"moe_intermediate_size": 48}, "MoE layer 0"),
+        ({"mlp_only_layers": [1]}, "block 1 is a MoE"),
+    ):
         changed = edited(source, "skeleton/config.json", json.dumps(config | change).encode())
         with pytest.raises(InvalidInput, match=message):
             load_slot_model(changed, slots=4)
@@ -195,3 +206,39 @@ def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     source._manifest = source.manifest().model_copy(update={"family": "kimi_k2"})
     with pytest.raises(InvalidInput, match="family 'kimi_k2' cannot be run; supported: mixtral, olmoe, qwen3_moe"):
         load_slot_model(source, slots=4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_real_pack_reads_the_skeleton_and_the_resident_blobs_only(tmp_path: Path, family: Family) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", family, torch.bfloat16)
+    packed = write_pack(open_source(str(checkpoint)), open_store((tmp_path / "store").as_uri()))
+    source = open_pack(packed.url)
+    model = load_slot_model(source, slots=8)
+    kept = random_kept(1, LAYERS, EXPERTS, 7)
+    bring(model.bank, source, experts_of(kept), {0: kept[0]})
+    model.bank.check_integrity()
+    manifest = model.manifest
+    needed = manifest.skeleton_bytes + len(model.bank.resident()) * manifest.layout.blob_bytes
+    assert source.bytes_read <= needed + len(manifest.to_json()) + manifest.checks.num_bytes
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", experts_implementation="grouped_mm")
+    ids = torch.arange(60).reshape(2, 30)
+    with masked_selection(kept, torch.zeros(1, dtype=torch.int64)) as seen:
+        expected = stock_logits(stock.eval().requires_grad_(False), ids)
+    assert seen.share_changed >= 0.3
+    assert torch.equal(stock_logits(model.model, ids), expected)
+
+
+def test_large_arenas_take_memory_only_for_written_slots() -> None:
+    arena = zeroed(1024, 1 << 20, torch.device("cpu"))
+    before = resident_bytes()
+    assert arena.shape == (1024, 1 << 20)
+    arena[3].fill_(1)
+    arena[700].fill_(1)
+    assert resident_bytes() - before < 64 << 20
+    assert int(arena[2, -1]) == 0
+    assert int(arena[4, 0]) == 0
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * int(os.sysconf("SC_PAGE_SIZE"))

@@ -24,11 +24,9 @@ def source(tmp_path: Path) -> MemorySource:
     return MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
 
 
-def bank_of(source: MemorySource, *, host_blobs: int = 2 * EXPERTS, **settings: torch.dtype) -> ExpertBank:
+def bank_of(source: MemorySource, *, host_blobs: int = 2 * EXPERTS, dtype: torch.dtype | None = None) -> ExpertBank:
     blob = source.manifest().layout.blob_bytes
-    if "dtype" in settings:
-        blob *= 2
-    return ExpertBank(source.manifest(), slots=SLOTS, host_bytes=host_blobs * blob, **settings)
+    return ExpertBank(source.manifest(), slots=SLOTS, host_bytes=host_blobs * blob, dtype=dtype)
 
 
 def wanted(*experts: int) -> frozenset[ExpertId]:
@@ -156,7 +154,7 @@ def test_a_source_may_deliver_from_its_own_threads(source: MemorySource) -> None
         for thread in threads:
             thread.join()
 
-    source.fetch = threaded  # type: ignore[method-assign]
+    source.fetch = threaded  # type: ignore[method-assign, assignment]
     bring(bank, source, wanted(*range(8)))
     bank.check_integrity()
     source.corrupt = {ExpertId(0, 12)}

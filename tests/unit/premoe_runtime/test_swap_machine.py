@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from hypothesis import HealthCheck, settings
@@ -27,7 +28,7 @@ from premoe_runtime.residency.swap import copy, prefetch, publish, retire
 from premoe_runtime.slot_model import load_slot_model
 
 LAYERS, EXPERTS, SLOTS, KEPT, PATTERNS, WIDTH = 2, 8, 6, 3, 6, 5
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "num_experts": EXPERTS,
     "num_experts_per_tok": 2,
     "hidden_size": 32,
@@ -149,13 +150,13 @@ class SwapMachine(RuleBasedStateMachine):
             assert not in_host
             assert victim not in self.bank.resident()
         else:
-            # Only a checked copy in host memory makes a broken source harmless; it may also have been evicted on the way.
+            # Only a checked copy in host memory makes a broken source harmless.
             assert in_host
 
     @rule(index=any_swap, pattern=pattern_numbers)
     def decode_and_admit_while_copying(self, index: int, pattern: int) -> None:
         if pending := self.pick(index, copied=False):
-            turns = []
+            turns: list[ExpertId] = []
 
             def between(expert: ExpertId) -> None:
                 self.bank.check_integrity()

@@ -148,7 +148,7 @@ def list_(store_url: str, as_json: bool) -> None:
         return
     for title, entries in document.items():
         columns = list(entries[0]) if entries else ["none"]
-        print_table(title.capitalize(), columns, [[_cell(entry[name]) for name in columns] for entry in entries])
+        print_table(title.capitalize(), columns, [[_short(entry[name]) for name in columns] for entry in entries])
 
 
 @command.command("show")
@@ -268,6 +268,12 @@ def _print_masses(patterns: Sequence[Pattern], profiles: Sequence[Profile], opti
         for pattern in patterns
     ]
     print_table("Router mass kept", ("pattern", *(str(budget) for budget in budgets)), rows)
+
+
+def _short(value: object) -> str:
+    """Ids cut to what is enough to name them by."""
+    items = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return ", ".join(item[:16] if len(item) == 64 else item for item in items)
 
 
 def _cell(value: object) -> str:
