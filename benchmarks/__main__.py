@@ -1,4 +1,4 @@
-"""Runs every benchmark, one after another, each in a process of its own: ``python -m benchmarks [NAME …] [--json DIR]``."""
+"""Runs every benchmark, each in a process of its own: ``python -m benchmarks [NAME …] [--json DIR]``."""
 
 from __future__ import annotations
 

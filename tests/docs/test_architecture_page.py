@@ -31,7 +31,10 @@ def test_every_source_folder_has_a_row() -> None:
     for folder in folders:
         relative = folder.relative_to(ROOT).as_posix()
         if folder.is_dir() and folder.name != "__pycache__":
-            assert any(relative.startswith(path.rstrip("/")) or path.startswith(relative) for path in re.findall(r"`([^`]+)`", named)), relative
+            assert any(
+                relative.startswith(path.rstrip("/")) or path.startswith(relative)
+                for path in re.findall(r"`([^`]+)`", named)
+            ), relative
 
 
 def test_contracts_are_the_enforced_ones() -> None:

@@ -14,6 +14,8 @@ import pytest
 from premoe_local import tasks
 from support.processes import environ
 
+pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
+
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-moe"
 FIELDS = [
     "domain",

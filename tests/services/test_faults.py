@@ -20,6 +20,8 @@ from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.patterns.library import find_set
 from premoe_runtime.storage import open_store
 
+pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
+
 
 def answer(mesh: Mesh, task: str, **fields: object) -> httpx.Response:
     body = {

@@ -12,6 +12,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 from premoe_local.mesh import Mesh
 from support.mesh import ALPHABETS, UNKNOWN, prompts
 
+pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
+
 
 @pytest.fixture
 def api(mesh: Mesh) -> Iterator[openai.OpenAI]:

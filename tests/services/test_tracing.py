@@ -16,6 +16,8 @@ from premoe_servicekit.clients import blocking_channel
 from support.mesh import mesh_over, prompts
 from support.otlp import Node, OtlpReceiver, otlp_receiver
 
+pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
+
 GENERATE = "premoe.worker.v1.WorkerService/Generate"
 PROBE = "premoe.worker.v1.WorkerService/Probe"
 RETRIEVE = "premoe.patterns.v1.PatternService/Retrieve"

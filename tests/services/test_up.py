@@ -21,6 +21,8 @@ from premoe_local.cli import command
 from support.mesh import BUDGET
 from support.processes import environ
 
+pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
+
 PATIENCE_S = 60.0
 
 

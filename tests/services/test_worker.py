@@ -22,6 +22,8 @@ from premoe_runtime.pack.reader import open_pack
 from premoe_runtime.patterns.library import find_set
 from premoe_runtime.storage import open_store
 
+pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
+
 Stub = worker_pb2_grpc.WorkerServiceStub
 
 

@@ -99,7 +99,7 @@ class Gateway:
             except Unavailable as error:
                 if began or error.reason == "DEADLINE_EXCEEDED" or len(states) == 1:
                     raise
-                self._states.pop(state.address, None)
+                # It may only lack something behind it; the next poll tells whether it serves.
                 states = [other for other in states if other.address != state.address]
 
     async def _run(self, address: str, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]:

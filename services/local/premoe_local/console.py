@@ -23,6 +23,7 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
+    TimeRemainingColumn,
     TransferSpeedColumn,
 )
 from rich.progress import Progress as RichProgress
@@ -153,7 +154,7 @@ def progress(
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
     if unit == "bytes" or counts:
         columns += [TransferSpeedColumn() if unit == "bytes" else MofNCompleteColumn()]
-    columns += [TimeElapsedColumn()]
+    columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
     hidden = quiet or not console.is_terminal
     with RichProgress(*columns, console=console, transient=True, disable=hidden) as bars:
         yield _Bar(bars, description, total)

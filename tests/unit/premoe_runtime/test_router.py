@@ -165,6 +165,16 @@ def test_step_state_grows_and_keeps_plain_values() -> None:
     assert state.retained_mass().shape == (3000,)
 
 
+def test_step_state_that_grew_in_inference_mode_can_be_set_outside() -> None:
+    state = StepState(2, TOP_K, torch.device("cpu"))
+    with torch.inference_mode():
+        state.take(1000)
+        state.mass[0, :1000] = torch.ones(1000)
+    state.set(1, 2)
+    assert state.rows[:1000].tolist() == [1] * 1000
+    assert state.retained_mass()[0] == 0.5
+
+
 def test_step_state_refuses_what_does_not_fit() -> None:
     state = StepState(2, TOP_K, torch.device("cpu"))
     with pytest.raises(InvalidInput, match="differ in length"):

@@ -100,6 +100,12 @@ class SwapMachine(RuleBasedStateMachine):
     def arriving(self, pending: Pending) -> set[ExpertId]:
         return {load.expert for load in pending.plan.loads}
 
+    def uncopied(self, index: int, pattern: int) -> Pending | None:
+        """A swap whose bytes are still to come; if none is under way, one for ``pattern`` is started."""
+        if all(pending.copied for pending in self.pending):
+            self.admit(pattern)
+        return self.pick(index, copied=False)
+
     def pick(self, index: int, *, copied: bool) -> Pending | None:
         found = [pending for pending in self.pending if pending.copied == copied]
         return found[index % len(found)] if found else None
@@ -122,9 +128,9 @@ class SwapMachine(RuleBasedStateMachine):
         if pending := self.pick(index, copied=False):
             assert self.run_copy(pending, threading.Event())
 
-    @rule(index=any_swap, after=st.integers(1, 3))
-    def cancel_in_mid_copy(self, index: int, after: int) -> None:
-        if pending := self.pick(index, copied=False):
+    @rule(index=any_swap, pattern=pattern_numbers, after=st.integers(1, 3))
+    def cancel_in_mid_copy(self, index: int, pattern: int, after: int) -> None:
+        if pending := self.uncopied(index, pattern):
             stop, seen = threading.Event(), []
 
             def count(expert: ExpertId) -> None:
@@ -136,9 +142,9 @@ class SwapMachine(RuleBasedStateMachine):
             finished = self.run_copy(pending, stop)
             assert finished == (not stop.is_set())
 
-    @rule(index=any_swap, which=st.integers(0, 5), corrupt=st.booleans())
-    def fault_in_mid_copy(self, index: int, which: int, corrupt: bool) -> None:
-        pending = self.pick(index, copied=False)
+    @rule(index=any_swap, pattern=pattern_numbers, which=st.integers(0, 5), corrupt=st.booleans())
+    def fault_in_mid_copy(self, index: int, pattern: int, which: int, corrupt: bool) -> None:
+        pending = self.uncopied(index, pattern)
         if pending is None or not pending.plan.loads:
             return
         victim = pending.plan.loads[which % len(pending.plan.loads)].expert
@@ -155,7 +161,7 @@ class SwapMachine(RuleBasedStateMachine):
 
     @rule(index=any_swap, pattern=pattern_numbers)
     def decode_and_admit_while_copying(self, index: int, pattern: int) -> None:
-        if pending := self.pick(index, copied=False):
+        if pending := self.uncopied(index, pattern):
             turns: list[ExpertId] = []
 
             def between(expert: ExpertId) -> None:
@@ -168,9 +174,9 @@ class SwapMachine(RuleBasedStateMachine):
             self.source.on_blob = between
             assert self.run_copy(pending, threading.Event())
 
-    @rule(index=any_swap)
-    def decode_while_a_thread_copies(self, index: int) -> None:
-        if pending := self.pick(index, copied=False):
+    @rule(index=any_swap, pattern=pattern_numbers)
+    def decode_while_a_thread_copies(self, index: int, pattern: int) -> None:
+        if pending := self.uncopied(index, pattern):
             thread = threading.Thread(target=self.run_copy, args=(pending, threading.Event()))
             thread.start()
             self.decode()
