@@ -56,7 +56,7 @@ def read_calibration(
     chosen = examples[skip:][: len(examples) if limit is None else limit]
     if not chosen:
         raise InvalidInput(
-            f"{path}: has {len(examples)} examples, none are left after skipping {skip} and taking {limit}",
+            f"{path}: has {len(examples)} examples, so skipping {skip} leaves none",
             reason="CALIBRATION_EMPTY",
         )
     return chosen
@@ -80,6 +80,8 @@ def _examples(data: bytes, where: str, answers: Answers) -> Iterator[Example]:
             value = json.loads(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise _invalid(place, f"is not UTF-8 at byte {error.start + 1}") from error
+        except RecursionError as error:
+            raise _invalid(place, "broken JSON: nested too deeply") from error
         except ValueError as error:
             detail = error.msg if isinstance(error, json.JSONDecodeError) else "too large a number"
             raise _invalid(place, f"broken JSON: {detail}") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from premoe_runtime.formats.errors import InvalidInput
 
 DEFAULT_SPARE_SLOTS = 2
-_BUDGET = re.compile(r"(\d+)/(\d+)")
+_BUDGET = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,23 +85,32 @@ def make_full(model: SlotModel) -> None:
 def load_full_model(
     source: ExpertSource, *, threads: int | None = None, device: str = "cpu", dtype: str = "auto"
 ) -> SlotModel:
-    """A slot model with room for every expert; ``dtype`` is "auto" (the checkpoint's), "float32" or "bfloat16".
+    """A slot model with room for every expert; ``dtype`` is "auto", "float32" or "bfloat16".
 
+    "auto" is float32 on the CPU, whose bfloat16 arithmetic is several times slower, and the checkpoint's elsewhere.
     Raises InvalidInput, CorruptData, Exhausted, Unavailable.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    kind = _device_kind(device)
+    if dtype == "auto":
+        arithmetic = torch.float32 if kind == "cpu" else None
+    else:
+        arithmetic = getattr(torch, dtype)
+    return load_slot_model(
+        source, slots=source.manifest().num_experts, max_rows=2, device=device, dtype=arithmetic
+    )
+
+
+def _device_kind(device: str) -> str:
+    """``"cpu"`` or ``"cuda"`` …. Raises InvalidInput for a device that holds no data here."""
     try:
-        torch.empty(0, device=device)
+        kind = torch.empty(0, device=device).device.type
     except (RuntimeError, AssertionError) as error:
         raise InvalidInput(f"device {device!r} cannot be used here: {error}", reason="DEVICE_INVALID") from error
-    return load_slot_model(
-        source,
-        slots=source.manifest().num_experts,
-        max_rows=2,
-        device=device,
-        dtype=None if dtype == "auto" else getattr(torch, dtype),
-    )
+    if kind == "meta":
+        raise InvalidInput("device 'meta' holds no data; give cpu or cuda", reason="DEVICE_INVALID")
+    return kind
 
 
 def measure_profile(

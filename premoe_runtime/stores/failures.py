@@ -12,6 +12,7 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Inva
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXT = ("No space left", "QuotaExceeded", "InsufficientStorage", "StorageFull", "Disk quota")
+_REFUSED_TEXT = ("Permission denied",)
 _RANGE_TEXT = ("InvalidRange", "Invalid range", "Requested range was invalid", "416 Range Not Satisfiable")
 
 
