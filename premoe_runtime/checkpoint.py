@@ -123,9 +123,11 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
         raise NotFound(f"{store.url}: no config.json; is this a checkpoint folder?", reason="CHECKPOINT_NOT_FOUND")
     config = store.get("config.json")
     model = read_model(config, store.at("config.json"))
-    if "tokenizer_config.json" in sizes:
-        where = store.at("tokenizer_config.json")
-        refuse_remote_code(parse_json_object(store.get("tokenizer_config.json"), where), where)
+    for path in sorted(sizes):
+        if path.endswith(".json") and path not in ("config.json", INDEX_FILE):
+            found = parse_json_object(store.get(path), store.at(path))
+            if path == "tokenizer_config.json":
+                refuse_remote_code(found, store.at(path))
     tensors = _read_tensors(store, sizes)
     dropped = _mtp_names(tensors, config, model)
     kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}

@@ -61,7 +61,8 @@ def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Turn]) -> Prompt:
         raise InvalidInput("the conversation has no user turn with text", reason="PROMPT_EMPTY")
     turns = [{"role": message.role, "content": message.content} for message in messages]
     text, special = _render(tokenizer, turns)
-    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    # Whoever asks compares the length with the model's; transformers would warn as well.
+    encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     token_ids = tuple(int(token) for token in encoded["input_ids"])
     start, stop = _place(tokenizer, turns, last, text)
     inside = [
@@ -76,7 +77,7 @@ def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Turn]) -> Prompt:
 
 def encode_text(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
     """Token ids of text that continues a prompt: nothing is added at its ends."""
-    return tuple(int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"])
+    return tuple(int(token) for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _render(tokenizer: ChatTokenizer, turns: Sequence[dict[str, str]]) -> tuple[str, bool]:

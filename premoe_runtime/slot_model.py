@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from premoe_runtime.experts import SlotExperts
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.errors import InvalidInput, PremoeError
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.modelling.families import MoeBlock, modelling_of
 from premoe_runtime.modelling.skeleton import fill_skeleton
@@ -21,6 +21,8 @@ from premoe_runtime.ports import ExpertSource
 from premoe_runtime.residency.bank import ExpertBank
 from premoe_runtime.residency.layout import torch_dtype
 from premoe_runtime.router import Recorder, RestrictedRouter, StepState
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class Steps:
@@ -61,8 +63,11 @@ class SlotModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own tokenizer and chat template."""
-        with _skeleton_folder(self.source) as folder:
+        """The checkpoint's own tokenizer and chat template. Raises InvalidInput: there is none, or it is broken."""
+        # Without files transformers makes an empty tokenizer, which knows no word.
+        if not any(PurePosixPath(file.path).name in _VOCABULARIES for file in self.manifest.skeleton):
+            raise InvalidInput("the pack has no tokenizer; pack a checkpoint with one", reason="TOKENIZER_MISSING")
+        with _skeleton_folder(self.source) as folder, _refusals("tokenizer"):
             return AutoTokenizer.from_pretrained(folder)
 
     def steps(self, rows: torch.Tensor | int, active: torch.Tensor | int | None = None) -> Steps:
@@ -105,13 +110,13 @@ def load_slot_model(
     """
     manifest = source.manifest()
     modelling = modelling_of(manifest.family)
-    with _skeleton_folder(source) as folder:
+    with _skeleton_folder(source) as folder, _refusals("config"):
         config = AutoConfig.from_pretrained(folder)
         generation = folder / "generation_config.json"
         generation_config = GenerationConfig.from_pretrained(folder) if generation.exists() else None
     config.output_router_logits = False
     config._attn_implementation = "sdpa"
-    with torch.device("meta"):
+    with torch.device("meta"), _refusals("config"):
         model = modelling.model_class(config)
     bank = ExpertBank(manifest, slots=slots, max_rows=max_rows, device=device, dtype=dtype, host_bytes=host_bytes)
     state = StepState(bank.num_layers, manifest.top_k, bank.device)
@@ -139,6 +144,21 @@ def _check_fit(block: MoeBlock, experts: SlotExperts, manifest: Manifest, layer:
         raise InvalidInput(
             f"MoE layer {layer} of the pack does not have the shapes that its config.json says", reason="PACK_MISMATCH"
         )
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """Make one line of whatever transformers raises for files that it cannot use."""
+    try:
+        yield
+    except PremoeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InvalidInput(
+            f"transformers refuses the pack's {what}: {reason}; correct the checkpoint and pack it again",
+            reason=f"{what.upper()}_REFUSED",
+        ) from error
 
 
 @contextmanager

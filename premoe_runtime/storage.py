@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -43,10 +44,20 @@ def open_store(url: str) -> Store:
     if parts.scheme == "s3":
         if not parts.netloc:
             raise InvalidInput(f"{url}: no bucket; write s3://bucket/prefix", reason="STORE_URL")
+        _check_endpoint()
         with mapped_errors(url):
             prefix = unquote(parts.path).strip("/") or None
             return Store(url, S3Store(parts.netloc, prefix=prefix, retry_config=_RETRY))
     raise InvalidInput(f"{url}: unknown scheme {parts.scheme!r}; use file, memory or s3", reason="STORE_URL")
+
+
+def _check_endpoint() -> None:
+    """Raise InvalidInput for an unencrypted endpoint that nobody allowed: the client's own words do not say that."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
+    if endpoint.startswith("http://") and not os.environ.get("AWS_ALLOW_HTTP"):
+        raise InvalidInput(
+            f"the S3 endpoint {endpoint} is not encrypted; set AWS_ALLOW_HTTP=true to use it", reason="STORE_URL"
+        )
 
 
 def _local_path(url: str) -> Path:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound, Unavailable
 from premoe_runtime.storage import ObjectInfo, Store, open_store
+from premoe_runtime.stores.failures import mapped_errors
 
 PACKER_VERSION = 1
 """Part of every staging key: raise it when the bytes that the packer writes change."""
@@ -111,7 +112,9 @@ def _open_hub(text: str) -> Source:
     if match is None:
         raise InvalidInput(f"{text}: write hf://org/name or hf://org/name@revision", reason="STORE_URL")
     name, revision = match[1], match[2] or "main"
-    endpoint = os.environ.get("HF_ENDPOINT", DEFAULT_HUB).rstrip("/")
+    endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_HUB).rstrip("/")
+    if not re.fullmatch(r"https?://[^/]+.*", endpoint):
+        raise InvalidInput(f"HF_ENDPOINT {endpoint!r} is no http:// or https:// address", reason="STORE_URL")
     api = _http_store(f"{endpoint}/api/models/{name}")
     try:
         commit = _HubInfo.model_validate_json(api.get(f"revision/{revision}")).sha
@@ -131,4 +134,5 @@ def _http_store(url: str) -> Store:
     if token:
         options["default_headers"] = {"authorization": f"Bearer {token}"}
     retry = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
-    return Store(url, HTTPStore.from_url(url, client_options=options, retry_config=retry))
+    with mapped_errors(url):
+        return Store(url, HTTPStore.from_url(url, client_options=options, retry_config=retry))

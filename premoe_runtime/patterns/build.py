@@ -215,7 +215,13 @@ def _generalist_member(pattern: Pattern) -> Member:
 
 def _notes(tasks: Sequence[Profile], splits: Sequence[_Split], options: BuildOptions) -> list[str]:
     needed = round(1 / (1 - options.quantile))
-    return [
+    repeated = [
+        f"task {profile.task}: several of its profiles are of the same text, which counts once for each; "
+        "name the right ones with --profiles"
+        for profile in tasks
+        if len({part.digest for part in profile.calibration}) < len(profile.calibration)
+    ]
+    return repeated + [
         f"task {profile.task}: {len(split.held_out)} held-out prompts are too few for a {options.quantile:.1%} "
         f"quantile, so its cutoff rests on their lowest score; give at least {2 * needed} prompts"
         for profile, split in zip(tasks, splits, strict=True)

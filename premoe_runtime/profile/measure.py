@@ -87,7 +87,7 @@ def load_full_model(
 ) -> SlotModel:
     """A slot model with room for every expert; ``dtype`` is "auto", "float32" or "bfloat16".
 
-    "auto" is float32 on the CPU, whose bfloat16 arithmetic is several times slower, and the checkpoint's elsewhere.
+    "auto" is float32 on the CPU, where bfloat16 is slower, and the checkpoint's elsewhere.
     Raises InvalidInput, CorruptData, Exhausted, Unavailable.
     """
     if threads is not None:
@@ -97,9 +97,7 @@ def load_full_model(
         arithmetic = torch.float32 if kind == "cpu" else None
     else:
         arithmetic = getattr(torch, dtype)
-    return load_slot_model(
-        source, slots=source.manifest().num_experts, max_rows=2, device=device, dtype=arithmetic
-    )
+    return load_slot_model(source, slots=source.manifest().num_experts, max_rows=2, device=device, dtype=arithmetic)
 
 
 def _device_kind(device: str) -> str:

@@ -12,7 +12,9 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Inva
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXT = ("No space left", "QuotaExceeded", "InsufficientStorage", "StorageFull", "Disk quota")
-_REFUSED_TEXT = ("Permission denied",)
+_REFUSED_TEXT = ("Permission denied (os error", "Operation not permitted (os error")
+_METADATA_HOST = "169.254.169.254"  # where the AWS client looks for credentials when no variable gives any
+_ABSENT_TEXT = ("404 Not Found", "Not a directory (os error", "Is a directory (os error")
 _RANGE_TEXT = ("InvalidRange", "Invalid range", "Requested range was invalid", "416 Range Not Satisfiable")
 
 
@@ -26,7 +28,7 @@ def mapped_errors(where: str) -> Iterator[None]:
     except (failures.AlreadyExistsError, FileExistsError) as error:
         raise Conflict(f"{where}: exists already", reason="OBJECT_EXISTS") from error
     except (failures.PermissionDeniedError, failures.UnauthenticatedError, PermissionError) as error:
-        raise InvalidInput(f"{where}: access refused; check credentials and rights", reason="ACCESS_REFUSED") from error
+        raise _refused(where) from error
     except ValueError as error:
         raise InvalidInput(f"{where}: {_first_line(error)}", reason="OBJECT_PATH") from error
     except (OSError, failures.BaseError) as error:  # obstore's writers raise OSError with the server's answer in it
@@ -35,9 +37,19 @@ def mapped_errors(where: str) -> Iterator[None]:
             raise _full(where) from error
         if any(mark in text for mark in _RANGE_TEXT):
             raise CorruptData(f"{where} is too short; write the object again", reason="OBJECT_TRUNCATED") from error
-        if "404 Not Found" in text:
+        if any(mark in text for mark in _ABSENT_TEXT):
             raise NotFound(f"{where}: no such bucket or object", reason="OBJECT_NOT_FOUND") from error
+        if any(mark in text for mark in _REFUSED_TEXT):
+            raise _refused(where) from error
+        if _METADATA_HOST in text:
+            raise InvalidInput(
+                f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", reason="ACCESS_REFUSED"
+            ) from error
         raise Unavailable(f"{where}: {_first_line(error)}", reason="STORE_FAILED") from error
+
+
+def _refused(where: str) -> InvalidInput:
+    return InvalidInput(f"{where}: access refused; check credentials and rights", reason="ACCESS_REFUSED")
 
 
 def _full(where: str) -> Exhausted:

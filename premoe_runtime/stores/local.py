@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from obstore.store import LocalStore as LocalBackend
 
-from premoe_runtime.formats.errors import NotFound
+from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.stores.base import READ_PART_BYTES, Data, GuardedWriter, ObjectInfo, Store, Writer
 
 _UNFINISHED = re.compile(r".+#\d+")
@@ -132,7 +132,12 @@ class LocalStore(Store):
         """A fresh file beside the target (name, target, descriptor), removed if it is still there afterwards."""
         with self._mapped(path):
             target = self._place(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise InvalidInput(
+                    f"{self.at(path)}: a file is where its folder should be", reason="STORE_URL"
+                ) from error
         # obstore's listings leave out names that end in '#' and digits: no listing shows an unfinished file
         temporary = f"{target}#{int.from_bytes(os.urandom(6), 'big')}"
         with self._mapped(path):

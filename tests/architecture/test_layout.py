@@ -36,6 +36,7 @@ def test_test_folders_are_no_packages() -> None:
     assert packages <= {"support"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", TORCH_FREE)
 def test_imports_without_torch(package: str) -> None:
     """Importing every module of the package loads neither torch nor transformers."""

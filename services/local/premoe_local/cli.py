@@ -54,6 +54,11 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            called = error.ctx.command_path if error.ctx is not None else "premoe"
+            raise CommandError(f"{error.format_message()} See `{called} --help`.", error.exit_code) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

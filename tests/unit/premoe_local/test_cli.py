@@ -80,6 +80,7 @@ def test_ctrl_c_is_130() -> None:
 def test_bugs_are_not_hidden() -> None:
     result = CliRunner().invoke(command, ["nope"])
     assert (result.exit_code, "No such command" in result.stderr) == (2, True)
+    assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
     code, _, stderr = run_raising(ZeroDivisionError("a bug"))
     assert (code, stderr) == (1, "")
 
@@ -114,3 +115,23 @@ def test_json_and_tables_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> Non
     assert err == ""
     with pytest.raises(ValueError):
         print_json(float("nan"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["size", "x"], "Missing option '--memory'"),
+        (["size", "x", "--memory", "1GiB", "--nope"], "No such option"),
+        (["profile", "x", "--task", "a", "--data", "b", "--limit", "0"], "0 is not in the range"),
+        (["patterns", "plot", "x"], "Missing option '--out'"),
+        (["patterns", "nope"], "No such command 'nope'"),
+        (["pack", "x"], "Missing option '--to'"),
+    ],
+)
+def test_wrong_usage_is_one_line_that_points_to_the_help(arguments: list[str], what: str) -> None:
+    result = CliRunner().invoke(command, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert what in result.stderr
+    assert result.stderr.endswith("--help`.\n")
+    assert result.stderr.count("\n") == 1

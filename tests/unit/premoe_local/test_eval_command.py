@@ -95,6 +95,12 @@ def test_the_measured_generalist_is_recorded_in_a_new_set(folder: Path) -> None:
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8;"], 2, "not of the form a/b"),
         (["--data", "poem={f}/digits.jsonl", "--budgets", "4/8"], 3, "no pattern for task 'poem'"),
         (["--data", "{f}/digits.jsonl", "--budgets", "4/8"], 2, "not of the form task=FILE"),
+        (
+            ["--data", "a={f}/digits.jsonl", "--data", "a={f}/digits.jsonl", "--budgets", "4/8"],
+            2,
+            "names task 'a' twice",
+        ),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--limit", "0"], 2, "error: Invalid value"),
         (["--data", "digits={f}/none.jsonl", "--budgets", "4/8"], 3, "no such calibration file"),
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--patterns", "zz"], 3, "no pattern 'zz'"),
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--set", "zz"], 3, "no set 'zz'"),
@@ -107,6 +113,7 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], code: int, wh
     assert result.exit_code == code, result.output
     assert what in result.stderr
     assert result.stdout == ""
+    assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
 
 
 def test_examples_without_answers_are_named(folder: Path, tmp_path: Path) -> None:
@@ -114,3 +121,8 @@ def test_examples_without_answers_are_named(folder: Path, tmp_path: Path) -> Non
     result = run(folder, "--data", f"digits={path}", "--budgets", "4/8")
     assert result.exit_code == 2
     assert f"{path}:1: has no answer" in result.stderr
+
+
+def test_a_budget_given_twice_is_measured_once(folder: Path) -> None:
+    result = run(folder, *data(folder, "digits"), "--budgets", "4/8,4/8", "--limit", 2, "--json")
+    assert [entry["budget"] for entry in json.loads(result.stdout)["results"]] == [None, *["4/8"] * 4]

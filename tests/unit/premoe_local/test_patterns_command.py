@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,7 @@ def test_list_and_show(store: str) -> None:
     assert "most needed first" in run("show", store, "digits").stdout
 
 
+@pytest.mark.slow
 def test_plot_writes_a_png(store: str, tmp_path: Path) -> None:
     out = tmp_path / "digits.png"
     result = run("plot", store, "digits", "--out", out, "--budget", "4/8")
@@ -103,7 +106,7 @@ def test_plot_writes_a_png(store: str, tmp_path: Path) -> None:
         (["show", "{store}", "digits", "--budget", "x"], 2, "is not of the form a/b"),
         (["show", "{store}", "--set", "ffff0000ffff"], 3, "no set 'ffff0000ffff'"),
         (["plot", "{store}", "poem", "--out", "{tmp}/x.png"], 3, "no task or pattern"),
-        (["plot", "{store}", "--out", "{tmp}/absent/x.png"], 2, "No such file"),
+        (["plot", "{store}", "--out", "{tmp}/absent/x.png"], 3, "absent/x.png: no such folder"),
         (["build", "{store}", "--profiles", "zzzz"], 3, "no profile 'zzzz'"),
         (["build", "{store}", "--quantile", "1.5"], 2, "quantile 1.5"),
         (["build", "{store}", "--budget", "5/8"], 2, "the model's top-k is 4"),
@@ -115,6 +118,31 @@ def test_bad_input_is_one_line(store: str, tmp_path: Path, arguments: list[str],
     result = run(*(argument.format(store=store, tmp=tmp_path) for argument in arguments))
     assert result.exit_code == code, result.output
     assert what in result.stderr
+    assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
+
+
+def test_a_plot_that_cannot_be_put_in_place_leaves_nothing(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("plot", store, "--out", tmp_path / "x.png")
+    assert result.exit_code == 7
+    assert result.stderr == f"error: no space left while writing {tmp_path}/x.png; free some room and run again\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_text_profiled_twice_is_noted(store: str, tmp_path: Path) -> None:
+    data = write_examples(tmp_path / "digits.jsonl", "digits")
+    target = tmp_path / "twice"
+    for dtype in ("float32", "bfloat16"):
+        options = ("--task", "digits", "--data", data, "--to", target, "--dtype", dtype)
+        assert premoe_run("profile", store, *options).exit_code == 0
+    result = run("build", target, store)
+    assert result.exit_code == 0, result.output
+    assert "task digits: several of its profiles are of the same text" in result.stderr
 
 
 def test_a_profile_of_other_weights_is_refused(store: str) -> None:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,5 +83,21 @@ def test_bad_names_devices_and_models(store: str, tmp_path: Path) -> None:
         assert result.exit_code == 2
         assert "is no task name" in result.stderr
     assert "device 'moon'" in run(store, "--task", "digits", "--data", data, "--device", "moon").stderr
+    assert "holds no data" in run(store, "--task", "digits", "--data", data, "--device", "meta").stderr
     assert run(store, "--task", "digits", "--data", tmp_path / "absent").exit_code == 3
     assert run(tmp_path / "empty", "--task", "digits", "--data", data).exit_code == 3
+
+
+def test_an_over_long_prompt_is_one_line(store: str, tmp_path: Path) -> None:
+    data = tmp_path / "long.jsonl"
+    data.write_text(json.dumps({"prompt": "A" * 2000, "answer": "x"}) + "\n")
+    script = "from premoe_local.cli import main\nmain()"
+    found = subprocess.run(
+        [sys.executable, "-c", script, "profile", store, "--task", "digits", "--data", str(data)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith(f"error: {data}:1: ")
+    assert found.stderr.count("\n") == 1

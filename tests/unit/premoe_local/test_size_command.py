@@ -41,6 +41,9 @@ def test_json_names_the_largest_budget_that_fits(store: str) -> None:
         (["--memory", "1GiB", "--budget", "5/8"], 2, "error: budget 5/8 activates 5 experts"),
         (["--memory", "1GiB", "--budget", "4/3"], 2, "error: budget '4/3' keeps fewer"),
         (["--memory", "1GiB", "--budget", "4/17"], 2, "the model has 16"),
+        (["--memory", "1GiB", "--budget", "4/" + "9" * 5000], 2, "not of the form a/b"),
+        (["--memory", "1GiB", "--budget", "\u0664/\u0668"], 2, "not of the form a/b"),
+        (["--memory", "1GiB", "--spare", "-1"], 2, "spare is -1"),
         (["--memory", "1GiB", "--context", "9999"], 2, "outside 1 to 1024"),
         (["--memory", "1GiB", "--batch", "0"], 2, "rows is 0"),
     ],
@@ -50,6 +53,7 @@ def test_bad_input_is_one_line(store: str, arguments: list[str], code: int, what
     assert result.exit_code == code
     assert what in result.stderr
     assert result.stdout == ""
+    assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
 
 
 def test_no_pack_no_answer(tmp_path: Path) -> None:

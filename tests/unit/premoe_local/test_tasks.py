@@ -90,6 +90,7 @@ def test_no_excerpt_is_in_two_splits(task: str) -> None:
     assert len(set().union(*parts)) == sum(map(len, parts))
 
 
+@pytest.mark.slow
 def test_training_text_leaves_out_the_excerpts() -> None:
     kept = set().union(*(excerpts("py", split) for split in HELD_OUT))
     assert not {e.prompt + e.answer for e in examples("py", "train", 500)} & kept

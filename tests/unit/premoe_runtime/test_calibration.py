@@ -49,6 +49,8 @@ def test_answers_may_be_missing_when_prompts_alone_are_wanted(tmp_path: Path) ->
     ("line", "what"),
     [
         ('{"prompt": "a", ', "broken JSON"),
+        ("[" * 100_000, "nested too deeply"),
+        ("9" * 5000, "too large a number"),
         ("[1, 2]", "is not a JSON object"),
         ('"text"', "is not a JSON object"),
         ('{"answer": "2"}', 'has no "prompt" and no "messages"'),
@@ -84,7 +86,7 @@ def test_the_limit_does_not_hide_a_broken_line(tmp_path: Path) -> None:
 def test_empty_missing_and_overskipped_files(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="holds no examples"):
         read_calibration(written(tmp_path, "", " "))
-    with pytest.raises(InvalidInput, match="none are left"):
+    with pytest.raises(InvalidInput, match="has 1 examples, so skipping 1 leaves none"):
         read_calibration(written(tmp_path, GOOD), skip=1)
     with pytest.raises(NotFound, match="no such calibration file"):
         read_calibration(tmp_path / "absent.jsonl")

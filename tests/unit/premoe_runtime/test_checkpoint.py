@@ -343,3 +343,11 @@ def edit_index(folder: Path, edit: Callable[[dict[str, str]], object]) -> None:
     index = json.loads((folder / INDEX_FILE).read_text())
     edit(index["weight_map"])
     (folder / INDEX_FILE).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("content", [b"[[[[", b"[1]", b"\xff\xfe{}", b""])
+def test_a_broken_tokenizer_or_generation_file_is_refused(tmp_path: Path, file: str, content: bytes) -> None:
+    checkpoint(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    refused(tmp_path, InvalidInput, rf"{file} is not (a )?JSON", "CONFIG_INVALID")

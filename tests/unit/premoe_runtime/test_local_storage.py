@@ -8,7 +8,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.exceptions import GenericError
 
 from premoe_runtime.formats.errors import Conflict, Exhausted, InvalidInput, NotFound, Unavailable
 from premoe_runtime.storage import LocalStore, open_store
@@ -216,3 +218,42 @@ def test_free_bytes_of_a_folder_that_does_not_exist_yet(tmp_path: Path) -> None:
     assert free is not None
     assert free > 0
     assert open_store("memory://x").free_bytes() is None
+
+
+def test_an_unreadable_file_is_refused_access(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests may run as root, who reads everything: so the local backend's own words are raised in its place."""
+    store.put("x", b"1")
+
+    def refused(*_: object) -> object:
+        raise GenericError("Generic LocalFileSystem error: Unable to open file /x: Permission denied (os error 13)")
+
+    monkeypatch.setattr(obstore, "get", refused)
+    with pytest.raises(InvalidInput, match="access refused") as error:
+        store.get("x")
+    assert error.value.reason == "ACCESS_REFUSED"
+
+
+def test_a_file_where_a_folder_should_be_is_named(store: LocalStore) -> None:
+    store.put("x", b"1")
+    for path in ("x/y", "x/y/z"):
+        with pytest.raises(InvalidInput, match=f"/{path}: a file is where its folder should be"):
+            store.put(path, b"2")
+    assert not store.exists("x/y")
+
+
+def test_an_unencrypted_endpoint_must_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.delenv("AWS_ALLOW_HTTP", raising=False)
+    with pytest.raises(InvalidInput, match="set AWS_ALLOW_HTTP=true"):
+        open_store("s3://bucket")
+
+
+def test_missing_s3_credentials_are_named(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put("x", b"1")
+
+    def without(*_: object) -> object:
+        raise GenericError("Generic S3 error: Error performing PUT http://169.254.169.254/latest/api/token in 3s")
+
+    monkeypatch.setattr(obstore, "get", without)
+    with pytest.raises(InvalidInput, match="set AWS_ACCESS_KEY_ID"):
+        store.get("x")

@@ -130,6 +130,7 @@ def test_a_request_of_a_running_pattern_does_not_wait_for_a_swap(opened: Callabl
     joining.wait()
 
 
+@pytest.mark.slow
 def test_patterns_that_do_not_fit_take_turns_and_nothing_changes_for_them(opened: Callable[..., ManagedBench]) -> None:
     bench = opened(slots=6, quantum=4, max_sequences=2)
     jobs = [(each, prompt(7, seed=index)) for index, each in enumerate((A, B, C, A, B))]
@@ -389,6 +390,7 @@ def test_close_ends_everything(opened: Callable[..., ManagedBench]) -> None:
         bench.submit(A, prompt(4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_random_traffic_with_faults_and_cancels(opened: Callable[..., ManagedBench], seed: int) -> None:
     bench = opened(slots=7, quantum=3, max_sequences=3, max_rows=4, host_bytes=bench_host_bytes())

@@ -88,6 +88,7 @@ def test_a_hub_model_is_pinned_to_its_commit(served: Hub, text: str) -> None:
     assert "tokenizer.json" in source.skeleton_files
 
 
+@pytest.mark.slow
 def test_packing_from_a_hub_by_ranged_reads(served: Hub, tmp_path: Path) -> None:
     direct = write_pack(open_source(str(served.folder)), LocalStore(tmp_path / "a"))
     result = write_pack(open_source("hf://org/name"), LocalStore(tmp_path / "b"))
@@ -133,3 +134,11 @@ def test_a_server_that_is_no_hub(served: Hub, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("support.hub.COMMIT", "not a commit!")
     with pytest.raises(Unavailable, match="not a model hub's answer"):
         open_source("hf://org/name")
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://hub", "http://", "http://:x"])
+def test_a_hub_address_that_is_none(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(InvalidInput, match=r"HF_ENDPOINT|http") as error:
+        open_source("hf://org/name")
+    assert "\n" not in str(error.value)

@@ -317,6 +317,7 @@ def test_progress_ends_at_its_total(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_memory_stays_far_below_a_layer(tmp_path: Path) -> None:
     """48 MiB of experts in one shard, blobs of 768 KiB: the peak is a few blobs."""
     values = config(hidden_size=128, moe_intermediate_size=1024, num_experts=32, num_hidden_layers=2)
@@ -337,6 +338,7 @@ def test_multi_token_prediction_layers_are_reported(tmp_path: Path) -> None:
     assert pack(write(tmp_path / "model", values, data), tmp_path / "store").dropped == ("mtp.fc.weight",)
 
 
+@pytest.mark.slow
 def test_packing_needs_no_torch() -> None:
     modules = ["storage", "checkpoint", "families.registry", "pack.writer", "pack.verify", "pack.reader", "pack.source"]
     code = "\n".join(f"import premoe_runtime.{name}" for name in modules)

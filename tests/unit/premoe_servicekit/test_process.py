@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import pytest
 from support.processes import environ
 
+pytestmark = pytest.mark.slow
+
 PRELUDE = """
 import asyncio, logging
 from premoe_runtime.formats.errors import Conflict

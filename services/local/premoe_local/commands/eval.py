@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table, progress
-from premoe_runtime.calibration import read_calibration
+from premoe_runtime.calibration import Example, read_calibration
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import Pattern
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
-    help="Arithmetic; on a CPU bfloat16 takes half the memory and several times as long.  "
+    help="Arithmetic; on a CPU bfloat16 takes half the memory, but is slower.  "
     "[default: float32 on a CPU, else the checkpoint's]",
 )
 @click.option("--record", is_flag=True, help="Write the generalist's measured accuracy into a new set.")
@@ -69,9 +69,12 @@ def command(
         raise InvalidInput("--record needs a set, not single --patterns", reason="RECORD_NEEDS_SET")
     if set_live and not record:
         raise InvalidInput("--set-live makes sense with --record only", reason="RECORD_NEEDS_SET")
-    wanted = tuple(Budget.parse(text) for text in budgets.split(","))
-    files = [_task_file(text) for text in data]
-    examples = {task: read_calibration(path, limit=limit) for task, path in files}
+    wanted = tuple(dict.fromkeys(Budget.parse(text) for text in budgets.split(",")))
+    examples: dict[str, list[Example]] = {}
+    for task, path in map(_task_file, data):
+        if task in examples:
+            raise InvalidInput(f"--data names task {task!r} twice; join the files", reason="DATA_SYNTAX")
+        examples[task] = read_calibration(path, limit=limit)
     from premoe_runtime.evaluation import Patterns, evaluate, plan_runs, random_pattern
     from premoe_runtime.profile.measure import load_full_model
 
@@ -89,9 +92,10 @@ def command(
         random=random_pattern(loaded[0], seed),
     )
     runs = plan_runs(list(examples), wanted, compared)
-    slot_model = load_full_model(reader, threads=threads, device=device, dtype=dtype)
+    with progress("loading the model", counts=False):
+        slot_model = load_full_model(reader, threads=threads, device=device, dtype=dtype)
     total = sum(len(examples[run.task]) for run in runs)
-    with progress("evaluating", total=total, quiet=as_json) as bar:
+    with progress("evaluating", total=total) as bar:
         outcomes = list(evaluate(slot_model, examples, runs, advance=lambda count: bar.advance(count)))
     recorded = _record(store, found, outcomes, wanted, set_live) if record and found is not None else None
     if as_json:

@@ -24,7 +24,7 @@ class PackGroup(click.Group):
         return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["SRC --to URL", "|", "verify URL"]
+        return ["SRC --to URL [--json]", "|", "verify URL"]
 
 
 class Bar:

@@ -11,6 +11,7 @@ import click
 
 from premoe_local.console import json_option, note, print_json, print_table
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
 from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
 from premoe_runtime.pack.reader import open_pack
@@ -26,6 +27,7 @@ from premoe_runtime.patterns.build import (
 from premoe_runtime.patterns.derive import mean_retained_mass
 from premoe_runtime.profile.record import Profile
 from premoe_runtime.storage import open_store
+from premoe_runtime.stores.failures import mapped_errors
 
 set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]"
@@ -216,12 +218,18 @@ def _budget(text: str | None, pattern: Pattern) -> Budget:
 
 
 def _write(path: Path, data: bytes) -> None:
+    if not path.parent.is_dir():
+        raise NotFound(f"{path}: no such folder", reason="FOLDER_NOT_FOUND")
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with mapped_errors(str(path)):
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _pattern_document(pattern: Pattern) -> dict[str, Any]:

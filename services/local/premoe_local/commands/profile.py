@@ -42,7 +42,7 @@ _TASK = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
     "--dtype",
     type=click.Choice(["auto", "float32", "bfloat16"]),
     default="auto",
-    help="Arithmetic; on a CPU bfloat16 takes half the memory and several times as long.  "
+    help="Arithmetic; on a CPU bfloat16 takes half the memory, but is slower.  "
     "[default: float32 on a CPU, else the checkpoint's]",
 )
 @json_option
@@ -75,9 +75,10 @@ def command(
     from premoe_runtime.profile.record import profile_path
 
     store = store_of(model, to)
-    slot_model = load_full_model(open_pack(model), threads=threads, device=device, dtype=dtype)
+    with progress("loading the model", counts=False):
+        slot_model = load_full_model(open_pack(model), threads=threads, device=device, dtype=dtype)
     started = time.perf_counter()
-    with progress(f"profiling {task}", total=len(examples), quiet=as_json) as bar:
+    with progress(f"profiling {task}", total=len(examples)) as bar:
         profile = measure_profile(
             slot_model, examples, task=task, answers=how, where=str(data), advance=lambda count: bar.advance(count)
         )

@@ -22,8 +22,8 @@ from premoe_runtime.profile.measure import load_full_model, measure_profile
 from premoe_runtime.slot_model import SlotModel
 from premoe_runtime.storage import open_store
 
-CALIBRATION_PROMPTS = 192
-"""A task: 64 become exemplars, 128 set the cutoff."""
+CALIBRATION_PROMPTS = 256
+"""A task: 128 become exemplars, 128 set the cutoff."""
 
 Step = Callable[[str, float], None]
 """Told what is being done, and the share that is done, 0 to 1."""
@@ -45,7 +45,7 @@ def prepare(fixture: Path, store_url: str, step: Step) -> Prepared:
     store = open_store(store_url)
     write_pack(open_source(str(fixture)), store)
     pack = open_pack(store_url)
-    model = load_full_model(pack)
+    model = load_full_model(pack, dtype="float32")
     profiles = []
     for number, task in enumerate(tasks.STORED):
         step(f"profiling {task}", number / len(tasks.STORED))
