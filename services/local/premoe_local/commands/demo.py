@@ -57,7 +57,7 @@ def command(json_file: Path | None, fixture: Path | None, per_task: int, budget:
     print_table(f"In all, at budget {budget}", report.SUMMARY_COLUMNS, rows)
     click.echo(
         "Served answers are checked against the exact ones; full, generalist and random answer the same prompts by\n"
-        "teacher forcing in the demo's own process, which is right exactly when greedy decoding would be."
+        "teacher forcing in the demo's own process, in 32-bit arithmetic (the worker runs the checkpoint's bfloat16)."
     )
     if json_file is not None:
         _write(json_file, report.document(result.served, result.memory, result.accuracy))

@@ -31,24 +31,27 @@ Step = Callable[[str, float], None]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """What the online half and the comparison need. ``model`` holds every expert, in this process."""
+    """What the comparison needs. ``model`` holds every expert, in this process."""
 
-    store_url: str
-    manifest: Manifest
     model: SlotModel
     generalist: Pattern
 
 
-def prepare(fixture: Path, store_url: str, step: Step) -> Prepared:
-    """Pack, profile and publish. Raises what packing and profiling raise."""
-    step("packing", 0.0)
-    store = open_store(store_url)
-    write_pack(open_source(str(fixture)), store)
-    pack = open_pack(store_url)
+def pack_fixture(fixture: Path, store_url: str) -> Manifest:
+    """Pack the checkpoint into an empty store. Raises what packing raises."""
+    write_pack(open_source(str(fixture)), open_store(store_url))
+    return open_pack(store_url).manifest()
+
+
+def prepare(store_url: str, step: Step, cancelled: Callable[[], bool]) -> Prepared:
+    """Profile the stored tasks and publish a live set. Raises what profiling raises, InterruptedError if cancelled."""
+    store, pack = open_store(store_url), open_pack(store_url)
     model = load_full_model(pack, dtype="float32")
     profiles = []
     for number, task in enumerate(tasks.STORED):
         step(f"profiling {task}", number / len(tasks.STORED))
+        if cancelled():
+            raise InterruptedError("profiling was cancelled")
         examples = calibration(tasks.examples(task, "calibration", CALIBRATION_PROMPTS))
         profiles.append(measure_profile(model, examples, task=task, where=f"task {task}"))
     built = build_set(profiles, BuildOptions())
@@ -56,7 +59,7 @@ def prepare(fixture: Path, store_url: str, step: Step) -> Prepared:
     generalist = next((pattern for pattern in built.patterns if pattern.kind == "generalist"), None)
     if generalist is None:
         raise NotFound("the pattern set has no generalist", reason="PATTERN_NOT_FOUND")
-    return Prepared(store_url, pack.manifest(), model, generalist)
+    return Prepared(model, generalist)
 
 
 def compare(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
 
 from premoe_local import tasks
-from premoe_local.demo.prepare import Step, compare, prepare
+from premoe_local.demo.prepare import Step, compare, pack_fixture, prepare
 from premoe_local.demo.report import Memory, served_accuracy
 from premoe_local.demo.requests import Served, ask, plan_prompts
 from premoe_local.mesh import Mesh, MeshOptions, running
@@ -34,19 +37,28 @@ def run_demo(
     fixture: Path, work: Path, *, per_task: int, budget: str, step: Step, log: Callable[[str, str], None]
 ) -> DemoResult:
     """Run it in the empty folder ``work``. Raises what any part raises; leaves no process behind."""
-    prepared = prepare(fixture, f"file://{work}/store", step)
+    store_url = f"file://{work}/store"
+    step("packing", 0.0)
+    manifest = pack_fixture(fixture, store_url)
     options = MeshOptions(
-        model=prepared.store_url,
+        model=store_url,
         budget=budget,
         threads=1,
         context_length=512,
         max_sequences=2,
-        host_memory_bytes=prepared.manifest.experts_bytes // _HOST_SHARE,
+        host_memory_bytes=manifest.experts_bytes // _HOST_SHARE,
         model_name=fixture.resolve().name,
         log_level="warning",
     )
     prompts = plan_prompts(per_task)
-    with running(options, log=log, step=lambda text: step(text, 0.0)) as mesh:
+    with ExitStack() as stack:
+        # Profiling and the start of four processes each keep one core busy, and neither needs the other.
+        pool = stack.enter_context(ThreadPoolExecutor(1, "premoe-profile"))
+        ended = Event()
+        stack.callback(ended.set)
+        preparing = pool.submit(prepare, store_url, step, ended.is_set)
+        mesh = stack.enter_context(running(options, log=log))
+        prepared = preparing.result()
         served = []
         for number, example in enumerate(prompts):
             step("sending prompts", number / len(prompts))
