@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 from _report import Report, json_option
 from premoe_local import tasks
-from premoe_local.demo.prepare import prepare
+from premoe_local.demo.prepare import pack_fixture, prepare
 from premoe_local.mesh import Mesh, MeshOptions, running
 
 FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-moe"
@@ -48,7 +48,8 @@ def main(fixture: Path, budget: str, rounds: int, json_file: Path | None) -> Non
     with ExitStack() as stack:
         work = stack.enter_context(tempfile.TemporaryDirectory(prefix="premoe-first-token-"))
         url = f"file://{work}/store"
-        prepare(fixture, url, lambda text, share: None)
+        pack_fixture(fixture, url)
+        prepare(url, lambda text, share: None, lambda: False)
         options = MeshOptions(model=url, budget=budget, threads=1, context_length=512, log_level="warning")
         mesh = stack.enter_context(running(options))
         samples = _measure(mesh, rounds)
