@@ -98,9 +98,17 @@ def chosen(layers: int, experts: range) -> frozenset[ExpertId]:
 @click.option("--blob-mib", default=3.0, show_default=True)
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--threads", default=None, type=int, help="Torch threads (default: torch's own).")
+@click.option("--copy-threads", default=2, show_default=True, help="Threads of a swap while nothing decodes.")
 @json_option
 def main(
-    device: str, layers: int, slots: int, blob_mib: float, rounds: int, threads: int | None, json_file: Path | None
+    device: str,
+    layers: int,
+    slots: int,
+    blob_mib: float,
+    rounds: int,
+    threads: int | None,
+    copy_threads: int,
+    json_file: Path | None,
 ) -> None:
     """Interleaved medians of one swap of half the slots and of one memcpy."""
     if threads:
@@ -131,7 +139,7 @@ def main(
         started = time.perf_counter()
         plan = bank.plan(sides[turn % 2])
         retire(bank, plan)
-        copy(bank, plan, source)
+        copy(bank, plan, source, threads=copy_threads)
         publish(bank, plan)
         settle()
         elapsed = time.perf_counter() - started
@@ -164,6 +172,7 @@ def main(
             "moved_bytes": num_bytes,
             "blobs": layers * half,
             "torch_threads": torch.get_num_threads(),
+            "copy_threads": copy_threads,
         },
     )
     medians = {name: report.samples(name, seconds, num_bytes=num_bytes) for name, seconds in samples.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from premoe_runtime.ports import ExpertSource
 from premoe_runtime.residency import swap
 from premoe_runtime.residency.bank import ExpertBank, Kept, Semantics
 from premoe_runtime.residency.plan import SwapPlan
+
+_MAX_COPY_THREADS = 4
+"""Two threads fill the memory bus of a small machine; more only help on big ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,10 @@ class Swapper:
             self._engine.at_boundary(lambda: swap.retire(self._bank, plan, in_use=pinned))
         try:
             with watch.phase("copy"):
-                if not swap.copy(self._bank, plan, metered, cancelled, bytes_per_second=self._rate):
+                # Copies compete with decoding for memory and cores: all cores only while nothing runs.
+                threads = 1 if self._engine.stats().running else _cores()
+                done = swap.copy(self._bank, plan, metered, cancelled, bytes_per_second=self._rate, threads=threads)
+                if not done:
                     return None
             with watch.phase("publish"):
                 self._engine.at_boundary(publish)
@@ -160,3 +167,7 @@ class Swapper:
             generation=generation,
             phases=tuple(phases),
         )
+
+
+def _cores() -> int:
+    return min(_MAX_COPY_THREADS, len(os.sched_getaffinity(0)))

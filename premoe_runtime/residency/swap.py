@@ -39,15 +39,17 @@ def copy(
     cancelled: Callable[[], bool] = never,
     *,
     bytes_per_second: float | None = None,
+    threads: int = 1,
 ) -> bool:
     """Bring the plan's blobs through the host tier into their slots; True when all of them are there.
 
     Blobs that the host tier lacks are read from ``source`` and checked against the manifest's digests. After a
     cancellation (False) or an error the swap is over and its slots stay empty; checked blobs stay in the host tier, so
-    a retry moves less. Raises CorruptData (digest), Exhausted (host tier full of pins), Conflict (not retired), and
-    what the source raises.
+    a retry moves less. ``threads`` copy what the host tier holds already; more than one only pays, and only is fair,
+    where nothing decodes meanwhile. Raises CorruptData (digest), Exhausted (host tier full of pins), Conflict (not
+    retired), and what the source raises.
     """
-    transfer = Transfer(bank, bank.ticket(plan), source, cancelled, bytes_per_second)
+    transfer = Transfer(bank, bank.ticket(plan), source, cancelled, bytes_per_second, threads)
     try:
         with bank.transfers:
             finished = transfer.run()

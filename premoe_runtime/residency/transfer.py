@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -27,15 +28,18 @@ class Transfer:
         source: ExpertSource,
         cancelled: Callable[[], bool],
         bytes_per_second: float | None = None,
+        threads: int = 1,
     ) -> None:
         self._bank, self._ticket, self._source = bank, ticket, source
         self._cancelled = cancelled
         self._rate = bytes_per_second
+        self._threads = threads
         self._started = time.monotonic()
         self._moved = 0
         self._fault: BaseException | None = None
         self._loads = {load.expert: load for load in ticket.plan.loads}
         self._in_flight: list[ExpertId] = []
+        self._landed: set[ExpertId] = set()
         self._stream = _copy_stream(bank.device)
         if self._stream is not None and ticket.retired_at is not None:
             # Steps queued before the retire may still read the victims' slots.
@@ -94,15 +98,9 @@ class Transfer:
             raise Unavailable(f"the source did not deliver {lost}; try again", reason="BLOB_NOT_DELIVERED")
 
     def _copy_all(self) -> bool:
-        left = []
-        for expert in self._loads:
-            if self._cancelled():
-                return False
-            blob = self._bank.host.hold(expert)
-            if blob is None:
-                left.append(expert)
-            else:
-                self._to_slot(expert, blob)
+        if not self._copy_held():
+            return False
+        left = [expert for expert in self._loads if expert not in self._landed]
         while left:
             # A full host tier must still let one blob through at a time; reserving it says what is wrong.
             batch = left[: max(1, self._bank.host.available)]
@@ -112,6 +110,23 @@ class Transfer:
             left = left[len(batch) :]
             self._drain()
         return True
+
+    def _copy_held(self) -> bool:
+        """Copy what the host tier holds already; False when cancelled."""
+
+        def one(expert: ExpertId) -> bool:
+            if self._cancelled():
+                return False
+            blob = self._bank.host.hold(expert)
+            if blob is not None:
+                self._to_slot(expert, blob)
+            return True
+
+        # A device has its own copy engine, and a pace is kept by one thread.
+        if self._threads == 1 or self._stream is not None or self._rate:
+            return all(one(expert) for expert in self._loads)
+        with ThreadPoolExecutor(self._threads, "premoe-copy") as pool:
+            return all(list(pool.map(one, self._loads)))
 
     def _check_in(self, expert: ExpertId, blob: torch.Tensor, room: torch.Tensor) -> None:
         digest = digest_of(blob)
@@ -143,6 +158,7 @@ class Transfer:
         else:
             with torch.cuda.stream(self._stream):
                 slot.copy_(blob, non_blocking=True)
+        self._landed.add(expert)
 
     def _drain(self) -> None:
         if self._stream is not None:

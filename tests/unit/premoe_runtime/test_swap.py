@@ -260,3 +260,31 @@ def test_blobs_are_cast_once_on_arrival(source: MemorySource) -> None:
     bank.arenas[0].data[slot, 0] += 1
     with pytest.raises(CorruptData):
         bank.check_integrity()
+
+
+def test_several_threads_copy_what_one_would(source: MemorySource) -> None:
+    bank = bank_of(source)
+    bring(bank, source, wanted(*range(8)))
+    bring(bank, source, wanted(*range(8, 16)))
+    read = len(source.blobs_read)
+    plan = bank.plan(wanted(*range(8)))
+    retire(bank, plan)
+    assert copy(bank, plan, source, threads=3)
+    publish(bank, plan)
+    assert bank.resident() == wanted(*range(8))
+    assert len(source.blobs_read) == read
+    bank.check_integrity()
+
+
+def test_a_cancelled_copy_of_several_threads_leaves_its_slots_empty(source: MemorySource) -> None:
+    bank = bank_of(source)
+    bring(bank, source, wanted(*range(8)))
+    bring(bank, source, wanted(*range(8, 16)))
+    plan = bank.plan(wanted(*range(8)))
+    retire(bank, plan)
+    asked = threading.Semaphore(5)
+    assert not copy(bank, plan, source, lambda: not asked.acquire(blocking=False), threads=3)
+    assert bank.resident() == frozenset()
+    bank.check_integrity()
+    bring(bank, source, wanted(*range(8)))
+    bank.check_integrity()
