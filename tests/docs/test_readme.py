@@ -62,6 +62,8 @@ def test_the_commands_of_use_it_run(tmp_path: Path) -> None:
 
 def serve(command: str, folder: Path, env: dict[str, str]) -> None:
     """`premoe up` gets ready, answers on its URL and stops on Ctrl-C."""
+    # A runner started in the background ignores SIGINT, and the child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
         [*command.split(), "--port", "0", "--json"], cwd=folder, env=env, stdout=subprocess.PIPE, text=True
     )

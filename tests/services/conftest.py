@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 from premoe_local.mesh import Mesh
 from support.mesh import mesh_over, prepare_store
+
+# A runner started in the background ignores SIGINT, and children would inherit that: Ctrl-C tests need the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
