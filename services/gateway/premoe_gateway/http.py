@@ -159,14 +159,14 @@ async def _gone(request: Request) -> None:
 
 
 async def _models(gateway: Gateway, created: int, request: Request) -> Response:
-    by_name = {state.model: state for state in reversed(gateway.healthy())}
+    by_name = {state.model: state for state in reversed(await gateway.serving())}
     data = [answers.model(by_name[name], created) for name in sorted(by_name)]
     return JSONResponse({"object": "list", "data": data})
 
 
 async def _model(gateway: Gateway, created: int, request: Request) -> Response:
     name = request.path_params["name"]
-    for state in gateway.healthy():
+    for state in await gateway.serving():
         if state.model == name:
             return JSONResponse(answers.model(state, created))
     raise NotFound(f"model {name!r} is not served here", reason="MODEL_NOT_FOUND")

@@ -55,6 +55,12 @@ class Gateway:
         """Workers that answered last time."""
         return [self._states[address] for address in sorted(self._states)]
 
+    async def serving(self) -> list[WorkerState]:
+        """Workers that answer; asks again when none answered last time, as one slow answer tells little."""
+        if not self._states:
+            await self.refresh()
+        return self.healthy()
+
     async def recognise(self, ask: Ask) -> Recognition:
         """Decide the pattern of a request: as named, or by Probe and Retrieve.
 
