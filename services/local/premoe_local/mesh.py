@@ -27,6 +27,7 @@ START_TIMEOUT_S = 60.0
 MODEL_TIMEOUT_S = 600.0
 _CHILD_GRACE_S = "5"
 _WATCH_POLL_S = 0.1
+_COPY_PAST_THE_CACHE = "glibc.cpu.x86_non_temporal_threshold=131072"
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,4 +200,6 @@ def _threads(options: MeshOptions) -> dict[str, str]:
     environment = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
     if options.threads is not None:
         environment["OMP_NUM_THREADS"] = str(options.threads)
+    # glibc writes past the cache only in huge copies; a swap is many copies of a few MiB that nobody reads soon.
+    environment.setdefault("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES", _COPY_PAST_THE_CACHE))
     return environment
