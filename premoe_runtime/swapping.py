@@ -145,8 +145,7 @@ class Swapper:
             self._engine.at_boundary(lambda: swap.retire(self._bank, plan, in_use=pinned))
         try:
             with watch.phase("copy"):
-                # Copies compete with decoding for memory and cores: all cores only while nothing runs.
-                threads = 1 if self._engine.stats().running else _cores()
+                threads = copy_threads(self._engine.stats().running, len(os.sched_getaffinity(0)))
                 done = swap.copy(self._bank, plan, metered, cancelled, bytes_per_second=self._rate, threads=threads)
                 if not done:
                     return None
@@ -169,5 +168,6 @@ class Swapper:
         )
 
 
-def _cores() -> int:
-    return min(_MAX_COPY_THREADS, len(os.sched_getaffinity(0)))
+def copy_threads(running: int, cores: int) -> int:
+    """Threads for a swap's copies: they compete with decoding for memory and cores, so one while anything runs."""
+    return 1 if running else min(_MAX_COPY_THREADS, cores)

@@ -27,7 +27,6 @@ START_TIMEOUT_S = 60.0
 MODEL_TIMEOUT_S = 600.0
 _CHILD_GRACE_S = "5"
 _WATCH_POLL_S = 0.1
-_COPY_PAST_THE_CACHE = "glibc.cpu.x86_non_temporal_threshold=131072"
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,9 @@ def _start(
     step("loading the model")
     flags = _worker_flags(options, manifest, store_address, retrieval_address)
     names = ["worker"] if options.workers == 1 else [f"worker-{number}" for number in range(options.workers)]
-    workers = tuple(child(name, "premoe_worker.cli", *flags, environment=_threads(options)) for name in names)
+    workers = tuple(
+        child(name, "premoe_worker.cli", *flags, environment=_worker_environment(options)) for name in names
+    )
     ready = [worker.wait_ready(MODEL_TIMEOUT_S) for worker in workers]
     for worker, fields in zip(workers, ready, strict=True):
         wait_serving(worker, fields["address"], MODEL_TIMEOUT_S)
@@ -195,11 +196,15 @@ def _worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieva
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
-def _threads(options: MeshOptions) -> dict[str, str]:
-    """Idle OpenMP threads sleep instead of spinning: the mesh's other processes need the same cores."""
-    environment = {} if "OMP_WAIT_POLICY" in os.environ else {"OMP_WAIT_POLICY": "PASSIVE"}
+def _worker_environment(options: MeshOptions) -> dict[str, str]:
+    """What a worker needs of its environment, where ours does not say otherwise."""
+    wanted = {
+        # Idle OpenMP threads sleep instead of spinning: the mesh's other processes need the same cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc writes past the cache only in huge copies; a swap is many copies of a few MiB that nobody reads soon.
+        "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=131072",
+    }
+    environment = {name: value for name, value in wanted.items() if name not in os.environ}
     if options.threads is not None:
         environment["OMP_NUM_THREADS"] = str(options.threads)
-    # glibc writes past the cache only in huge copies; a swap is many copies of a few MiB that nobody reads soon.
-    environment.setdefault("GLIBC_TUNABLES", os.environ.get("GLIBC_TUNABLES", _COPY_PAST_THE_CACHE))
     return environment

@@ -15,6 +15,7 @@ from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.bank import ExpertBank
 from premoe_runtime.residency.host import HostTier
 from premoe_runtime.residency.swap import bring, copy, prefetch, publish, retire
+from premoe_runtime.swapping import copy_threads
 
 LAYERS, EXPERTS, SLOTS = 2, 16, 8
 
@@ -288,3 +289,8 @@ def test_a_cancelled_copy_of_several_threads_leaves_its_slots_empty(source: Memo
     bank.check_integrity()
     bring(bank, source, wanted(*range(8)))
     bank.check_integrity()
+
+
+@pytest.mark.parametrize(("running", "cores", "threads"), [(0, 1, 1), (0, 2, 2), (0, 64, 4), (1, 64, 1), (9, 2, 1)])
+def test_copies_take_the_cores_only_while_nothing_runs(running: int, cores: int, threads: int) -> None:
+    assert copy_threads(running, cores) == threads
