@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/premoe
-PY     := premoe_runtime services tests tools benchmarks
+PY     := premoe_runtime operator services tests tools benchmarks
 PYTEST := $(BIN)/python -m pytest
 # Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
 export OMP_WAIT_POLICY := PASSIVE
@@ -43,8 +43,8 @@ test: install services ## Run every tier of tests and the checks
 	@$(PYTEST) $(ARGS)
 
 .PHONY: test-fast
-test-fast: install ## Run the tests that need no services (under a minute)
-	@$(PYTEST) tests/unit tests/architecture -m "not slow" $(ARGS)
+test-fast: install ## Run the tests that need no services (under a minute), two at a time
+	@OMP_NUM_THREADS=1 $(PYTEST) tests/unit tests/architecture -m "not slow" -n 2 $(ARGS)
 
 .PHONY: check
 check: install ## Formatting, lint, types, architecture contracts, stubs up to date

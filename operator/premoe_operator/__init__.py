@@ -1,0 +1,1 @@
+"""The Kubernetes operator: turns PrunedModel custom resources into Jobs, workers and their surroundings."""

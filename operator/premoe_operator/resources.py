@@ -1,0 +1,428 @@
+"""PrunedModel (premoe.dev/v1alpha1): spec and status as frozen values. The CRD is generated from these classes.
+
+Field descriptions are the docstrings under the fields; `kubectl explain` shows them. Rules that need no outside
+knowledge are CEL rules, checked by the API server: ``crd.py`` holds them. Rules that need the model's facts are
+checked by ``plan.py`` and end in a condition.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+GROUP = "premoe.dev"
+VERSION = "v1alpha1"
+KIND = "PrunedModel"
+PLURAL = "prunedmodels"
+
+MAX_NAME = 40
+"""Longest name of a PrunedModel: child names add suffixes and must stay within 63 characters."""
+
+DnsLabel = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+DnsName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+BudgetText = Annotated[str, Field(max_length=12, pattern=r"^[1-9][0-9]{0,4}/[1-9][0-9]{0,4}$")]
+Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)]
+
+
+class Part(BaseModel):
+    """A part of the resource: camelCase outside, snake_case inside, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
+    )
+
+
+class Model(Part):
+    """The checkpoint, pinned."""
+
+    uri: Annotated[str, Field(min_length=6, max_length=512)]
+    """Where the checkpoint lies: hf://org/name, s3://bucket/prefix or pvc://claim/folder. Immutable."""
+    revision: Annotated[str, Field(max_length=64)] = ""
+    """Commit of the Hub repository, 40 hexadecimal digits; required for hf://, refused elsewhere. Immutable."""
+    model_id: Annotated[str, Field(max_length=71)] = ""
+    """Expected id of the pack, blake3:…; packing a checkpoint with another content then fails. Empty: any."""
+    served_name: Annotated[str, Field(max_length=128)] = ""
+    """Name that clients ask for; empty: the name of the PrunedModel. Unique within what one gateway serves."""
+
+
+class ConfigMapKey(Part):
+    """A key of a ConfigMap in the same namespace."""
+
+    name: DnsName
+    """Name of the ConfigMap."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Key that holds the text."""
+
+
+class Calibration(Part):
+    """Prompts of a task as JSON lines. Exactly one source."""
+
+    config_map: ConfigMapKey | None = None
+    """A key of a ConfigMap."""
+    uri: Annotated[str, Field(max_length=512)] = ""
+    """An object: s3://bucket/key."""
+
+
+class Task(Part):
+    """One task to profile."""
+
+    name: DnsLabel
+    """Name of the task; patterns carry it."""
+    calibration: Calibration
+    """Where its prompts are."""
+    samples: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """At most so many of its prompts; default: all."""
+
+
+class Patterns(Part):
+    """Which experts each task keeps."""
+
+    tasks: Annotated[list[Task], Field(max_length=64)] = []
+    """Tasks to profile. None: patterns that exist in the store already are used as they are."""
+    metric: Literal["PEU", "SEER", "TCESS", "Counts", "Random"] = "PEU"
+    """Score that ranks the experts."""
+    answers: Literal["Given", "None"] = "Given"
+    """Profile prompts with the answers of the calibration data, or prompts alone."""
+    generalist_budget: BudgetText | None = None
+    """Budget of the generalist; default: that of the model."""
+    on_unknown: Literal["Generalist", "Full", "Reject"] = "Generalist"
+    """What runs when no stored task fits; Full needs slots for all experts."""
+    preload: Annotated[list[DnsLabel], Field(max_length=64)] = []
+    """Tasks whose experts each worker brings in before it is asked for them, as far as slots reach."""
+
+
+class Engine(Part):
+    """The software that runs the model."""
+
+    name: Literal["hf"] = "hf"
+    """Engine: hf, the transformers modelling code."""
+    image: Annotated[str, Field(max_length=512)] = ""
+    """Worker image; empty: the release's. Pinned in status until the spec changes."""
+    device: Annotated[str, Field(max_length=16, pattern=r"^(cpu|cuda(:[0-9]+)?)$")] = "cpu"
+    """Torch device of the model and its expert slots."""
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """CPU threads; default: as many as the CPU limit says, else torch's choice."""
+    slots: Annotated[int, Field(ge=1, le=65536)] | None = None
+    """Expert slots per layer; default: those of the largest budget and the spare ones."""
+    spare: Annotated[int, Field(ge=0, le=4096)] = 2
+    """Slots per layer beside those of a budget, so that the next pattern can come in while one runs."""
+    max_sequences: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Sequences in one batch."""
+    context_length: Annotated[int, Field(ge=8, le=16_777_216)] | None = None
+    """Longest prompt and answer together, in tokens; default: the engine's."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
+    """Tokens of an answer whose request names no number."""
+    host_memory: Quantity | None = None
+    """Host memory for expert blobs outside slots, for example 8Gi; default: room to pass them through."""
+    queue_limit: Annotated[int, Field(ge=0, le=1_048_576)] = 256
+    """Requests that may wait in a worker; more are refused with RESOURCE_EXHAUSTED."""
+
+
+class ResourceClaim(Part):
+    """A claim for a dynamically allocated device (Kubernetes resource.k8s.io)."""
+
+    name: DnsLabel
+    """Name by which the worker container uses it."""
+    template: DnsName
+    """ResourceClaimTemplate in the same namespace."""
+
+
+class Resources(Part):
+    """CPU, memory and devices of one pod; any resource name is passed through."""
+
+    requests: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
+    """What the scheduler sets aside, for example cpu, memory, nvidia.com/gpu."""
+    limits: Annotated[dict[str, Quantity], Field(max_length=16)] = {}
+    """What the pod may use at most."""
+    claims: Annotated[list[ResourceClaim], Field(max_length=8)] = []
+    """Dynamically allocated devices."""
+
+
+class Toleration(Part):
+    """A taint that the pods tolerate."""
+
+    key: Annotated[str, Field(max_length=316)] = ""
+    """Key of the taint; empty with operator Exists: every taint."""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    """How the value is compared."""
+    value: Annotated[str, Field(max_length=63)] = ""
+    """Value of the taint."""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    """Effect of the taint; empty: every effect."""
+
+
+class Placement(Part):
+    """Where pods may run."""
+
+    node_selector: LabelMap = {}
+    """Labels that a node must have."""
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
+    """Taints that are tolerated."""
+    spread: Literal["Host", "Zone", "None"] = "Host"
+    """Spread workers over nodes or zones where that is possible."""
+    priority_class_name: Annotated[str, Field(max_length=253)] = ""
+    """Priority class; empty: the cluster's default."""
+    runtime_class_name: Annotated[str, Field(max_length=253)] = ""
+    """Runtime class, for example nvidia; empty: the cluster's default."""
+
+
+class Rollout(Part):
+    """How a changed worker template replaces running workers."""
+
+    type: Literal["Surge", "InPlace", "Recreate"] = "Surge"
+    """Surge: one new worker first (needs room for it). InPlace: one worker less meanwhile. Recreate: all at once."""
+    progress_deadline_seconds: Annotated[int, Field(ge=60, le=86_400)] = 1800
+    """Seconds without progress after which the rollout counts as stuck; more than start-up plus drain."""
+    revision: Annotated[str, Field(max_length=64)] = ""
+    """Free text; a change rolls the workers to the operator's present template and default image."""
+
+
+class Workers(Part):
+    """The pods that serve the model."""
+
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Worker pods; the scale subresource writes here."""
+    resources: Resources = Resources()
+    """CPU, memory and devices of each."""
+    placement: Placement = Placement()
+    """Where they may run."""
+    rollout: Rollout = Rollout()
+    """How a change replaces them."""
+    startup_timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
+    """Seconds that a worker may take to load the model and prove one forward."""
+    drain_timeout_seconds: Annotated[int, Field(ge=1, le=3_600)] = 60
+    """Seconds that running requests get to end when a worker stops; at least the longest generation."""
+    service_account_name: Annotated[str, Field(max_length=253)] = ""
+    """ServiceAccount that exists already (workload identity); empty: one is created."""
+    service_account_annotations: LabelMap = {}
+    """Annotations of the created ServiceAccount."""
+    labels: LabelMap = {}
+    """Labels added to the pods."""
+    annotations: LabelMap = {}
+    """Annotations added to the pods."""
+    scratch_size: Quantity = "2Gi"
+    """Limit of each writable folder (temporary files, compiler caches)."""
+    shared_memory_size: Quantity | None = None
+    """Size of /dev/shm, a memory volume that counts in the memory limit; default: none."""
+
+
+class Jobs(Part):
+    """The Jobs that pack and profile."""
+
+    resources: Resources = Resources()
+    """CPU, memory and devices of each pod."""
+    parallelism: Annotated[int, Field(ge=1, le=64)] = 1
+    """Tasks profiled at a time."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 3
+    """Tries after a failure that another try may mend; bad input is not tried again."""
+    timeout_seconds: Annotated[int, Field(ge=60, le=604_800)] = 86_400
+    """Seconds that a Job may take."""
+
+
+class ServiceRef(Part):
+    """A PreMoE service in this cluster."""
+
+    name: DnsLabel
+    """Name of the Service."""
+    namespace: DnsLabel | None = None
+    """Its namespace; default: that of the PrunedModel."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 50051
+    """Its gRPC port."""
+
+
+class Peer(Part):
+    """Pods that may call the workers."""
+
+    namespace_labels: LabelMap = {}
+    """Labels of their namespace; none: the namespace of the PrunedModel."""
+    pod_labels: LabelMap = {}
+    """Labels of the pods; none: every pod of those namespaces."""
+
+
+class IssuerRef(Part):
+    """A cert-manager issuer."""
+
+    name: DnsName
+    """Name of the issuer."""
+    kind: Literal["Issuer", "ClusterIssuer"] = "Issuer"
+    """Namespaced or not."""
+    group: Annotated[str, Field(max_length=253)] = "cert-manager.io"
+    """API group of the issuer."""
+
+
+class Tls(Part):
+    """Mutual TLS between workers and everything that talks to them."""
+
+    mode: Literal["Release", "Mutual", "Disabled"] = "Release"
+    """Release: as the Helm release is set up. Mutual: with the Secret or issuer named here. Disabled: plain text."""
+    secret_name: Annotated[str, Field(max_length=253)] = ""
+    """Secret with tls.crt, tls.key and ca.crt, for mode Mutual."""
+    issuer_ref: IssuerRef | None = None
+    """Issuer of a certificate, for mode Mutual."""
+
+
+class Access(Part):
+    """Who may call the workers, and how."""
+
+    network_policy: Literal["Restricted", "None"] = "Restricted"
+    """Restricted: only the release's gateway, the peers below and what workers need themselves. None: no policy."""
+    peers: Annotated[list[Peer], Field(max_length=16)] = []
+    """Further pods that may call the workers."""
+    tls: Tls = Tls()
+    """Transport security."""
+
+
+class Tracing(Part):
+    """OpenTelemetry export of the workers and Jobs."""
+
+    endpoint: Annotated[str, Field(max_length=512, pattern=r"^(|https?://.+)$")] = ""
+    """OTLP endpoint; empty: the release's."""
+    sample_ratio: Annotated[str, Field(max_length=8, pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$")] | None = None
+    """Share of requests traced when the caller did not decide, as a decimal string; default: the release's."""
+
+
+class PrunedModelSpec(Part):
+    """A model served with a part of its experts resident."""
+
+    model: Model
+    """The checkpoint, pinned."""
+    budget: BudgetText
+    """Experts activated per token out of experts kept per layer, for example 4/16."""
+    patterns: Patterns = Patterns()
+    """Which experts each task keeps."""
+    engine: Engine = Engine()
+    """The software that runs the model."""
+    workers: Workers = Workers()
+    """The pods that serve it."""
+    jobs: Jobs = Jobs()
+    """The Jobs that pack and profile it."""
+    expert_store_ref: ServiceRef | None = None
+    """Expert store; default: the release's."""
+    retrieval_ref: ServiceRef | None = None
+    """Retrieval service; default: the release's."""
+    access: Access = Access()
+    """Who may call the workers."""
+    tracing: Tracing = Tracing()
+    """Where traces go."""
+    pod_template: dict[str, Any] = {}
+    """Partial pod template merged into the workers'. Off unless the administrator allows it, and then only the
+    fields on the operator's list."""
+    suspend: bool = False
+    """Stop the workers and suspend the Jobs, keeping everything else."""
+
+
+class Condition(Part):
+    """A condition as metav1.Condition defines it."""
+
+    type: Annotated[str, Field(max_length=63)]
+    """What is said."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: Annotated[str, Field(max_length=64)]
+    """One CamelCase word out of a fixed list; docs/troubleshooting.md explains each."""
+    message: Annotated[str, Field(max_length=1024)] = ""
+    """One sentence."""
+    last_transition_time: Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+    """When the status last changed."""
+    observed_generation: Annotated[int, Field(ge=0)]
+    """Generation of the spec that this is about."""
+
+
+class Resolved(Part):
+    """What the pins and defaults came out as."""
+
+    model_id: str = ""
+    """Id of the pack, blake3:…"""
+    pattern_set: str = ""
+    """Id of the live pattern set, blake3:…"""
+    family: str = ""
+    """Model family."""
+    layers: int = 0
+    """Layers with routed experts."""
+    experts: int = 0
+    """Experts per layer."""
+    top_k: int = 0
+    """Experts that the unpruned model activates per token."""
+    expert_bytes: int = 0
+    """Bytes of all routed experts."""
+    resident_bytes: int = 0
+    """Bytes of the experts of one worker's slots."""
+    image: str = ""
+    """Worker image in use."""
+    spec_hash: str = ""
+    """Hash of everything in the spec that the worker template depends on."""
+    template: str = ""
+    """ControllerRevision that holds the worker template in use."""
+
+
+class Progress(Part):
+    """How far the preparation is."""
+
+    pack: str = ""
+    """Packing: Pending, Running, Complete or Failed."""
+    profiled: int = 0
+    """Tasks profiled."""
+    tasks: int = 0
+    """Tasks to profile."""
+    patterns: str = ""
+    """Building the pattern set: Pending, Running, Complete or Failed."""
+
+
+class LastFailure(Part):
+    """The latest failure of a pod."""
+
+    pod: str
+    """Name of the pod."""
+    reason: str
+    """Reason, as in conditions."""
+    message: str = ""
+    """What the process said last, one line."""
+    exit_code: int | None = None
+    """Exit code of the container, where it ended."""
+    time: Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+    """When."""
+
+
+class Endpoints(Part):
+    """Where clients reach the workers."""
+
+    grpc: str = ""
+    """gRPC target, dns:///name.namespace.svc:port."""
+
+
+class PrunedModelStatus(Part):
+    """What the operator last saw."""
+
+    observed_generation: int = 0
+    """Generation of the spec that this status is about."""
+    conditions: Annotated[list[Condition], Field(max_length=16)] = []
+    """Ready (converged) and Available (at least one verified worker serves), and the parts they are made of."""
+    replicas: int = 0
+    """Worker pods that exist."""
+    ready_replicas: int = 0
+    """Workers that serve."""
+    updated_replicas: int = 0
+    """Workers of the present template."""
+    selector: str = ""
+    """Label selector of the workers, for autoscalers."""
+    workers_summary: str = ""
+    """Ready out of wanted workers, e.g. 2/2."""
+    patterns_summary: str = ""
+    """Profiled out of wanted tasks, e.g. 8/8."""
+    reason: str = ""
+    """Reason of Ready, for the table."""
+    endpoints: Endpoints = Endpoints()
+    """Where clients reach the workers."""
+    resolved: Resolved = Resolved()
+    """What the pins and defaults came out as."""
+    progress: Progress = Progress()
+    """How far the preparation is."""
+    last_failure: LastFailure | None = None
+    """The latest failure of a pod."""
