@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
+
+from premoe_runtime.formats.errors import InvalidInput
 
 GROUP = "premoe.dev"
 VERSION = "v1alpha1"
@@ -20,11 +22,26 @@ PLURAL = "prunedmodels"
 MAX_NAME = 40
 """Longest name of a PrunedModel: child names add suffixes and must stay within 63 characters."""
 
-DnsLabel = Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
-DnsName = Annotated[str, Field(max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+_SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+
+DnsLabel = Annotated[str, Field(max_length=63, pattern=rf"^{_LABEL}$")]
+DnsName = Annotated[str, Field(max_length=253, pattern=rf"^{_SUBDOMAIN}$")]
+OptionalDnsName = Annotated[str, Field(max_length=253, pattern=rf"^({_SUBDOMAIN})?$")]
 BudgetText = Annotated[str, Field(max_length=12, pattern=r"^[1-9][0-9]{0,4}/[1-9][0-9]{0,4}$")]
-Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
-LabelMap = Annotated[dict[str, Annotated[str, Field(max_length=256)]], Field(max_length=32)]
+Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]{1,15}(\.[0-9]{1,3})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+"""An amount of a resource as Kubernetes writes it."""
+Size = Annotated[str, Field(max_length=32, pattern=r"^[1-9][0-9]{0,11}(\.[0-9]{1,3})?(k|Ki|M|Mi|G|Gi|T|Ti)?$")]
+"""Bytes as Kubernetes writes them, more than none."""
+Image = Annotated[str, Field(max_length=512, pattern=r"^([a-z0-9][-a-zA-Z0-9._/:@]*)?$")]
+Ratio = Annotated[str, Field(max_length=8, pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$")]
+OtlpEndpoint = Annotated[
+    str, Field(max_length=512, pattern=rf"^(https?://[A-Za-z0-9][-A-Za-z0-9.]*{_PORT}(/[!-~]*)?)?$")
+]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+LabelMap = Annotated[dict[str, LabelValue], Field(max_length=32)]
+AnnotationMap = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=32)]
 
 
 class Part(BaseModel):
@@ -42,13 +59,13 @@ class Part(BaseModel):
 class Model(Part):
     """The checkpoint, pinned."""
 
-    uri: Annotated[str, Field(min_length=6, max_length=512)]
+    uri: Annotated[str, Field(min_length=6, max_length=512, pattern=r"^[!-~]+$")]
     """Where the checkpoint lies: hf://org/name, s3://bucket/prefix or pvc://claim/folder. Immutable."""
-    revision: Annotated[str, Field(max_length=64)] = ""
+    revision: Annotated[str, Field(max_length=40, pattern=r"^([0-9a-f]{40})?$")] = ""
     """Commit of the Hub repository, 40 hexadecimal digits; required for hf://, refused elsewhere. Immutable."""
-    model_id: Annotated[str, Field(max_length=71)] = ""
+    model_id: Annotated[str, Field(max_length=71, pattern=r"^(blake3:[0-9a-f]{64})?$")] = ""
     """Expected id of the pack, blake3:…; packing a checkpoint with another content then fails. Empty: any."""
-    served_name: Annotated[str, Field(max_length=128)] = ""
+    served_name: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][-A-Za-z0-9._/:]*)?$")] = ""
     """Name that clients ask for; empty: the name of the PrunedModel. Unique within what one gateway serves."""
 
 
@@ -66,7 +83,7 @@ class Calibration(Part):
 
     config_map: ConfigMapKey | None = None
     """A key of a ConfigMap."""
-    uri: Annotated[str, Field(max_length=512)] = ""
+    uri: Annotated[str, Field(max_length=512, pattern=r"^(s3://[a-z0-9][-.a-z0-9]*/[!-~]+)?$")] = ""
     """An object: s3://bucket/key."""
 
 
@@ -103,7 +120,7 @@ class Engine(Part):
 
     name: Literal["hf"] = "hf"
     """Engine: hf, the transformers modelling code."""
-    image: Annotated[str, Field(max_length=512)] = ""
+    image: Image = ""
     """Worker image; empty: the release's. Pinned in status until the spec changes."""
     device: Annotated[str, Field(max_length=16, pattern=r"^(cpu|cuda(:[0-9]+)?)$")] = "cpu"
     """Torch device of the model and its expert slots."""
@@ -119,7 +136,7 @@ class Engine(Part):
     """Longest prompt and answer together, in tokens; default: the engine's."""
     max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
     """Tokens of an answer whose request names no number."""
-    host_memory: Quantity | None = None
+    host_memory: Size | None = None
     """Host memory for expert blobs outside slots, for example 8Gi; default: room to pass them through."""
     queue_limit: Annotated[int, Field(ge=0, le=1_048_576)] = 256
     """Requests that may wait in a worker; more are refused with RESOURCE_EXHAUSTED."""
@@ -148,11 +165,11 @@ class Resources(Part):
 class Toleration(Part):
     """A taint that the pods tolerate."""
 
-    key: Annotated[str, Field(max_length=316)] = ""
+    key: Annotated[str, Field(max_length=316, pattern=r"^[-A-Za-z0-9._/]*$")] = ""
     """Key of the taint; empty with operator Exists: every taint."""
     operator: Literal["Equal", "Exists"] = "Equal"
     """How the value is compared."""
-    value: Annotated[str, Field(max_length=63)] = ""
+    value: LabelValue = ""
     """Value of the taint."""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
     """Effect of the taint; empty: every effect."""
@@ -167,9 +184,9 @@ class Placement(Part):
     """Taints that are tolerated."""
     spread: Literal["Host", "Zone", "None"] = "Host"
     """Spread workers over nodes or zones where that is possible."""
-    priority_class_name: Annotated[str, Field(max_length=253)] = ""
+    priority_class_name: OptionalDnsName = ""
     """Priority class; empty: the cluster's default."""
-    runtime_class_name: Annotated[str, Field(max_length=253)] = ""
+    runtime_class_name: OptionalDnsName = ""
     """Runtime class, for example nvidia; empty: the cluster's default."""
 
 
@@ -199,17 +216,17 @@ class Workers(Part):
     """Seconds that a worker may take to load the model and prove one forward."""
     drain_timeout_seconds: Annotated[int, Field(ge=1, le=3_600)] = 60
     """Seconds that running requests get to end when a worker stops; at least the longest generation."""
-    service_account_name: Annotated[str, Field(max_length=253)] = ""
+    service_account_name: OptionalDnsName = ""
     """ServiceAccount that exists already (workload identity); empty: one is created."""
-    service_account_annotations: LabelMap = {}
+    service_account_annotations: AnnotationMap = {}
     """Annotations of the created ServiceAccount."""
     labels: LabelMap = {}
     """Labels added to the pods."""
-    annotations: LabelMap = {}
+    annotations: AnnotationMap = {}
     """Annotations added to the pods."""
-    scratch_size: Quantity = "2Gi"
+    scratch_size: Size = "2Gi"
     """Limit of each writable folder (temporary files, compiler caches)."""
-    shared_memory_size: Quantity | None = None
+    shared_memory_size: Size | None = None
     """Size of /dev/shm, a memory volume that counts in the memory limit; default: none."""
 
 
@@ -224,6 +241,10 @@ class Jobs(Part):
     """Tries after a failure that another try may mend; bad input is not tried again."""
     timeout_seconds: Annotated[int, Field(ge=60, le=604_800)] = 86_400
     """Seconds that a Job may take."""
+    scratch_size: Size = "2Gi"
+    """Limit of each writable folder (temporary files, compiler caches)."""
+    labels: LabelMap = {}
+    """Labels added to the Jobs and their pods, for example a queue's."""
 
 
 class ServiceRef(Part):
@@ -253,7 +274,7 @@ class IssuerRef(Part):
     """Name of the issuer."""
     kind: Literal["Issuer", "ClusterIssuer"] = "Issuer"
     """Namespaced or not."""
-    group: Annotated[str, Field(max_length=253)] = "cert-manager.io"
+    group: DnsName = "cert-manager.io"
     """API group of the issuer."""
 
 
@@ -262,7 +283,7 @@ class Tls(Part):
 
     mode: Literal["Release", "Mutual", "Disabled"] = "Release"
     """Release: as the Helm release is set up. Mutual: with the Secret or issuer named here. Disabled: plain text."""
-    secret_name: Annotated[str, Field(max_length=253)] = ""
+    secret_name: OptionalDnsName = ""
     """Secret with tls.crt, tls.key and ca.crt, for mode Mutual."""
     issuer_ref: IssuerRef | None = None
     """Issuer of a certificate, for mode Mutual."""
@@ -282,9 +303,9 @@ class Access(Part):
 class Tracing(Part):
     """OpenTelemetry export of the workers and Jobs."""
 
-    endpoint: Annotated[str, Field(max_length=512, pattern=r"^(|https?://.+)$")] = ""
+    endpoint: OtlpEndpoint = ""
     """OTLP endpoint; empty: the release's."""
-    sample_ratio: Annotated[str, Field(max_length=8, pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$")] | None = None
+    sample_ratio: Ratio | None = None
     """Share of requests traced when the caller did not decide, as a decimal string; default: the release's."""
 
 
@@ -311,9 +332,9 @@ class PrunedModelSpec(Part):
     """Who may call the workers."""
     tracing: Tracing = Tracing()
     """Where traces go."""
-    pod_template: dict[str, Any] = {}
-    """Partial pod template merged into the workers'. Off unless the administrator allows it, and then only the
-    fields on the operator's list."""
+    pod_template: Annotated[dict[str, Any], Field(max_length=2)] = {}
+    """Partial pod template merged into the workers', containers, volumes and env by name. Off unless the administrator
+    allows it, and then only the fields on the release's list; at most 16 KiB."""
     suspend: bool = False
     """Stop the workers and suspend the Jobs, keeping everything else."""
 
@@ -394,7 +415,7 @@ class Endpoints(Part):
     """Where clients reach the workers."""
 
     grpc: str = ""
-    """gRPC target, dns:///name.namespace.svc:port."""
+    """Target for gRPC clients, dns:///name.namespace.svc:port."""
 
 
 class PrunedModelStatus(Part):
@@ -426,3 +447,16 @@ class PrunedModelStatus(Part):
     """How far the preparation is."""
     last_failure: LastFailure | None = None
     """The latest failure of a pod."""
+
+
+def parse_spec(document: object) -> PrunedModelSpec:
+    """The spec of an object that the API server took. Raises InvalidInput (SPEC_INVALID) in one line.
+
+    Happens where the CRD in the cluster is of another version than this operator.
+    """
+    try:
+        return PrunedModelSpec.model_validate(document, by_alias=True, by_name=False)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(["spec", *map(str, fault["loc"])])
+        raise InvalidInput(f"{where}: {fault['msg']}", reason="SPEC_INVALID") from None

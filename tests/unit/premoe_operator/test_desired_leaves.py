@@ -1,0 +1,147 @@
+"""Every leaf of the spec has an effect: another value there changes a child. No leaf changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from premoe_operator import desired
+from premoe_operator.resources import PrunedModelSpec
+from support.pruned_models import COMMIT, FULL, MODEL_ID, Document, changed, children_of, inputs_of, leaves
+
+HF = {"model.uri": "hf://org/name", "model.revision": COMMIT}
+SECRET = {"access.tls.issuerRef": None, "access.tls.secretName": "own"}
+NAMED_ACCOUNT = {"workers.serviceAccountAnnotations": None, "workers.serviceAccountName": "own"}
+
+Changes = dict[str, Any]
+
+LEAVES: dict[str, tuple[Changes, Changes]] = {
+    "model.uri": ({}, {"model.uri": "s3://models/other"}),
+    "model.revision": (HF, {"model.revision": COMMIT[::-1]}),
+    "model.modelId": ({}, {"model.modelId": MODEL_ID[:-1] + "0"}),
+    "model.servedName": ({}, {"model.servedName": "other"}),
+    "budget": ({}, {"budget": "3/5"}),
+    "patterns.tasks[].name": ({}, {"patterns.tasks.1.name": "prose"}),
+    "patterns.tasks[].calibration.configMap.name": ({}, {"patterns.tasks.0.calibration.configMap.name": "other"}),
+    "patterns.tasks[].calibration.configMap.key": ({}, {"patterns.tasks.0.calibration.configMap.key": "other"}),
+    "patterns.tasks[].calibration.uri": ({}, {"patterns.tasks.1.calibration.uri": "s3://data/other"}),
+    "patterns.tasks[].samples": ({}, {"patterns.tasks.0.samples": 7}),
+    "patterns.metric": ({}, {"patterns.metric": "TCESS"}),
+    "patterns.answers": ({}, {"patterns.answers": "Given"}),
+    "patterns.generalistBudget": ({}, {"patterns.generalistBudget": "1/2"}),
+    "patterns.onUnknown": ({}, {"patterns.onUnknown": "Full"}),
+    "patterns.preload": ({}, {"patterns.preload": ["code"]}),
+    "engine.image": ({}, {"engine.image": "registry.test/premoe/own:2"}),
+    "engine.device": ({}, {"engine.device": "cuda:1"}),
+    "engine.threads": ({}, {"engine.threads": 4}),
+    "engine.slots": ({}, {"engine.slots": 10}),
+    "engine.spare": ({}, {"engine.spare": 2}),
+    "engine.maxSequences": ({}, {"engine.maxSequences": 5}),
+    "engine.contextLength": ({}, {"engine.contextLength": 4096}),
+    "engine.maxTokens": ({}, {"engine.maxTokens": 65}),
+    "engine.hostMemory": ({}, {"engine.hostMemory": "5Gi"}),
+    "engine.queueLimit": ({}, {"engine.queueLimit": 17}),
+    "workers.replicas": ({}, {"workers.replicas": 3}),
+    "workers.resources.requests": ({}, {"workers.resources.requests": {"cpu": "1"}}),
+    "workers.resources.limits": ({}, {"workers.resources.limits": {"memory": "9Gi"}}),
+    "workers.resources.claims[].name": ({}, {"workers.resources.claims.0.name": "other"}),
+    "workers.resources.claims[].template": ({}, {"workers.resources.claims.0.template": "other"}),
+    "workers.placement.nodeSelector": ({}, {"workers.placement.nodeSelector": {"pool": "cpu"}}),
+    "workers.placement.tolerations[].key": ({}, {"workers.placement.tolerations.0.key": "other"}),
+    "workers.placement.tolerations[].operator": (
+        {"workers.placement.tolerations.0.value": None},
+        {"workers.placement.tolerations.0.operator": "Exists"},
+    ),
+    "workers.placement.tolerations[].value": ({}, {"workers.placement.tolerations.0.value": "no"}),
+    "workers.placement.tolerations[].effect": ({}, {"workers.placement.tolerations.0.effect": "NoExecute"}),
+    "workers.placement.spread": ({}, {"workers.placement.spread": "None"}),
+    "workers.placement.priorityClassName": ({}, {"workers.placement.priorityClassName": "other"}),
+    "workers.placement.runtimeClassName": ({}, {"workers.placement.runtimeClassName": "other"}),
+    "workers.rollout.type": ({}, {"workers.rollout.type": "Recreate"}),
+    "workers.rollout.progressDeadlineSeconds": ({}, {"workers.rollout.progressDeadlineSeconds": 901}),
+    "workers.rollout.revision": ({}, {"workers.rollout.revision": "two"}),
+    "workers.startupTimeoutSeconds": ({}, {"workers.startupTimeoutSeconds": 310}),
+    "workers.drainTimeoutSeconds": ({}, {"workers.drainTimeoutSeconds": 31}),
+    "workers.serviceAccountName": ({}, NAMED_ACCOUNT),
+    "workers.serviceAccountAnnotations": ({}, {"workers.serviceAccountAnnotations": {"cloud.test/role": "other"}}),
+    "workers.labels": ({}, {"workers.labels": {"team": "other"}}),
+    "workers.annotations": ({}, {"workers.annotations": {"note.test/owner": "other"}}),
+    "workers.scratchSize": ({}, {"workers.scratchSize": "2Gi"}),
+    "workers.sharedMemorySize": ({}, {"workers.sharedMemorySize": "1Gi"}),
+    "jobs.resources.requests": ({}, {"jobs.resources.requests": {"cpu": "2"}}),
+    "jobs.resources.limits": ({}, {"jobs.resources.limits": {"memory": "5Gi"}}),
+    "jobs.resources.claims[].name": ({}, {"jobs.resources.claims.0.name": "other"}),
+    "jobs.resources.claims[].template": ({}, {"jobs.resources.claims.0.template": "other"}),
+    "jobs.parallelism": ({}, {"jobs.parallelism": 1}),
+    "jobs.retries": ({}, {"jobs.retries": 2}),
+    "jobs.timeoutSeconds": ({}, {"jobs.timeoutSeconds": 3601}),
+    "jobs.scratchSize": ({}, {"jobs.scratchSize": "4Gi"}),
+    "jobs.labels": ({}, {"jobs.labels": {"queue.test/name": "other"}}),
+    "expertStoreRef.name": ({}, {"expertStoreRef.name": "other"}),
+    "expertStoreRef.namespace": ({}, {"expertStoreRef.namespace": None}),
+    "expertStoreRef.port": ({}, {"expertStoreRef.port": 7003}),
+    "retrievalRef.name": ({}, {"retrievalRef.name": "other"}),
+    "retrievalRef.namespace": ({}, {"retrievalRef.namespace": None}),
+    "retrievalRef.port": ({}, {"retrievalRef.port": 7003}),
+    "access.networkPolicy": ({}, {"access.networkPolicy": "None"}),
+    "access.peers[].namespaceLabels": ({}, {"access.peers.0.namespaceLabels": {"team": "other"}}),
+    "access.peers[].podLabels": ({}, {"access.peers.0.podLabels": {"app": "other"}}),
+    "access.tls.mode": (SECRET, {"access.tls.mode": "Disabled", "access.tls.secretName": None}),
+    "access.tls.secretName": (SECRET, {"access.tls.secretName": "other"}),
+    "access.tls.issuerRef.name": ({}, {"access.tls.issuerRef.name": "other"}),
+    "access.tls.issuerRef.kind": ({}, {"access.tls.issuerRef.kind": "Issuer"}),
+    "access.tls.issuerRef.group": ({}, {"access.tls.issuerRef.group": "cert-manager.io"}),
+    "tracing.endpoint": ({}, {"tracing.endpoint": "http://other:4317"}),
+    "tracing.sampleRatio": ({}, {"tracing.sampleRatio": "0.25"}),
+    "podTemplate": ({}, {"podTemplate": {"spec": {"dnsPolicy": "Default"}}}),
+    "suspend": ({}, {"suspend": True}),
+}
+"""For every leaf: what the full spec is changed to first, and the other value of the leaf."""
+
+ONE_VALUE = {"engine.name"}
+"""Leaves that can take one value only, so far."""
+
+
+def based_on(leaf: str) -> tuple[Document, Document]:
+    base, changes = LEAVES[leaf]
+    before = changed(FULL, base)
+    return before, changed(before, changes)
+
+
+def test_the_table_has_every_leaf() -> None:
+    found = list(leaves(PrunedModelSpec))
+    assert len(found) == len(set(found))
+    assert set(found) == set(LEAVES) | ONE_VALUE
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_another_value_changes_a_child(leaf: str) -> None:
+    before, after = (children_of(inputs_of(spec)) for spec in based_on(leaf))
+    assert before != after
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_the_spec_hash_follows_the_worker_template(leaf: str) -> None:
+    """A change of the template always has another hash, and nothing else has, save the revision asked for."""
+    before, after = (inputs_of(spec) for spec in based_on(leaf))
+    templates = [desired.worker_template(inputs) for inputs in (before, after)]
+    for template in templates:
+        del template["metadata"]["labels"][desired.LABEL_SPEC_HASH]
+    differ = templates[0] != templates[1]
+    assert (desired.spec_hash(before) != desired.spec_hash(after)) == (differ or leaf == "workers.rollout.revision")
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_a_job_of_the_same_name_differs_only_where_kubernetes_lets_it(leaf: str) -> None:
+    """Kubernetes refuses to change the template of a Job, so another template has another name, save for tracing:
+    that alone is no reason to run a Job again."""
+    for build in (desired.pack_job, desired.profile_job, desired.patterns_job):
+        before, after = (build(inputs_of(spec)) for spec in based_on(leaf))
+        assert before is not None
+        assert after is not None
+        if before["metadata"]["name"] == after["metadata"]["name"]:
+            assert changed_fields(before, after) <= {"suspend", "parallelism"} or leaf.startswith("tracing.")
+
+
+def changed_fields(before: Document, after: Document) -> set[str]:
+    return {name for name in before["spec"] if before["spec"][name] != after["spec"][name]}

@@ -1,0 +1,75 @@
+"""Every leaf of the release has an effect on some child, and none on which workers restart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from premoe_operator import desired
+from premoe_operator.release import Release
+from support.pruned_models import COMMIT, FULL, RELEASE, SMALLEST, changed, children_of, inputs_of, leaves
+
+RULE = {"ports": [{"port": 9, "protocol": "TCP"}]}
+HUB = changed(SMALLEST, {"model": {"uri": "hf://org/name", "revision": COMMIT}})
+ISSUED = {"mode": "CertManager", "issuerRef": {"name": "ca"}}
+GIVEN = {"mode": "Secret", "secretName": "shared"}
+
+LEAVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "workerImage": ({}, {"workerImage": "registry.test/next:2"}),
+    "imagePullPolicy": ({}, {"imagePullPolicy": "Always"}),
+    "imagePullSecrets": ({}, {"imagePullSecrets": ["pull"]}),
+    "storeUrl": ({}, {"storeUrl": "s3://other"}),
+    "storeSecretName": ({}, {"storeSecretName": "other"}),
+    "expertStore.name": ({}, {"expertStore.name": "other"}),
+    "expertStore.namespace": ({}, {"expertStore.namespace": "other"}),
+    "expertStore.port": ({}, {"expertStore.port": 7}),
+    "expertStore.podLabels": ({}, {"expertStore.podLabels": {"app": "other"}}),
+    "retrieval.name": ({}, {"retrieval.name": "other"}),
+    "retrieval.namespace": ({}, {"retrieval.namespace": "other"}),
+    "retrieval.port": ({}, {"retrieval.port": 7}),
+    "retrieval.podLabels": ({}, {"retrieval.podLabels": {"app": "other"}}),
+    "gateway.namespace": ({}, {"gateway.namespace": "other"}),
+    "gateway.podLabels": ({}, {"gateway.podLabels": {"app": "other"}}),
+    "operator.namespace": ({}, {"operator.namespace": "other"}),
+    "operator.podLabels": ({}, {"operator.podLabels": {"app": "other"}}),
+    "tls.mode": ({"tls": ISSUED}, {"tls.mode": "Disabled"}),
+    "tls.secretName": ({"tls": GIVEN}, {"tls.secretName": "other"}),
+    "tls.issuerRef.name": ({"tls": ISSUED}, {"tls.issuerRef.name": "other"}),
+    "tls.issuerRef.kind": ({"tls": ISSUED}, {"tls.issuerRef.kind": "ClusterIssuer"}),
+    "tls.issuerRef.group": ({"tls": ISSUED}, {"tls.issuerRef.group": "issuers.test"}),
+    "tls.serverName": ({"tls": GIVEN}, {"tls.serverName": "premoe.internal"}),
+    "tracing.endpoint": ({}, {"tracing.endpoint": "http://collector:4317"}),
+    "tracing.sampleRatio": ({"tracing.endpoint": "http://collector:4317"}, {"tracing.sampleRatio": "0.5"}),
+    "drain.preStopSeconds": ({}, {"drain.preStopSeconds": 6}),
+    "drain.delaySeconds": ({}, {"drain.delaySeconds": 6}),
+    "runAsUser": ({}, {"runAsUser": 1000}),
+    "extraEnv": ({}, {"extraEnv": [{"name": "A", "value": "b"}]}),
+    "extraVolumes": ({}, {"extraVolumes": [{"name": "a", "emptyDir": {}}]}),
+    "extraVolumeMounts": ({}, {"extraVolumeMounts": [{"name": "a", "mountPath": "/a"}]}),
+    "egress.dns": ({}, {"egress.dns": [RULE]}),
+    "egress.s3": ({}, {"egress.s3": [RULE]}),
+    "egress.hub": ({}, {"egress.hub": [RULE]}),
+    "egress.otlp": ({"tracing.endpoint": "http://collector:4317"}, {"egress.otlp": [RULE]}),
+}
+"""For every leaf: what the release is changed to first, and the other value of the leaf."""
+
+RULES_OUT_ONLY = {"podTemplate.allowedPaths"}
+"""Leaves that refuse a spec, in place of changing a child."""
+
+
+def test_the_table_has_every_leaf() -> None:
+    assert set(leaves(Release)) == set(LEAVES) | RULES_OUT_ONLY
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_another_value_changes_a_child_and_no_spec_hash(leaf: str) -> None:
+    base, changes = LEAVES[leaf]
+    before = changed(RELEASE, base)
+    old, new = (inputs_of(HUB, release=release) for release in (before, changed(before, changes)))
+    assert children_of(old) != children_of(new)
+    assert desired.spec_hash(old) == desired.spec_hash(new)
+
+
+def test_the_list_of_paths_refuses() -> None:
+    assert desired.pod_template_refusals(inputs_of(FULL)) == ()
+    assert desired.pod_template_refusals(inputs_of(FULL, release={"podTemplate": {"allowedPaths": []}}))

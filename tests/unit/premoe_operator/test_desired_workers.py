@@ -1,0 +1,385 @@
+"""The worker template, Deployment and ControllerRevision as whole values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from premoe_operator import desired
+from premoe_operator.desired import Obj
+from premoe_servicekit.settings import check_environment
+from premoe_worker.settings import WorkerSettings
+from support.pruned_models import FULL, IMAGE, MODEL_ID, OWNER, SMALLEST, changed, inputs_of
+
+from premoe_runtime.formats.errors import InvalidInput
+
+LABELS = {
+    "app.kubernetes.io/name": "premoe",
+    "app.kubernetes.io/component": "worker",
+    "app.kubernetes.io/instance": "mixtral",
+    "app.kubernetes.io/managed-by": "premoe-operator",
+    "app.kubernetes.io/part-of": "premoe",
+    "premoe.dev/model": "mixtral",
+}
+SELECTOR = {
+    "app.kubernetes.io/name": "premoe",
+    "app.kubernetes.io/component": "worker",
+    "premoe.dev/model": "mixtral",
+}
+
+
+def container_of(template: Obj) -> Obj:
+    (container,) = template["spec"]["containers"]
+    assert isinstance(container, dict)
+    return container
+
+
+def env_of(template: Obj) -> dict[str, Any]:
+    return {each["name"]: each.get("value", each.get("valueFrom")) for each in container_of(template)["env"]}
+
+
+def probe(failures: int, service: str = "") -> Obj:
+    grpc = {"port": 50053, "service": service}
+    return {"grpc": grpc, "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": failures}
+
+
+def test_the_template_of_the_smallest_spec() -> None:
+    template = desired.worker_template(inputs_of(SMALLEST))
+    env = container_of(template).pop("env")
+    assert template == {
+        "metadata": {
+            "labels": {**LABELS, "premoe.dev/spec-hash": desired.spec_hash(inputs_of(SMALLEST))},
+            "annotations": {"kubectl.kubernetes.io/default-container": "premoe-worker"},
+        },
+        "spec": {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "serviceAccountName": "mixtral-worker",
+            "terminationGracePeriodSeconds": 5 + 30 + 60 + 10,
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": SELECTOR},
+                }
+            ],
+            "volumes": [
+                {"name": "tmp", "emptyDir": {"sizeLimit": "2Gi"}},
+                {"name": "home", "emptyDir": {"sizeLimit": "2Gi"}},
+                {"name": "cache", "emptyDir": {"sizeLimit": "2Gi"}},
+                {"name": "residency", "configMap": {"name": "mixtral-residency"}},
+            ],
+            "containers": [
+                {
+                    "name": "premoe-worker",
+                    "image": IMAGE,
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["premoe-worker"],
+                    "ports": [
+                        {"name": "grpc", "containerPort": 50051, "protocol": "TCP"},
+                        {"name": "admin", "containerPort": 50052, "protocol": "TCP"},
+                        {"name": "health", "containerPort": 50053, "protocol": "TCP"},
+                    ],
+                    "startupProbe": probe(120),
+                    "readinessProbe": probe(2),
+                    "livenessProbe": probe(6, "liveness"),
+                    "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
+                    "resources": {},
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "capabilities": {"drop": ["ALL"]},
+                        "readOnlyRootFilesystem": True,
+                    },
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
+                    "volumeMounts": [
+                        {"name": "tmp", "mountPath": "/tmp"},
+                        {"name": "home", "mountPath": "/home/premoe"},
+                        {"name": "cache", "mountPath": "/var/cache/premoe"},
+                        {"name": "residency", "mountPath": "/etc/premoe/residency", "readOnly": True},
+                    ],
+                }
+            ],
+        },
+    }
+    assert {each["name"]: each["value"] for each in env} == {
+        "USER": "premoe",
+        "HOME": "/home/premoe",
+        "TMPDIR": "/tmp",
+        "XDG_CACHE_HOME": "/var/cache/premoe",
+        "TRITON_CACHE_DIR": "/var/cache/premoe/triton",
+        "TORCHINDUCTOR_CACHE_DIR": "/var/cache/premoe/inductor",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=131072",
+        "PREMOE_WORKER_HOST": "0.0.0.0",
+        "PREMOE_WORKER_PORT": "50051",
+        "PREMOE_WORKER_ADMIN_HOST": "0.0.0.0",
+        "PREMOE_WORKER_ADMIN_PORT": "50052",
+        "PREMOE_WORKER_HEALTH_HOST": "0.0.0.0",
+        "PREMOE_WORKER_HEALTH_PORT": "50053",
+        "PREMOE_WORKER_STORE": "dns:///premoe-expert-store.premoe.svc:50051",
+        "PREMOE_WORKER_RETRIEVAL": "dns:///premoe-retrieval.premoe.svc:50051",
+        "PREMOE_WORKER_MODEL_ID": MODEL_ID.removeprefix("blake3:"),
+        "PREMOE_WORKER_MODEL_NAME": "mixtral",
+        "PREMOE_WORKER_BUDGET": "2/4",
+        "PREMOE_WORKER_ON_UNKNOWN": "generalist",
+        "PREMOE_WORKER_SPARE": "2",
+        "PREMOE_WORKER_MAX_SEQUENCES": "8",
+        "PREMOE_WORKER_MAX_TOKENS": "256",
+        "PREMOE_WORKER_QUEUE_LIMIT": "256",
+        "PREMOE_WORKER_DEVICE": "cpu",
+        "PREMOE_WORKER_RESIDENCY_DIR": "/etc/premoe/residency",
+        "PREMOE_WORKER_DRAIN_S": "60",
+        "PREMOE_WORKER_DRAIN_DELAY_S": "30",
+        "PREMOE_WORKER_GRACE_S": "60",
+        "PREMOE_WORKER_MAX_CONNECTION_AGE_S": "300",
+        "PREMOE_WORKER_LOG_FORMAT": "json",
+    }
+
+
+def test_what_a_full_spec_adds_to_the_environment() -> None:
+    env = env_of(desired.worker_template(inputs_of(FULL)))
+    expected = {
+        "OMP_NUM_THREADS": "3",
+        "PREMOE_WORKER_STORE": "dns:///store.elsewhere.svc:7001",
+        "PREMOE_WORKER_RETRIEVAL": "dns:///patterns.elsewhere.svc:7002",
+        "PREMOE_WORKER_MODEL_NAME": "mixtral/8x7b",
+        "PREMOE_WORKER_GENERALIST_BUDGET": "2/6",
+        "PREMOE_WORKER_ON_UNKNOWN": "reject",
+        "PREMOE_WORKER_SLOTS": "9",
+        "PREMOE_WORKER_SPARE": "1",
+        "PREMOE_WORKER_HOST_MEMORY_BYTES": str(4 << 30),
+        "PREMOE_WORKER_CONTEXT_LENGTH": "2048",
+        "PREMOE_WORKER_THREADS": "3",
+        "PREMOE_WORKER_DEVICE": "cuda",
+        "PREMOE_WORKER_TLS_CERT": "/etc/premoe/tls/tls.crt",
+        "PREMOE_WORKER_TLS_KEY": "/etc/premoe/tls/tls.key",
+        "PREMOE_WORKER_TLS_CA": "/etc/premoe/tls/ca.crt",
+        "POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}},
+        "POD_NAMESPACE": {"fieldRef": {"fieldPath": "metadata.namespace"}},
+        "NODE_NAME": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.tracing:4317",
+        "OTEL_SERVICE_NAME": "premoe-worker",
+        "OTEL_RESOURCE_ATTRIBUTES": "k8s.pod.name=$(POD_NAME),k8s.namespace.name=$(POD_NAMESPACE),"
+        "k8s.node.name=$(NODE_NAME),premoe.model=mixtral",
+        "OTEL_TRACES_SAMPLER": "parentbased_traceidratio",
+        "OTEL_TRACES_SAMPLER_ARG": "0.5",
+    }
+    assert {name: env[name] for name in expected} == expected
+
+
+def test_what_a_full_spec_adds_to_the_pod() -> None:
+    template = desired.worker_template(inputs_of(FULL))
+    pod = template["spec"]
+    assert template["metadata"]["labels"]["team"] == "search"
+    assert template["metadata"]["annotations"]["note.test/owner"] == "search"
+    assert pod["nodeSelector"] == {"pool": "gpu"}
+    assert pod["priorityClassName"] == "serving"
+    assert pod["runtimeClassName"] == "nvidia"
+    assert pod["resourceClaims"] == [{"name": "device", "resourceClaimTemplateName": "device"}]
+    assert pod["tolerations"] == [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}]
+    assert pod["topologySpreadConstraints"][0]["topologyKey"] == "topology.kubernetes.io/zone"
+    assert pod["terminationGracePeriodSeconds"] == 5 + 30 + 30 + 10
+    assert pod["volumes"][3:] == [
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}},
+        {"name": "residency", "configMap": {"name": "mixtral-residency"}},
+        {"name": "tls", "secret": {"secretName": "mixtral-worker-tls"}},
+    ]
+    assert container_of(template)["resources"] == {**FULL["workers"]["resources"], "claims": [{"name": "device"}]}
+    assert container_of(template)["startupProbe"] == probe(60)
+    assert container_of(template)["image"] == "registry.test/premoe/own:1"
+    assert desired.worker_memory_volumes(inputs_of(FULL)) == 512 << 20
+    assert desired.worker_memory_volumes(inputs_of(SMALLEST)) == 0
+
+
+def test_an_open_toleration_has_no_empty_fields() -> None:
+    spec = changed(SMALLEST, {"workers.placement.tolerations": [{"operator": "Exists"}]})
+    assert desired.worker_template(inputs_of(spec))["spec"]["tolerations"] == [{"operator": "Exists"}]
+
+
+def test_no_spread_has_no_constraint() -> None:
+    spec = changed(SMALLEST, {"workers.placement.spread": "None"})
+    assert "topologySpreadConstraints" not in desired.worker_template(inputs_of(spec))["spec"]
+
+
+@pytest.mark.parametrize(("limit", "threads"), [("500m", "1"), ("1", "1"), ("3500m", "3"), ("16", "16"), (None, None)])
+def test_threads_follow_the_cpu_limit(limit: str | None, threads: str | None) -> None:
+    spec = SMALLEST if limit is None else changed(SMALLEST, {"workers.resources.limits": {"cpu": limit}})
+    env = env_of(desired.worker_template(inputs_of(spec)))
+    assert env.get("PREMOE_WORKER_THREADS") == env.get("OMP_NUM_THREADS") == threads
+
+
+def test_a_pinned_image_wins_over_spec_and_release() -> None:
+    assert container_of(desired.worker_template(inputs_of(FULL, image="pinned:1")))["image"] == "pinned:1"
+    assert desired.default_image(inputs_of(FULL, image="pinned:1")) == "registry.test/premoe/own:1"
+
+
+def test_what_the_release_adds() -> None:
+    release = {
+        "imagePullPolicy": "Always",
+        "imagePullSecrets": ["pull"],
+        "runAsUser": 1000,
+        "extraEnv": [{"name": "OMP_WAIT_POLICY", "value": "ACTIVE"}, {"name": "PROXY", "value": "here"}],
+        "extraVolumes": [{"name": "site", "persistentVolumeClaim": {"claimName": "site", "readOnly": True}}],
+        "extraVolumeMounts": [{"name": "site", "mountPath": "/site", "readOnly": True}],
+        "drain": {"preStopSeconds": 1, "delaySeconds": 2},
+    }
+    template = desired.worker_template(inputs_of(SMALLEST, release=release))
+    container, env = container_of(template), env_of(template)
+    assert container["imagePullPolicy"] == "Always"
+    assert template["spec"]["imagePullSecrets"] == [{"name": "pull"}]
+    assert template["spec"]["securityContext"]["runAsUser"] == 1000
+    assert (env["OMP_WAIT_POLICY"], env["PROXY"]) == ("ACTIVE", "here")
+    assert template["spec"]["volumes"][-1] == release["extraVolumes"][0]  # type: ignore[index]
+    assert container["volumeMounts"][-1] == release["extraVolumeMounts"][0]  # type: ignore[index]
+    assert container["lifecycle"] == {"preStop": {"sleep": {"seconds": 1}}}
+    assert template["spec"]["terminationGracePeriodSeconds"] == 1 + 2 + 60 + 10
+
+
+@pytest.mark.parametrize(
+    ("own", "release", "secret"),
+    [
+        ({}, {"mode": "Disabled"}, None),
+        ({}, {"mode": "Secret", "secretName": "shared"}, "shared"),
+        ({}, {"mode": "CertManager", "issuerRef": {"name": "ca"}}, "mixtral-worker-tls"),
+        ({"mode": "Disabled"}, {"mode": "Secret", "secretName": "shared"}, None),
+        ({"mode": "Mutual", "secretName": "own"}, {"mode": "Disabled"}, "own"),
+        ({"mode": "Mutual", "secretName": "own"}, {"mode": "CertManager", "issuerRef": {"name": "ca"}}, "own"),
+        ({"mode": "Mutual", "issuerRef": {"name": "mine"}}, {"mode": "Secret", "secretName": "shared"}, "issued"),
+    ],
+)
+def test_the_certificate_is_that_of_the_spec_else_of_the_release(
+    own: dict[str, Any], release: dict[str, Any], secret: str | None
+) -> None:
+    inputs = inputs_of(changed(SMALLEST, {"access.tls": own}), release={"tls": release})
+    template = desired.worker_template(inputs)
+    mounted = [each["secret"]["secretName"] for each in template["spec"]["volumes"] if each["name"] == "tls"]
+    assert mounted == ([] if secret is None else ["mixtral-worker-tls" if secret == "issued" else secret])
+    assert ("PREMOE_WORKER_TLS_CERT" in env_of(template)) == (secret is not None)
+    assert (desired.certificate(inputs) is not None) == (secret in ("issued", "mixtral-worker-tls"))
+
+
+def test_the_name_that_peers_certificates_carry_is_told_to_workers_with_tls() -> None:
+    release = {"tls": {"mode": "Secret", "secretName": "shared", "serverName": "premoe.internal"}}
+    env = env_of(desired.worker_template(inputs_of(SMALLEST, release=release)))
+    assert env["PREMOE_WORKER_TLS_SERVER_NAME"] == "premoe.internal"
+    plain = changed(SMALLEST, {"access.tls.mode": "Disabled"})
+    assert "PREMOE_WORKER_TLS_SERVER_NAME" not in env_of(desired.worker_template(inputs_of(plain, release=release)))
+
+
+@pytest.mark.parametrize("spec", [SMALLEST, FULL])
+def test_every_setting_is_one_of_the_worker_s_and_has_a_value_it_takes(spec: Any) -> None:
+    release = {"tls": {"mode": "Secret", "secretName": "shared", "serverName": "premoe.internal"}}
+    env = env_of(desired.worker_template(inputs_of(spec, release=release)))
+    given = {name: value for name, value in env.items() if name.startswith("PREMOE_WORKER_")}
+    check_environment(WorkerSettings, given)
+    fields = {name.removeprefix("PREMOE_WORKER_").lower(): value for name, value in given.items()}
+    settings = WorkerSettings(**fields)
+    assert settings.budget == "2/4"
+    assert settings.port == 50051
+
+
+def test_a_template_needs_the_pack() -> None:
+    with pytest.raises(InvalidInput, match="mixtral is not packed yet"):
+        desired.worker_template(inputs_of(SMALLEST, model_id=""))
+
+
+@pytest.mark.parametrize(
+    ("kind", "rolling"),
+    [
+        ("Surge", {"maxSurge": 1, "maxUnavailable": 0}),
+        ("InPlace", {"maxSurge": 0, "maxUnavailable": 1}),
+        ("Recreate", {"maxSurge": 0, "maxUnavailable": "100%"}),
+    ],
+)
+def test_the_deployment_takes_the_template_as_given(kind: str, rolling: Obj) -> None:
+    inputs = inputs_of(changed(FULL, {"workers.rollout.type": kind}))
+    template = {"metadata": {"labels": {"some": "template"}}}
+    assert desired.worker_deployment(inputs, template) == {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "mixtral-worker", "namespace": "models", "labels": LABELS, "ownerReferences": OWNERS},
+        "spec": {
+            "replicas": 2,
+            "selector": {"matchLabels": SELECTOR},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": rolling},
+            "progressDeadlineSeconds": 900,
+            "revisionHistoryLimit": 2,
+            "template": template,
+        },
+    }
+
+
+OWNERS = [
+    {
+        "apiVersion": "premoe.dev/v1alpha1",
+        "kind": "PrunedModel",
+        "name": "mixtral",
+        "uid": OWNER.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+]
+
+
+def test_a_suspended_model_has_no_workers() -> None:
+    assert desired.worker_deployment(inputs_of(changed(FULL, {"suspend": True})), {})["spec"]["replicas"] == 0
+
+
+def test_the_revision_keeps_the_template_under_its_hash() -> None:
+    inputs = inputs_of(FULL)
+    found, template = desired.spec_hash(inputs), desired.worker_template(inputs)
+    assert desired.template_revision(inputs, template) == {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": {
+            "name": f"mixtral-{found[:8]}",
+            "namespace": "models",
+            "labels": {**LABELS, "premoe.dev/spec-hash": found},
+            "ownerReferences": OWNERS,
+        },
+        "revision": 3,
+        "data": template,
+    }
+    assert desired.template_revision_name(inputs) == f"mixtral-{found[:8]}"
+
+
+def test_neither_release_nor_pinned_image_are_in_the_spec_hash() -> None:
+    hashes = {
+        desired.spec_hash(inputs)
+        for inputs in (
+            inputs_of(FULL),
+            inputs_of(FULL, image="pinned:1"),
+            inputs_of(FULL, release={"workerImage": "next:2", "extraEnv": [{"name": "NEW", "value": "1"}]}),
+        )
+    }
+    assert len(hashes) == 1
+    assert desired.spec_hash(inputs_of(FULL, model_id=MODEL_ID[:-1] + "0")) not in hashes
+
+
+def test_values_equal_to_defaults_do_not_change_the_hash() -> None:
+    written = changed(SMALLEST, {"engine.spare": 2, "workers.placement": {"spread": "Host"}, "podTemplate": {}})
+    assert desired.spec_hash(inputs_of(written)) == desired.spec_hash(inputs_of(SMALLEST))
+
+
+def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
+    """An operator that hashes differently would restart every worker and run every Job again."""
+    spec = {
+        "model": {"uri": "s3://models/tiny", "servedName": "tiny"},
+        "budget": "2/4",
+        "patterns": {
+            "tasks": [{"name": "code", "calibration": {"uri": "s3://data/code.jsonl"}}],
+            "onUnknown": "Reject",
+        },
+        "engine": {"spare": 1},
+        "workers": {"resources": {"limits": {"cpu": "2"}}, "labels": {"team": "search"}},
+    }
+    inputs = inputs_of(spec)
+    jobs = [desired.pack_job(inputs), desired.profile_job(inputs), desired.patterns_job(inputs)]
+    assert desired.spec_hash(inputs) == "0b3c0702967c5f08"
+    assert [job and job["metadata"]["name"] for job in jobs] == [
+        "mixtral-pack-118a8a58",
+        "mixtral-profile-d5466582",
+        "mixtral-patterns-218acc88",
+    ]
