@@ -1,0 +1,50 @@
+{{- define "premoe.tls.serverName" -}}
+{{- .Values.tls.serverName | default (printf "%s.%s.svc" (include "premoe.fullname" .) .Release.Namespace) -}}
+{{- end -}}
+
+{{/* Secret with a component's certificate. Takes (root, component). */}}
+{{- define "premoe.tls.secretName" -}}
+{{- if eq .root.Values.tls.mode "Secret" -}}
+{{ .root.Values.tls.secretName }}
+{{- else -}}
+{{ include "premoe.componentName" . }}-tls
+{{- end -}}
+{{- end -}}
+
+{{/* TLS settings of a process. Takes (root, prefix). */}}
+{{- define "premoe.tls.settings" -}}
+{{- if ne .root.Values.tls.mode "Disabled" }}
+{{ .prefix }}_TLS_CERT: /etc/premoe/tls/tls.crt
+{{ .prefix }}_TLS_KEY: /etc/premoe/tls/tls.key
+{{ .prefix }}_TLS_CA: /etc/premoe/tls/ca.crt
+{{ .prefix }}_TLS_SERVER_NAME: {{ include "premoe.tls.serverName" .root | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* The Certificate of a component. Takes (root, component). */}}
+{{- define "premoe.tls.certificate" -}}
+{{- if eq .root.Values.tls.mode "CertManager" -}}
+{{- $name := include "premoe.componentName" . -}}
+{{- $namespace := .root.Release.Namespace -}}
+apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata:
+  {{- include "premoe.metadata" (merge (dict "name" $name) .) | nindent 2 }}
+spec:
+  secretName: {{ include "premoe.tls.secretName" . }}
+  secretTemplate:
+    labels:
+      {{- include "premoe.selectorLabels" . | nindent 6 }}
+  commonName: {{ $name | trunc 63 | trimSuffix "-" }}
+  dnsNames:
+    - {{ include "premoe.tls.serverName" .root }}
+    - {{ $name }}.{{ $namespace }}.svc
+    - {{ $name }}.{{ $namespace }}.svc.{{ .root.Values.clusterDomain }}
+  duration: {{ .root.Values.tls.duration }}
+  renewBefore: {{ .root.Values.tls.renewBefore }}
+  usages: [digital signature, server auth, client auth]
+  privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}
+  issuerRef:
+    {{- toYaml .root.Values.tls.issuerRef | nindent 4 }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,44 @@
+{{/* Refuses in one line what the schema cannot: values that do not fit together. */}}
+{{- define "premoe.validate" -}}
+{{- $v := .Values -}}
+{{- if not $v.objectStore.url -}}
+{{- fail "objectStore.url is empty: name the object store, for example s3://bucket/prefix" -}}
+{{- end -}}
+{{- if and (eq $v.tls.mode "CertManager") (not $v.tls.issuerRef.name) -}}
+{{- fail "tls.mode is CertManager and tls.issuerRef.name is empty: name a cert-manager issuer, or set tls.mode to Secret with tls.secretName, or to Disabled for plain text" -}}
+{{- end -}}
+{{- if and (eq $v.tls.mode "Secret") (not $v.tls.secretName) -}}
+{{- fail "tls.mode is Secret and tls.secretName is empty: name a Secret with tls.crt, tls.key and ca.crt, or set tls.mode to Disabled for plain text" -}}
+{{- end -}}
+{{- if and $v.qdrant.url $v.qdrant.trial.enabled -}}
+{{- fail "qdrant.url and qdrant.trial.enabled exclude each other: choose your own server or the trial one" -}}
+{{- end -}}
+{{- if and (gt (int $v.retrieval.replicas) 1) (eq $v.retrieval.index "qdrant") (not (include "premoe.qdrantUrl" .)) -}}
+{{- fail (printf "retrieval.replicas is %d, but the embedded Qdrant allows one: set qdrant.url, or qdrant.trial.enabled" (int $v.retrieval.replicas)) -}}
+{{- end -}}
+{{- if hasPrefix "memory://" $v.objectStore.url -}}
+{{- fail "objectStore.url is memory://: processes of several pods do not share memory; use s3:// or file:// on a shared volume" -}}
+{{- end -}}
+{{- $drain := add $v.drain.delaySeconds $v.drain.graceSeconds -}}
+{{- range $name := list "operator" "retrieval" "expertStore" "gateway" -}}
+{{- $seconds := int (index $v $name).terminationGracePeriodSeconds -}}
+{{- if le $seconds (int $drain) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds is %d: it must be more than drain.delaySeconds and drain.graceSeconds together (%d)" $name $seconds (int $drain)) -}}
+{{- end -}}
+{{- end -}}
+{{- with include "premoe.definition.schema" . -}}
+{{- $needed := index $.Chart.Annotations "premoe.dev/schema" -}}
+{{- if lt (int .) (int $needed) -}}
+{{- fail (printf "the definition of PrunedModel in this cluster has schema %s and this chart needs %s: upgrade the release of premoe-crds first" . $needed) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Schema of the installed definition; empty where there is none, or where there is no cluster to ask. */}}
+{{- define "premoe.definition.schema" -}}
+{{- if .Values.checkDefinition -}}
+{{- with lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "prunedmodels.premoe.dev" -}}
+{{- dig "annotations" "premoe.dev/schema" "0" .metadata -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

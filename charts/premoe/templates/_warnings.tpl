@@ -1,0 +1,39 @@
+{{/* What the person who installs should know, one YAML string each. */}}
+{{- define "premoe.warnings" -}}
+{{- if and .Values.checkDefinition (not (include "premoe.definition.schema" .)) }}
+- The definition of PrunedModel is not in this cluster. Install the chart premoe-crds, or the operator waits for it.
+{{- end }}
+{{- if not .Values.operator.enabled }}
+- operator.enabled is false. Nobody looks after PrunedModels; what runs goes on.
+{{- end }}
+{{- if eq .Values.tls.mode "Disabled" }}
+- tls.mode is Disabled. Everybody who reaches a pod can call it and read what it sends.
+{{- end }}
+{{- if not .Values.networkPolicy.enabled }}
+- networkPolicy.enabled is false. Every pod of the cluster can reach the services.
+{{- end }}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.ingress.gateway) }}
+- networkPolicy.ingress.gateway is empty. Everybody who reaches the gateway may use the models; it asks for no key.
+{{- end }}
+{{- if .Values.qdrant.trial.enabled }}
+- qdrant.trial is one pod without an API key. Use qdrant.url for more than a trial.
+{{- end }}
+{{- if hasPrefix "file://" .Values.objectStore.url }}
+- objectStore.url is a folder. It must be one shared volume in retrieval, expert store and Jobs.
+{{- end }}
+{{- if and (hasPrefix "s3://" .Values.objectStore.url) (not .Values.objectStore.existingSecret) }}
+- objectStore.existingSecret is empty. Pods need credentials of another kind, such as a cloud role on their ServiceAccounts.
+{{- end }}
+{{- if .Values.podTemplate.allowedPaths }}
+- podTemplate.allowedPaths is set. Who may write PrunedModels can change {{ join ", " .Values.podTemplate.allowedPaths }} of worker pods.
+{{- end }}
+{{- $local := list }}
+{{- range $image := list .Values.operator.image .Values.retrieval.image .Values.expertStore.image .Values.gateway.image .Values.worker.image }}
+{{- if not (or $image.registry $.Values.global.imageRegistry) }}
+{{- $local = append $local (include "premoe.image" (dict "root" $ "image" $image)) }}
+{{- end }}
+{{- end }}
+{{- with $local }}
+- PreMoE's images are in no public registry. Build and push them, and set global.imageRegistry; without a registry are {{ join ", " . }}
+{{- end }}
+{{- end -}}
