@@ -6,6 +6,7 @@ The files are written by hand and by scripts, so every fault is reported with fi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Literal
 import blake3
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.formats.pattern import GENERALIST_TASK
+from premoe_runtime.storage import open_store
 
 Answers = Literal["given", "none"]
 _ROLES = ("system", "user", "assistant", "tool")
+_TASK = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,27 +43,58 @@ class Example:
 def read_calibration(
     path: Path, *, answers: Answers = "given", limit: int | None = None, skip: int = 0
 ) -> list[Example]:
-    """Read examples ``skip`` to ``skip + limit`` of a JSONL file; blank lines are passed over.
-
-    The whole file is checked, whatever the limit. Raises NotFound for a missing file and InvalidInput, with the
-    line number, for broken JSON, a missing or empty prompt, a wrong type, or (``answers="given"``) no answer.
-    """
+    """Read examples of a JSONL file; see ``parse_calibration``. Raises NotFound for a missing file."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise NotFound(f"{path}: no such calibration file", reason="CALIBRATION_NOT_FOUND") from error
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read: {error.strerror}", reason="CALIBRATION_INVALID") from error
-    examples = list(_examples(data, str(path), answers))
+    return parse_calibration(data, str(path), answers=answers, limit=limit, skip=skip)
+
+
+def load_calibration(source: str, *, answers: Answers = "given", limit: int | None = None) -> list[Example]:
+    """Examples of a file, or of an object named by a URL (``s3://bucket/key``); see ``parse_calibration``.
+
+    Raises NotFound (CALIBRATION_NOT_FOUND), and Unavailable when the object store does not answer.
+    """
+    if "://" not in source:
+        return read_calibration(Path(source), answers=answers, limit=limit)
+    folder, _, name = source.rpartition("/")
+    try:
+        data = open_store(folder).get(name)
+    except NotFound as error:
+        raise NotFound(f"{source}: no such calibration object", reason="CALIBRATION_NOT_FOUND") from error
+    return parse_calibration(data, source, answers=answers, limit=limit)
+
+
+def parse_calibration(
+    data: bytes, where: str, *, answers: Answers = "given", limit: int | None = None, skip: int = 0
+) -> list[Example]:
+    """Examples ``skip`` to ``skip + limit`` of JSON lines; blank lines are passed over.
+
+    All lines are checked, whatever the limit. Raises InvalidInput, with the line number, for broken JSON, a missing
+    or empty prompt, a wrong type, or (``answers="given"``) no answer.
+    """
+    examples = list(_examples(data, where, answers))
     if not examples:
-        raise InvalidInput(f"{path}: holds no examples", reason="CALIBRATION_EMPTY")
+        raise InvalidInput(f"{where}: holds no examples", reason="CALIBRATION_EMPTY")
     chosen = examples[skip:][: len(examples) if limit is None else limit]
     if not chosen:
         raise InvalidInput(
-            f"{path}: has {len(examples)} examples, so skipping {skip} leaves none",
+            f"{where}: has {len(examples)} examples, so skipping {skip} leaves none",
             reason="CALIBRATION_EMPTY",
         )
     return chosen
+
+
+def check_task(task: str) -> None:
+    """Raise InvalidInput for a name that cannot be a task's."""
+    if not _TASK.fullmatch(task) or task == GENERALIST_TASK:
+        raise InvalidInput(
+            f"task {task!r} is no task name; use lower-case letters, digits, '.', '_' and '-', not \"generalist\"",
+            reason="TASK_INVALID",
+        )
 
 
 def calibration_digest(examples: Sequence[Example]) -> str:

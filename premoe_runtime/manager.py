@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -161,6 +162,24 @@ class ResidencyManager:
             raise
         return report
 
+    def preload(self, pattern: KeptPattern) -> SwapReport | None:
+        """Make a pattern resident while nobody needs the room: ``None`` when somebody does, else what it took.
+
+        It comes in beside what runs; a request never waits for it to be asked for. A pattern that is resident already
+        counts as used just now, so that others give way first. Raises what ``load_pattern`` raises, but for the pin.
+        """
+        self._check_pattern(pattern)
+        done: Future[SwapReport] = Future()
+        with self._changed:
+            self._check_open()
+            if not self._has_room_beside_running(pattern):
+                return None
+            group = self._groups.find(pattern)
+            group.loads.append(done)
+            failed = self._enter(group)
+        tell_failed(failed)
+        return done.result()
+
     def unload_pattern(self, pattern_id: str) -> None:
         """Take the pin off again; its blobs then go when room is needed. Does nothing for a pattern without a pin."""
         with self._changed:
@@ -224,6 +243,13 @@ class ResidencyManager:
     def _check_open(self) -> None:
         if self._closing or self._draining:
             raise Unavailable("the worker takes no new requests: it is stopping; use another one", reason="DRAINING")
+
+    def _has_room_beside_running(self, pattern: KeptPattern) -> bool:
+        """Whether nobody waits for a swap, and the pattern's experts fit into the slots beside those that run."""
+        if self._groups.in_state(State.WAITING) or self._groups.in_state(State.LOADING):
+            return False
+        together = Counter(expert.layer for expert in self._groups.pinned() | experts_of(pattern.kept))
+        return max(together.values()) <= self._bank.slots
 
     def _admit(self, request: ManagedRequest) -> None:
         self._check_open()

@@ -9,6 +9,13 @@ WeightsId = NewType("WeightsId", str)
 PatternId = NewType("PatternId", str)
 SetId = NewType("SetId", str)
 
+DIGEST_PREFIX = "blake3:"
+
+
+def bare_digest(name: str) -> str:
+    """An id without the algorithm in front, which Kubernetes objects spell out (``blake3:1234…``)."""
+    return name.removeprefix(DIGEST_PREFIX)
+
 
 class ExpertId(NamedTuple):
     """One routed expert: ``layer`` counts MoE layers from 0 (not transformer blocks), ``expert`` its experts."""

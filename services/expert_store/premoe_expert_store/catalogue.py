@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
-from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest, PackFile
 from premoe_runtime.storage import Store
 
@@ -60,7 +60,8 @@ class Catalogue:
         self._packs: dict[str, Pack] = {}
 
     async def pack(self, model_id: str) -> Pack:
-        """A pack; with an empty id the only one of the store."""
+        """A pack, by its id with or without ``blake3:`` in front; with an empty id the only one of the store."""
+        model_id = bare_digest(model_id)
         if not model_id:
             model_id = await asyncio.to_thread(self._only)
         found = self._packs.get(model_id)

@@ -28,7 +28,7 @@ async def serve(settings: ExpertStoreSettings, process: Process) -> None:
     cache = open_cache(settings)
     service = build(settings, cache)
     try:
-        server = RpcServer([expert_store_service(service)], settings)
+        server = RpcServer([expert_store_service(service)], settings, tls=process.tls)
         await server.start()
         await process.serve([server], address=server.address)
     finally:

@@ -11,11 +11,12 @@ from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer
 
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
-from premoe_gateway.adapters.worker import GrpcWorker
 from premoe_gateway.http import create_app
 from premoe_gateway.http_server import HttpServer
+from premoe_gateway.pool import WorkerPool
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import GatewaySettings
+from premoe_gateway.targets import Targets
 
 
 def main() -> None:
@@ -26,7 +27,20 @@ def main() -> None:
 async def serve(settings: GatewaySettings, process: Process) -> None:
     """Serve until a signal."""
     async with AsyncExitStack() as stack:
-        gateway = await _gateway(settings, stack)
+        gateway = Gateway(
+            (),
+            await _retrieval(settings, process, stack),
+            on_unknown=settings.on_unknown or None,
+            timeout_s=settings.request_timeout_s,
+        )
+        targets = Targets(settings.workers)
+        pool = WorkerPool(
+            gateway,
+            targets,
+            lambda endpoint: channel(endpoint.address, tls=process.tls, server_name=endpoint.server_name),
+        )
+        stack.push_async_callback(pool.close)
+        await pool.update()
         http = HttpServer(
             create_app(gateway),
             host=settings.http_host,
@@ -34,30 +48,33 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
             grace_s=settings.grace_s,
             log_level=settings.log_level,
         )
-        rpc = RpcServer([], settings)
+        rpc = RpcServer([], settings, tls=process.tls)
         await http.start()
         stack.push_async_callback(http.stop, process.forced)
         await rpc.start()
-        watching = asyncio.create_task(_watch(gateway, rpc, settings.poll_s))
+        watching = asyncio.create_task(_watch(gateway, rpc, settings.poll_s, always=not targets.are_fixed))
         stack.push_async_callback(_end, watching)
-        await process.serve([rpc], address=rpc.address, url=http.url)
+        following = asyncio.create_task(pool.follow(settings.poll_s))
+        stack.push_async_callback(_end, following)
+        await process.serve([rpc], serving=not targets.are_fixed, address=rpc.address, url=http.url)
 
 
-async def _gateway(settings: GatewaySettings, stack: AsyncExitStack) -> Gateway:
-    workers = []
-    for address in settings.workers:
-        workers.append(GrpcWorker(address, await stack.enter_async_context(channel(address))))
-    retrieval = None
-    if settings.retrieval:
-        retrieval = GrpcRetrieval(settings.retrieval, await stack.enter_async_context(channel(settings.retrieval)))
-    return Gateway(workers, retrieval, on_unknown=settings.on_unknown or None, timeout_s=settings.request_timeout_s)
+async def _retrieval(settings: GatewaySettings, process: Process, stack: AsyncExitStack) -> GrpcRetrieval | None:
+    if not settings.retrieval:
+        return None
+    opened = await stack.enter_async_context(channel(settings.retrieval, tls=process.tls))
+    return GrpcRetrieval(settings.retrieval, opened)
 
 
-async def _watch(gateway: Gateway, rpc: RpcServer, poll_s: float) -> None:
-    """Keep the workers' states fresh; health is SERVING while one of them serves."""
+async def _watch(gateway: Gateway, rpc: RpcServer, poll_s: float, *, always: bool) -> None:
+    """Keep the workers' states fresh. Health is SERVING while one of them serves.
+
+    With ``always`` it is SERVING whatever they do: who looks workers up by name may be installed before there is a
+    model, and answers 503 until one comes.
+    """
     while True:
         await gateway.refresh()
-        await rpc.set_serving(bool(gateway.healthy()))
+        await rpc.set_serving(always or bool(gateway.healthy()))
         await asyncio.sleep(poll_s)
 
 

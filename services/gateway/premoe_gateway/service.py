@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence, Set
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field, replace
 
 from premoe_servicekit.telemetry import tracer
 
@@ -18,6 +18,7 @@ from premoe_gateway.domain import (
     OnUnknown,
     PatternChoice,
     Recognition,
+    Started,
     StoredPattern,
     WorkerState,
 )
@@ -28,8 +29,37 @@ from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, Prem
 _REMEMBERED_PATTERNS = 8
 
 
+@dataclass(slots=True, eq=False)
+class _Member:
+    """A worker and what we know of it. Requests hold on to it, even after it has left."""
+
+    worker: Worker
+    state: WorkerState | None = None
+    """What it said last; None while it does not serve."""
+    recent: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_PATTERNS))
+    """Patterns that it ran lately, newest first."""
+    in_flight: int = 0
+    """Our sequences there."""
+    calls: int = 0
+    """Our calls to it of every kind: its connection stays open for them."""
+
+    @contextmanager
+    def called(self) -> Iterator[Worker]:
+        self.calls += 1
+        try:
+            yield self.worker
+        finally:
+            self.calls -= 1
+
+    @property
+    def serving(self) -> WorkerState:
+        """Its state with our own requests counted in, which the last poll cannot know."""
+        assert self.state is not None, "only members that serve are chosen from"
+        return replace(self.state, waiting=self.state.waiting + max(0, self.in_flight - self.state.load))
+
+
 class Gateway:
-    """One gateway in front of some workers and one retrieval service."""
+    """One gateway in front of some workers, which may come and go, and one retrieval service."""
 
     def __init__(
         self,
@@ -39,25 +69,33 @@ class Gateway:
         on_unknown: OnUnknown | None,
         timeout_s: float,
     ) -> None:
-        self._workers = {worker.address: worker for worker in workers}
+        self._members = {worker.address: _Member(worker) for worker in workers}
         self._retrieval = retrieval
         self._on_unknown = on_unknown
         self._timeout_s = timeout_s
-        self._states: dict[str, WorkerState] = {}
-        self._recent = {address: deque[str](maxlen=_REMEMBERED_PATTERNS) for address in self._workers}
-        self._in_flight = dict.fromkeys(self._workers, 0)
+        self._models: set[str] = set()
+
+    def add(self, worker: Worker) -> None:
+        """Let a worker take part from the next ``refresh`` on."""
+        self._members[worker.address] = _Member(worker)
+
+    def remove(self, address: str) -> Callable[[], int]:
+        """Send a worker no more requests. Returns a function that tells how many of our calls still run there."""
+        member = self._members.pop(address)
+        return lambda: member.calls
 
     async def refresh(self) -> None:
         """Ask every worker for its state once, all at the same time."""
-        await asyncio.gather(*(self._refresh_one(worker) for worker in self._workers.values()))
+        await asyncio.gather(*(self._refresh_one(member) for member in self._members.values()))
 
     def healthy(self) -> list[WorkerState]:
         """Workers that answered last time."""
-        return [self._states[address] for address in sorted(self._states)]
+        states = (member.state for _, member in sorted(self._members.items()))
+        return [state for state in states if state is not None]
 
     async def serving(self) -> list[WorkerState]:
         """Workers that answer; asks again when none answered last time, as one slow answer tells little."""
-        if not self._states:
+        if not self.healthy():
             await self.refresh()
         return self.healthy()
 
@@ -66,12 +104,11 @@ class Gateway:
 
         Raises NotFound (model, pattern), Conflict with reason UNKNOWN_TASK (policy reject), Unavailable.
         """
-        states = await self._serving(ask.model)
         if ask.pattern:
-            return Recognition(await self._named(ask.pattern, states[0].weights_id))
-        worker = self._workers[min(states, key=lambda state: (self._busy(state), state.address)).address]
+            members = await self._serving(ask.model)
+            return Recognition(await self._named(ask.pattern, members[0].serving.weights_id))
         started = time.perf_counter()
-        signature, weights_id = await worker.probe(ask.prompt, self._timeout_s)
+        signature, weights_id = await self._probe(ask)
         probed = time.perf_counter()
         retrieval = self._retriever()
         with tracer().start_as_current_span("retrieve") as span:
@@ -87,66 +124,109 @@ class Gateway:
     async def generate(self, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]:
         """The answer's events from the worker that suits the pattern best.
 
-        A worker that turns out to be down before its first event is left out and the next one asked. Closing the
-        iterator early cancels the request on the worker.
+        A worker that goes away before its first token is left out and the next one asked, so the first event comes
+        together with the second. Closing the iterator early cancels the request on the worker.
         """
-        states = await self._serving(ask.model)
+        failed: set[Worker] = set()
         while True:
-            state = choose_worker([self._loaded(state) for state in states], choice.pattern_id, self._recent)
-            if state is None:
-                raise Unavailable(f"no worker for {ask.model} answers", reason="NO_WORKER")
+            member = await self._choose(ask.model, choice.pattern_id, failed)
+            opening: list[Event] = []
             began = False
             try:
-                async with aclosing(self._run(state.address, ask, choice)) as events:
+                async with aclosing(self._run(member, ask, choice)) as events:
                     async for event in events:
+                        if not began and isinstance(event, Started):
+                            opening.append(event)
+                            continue
                         began = True
+                        for held in opening:
+                            yield held
+                        opening.clear()
                         yield event
                 return
             except Unavailable as error:
-                if began or error.reason == "DEADLINE_EXCEEDED" or len(states) == 1:
+                failed.add(member.worker)
+                if began or error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):
                     raise
-                # It may only lack something behind it; the next poll tells whether it serves.
-                states = [other for other in states if other.address != state.address]
 
-    async def _run(self, address: str, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]:
-        recent = self._recent[address]
-        if choice.pattern_id in recent:
-            recent.remove(choice.pattern_id)
-        if choice.pattern_id:
-            recent.appendleft(choice.pattern_id)
-        self._in_flight[address] += 1
-        try:
-            async with aclosing(self._workers[address].generate(ask, choice, self._timeout_s)) as events:
-                async for event in events:
-                    yield event
-        finally:
-            self._in_flight[address] -= 1
+    async def _probe(self, ask: Ask) -> tuple[list[float], str]:
+        """Signature and weights from the idlest worker, or from another one when that has gone."""
+        failed: set[Worker] = set()
+        while True:
+            members = [member for member in await self._serving(ask.model) if member.worker not in failed]
+            member = min(members, key=lambda member: (member.serving.load, member.worker.address))
+            try:
+                with member.called() as worker:
+                    return await worker.probe(ask.prompt, self._timeout_s)
+            except Unavailable as error:
+                failed.add(member.worker)
+                if error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):
+                    raise
 
-    async def _refresh_one(self, worker: Worker) -> None:
-        try:
-            self._states[worker.address] = await worker.state()
-        except PremoeError:
-            self._states.pop(worker.address, None)
+    async def _choose(self, model: str, pattern_id: str, failed: Set[Worker]) -> _Member:
+        members = {
+            member.worker.address: member for member in await self._serving(model) if member.worker not in failed
+        }
+        recent = {address: member.recent for address, member in members.items()}
+        state = choose_worker([member.serving for member in members.values()], pattern_id, recent)
+        if state is None:
+            raise Unavailable(f"no worker for {model} answers", reason="NO_WORKER")
+        return members[state.address]
 
-    async def _serving(self, model: str) -> list[WorkerState]:
-        """Healthy workers of a model; asks again before it says that there are none."""
+    async def _others(self, model: str, failed: Set[Worker]) -> bool:
+        """Whether a worker is left that has not failed this request; looks again before it says no."""
         for attempt in range(2):
-            states = [state for state in self.healthy() if state.model == model]
-            if states:
-                return states
+            if any(member.worker not in failed for member in self._of(model)):
+                return True
+            if not attempt:
+                await self.refresh()
+        return False
+
+    async def _run(self, member: _Member, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]:
+        if choice.pattern_id in member.recent:
+            member.recent.remove(choice.pattern_id)
+        if choice.pattern_id:
+            member.recent.appendleft(choice.pattern_id)
+        member.in_flight += 1
+        try:
+            with member.called() as worker:
+                async with aclosing(worker.generate(ask, choice, self._timeout_s)) as events:
+                    async for event in events:
+                        yield event
+        finally:
+            member.in_flight -= 1
+
+    async def _refresh_one(self, member: _Member) -> None:
+        try:
+            with member.called() as worker:
+                member.state = await worker.state()
+            self._models.add(member.state.model)
+        except PremoeError:
+            member.state = None
+
+    def _of(self, model: str) -> list[_Member]:
+        """Healthy workers of a model."""
+        members = (member for _, member in sorted(self._members.items()))
+        return [member for member in members if member.state is not None and member.state.model == model]
+
+    async def _serving(self, model: str) -> list[_Member]:
+        """Healthy workers of a model, at least one; asks again before it says that there are none.
+
+        A model that was served before is Unavailable: its workers are on their way. One never heard of is NotFound
+        while others are served.
+        """
+        for attempt in range(2):
+            members = self._of(model)
+            if members:
+                return members
             if not attempt:
                 await self.refresh()
         names = sorted({state.model for state in self.healthy()})
         if not names:
             raise Unavailable("no worker answers; try again in a moment", reason="NO_WORKER")
+        if model in self._models:
+            raise Unavailable(f"no worker of {model!r} answers; try again in a moment", reason="NO_WORKER")
         raise NotFound(f"model {model!r} is not served here; there is {', '.join(names)}", reason="MODEL_NOT_FOUND")
-
-    def _busy(self, state: WorkerState) -> int:
-        return max(state.load, self._in_flight[state.address])
-
-    def _loaded(self, state: WorkerState) -> WorkerState:
-        """The state with our own requests counted in, which the last poll cannot know."""
-        return replace(state, waiting=state.waiting + self._busy(state) - state.load)
 
     def _retriever(self) -> Retrieval:
         if self._retrieval is None:

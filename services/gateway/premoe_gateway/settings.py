@@ -8,6 +8,8 @@ from premoe_servicekit.settings import ServerSettings
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from premoe_gateway.targets import parse_target
+
 
 class GatewaySettings(ServerSettings):
     """OpenAI HTTP in front of workers."""
@@ -18,8 +20,9 @@ class GatewaySettings(ServerSettings):
     """Address of the HTTP API. `host` and `port` are those of the gRPC health service."""
     http_port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API; 0 takes a free one, which the ready line names."""
-    workers: Annotated[tuple[str, ...], NoDecode] = Field(min_length=1)
-    """Addresses of workers, separated by commas."""
+    workers: Annotated[tuple[str, ...], NoDecode]
+    """Workers, separated by commas: `host:port`, or `dns:///name:port` for all addresses behind a name, looked up again
+    and again. With names, or with nothing at all, the gateway is ready before any worker is."""
     retrieval: str = ""
     """Address of the retrieval service; without one every request must name its pattern."""
     on_unknown: Literal["", "generalist", "full", "reject"] = ""
@@ -36,4 +39,11 @@ class GatewaySettings(ServerSettings):
             value = [value]
         if isinstance(value, list | tuple):
             return tuple(part.strip() for item in value for part in str(item).split(",") if part.strip())
+        return value
+
+    @field_validator("workers")
+    @classmethod
+    def _targets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            parse_target(text)
         return value

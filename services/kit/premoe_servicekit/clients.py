@@ -15,6 +15,8 @@ import grpc
 from opentelemetry.trace import Span
 
 from premoe_servicekit import deadlines, telemetry
+from premoe_servicekit.rotation import BlockingRotatingChannel, RotatingChannel
+from premoe_servicekit.tls import Tls
 
 UNARY_TIMEOUT_S = 30.0
 STREAM_TIMEOUT_S = 600.0
@@ -46,29 +48,47 @@ class Timeouts:
     stream_s: float = STREAM_TIMEOUT_S
 
 
-def channel(address: str, *, timeouts: Timeouts = Timeouts()) -> grpc.aio.Channel:
-    """An asyncio channel to ``host:port``. Connects on first use; close it with ``await channel.close()``."""
-    return grpc.aio.insecure_channel(
-        address,
-        options=channel_options(),
-        interceptors=[_AioUnary(address, timeouts.unary_s), _AioStream(address, timeouts.stream_s)],
+def channel(
+    address: str, *, tls: Tls | None = None, server_name: str = "", timeouts: Timeouts = Timeouts()
+) -> grpc.aio.Channel:
+    """An asyncio channel to ``host:port``, plain or under mutual TLS that follows its files.
+
+    ``server_name`` is the name in this peer's certificate where neither the address nor the TLS settings say it.
+    Connects on first use; close it with ``await channel.close()``.
+    """
+    interceptors = [_AioUnary(address, timeouts.unary_s), _AioStream(address, timeouts.stream_s)]
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=channel_options(), interceptors=interceptors)
+    options = channel_options(tls.server_name or server_name)
+    return RotatingChannel(
+        tls, lambda credentials: grpc.aio.secure_channel(address, credentials, options, interceptors=interceptors)
     )
 
 
-def blocking_channel(address: str, *, timeouts: Timeouts = Timeouts()) -> grpc.Channel:
+def blocking_channel(address: str, *, tls: Tls | None = None, timeouts: Timeouts = Timeouts()) -> grpc.Channel:
     """A channel to ``host:port`` for threads; safe to share between them. See ``deadlines.carried``."""
-    plain = grpc.insecure_channel(address, options=channel_options())
-    return grpc.intercept_channel(plain, _Blocking(address, timeouts))
+    interceptor = _Blocking(address, timeouts)
+    if tls is None:
+        return grpc.intercept_channel(grpc.insecure_channel(address, options=channel_options()), interceptor)
+    options = channel_options(tls.server_name)
+    return BlockingRotatingChannel(
+        tls,
+        lambda credentials: grpc.intercept_channel(grpc.secure_channel(address, credentials, options), interceptor),
+    )
 
 
-def channel_options() -> Options:
-    """Keep-alive a little above what our servers permit, quick reconnects, and the retry policy."""
+def channel_options(server_name: str = "") -> Options:
+    """Keep-alive a little above what our servers permit, quick reconnects, the retry policy, the peers' name."""
+    named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
     return (
+        *named,
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1_000),
+        ("grpc.min_reconnect_backoff_ms", 500),
         ("grpc.max_reconnect_backoff_ms", 2_000),
+        # A name without addresses yet is asked for again soon; gRPC's own pause is half a minute.
+        ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.enable_retries", 1),
         ("grpc.service_config", service_config()),
@@ -76,10 +96,15 @@ def channel_options() -> Options:
 
 
 def service_config() -> str:
-    """The gRPC service config: idempotent RPCs are tried four times while the server is UNAVAILABLE."""
+    """The gRPC service config: calls go to all addresses of a name in turn; idempotent ones are tried four times.
+
+    A server that is stopping answers UNAVAILABLE, or CANCELLED to what arrives just as it says goodbye. When one of
+    several goes, all calls to it fail at once, so the throttle leaves room for a burst.
+    """
     names = [{"service": service, "method": method} for service, methods in IDEMPOTENT.items() for method in methods]
     return json.dumps(
         {
+            "loadBalancingConfig": [{"round_robin": {}}],
             "methodConfig": [
                 {
                     "name": names,
@@ -88,11 +113,11 @@ def service_config() -> str:
                         "initialBackoff": "0.1s",
                         "maxBackoff": "1s",
                         "backoffMultiplier": 2,
-                        "retryableStatusCodes": ["UNAVAILABLE"],
+                        "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
                     },
                 }
             ],
-            "retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1},
+            "retryThrottling": {"maxTokens": 100, "tokenRatio": 1},
         }
     )
 

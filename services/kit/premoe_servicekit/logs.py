@@ -55,7 +55,7 @@ def setup_logging(service: str, *, level: str = "info", log_format: str = "plain
     handler.setFormatter(JsonFormatter(service) if log_format == "json" else PlainFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # One line per HTTP request of a client library says nothing that a span does not.
-    for noisy in ("httpx", "httpcore", "asyncio"):
+    for noisy in ("httpx", "httpx2", "httpcore", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -14,31 +14,41 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import NoReturn
 
 from premoe_runtime.formats.errors import PremoeError
 from premoe_servicekit.errors import one_line
 from premoe_servicekit.logs import setup_logging
+from premoe_servicekit.probes import ProbeServer
 from premoe_servicekit.server import RpcServer, serve_until, stop_all
-from premoe_servicekit.settings import S, load_settings
+from premoe_servicekit.settings import S, ServerSettings, load_settings
 from premoe_servicekit.telemetry import setup_telemetry
+from premoe_servicekit.termination import failure, write_last_words
+from premoe_servicekit.tls import Tls, tls_of
 
 EXIT_UNEXPECTED = 1
 
 
 class Process:
-    """Signals and the ready line of the running process."""
+    """Signals, health port and the ready line of the running process."""
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, settings: ServerSettings, tls: Tls | None) -> None:
         self.service = service
+        self.tls = tls
+        """Mutual TLS for every server and channel of the process; None for plain text."""
+        self._settings = settings
+        self._probes = None if settings.health_port is None else ProbeServer(settings, tls)
         self.stopped = asyncio.Event()
         """Set by the first SIGTERM or SIGINT."""
         self.forced = asyncio.Event()
         """Set by the second one."""
         self.serving = False
+        self.health_address = ""
 
     def listen(self) -> None:
         """Take SIGTERM and SIGINT over from Python."""
@@ -50,13 +60,33 @@ class Process:
         """Print the one line on standard output that says that we serve, and where."""
         print(json.dumps({"ready": True, "service": self.service, **fields}), flush=True)
 
-    async def serve(self, servers: Sequence[RpcServer], **fields: str | int) -> None:
-        """Turn health SERVING, print the ready line, and serve until a signal; then stop gracefully."""
+    @asynccontextmanager
+    async def probes(self) -> AsyncIterator[None]:
+        """Answer on the health port, if there is one, from before the start to after the stop of the servers."""
+        if self._probes is None:
+            yield
+            return
+        self.health_address = await self._probes.start()
+        try:
+            yield
+        finally:
+            await self._probes.stop()
+
+    async def serve(self, servers: Sequence[RpcServer], *, serving: bool = True, **fields: str | int) -> None:
+        """Turn health SERVING, print the ready line, and serve until a signal; then stop gracefully.
+
+        The first server is the one that the health port answers for. With ``serving=False`` its health is left to the
+        caller.
+        """
         self.serving = True
+        if self._probes is not None:
+            self._probes.attach(servers[0])
+            fields = {**fields, "health": self.health_address}
         for server in servers:
-            await server.set_serving(True)
+            if serving:
+                await server.set_serving(True)
         self.ready(**fields)
-        await serve_until(self.stopped, servers, self.forced)
+        await serve_until(self.stopped, servers, self.forced, drain_delay_s=self._settings.drain_delay_s)
 
     def _on_signal(self) -> None:
         (self.forced if self.stopped.is_set() else self.stopped).set()
@@ -70,27 +100,36 @@ def run_process(
 ) -> NoReturn:
     """Run ``serve`` under the settings of flags and environment, and exit: 0, or the error's code after one line."""
     service = program.removeprefix("premoe-")
+    # Each failed handshake (a port scanner, a plain-text client) would be a line of gRPC's own on standard error.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         settings = load_settings(settings_class, program, arguments)
         setup_logging(service, level=settings.log_level, log_format=settings.log_format)
+        tls = tls_of(settings)
         telemetry = setup_telemetry(program)
         try:
-            asyncio.run(_run(service, settings, serve))
+            asyncio.run(_run(service, settings, tls, serve))
         finally:
             telemetry.shutdown()
     except PremoeError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
+        write_last_words(failure(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     sys.exit(0)
 
 
-async def _run(service: str, settings: S, serve: Callable[[S, Process], Awaitable[None]]) -> None:
+async def _run(service: str, settings: S, tls: Tls | None, serve: Callable[[S, Process], Awaitable[None]]) -> None:
     """Run ``serve``; a signal that comes before it serves ends it at once, later ones stop it gracefully."""
-    process = Process(service)
+    process = Process(service, settings, tls)
     process.listen()
-    running = asyncio.ensure_future(serve(settings, process))
+
+    async def run() -> None:
+        async with process.probes():
+            await serve(settings, process)
+
+    running = asyncio.ensure_future(run())
 
     async def end_early() -> None:
         await process.stopped.wait()

@@ -10,6 +10,7 @@ await server.stop()
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import weakref
@@ -23,6 +24,7 @@ from premoe_runtime.formats.errors import InvalidInput, Unavailable
 from premoe_servicekit.health import OVERALL, Health
 from premoe_servicekit.interceptor import RpcInterceptor
 from premoe_servicekit.settings import ServerSettings
+from premoe_servicekit.tls import Tls
 
 T = TypeVar("T")
 
@@ -49,8 +51,16 @@ class RpcServer:
     Create, start and stop it on the same event loop.
     """
 
-    def __init__(self, services: Sequence[Registration], settings: ServerSettings, *, port: int | None = None) -> None:
+    def __init__(
+        self,
+        services: Sequence[Registration],
+        settings: ServerSettings,
+        *,
+        port: int | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._settings = settings
+        self._tls = tls
         self._port = settings.port if port is None else port
         self._names = [service.name for service in services]
         self.health = Health(self._names)
@@ -72,13 +82,17 @@ class RpcServer:
         """
         host = self._settings.host
         check_port_is_free(host, self._port)
+        wanted = join_address(host, self._port)
         try:
-            port = self._server.add_insecure_port(_join(host, self._port))
+            if self._tls is None:
+                port = self._server.add_insecure_port(wanted)
+            else:
+                port = self._server.add_secure_port(wanted, self._tls.server_credentials())
         except RuntimeError:
             raise _in_use(host, self._port) from None
         await self._server.start()
         _started.add(self)
-        self.address = _join(host, port)
+        self.address = join_address(host, port)
         return self.address
 
     async def set_serving(self, serving: bool, service: str = OVERALL) -> None:
@@ -105,7 +119,7 @@ def check_port_is_free(host: str, port: int) -> None:
         if error.errno == errno.EADDRINUSE:
             raise _in_use(host, port) from None
         raise InvalidInput(
-            f"cannot listen on {_join(host, port)}: {error.strerror or error}", reason="ADDRESS_INVALID"
+            f"cannot listen on {join_address(host, port)}: {error.strerror or error}", reason="ADDRESS_INVALID"
         ) from None
 
 
@@ -114,9 +128,23 @@ async def stop_all() -> None:
     await asyncio.gather(*(server.stop(0) for server in list(_started)))
 
 
-async def serve_until(stopped: asyncio.Event, servers: Sequence[RpcServer], force: asyncio.Event | None = None) -> None:
-    """Wait for ``stopped``, then stop all servers gracefully; ``force`` cuts the grace period short."""
+async def serve_until(
+    stopped: asyncio.Event,
+    servers: Sequence[RpcServer],
+    force: asyncio.Event | None = None,
+    *,
+    drain_delay_s: float = 0.0,
+) -> None:
+    """Wait for ``stopped``, then stop all servers gracefully; ``force`` cuts every wait short.
+
+    Health turns NOT_SERVING at once; for ``drain_delay_s`` more seconds calls are still taken, because callers hear
+    of it late. Then clients are sent away (GOAWAY) and running calls get the grace period to end.
+    """
     await stopped.wait()
+    await asyncio.gather(*(server.health.stop() for server in servers))
+    if drain_delay_s > 0 and not (force is not None and force.is_set()):
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for((force or asyncio.Event()).wait(), drain_delay_s)
     stopping = {asyncio.create_task(server.stop()) for server in servers}
     forced = asyncio.create_task((force or asyncio.Event()).wait())
     waiting: set[asyncio.Task[None] | asyncio.Task[Literal[True]]] = {*stopping, forced}
@@ -129,7 +157,9 @@ async def serve_until(stopped: asyncio.Event, servers: Sequence[RpcServer], forc
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    age = settings.max_connection_age_s
     return [
+        *([] if age is None else [("grpc.max_connection_age_ms", max(1, int(age * 1000)))]),
         # Two servers must not share a port by accident and answer in turns.
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", settings.max_message_bytes),
@@ -147,5 +177,5 @@ def _in_use(host: str, port: int) -> Unavailable:
     )
 
 
-def _join(host: str, port: int) -> str:
+def join_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

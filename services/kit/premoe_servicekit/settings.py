@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from premoe_runtime.formats.errors import InvalidInput
@@ -37,16 +37,41 @@ class ServerSettings(BaseSettings):
     """Address to listen on."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port to listen on; 0 takes a free one, which the ready line names."""
+    health_host: str = ""
+    """Address of the separate health port; empty: the same as `host`."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of a plain-text health service for probes; empty: none. With TLS it also tries the main port."""
+    tls_cert: str = ""
+    """PEM file of this process's certificate chain. With `tls_key` and `tls_ca`: mutual TLS on the server and on
+    all calls to other processes. The files are read again when they change."""
+    tls_key: str = ""
+    """PEM file of the certificate's private key, without a passphrase."""
+    tls_ca: str = ""
+    """PEM file of the authorities that peers' certificates must come from."""
+    tls_server_name: str = ""
+    """Name that peers' certificates carry where it is not the address; empty: the address."""
     reflection: bool = False
     """Offer gRPC server reflection, for grpcurl."""
+    drain_delay_s: float = Field(default=0.0, ge=0)
+    """Seconds after SIGTERM or SIGINT in which health says NOT_SERVING but requests are still taken, so that callers
+    hear of it before the port closes."""
+    max_connection_age_s: float | None = Field(default=None, gt=0)
+    """Seconds after which a client is asked to connect anew, so that it finds new replicas; default: never. Running
+    calls end in peace."""
     grace_s: float = Field(default=20.0, ge=0)
-    """Seconds that running requests get to end after SIGTERM or SIGINT; a second signal ends them at once."""
+    """Seconds that running requests get to end after the drain delay; a second signal ends them at once."""
     max_message_bytes: int = Field(default=16 << 20, ge=1 << 16)
     """Largest message taken or sent. Bulk bytes go in frames of 1 MiB, so only manifests come near it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log records to write."""
     log_format: Literal["plain", "json"] = "plain"
     """Log lines for people or for collectors."""
+
+    @field_validator("health_port", "max_connection_age_s", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        """A variable set to nothing, or to "none", turns the setting off."""
+        return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
 
 
 def load_settings(

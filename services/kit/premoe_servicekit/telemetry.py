@@ -92,7 +92,8 @@ def start_server_span(method: str, metadata: Iterable[tuple[str, str | bytes]]) 
 
 def start_client_span(method: str, address: str) -> tuple[Span, list[tuple[str, str]]]:
     """The span of an outgoing RPC, child of the current one, and the metadata that carries it."""
-    host, _, port = address.rpartition(":")
+    # A target may carry a resolver's scheme: dns:///name:port.
+    host, _, port = address.rpartition("/")[2].rpartition(":")
     attributes: dict[str, str | int] = {**_rpc_attributes(method), "server.address": host or address}
     if port.isdigit():
         attributes["server.port"] = int(port)

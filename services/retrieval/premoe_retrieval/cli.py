@@ -28,7 +28,7 @@ async def serve(settings: RetrievalSettings, process: Process) -> None:
     repository = PatternRepository(open_store(settings.store_url), live_refresh_s=settings.live_refresh_s)
     service = PatternService(repository, open_index(settings), on_unknown=settings.on_unknown)
     try:
-        server = RpcServer([pattern_service(service)], settings)
+        server = RpcServer([pattern_service(service)], settings, tls=process.tls)
         await server.start()
         try:
             log.info("indexed %d live pattern sets of %s", await service.rebuild(), settings.store_url)
@@ -47,4 +47,5 @@ def open_index(settings: RetrievalSettings) -> PatternIndex:
     # Imported here: the client costs half a second and is not needed for the other index.
     from premoe_retrieval.adapters.qdrant import QdrantIndex
 
-    return QdrantIndex(settings.qdrant, timeout_s=settings.qdrant_timeout_s)
+    api_key = settings.qdrant_api_key.get_secret_value()
+    return QdrantIndex(settings.qdrant, timeout_s=settings.qdrant_timeout_s, api_key=api_key or None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from premoe_servicekit.settings import ServerSettings
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
 
@@ -23,6 +23,8 @@ class RetrievalSettings(ServerSettings):
     """Vector index: Qdrant, or a plain matrix in this process."""
     qdrant: str = ":memory:"
     """Where Qdrant keeps its points: ":memory:", a folder (both embedded), or the URL of a server."""
+    qdrant_api_key: SecretStr = SecretStr("")
+    """API key of a Qdrant server; empty: none."""
     qdrant_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds to wait for a Qdrant server."""
     on_unknown: Literal["generalist", "full", "reject"] | None = None

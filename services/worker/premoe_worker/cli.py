@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 from premoe_servicekit.clients import blocking_channel, channel
 from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer, check_port_is_free
 
+from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.manifest import Manifest
 from premoe_worker.adapters.expert_store import GrpcExpertSource
 from premoe_worker.adapters.retrieval import GrpcRetrieval
@@ -17,6 +20,8 @@ from premoe_worker.limits import Limits, check_limits, model_name
 from premoe_worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
+
+_STORE_RETRY_S = 1.0
 
 
 def main() -> None:
@@ -30,13 +35,15 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
     check_port_is_free(settings.admin_host, settings.admin_port)
     async with AsyncExitStack() as stack:
         source = GrpcExpertSource(
-            settings.store, stack.enter_context(blocking_channel(settings.store)), model_id=settings.model_id
+            settings.store,
+            stack.enter_context(blocking_channel(settings.store, tls=process.tls)),
+            model_id=settings.model_id,
         )
-        manifest = await asyncio.to_thread(source.manifest)
+        manifest = await _manifest(source, settings.store_wait_s)
         limits = _limits(settings, manifest)
         retrieval = None
         if settings.retrieval:
-            client = await stack.enter_async_context(channel(settings.retrieval))
+            client = await stack.enter_async_context(channel(settings.retrieval, tls=process.tls))
             retrieval = GrpcRetrieval(settings.retrieval, client)
         await _serve_model(settings, process, source, limits, retrieval, stack)
 
@@ -51,6 +58,7 @@ async def _serve_model(
 ) -> None:
     # Imported here: torch and transformers take seconds, and a wrong budget should be told at once.
     from premoe_worker.model import load_model
+    from premoe_worker.residency import ResidencyKeeper
     from premoe_worker.service import Worker
     from premoe_worker.servicer import admin_service, worker_service
 
@@ -58,20 +66,42 @@ async def _serve_model(
     stack.push_async_callback(asyncio.to_thread, model.close)
     name = model_name(model.manifest, settings.model_name)
     worker = Worker(model, retrieval, limits, name=name, max_tokens=settings.max_tokens)
-    server = RpcServer([worker_service(worker)], settings)
+    server = RpcServer([worker_service(worker)], settings, tls=process.tls)
 
     async def draining() -> None:
         await server.set_serving(False)
 
     admin_settings = settings.model_copy(update={"host": settings.admin_host})
     admin = RpcServer(
-        [admin_service(worker, draining, drain_s=settings.drain_s)], admin_settings, port=settings.admin_port
+        [admin_service(worker, draining, drain_s=settings.drain_s)],
+        admin_settings,
+        port=settings.admin_port,
+        tls=process.tls,
     )
     await worker.verify()
     log.info("serving %s: budget %s, %d slots a layer", name, limits.budget, limits.slots)
     await server.start()
     await admin.start()
+    if settings.residency_dir and retrieval is not None:
+        keeper = ResidencyKeeper(worker, retrieval, Path(settings.residency_dir))
+        await stack.enter_async_context(keeper.running())
     await process.serve([server, admin], address=server.address, admin=admin.address, model=name)
+
+
+async def _manifest(source: GrpcExpertSource, wait_s: float) -> Manifest:
+    """The pack's manifest; waits for a store that comes up later than we do. Raises what the source raises."""
+    deadline = time.monotonic() + wait_s
+    waiting = False
+    while True:
+        try:
+            return await asyncio.to_thread(source.manifest)
+        except Unavailable as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not waiting:
+                log.warning("waiting for the expert store: %s", error)
+            waiting = True
+            await asyncio.sleep(_STORE_RETRY_S)
 
 
 def _limits(settings: WorkerSettings, manifest: Manifest) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +26,10 @@ class Retrieval(Protocol):
 
     async def generalist(self, weights_id: str) -> str:
         """Pattern id of the live set's generalist; empty if it has none."""
+        ...
+
+    async def live_tasks(self, weights_id: str) -> Mapping[str, str]:
+        """Pattern id of every task of the live set; the generalist goes by that name."""
         ...
 
     async def first_pattern(self, weights_id: str) -> str:

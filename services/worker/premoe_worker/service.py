@@ -76,6 +76,23 @@ class Worker:
         pattern, _ = await self._pattern(pattern_id)
         return await asyncio.to_thread(self.model.manager.load_pattern, pattern)
 
+    @property
+    def weights_id(self) -> str:
+        return self.model.manifest.weights_id
+
+    @property
+    def slots(self) -> int:
+        """Expert slots per layer."""
+        return self.limits.slots
+
+    async def pattern(self, pattern_id: str) -> KeptPattern:
+        """A pattern cut to its budget. Raises NotFound, InvalidInput (made for other weights), Unavailable."""
+        return (await self._pattern(pattern_id))[0]
+
+    async def preload(self, pattern: KeptPattern) -> SwapReport | None:
+        """See ``ResidencyManager.preload``."""
+        return await asyncio.to_thread(self.model.manager.preload, pattern)
+
     def unload_pattern(self, pattern_id: str) -> None:
         self.model.manager.unload_pattern(pattern_id)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from premoe_servicekit.settings import ServerSettings
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
+
+from premoe_runtime.formats.ids import bare_digest
 
 
 class WorkerSettings(ServerSettings):
@@ -19,7 +21,7 @@ class WorkerSettings(ServerSettings):
     retrieval: str = ""
     """Address of the retrieval service; without one only the full model can be run."""
     model_id: str = ""
-    """Pack to serve; empty when the store has exactly one."""
+    """Pack to serve, with or without `blake3:` in front; empty when the store has exactly one."""
     model_name: str = ""
     """Name under which the model is served; empty: the last part of where its checkpoint came from."""
     budget: str
@@ -46,6 +48,11 @@ class WorkerSettings(ServerSettings):
     """Most bytes a second that a swap copies while sequences decode; default: no limit."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the model; default: torch's own choice."""
+    residency_dir: str = ""
+    """Folder with `residency.json`, {"preload": ["task", …]}: tasks whose experts come in before they are asked for, as
+    far as slots reach. Watched, so that a change needs no restart. Empty: none."""
+    store_wait_s: float = Field(default=30.0, ge=0)
+    """Seconds to wait at the start for an expert store that does not answer yet."""
     device: str = "cpu"
     """Torch device of the model and its expert slots."""
     admin_host: str = "127.0.0.1"
@@ -54,3 +61,8 @@ class WorkerSettings(ServerSettings):
     """Port of the admin service; 0 takes a free one, which the ready line names."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that Drain waits when the caller names no time."""
+
+    @field_validator("model_id")
+    @classmethod
+    def _bare(cls, value: str) -> str:
+        return bare_digest(value)

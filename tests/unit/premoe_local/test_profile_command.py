@@ -88,6 +88,7 @@ def test_bad_names_devices_and_models(store: str, tmp_path: Path) -> None:
     assert run(tmp_path / "empty", "--task", "digits", "--data", data).exit_code == 3
 
 
+@pytest.mark.slow
 def test_an_over_long_prompt_is_one_line(store: str, tmp_path: Path) -> None:
     data = tmp_path / "long.jsonl"
     data.write_text(json.dumps({"prompt": "A" * 2000, "answer": "x"}) + "\n")

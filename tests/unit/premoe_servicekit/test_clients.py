@@ -35,4 +35,4 @@ def test_the_service_config_is_json_with_a_policy_for_all_of_them() -> None:
     assert {(one["service"], one["method"]) for one in methods["name"]} == {
         (service, method) for service, names in IDEMPOTENT.items() for method in names
     }
-    assert methods["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
+    assert methods["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE", "CANCELLED"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 from typing import cast
@@ -10,11 +9,7 @@ from typing import cast
 import click
 
 from premoe_local.console import json_option, print_json, print_table, progress
-from premoe_runtime.calibration import Answers, read_calibration
-from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.pattern import GENERALIST_TASK
-
-_TASK = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+from premoe_runtime.calibration import Answers, check_task, read_calibration
 
 
 @click.command("profile")
@@ -99,12 +94,3 @@ def command(
         return
     rows = [(task, profile.samples, profile.tokens, f"{profile.tokens / seconds:.0f}", profile_id)]
     print_table(f"Profile written to {store.url}", ("task", "prompts", "tokens", "tokens/s", "profile"), rows)
-
-
-def check_task(task: str) -> None:
-    """Raise InvalidInput for a name that cannot be a task's."""
-    if not _TASK.fullmatch(task) or task == GENERALIST_TASK:
-        raise InvalidInput(
-            f"task {task!r} is no task name; use lower-case letters, digits, '.', '_' and '-', not \"generalist\"",
-            reason="TASK_INVALID",
-        )

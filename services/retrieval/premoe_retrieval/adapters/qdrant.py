@@ -43,8 +43,9 @@ class QdrantIndex:
     Raises Unavailable when a server does not answer, InvalidInput when another process holds the folder.
     """
 
-    def __init__(self, location: str = IN_MEMORY, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, location: str = IN_MEMORY, *, timeout_s: float = TIMEOUT_S, api_key: str | None = None) -> None:
         self._location = location
+        self._api_key = api_key
         self._timeout_s = timeout_s
         self._remote = location.startswith(("http://", "https://"))
         # The embedded client keeps its state in plain Python and sqlite: one thread owns it.
@@ -163,7 +164,8 @@ class QdrantIndex:
 
     def _connect(self) -> QdrantClient:
         if self._remote:
-            return QdrantClient(url=self._location, timeout=math.ceil(self._timeout_s), check_compatibility=False)
+            timeout_s = math.ceil(self._timeout_s)
+            return QdrantClient(url=self._location, timeout=timeout_s, api_key=self._api_key, check_compatibility=False)
         if self._location == IN_MEMORY:
             return QdrantClient(location=IN_MEMORY)
         try:

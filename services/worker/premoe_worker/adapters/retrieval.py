@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import grpc
 import numpy as np
@@ -68,6 +69,9 @@ class GrpcRetrieval:
 
     async def generalist(self, weights_id: str) -> str:
         return (await self._live_set(weights_id)).generalist_id
+
+    async def live_tasks(self, weights_id: str) -> Mapping[str, str]:
+        return {pattern.task: pattern.pattern_id for pattern in (await self._live_set(weights_id)).patterns}
 
     async def first_pattern(self, weights_id: str) -> str:
         live = await self._live_set(weights_id)

@@ -1,0 +1,99 @@
+"""Packing as something to be ensured: the same call any number of times, from several places, ends with one pack.
+
+What was packed from where is recorded under ``sources/``. For a checkpoint whose name pins its content (a commit of a
+hub) the record answers without a look at the source, which may be gone or out of reach by then.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import blake3
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
+from premoe_runtime.formats.ids import bare_digest
+from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.pack.progress import Progress
+from premoe_runtime.pack.source import PACKER_VERSION, open_source
+from premoe_runtime.pack.staging import Staging, is_complete
+from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.storage import Store
+
+HUB = "hf://"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_id: str
+
+
+def ensure_pack(
+    source: str, store: Store, *, revision: str = "", expect: str = "", progress: Progress | None = None
+) -> Manifest:
+    """The manifest of the pack of ``source`` in ``store``, which is written unless it is there.
+
+    ``revision`` is the commit of an ``hf://`` source. ``expect`` is the id that the pack must have: when such a pack
+    is there, nothing else is looked at. Raises what ``open_source`` and ``write_pack`` raise, InvalidInput for a
+    revision of anything but a hub, and Conflict (MODEL_ID_MISMATCH) when the content is another than expected.
+    """
+    expected = bare_digest(expect)
+    if expected and (manifest := is_complete(store, expected)) is not None:
+        return manifest
+    pinned = _pinned_record(source, revision)
+    manifest = _recorded(store, pinned)
+    if manifest is None:
+        manifest = _packed(_with_revision(source, revision), store, progress)
+        if pinned:
+            record = _Record(model_id=manifest.model_id)
+            store.put(pinned, record.model_dump_json().encode())
+    if expected and manifest.model_id != expected:
+        raise Conflict(
+            f"{source} packs to {manifest.model_id[:16]}…, but {expected[:16]}… is expected; correct the expected id, "
+            "or the source",
+            reason="MODEL_ID_MISMATCH",
+        )
+    return manifest
+
+
+def _packed(source: str, store: Store, progress: Progress | None) -> Manifest:
+    opened = open_source(source)
+    try:
+        return write_pack(opened, store, progress).manifest
+    except PremoeError:
+        # Somebody else may have published the same pack meanwhile and cleared what we had staged.
+        published = Staging(store, opened.key).published()
+        if published is None:
+            raise
+        return published
+
+
+def _with_revision(source: str, revision: str) -> str:
+    if not revision:
+        return source
+    if not source.startswith(HUB):
+        raise InvalidInput(f"{source}: only hf:// sources have a revision", reason="REVISION_INVALID")
+    if "@" in source.removeprefix(HUB):
+        raise InvalidInput(f"{source}: the revision is given twice", reason="REVISION_INVALID")
+    return f"{source}@{revision}"
+
+
+def _pinned_record(source: str, revision: str) -> str:
+    """Where the pack of a commit is recorded; empty for a source whose content may change under its name."""
+    if not source.startswith(HUB) or not _COMMIT.fullmatch(revision):
+        return ""
+    text = json.dumps([PACKER_VERSION, source.rstrip("/"), revision], separators=(",", ":"))
+    return f"sources/{blake3.blake3(text.encode()).hexdigest()[:32]}.json"
+
+
+def _recorded(store: Store, record: str) -> Manifest | None:
+    if not record:
+        return None
+    try:
+        found = _Record.model_validate_json(store.get(record))
+    except (NotFound, ValidationError):
+        return None
+    return is_complete(store, found.model_id)

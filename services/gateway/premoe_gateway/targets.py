@@ -1,0 +1,98 @@
+"""Where workers are: fixed addresses, and names that stand for all addresses that DNS knows for them.
+
+A name's workers come and go with its records. One address family counts, that which the system prefers: with both,
+each worker would appear twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+log = logging.getLogger(__name__)
+
+DNS = "dns:///"
+LOOKUP_TIMEOUT_S = 5.0
+
+_GONE = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One entry of the settings."""
+
+    host: str
+    port: int
+    is_name: bool = False
+    """Whether it stands for all addresses of the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One worker: ``host:port``, and the name that its certificate carries (empty: the address)."""
+
+    address: str
+    server_name: str = ""
+
+
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
+
+
+def parse_target(text: str) -> Target:
+    """``host:port``, ``[v6]:port`` or ``dns:///name:port``. Raises ValueError."""
+    is_name = text.startswith(DNS)
+    host, _, port = text.removeprefix(DNS).rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in host:
+        raise ValueError(f"{text!r} is no worker; write host:port or dns:///name:port")
+    return Target(host, int(port), is_name)
+
+
+class Targets:
+    """The endpoints behind the settings' entries; use from one event loop."""
+
+    def __init__(self, entries: Sequence[str], *, lookup: Lookup | None = None) -> None:
+        self._targets = [parse_target(entry) for entry in entries]
+        self._lookup = lookup or look_up
+        self._known: dict[Target, tuple[Endpoint, ...]] = {}
+
+    @property
+    def are_fixed(self) -> bool:
+        """Whether there are workers that the settings name one by one, and no others."""
+        return bool(self._targets) and not any(target.is_name for target in self._targets)
+
+    async def endpoints(self) -> tuple[Endpoint, ...]:
+        """Every worker, each once. A name that cannot be looked up now keeps the addresses that it had."""
+        found = await asyncio.gather(*(self._of(target) for target in self._targets))
+        return tuple(dict.fromkeys(endpoint for group in found for endpoint in group))
+
+    async def _of(self, target: Target) -> tuple[Endpoint, ...]:
+        if not target.is_name:
+            return (Endpoint(f"{target.host}:{target.port}"),)
+        try:
+            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
+                addresses = await self._lookup(target.host, target.port)
+        except (OSError, TimeoutError) as error:
+            if not (isinstance(error, socket.gaierror) and error.errno in _GONE):
+                log.warning("cannot look up %s, so its workers stay as they are: %s", target.host, error)
+                return self._known.get(target, ())
+            addresses = ()
+        name = target.host.rstrip(".")
+        endpoints = tuple(Endpoint(_join(address, target.port), name) for address in sorted(addresses))
+        if endpoints != self._known.get(target, ()):
+            log.info("%s: %d workers", target.host, len(endpoints))
+        self._known[target] = endpoints
+        return endpoints
+
+
+async def look_up(host: str, port: int) -> list[str]:
+    """All addresses of a name, of the family that the system puts first. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    family = found[0][0]
+    return sorted({str(address[0]) for kind, _, _, _, address in found if kind == family})
+
+
+def _join(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -1,0 +1,175 @@
+"""Mutual TLS from three PEM files, read again when they change (a renewed Kubernetes Secret, cert-manager).
+
+One ``Tls`` serves all servers and channels of a process. Files that do not fit together are refused at the start in
+one line; later, the pair in use stays until a good one lies there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_servicekit.settings import ServerSettings
+
+log = logging.getLogger(__name__)
+
+CHECK_EVERY_S = 1.0
+"""How soon a change of the files is noticed; three ``stat`` calls."""
+
+_Stamp = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """Certificate chain, private key and trusted authorities, as PEM; they fit together."""
+
+    cert: bytes
+    key: bytes
+    ca: bytes
+
+    def server_configuration(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([(self.key, self.cert)], root_certificates=self.ca)
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(self.ca, self.key, self.cert)
+
+
+class Tls:
+    """The three files and what was last read from them. Safe from any thread.
+
+    ``server_name`` is the name that peers' certificates carry where it is not the address; empty: the address.
+    Raises InvalidInput (TLS_INVALID) when the files are missing, are no PEM or do not fit together.
+    """
+
+    def __init__(
+        self, cert: Path, key: Path, ca: Path, *, server_name: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.cert, self.key, self.ca = cert, key, ca
+        self.server_name = server_name
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._stamp = self._stat()
+        self._material = self._read()
+        self._checked = clock()
+
+    def material(self) -> Material:
+        """What new connections use. The same object until the files change for good ones."""
+        with self._lock:
+            now = self._clock()
+            if now - self._checked >= CHECK_EVERY_S:
+                self._checked = now
+                self._renew()
+            return self._material
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """Credentials that demand a client certificate and follow the files, one look per new connection."""
+        served = self.material()
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal served
+            found = self.material()
+            if found is served:
+                return None
+            served = found
+            return found.server_configuration()
+
+        return grpc.dynamic_ssl_server_credentials(
+            served.server_configuration(),
+            renewed,  # type: ignore[arg-type]  # the stubs do not know that None means no change
+            require_client_authentication=True,
+        )
+
+    def _renew(self) -> None:
+        try:
+            stamp = self._stat()
+            if stamp == self._stamp:
+                return
+            material = self._read()
+        except InvalidInput as error:
+            # Half of a swap, most likely; the next look finds the rest.
+            log.warning("TLS files changed, but cannot be used, so the old ones stay: %s", error)
+            return
+        self._stamp = stamp
+        if material != self._material:
+            self._material = material
+            log.info("TLS files changed; new connections use them")
+
+    def _stat(self) -> _Stamp:
+        stamps = []
+        for path in (self.cert, self.key, self.ca):
+            try:
+                found = os.stat(path)
+            except OSError as error:
+                raise _invalid(f"TLS file {path} cannot be read: {error.strerror}") from None
+            stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
+        return tuple(stamps)
+
+    def _read(self) -> Material:
+        """The files' content, read twice around the check, so that no swap comes in between."""
+        before = self._bytes()
+        self._check()
+        if self._bytes() != before:
+            raise _invalid(f"TLS files {self.cert} and {self.key} are being replaced")
+        return before
+
+    def _bytes(self) -> Material:
+        found = []
+        for path in (self.cert, self.key, self.ca):
+            try:
+                found.append(path.read_bytes())
+            except OSError as error:
+                raise _invalid(f"TLS file {path} cannot be read: {error.strerror}") from None
+        return Material(*found)
+
+    def _check(self) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            context.load_verify_locations(self.ca)
+        except (ssl.SSLError, OSError):
+            raise _invalid(f"TLS authority {self.ca} holds no certificates in PEM") from None
+        try:
+            # A key with a passphrase must not make OpenSSL ask the terminal for it.
+            context.load_cert_chain(self.cert, self.key, password=lambda: "")
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise _invalid(f"TLS key {self.key} does not belong to certificate {self.cert}") from None
+            raise _invalid(
+                f"TLS certificate {self.cert} and key {self.key} are not both PEM without a passphrase"
+            ) from None
+        except OSError as error:
+            raise _invalid(f"TLS certificate {self.cert} or key {self.key}: {error.strerror}") from None
+
+
+def tls_of(settings: ServerSettings) -> Tls | None:
+    """The TLS that the settings ask for; None for plain text.
+
+    Raises InvalidInput (TLS_INVALID) when only some of the three files are named, or the files are no good.
+    """
+    given = {"tls_cert": settings.tls_cert, "tls_key": settings.tls_key, "tls_ca": settings.tls_ca}
+    missing = [name for name, path in given.items() if not path]
+    if len(missing) == len(given):
+        if settings.tls_server_name:
+            raise _invalid("--tls-server-name is given without --tls-cert, --tls-key and --tls-ca")
+        return None
+    if missing:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise _invalid(f"TLS needs a certificate, its key and an authority; {flags} is missing")
+    return Tls(
+        Path(settings.tls_cert),
+        Path(settings.tls_key),
+        Path(settings.tls_ca),
+        server_name=settings.tls_server_name,
+    )
+
+
+def _invalid(message: str) -> InvalidInput:
+    return InvalidInput(message, reason="TLS_INVALID")

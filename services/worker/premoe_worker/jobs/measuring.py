@@ -1,0 +1,50 @@
+"""Measuring profiles on the full model. Torch comes with the first task: most faults are told before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from premoe_runtime.calibration import Answers, Example
+from premoe_runtime.pack.reader import PackReader
+from premoe_runtime.profile.record import Profile
+from premoe_worker.jobs.progress import Lines
+from premoe_worker.jobs.tasks import Task
+
+if TYPE_CHECKING:
+    from premoe_runtime.slot_model import SlotModel
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where and how a model runs; None and "auto" leave it to torch and the checkpoint."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    dtype: str = "auto"
+
+
+class Measurer:
+    """The full model, loaded for the first task and kept for the others."""
+
+    def __init__(self, reader: PackReader, machine: Machine, answers: Answers) -> None:
+        self._reader = reader
+        self._machine = machine
+        self._answers = answers
+        self._model: SlotModel | None = None
+
+    def measure(self, task: Task, examples: Sequence[Example]) -> Profile:
+        """One pass over the examples. Raises what ``load_full_model`` and ``measure_profile`` raise."""
+        from premoe_runtime.profile.measure import load_full_model, measure_profile
+
+        if self._model is None:
+            machine = self._machine
+            self._model = load_full_model(
+                self._reader, threads=machine.threads, device=machine.device, dtype=machine.dtype
+            )
+        lines = Lines(f"profiling {task.name}", unit="prompts")
+        lines.total(len(examples))
+        return measure_profile(
+            self._model, examples, task=task.name, answers=self._answers, where=task.data, advance=lines.advance
+        )
