@@ -1,0 +1,156 @@
+"""The charts installed on a real node, a PrunedModel applied: Jobs run, workers serve, clients get right answers."""
+
+from __future__ import annotations
+
+import json
+import secrets
+
+import pytest
+from support.charts import helm
+from support.control_plane import KubectlFailed
+from support.end_to_end import MAX_TOKENS, MODEL, TASKS, Ground, Release, prompts, running_ground, running_release
+from support.node import Node
+from support.node_fixtures import node, once_a_run, probe_image, shared_node
+from support.node_pods import apply, execute, python_pod, wait_ready
+
+__all__ = ["node", "probe_image", "shared_node"]
+
+pytestmark = [pytest.mark.node, pytest.mark.slow, pytest.mark.timeout(900)]
+COMPONENTS = ("operator", "retrieval", "expert-store", "gateway", "worker")
+CONNECTS = """
+import socket
+try:
+    socket.create_connection(({host!r}, {port}), timeout=2).close()
+    print("open")
+except TimeoutError:
+    print("dropped")
+"""
+_GROUND = pytest.StashKey[Ground]()
+_RELEASE = pytest.StashKey[Release]()
+_TLS_RELEASE = pytest.StashKey[Release]()
+
+
+@pytest.fixture
+def ground(request: pytest.FixtureRequest, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Ground:
+    """What both releases stand on."""
+    return once_a_run(request, _GROUND, lambda: running_ground(node, tmp_path_factory.mktemp("ground")))
+
+
+@pytest.fixture
+def release(request: pytest.FixtureRequest, ground: Ground) -> Release:
+    """The release that the tests share; its processes talk plain text."""
+    return once_a_run(request, _RELEASE, lambda: running_release(ground))
+
+
+@pytest.fixture
+def tls_release(request: pytest.FixtureRequest, ground: Ground) -> Release:
+    """A release whose processes talk mutual TLS."""
+    return once_a_run(request, _TLS_RELEASE, lambda: running_release(ground, mutual_tls=True))
+
+
+def test_status_says_what_was_done(release: Release) -> None:
+    status = release.get("prunedmodel", MODEL)["status"]
+    assert status["workersSummary"] == "1/1"
+    assert status["patternsSummary"] == f"{len(TASKS)}/{len(TASKS)}"
+    assert status["resolved"]["modelId"].startswith("blake3:")
+    assert (status["resolved"]["experts"], status["resolved"]["topK"]) == (64, 4)
+    assert release.condition("Available") == "True"
+    jobs = json.loads(release.node.kubectl("get", "jobs", "-n", release.namespace, "-o", "json"))["items"]
+    succeeded = {job["metadata"]["labels"]["app.kubernetes.io/component"]: job["status"]["succeeded"] for job in jobs}
+    assert succeeded == {"pack": 1, "profile": len(TASKS), "patterns": 1}
+
+
+def test_grpc_answers_are_those_of_premoe_generate(release: Release) -> None:
+    served_by = f"{release.address('worker')}:50051"
+    with release.reference() as reference:
+        for prompt in prompts():
+            served, expected = release.generate(prompt, served_by), release.generate(prompt, reference)
+            for field in ("text", "finish_reason", "pattern", "task", "prompt_tokens", "completion_tokens"):
+                assert served[field] == expected[field], (prompt, field)
+            assert served["decision"] == "specialist"
+
+
+def test_openai_answers_are_those_of_the_worker(release: Release) -> None:
+    address = f"{release.address('worker')}:50051"
+    api = release.openai()
+    for prompt in prompts():
+        answer = api.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": prompt}], max_tokens=MAX_TOKENS, temperature=0
+        )
+        direct = release.generate(prompt, address)
+        assert answer.choices[0].message.content == direct["text"]
+        assert answer.choices[0].finish_reason == direct["finish_reason"]
+        assert answer.usage is not None
+        assert answer.usage.completion_tokens == direct["completion_tokens"]
+
+
+def test_one_request_is_one_trace_over_four_services(release: Release) -> None:
+    """A new worker has no experts in its memory, so that the store takes part in its first answer."""
+    wanted = {f"premoe-{name}" for name in ("gateway", "retrieval", "worker", "expert-store")}
+    release.replace_worker()
+    trace_id = secrets.token_hex(16)
+    release.openai().chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": prompts(1)[0]}],
+        max_tokens=4,
+        extra_headers={"traceparent": f"00-{trace_id}-{secrets.token_hex(8)}-01"},
+    )
+    spans = release.jaeger.wait_for_trace(trace_id, lambda found: wanted <= {span.service for span in found})
+    pods = {pod["metadata"]["name"] for component in COMPONENTS for pod in release.pods(component)}
+    assert {span.resource["k8s.pod.name"] for span in spans} <= pods
+
+
+def test_helm_test_passes(release: Release) -> None:
+    shown = helm("test", "premoe", "-n", release.namespace, "--logs", kubeconfig=release.node.control_plane.kubeconfig)
+    assert "Phase:          Succeeded" in shown
+    assert "SKIPPED" not in shown
+
+
+def test_policies_let_only_the_release_in(release: Release, probe_image: str) -> None:
+    """A stranger in the same namespace reaches the gateway, which is open, and nothing behind it."""
+    apply(release.node, release.namespace, python_pod("stranger"))
+    wait_ready(release.node, release.namespace, "stranger")
+    doors = [("gateway", 8000), ("worker", 50051), ("worker", 50052), ("retrieval", 50051), ("expert-store", 50051)]
+    found = {
+        (component, port): execute(
+            release.node,
+            release.namespace,
+            "stranger",
+            CONNECTS.format(host=release.address(component), port=port),
+        ).strip()
+        for component, port in doors
+    }
+    assert found == {door: "open" if door == ("gateway", 8000) else "dropped" for door in doors}
+
+
+def test_everything_runs_in_a_restricted_namespace(release: Release, probe_image: str) -> None:
+    with pytest.raises(KubectlFailed, match="violates PodSecurity"):
+        apply(release.node, release.namespace, python_pod("privileged", securityContext={"privileged": True}))
+    for component in COMPONENTS:
+        for pod in release.pods(component):
+            contexts = [container["securityContext"] for container in pod["spec"]["containers"]]
+            assert all(context["readOnlyRootFilesystem"] for context in contexts), pod["metadata"]["name"]
+
+
+def test_no_container_restarted(release: Release) -> None:
+    for component in COMPONENTS:
+        for pod in release.pods(component):
+            counts = [status["restartCount"] for status in pod["status"]["containerStatuses"]]
+            assert counts == [0] * len(counts), pod["metadata"]["name"]
+
+
+def test_mutual_tls_gives_the_same_answers(release: Release, tls_release: Release) -> None:
+    for prompt in prompts(1):
+        answers = [
+            api.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": prompt}], max_tokens=MAX_TOKENS, temperature=0
+            )
+            for api in (release.openai(), tls_release.openai())
+        ]
+        assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
+def test_mutual_tls_refuses_callers_without_a_certificate(tls_release: Release) -> None:
+    """The node itself passes every NetworkPolicy, and is refused by the workers all the same."""
+    with pytest.raises(AssertionError, match=r"error: "):
+        tls_release.generate("hello", f"{tls_release.address('worker')}:50051")
