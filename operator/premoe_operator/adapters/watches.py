@@ -1,0 +1,90 @@
+"""kopf's HTTP session, from the same kubeconfig as ours, and how long ago each watch last said anything.
+
+kopf shows its handlers no bookmarks and no relists, so both are seen where its answers come in: a watch that is silent
+past the API server's bookmarks is stale, and a list after the first one means that events may have been missed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import kopf
+from lightkube.config.client_adapter import verify_cluster
+from lightkube.config.kubeconfig import SingleConfig
+
+from premoe_runtime.formats.errors import InvalidInput
+
+
+class WatchClock:
+    """When each watch, named by its URL path, last had something to say."""
+
+    def __init__(self, on_list: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._on_list = on_list
+        self._clock = clock
+        self._heard: dict[str, float] = {}
+
+    def heard(self, path: str) -> None:
+        self._heard[path] = self._clock()
+
+    def listed(self, path: str) -> None:
+        self._on_list(path)
+
+    def ages_s(self) -> dict[str, float]:
+        now = self._clock()
+        return {path: now - when for path, when in self._heard.items()}
+
+
+def kopf_session(config: SingleConfig, clock: WatchClock) -> kopf.AiohttpSession:
+    """A session for kopf. kopf asks for a new one when the API answers 401, so a rotated token is read then."""
+    user = config.user
+    if user is None:
+        raise InvalidInput("kubeconfig: the context has no user", reason="KUBECONFIG_INVALID")
+    headers = {}
+    token = Path(user.token_file).read_text().strip() if user.token_file else user.token
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    elif user.exec or (user.username and user.password) or user.auth_provider:
+        raise InvalidInput("kubeconfig: use a token or a client certificate", reason="KUBECONFIG_INVALID")
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=verify_cluster(config.cluster, user, config.abs_file), limit=0),
+        headers=headers,
+        response_class=_response_class(clock),
+    )
+    return kopf.AiohttpSession(
+        server=config.cluster.server, aiohttp_session=session, default_namespace=config.namespace
+    )
+
+
+def _response_class(clock: WatchClock) -> type[aiohttp.ClientResponse]:
+    class HeardResponse(aiohttp.ClientResponse):
+        async def start(self, connection: Any) -> Self:
+            await super().start(connection)
+            path = self.url.path
+            if self.status == 200 and self.url.query.get("watch") == "true":
+                clock.heard(path)
+                self.content = _HeardStream(self.content, lambda: clock.heard(path))  # type: ignore[assignment]
+            elif self.status == 200 and self.method == "GET":
+                clock.listed(path)
+            return self
+
+    return HeardResponse
+
+
+class _HeardStream:
+    """A stream that says when something arrives."""
+
+    def __init__(self, stream: aiohttp.StreamReader, heard: Callable[[], None]) -> None:
+        self._stream = stream
+        self._heard = heard
+
+    async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
+        async for data in self._stream.iter_chunked(size):
+            self._heard()
+            yield data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

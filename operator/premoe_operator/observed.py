@@ -1,0 +1,60 @@
+"""What one reconcile knows: the PrunedModel, its children, and what was read about them. Frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from premoe_operator.objects import Json, ModelKey, ObjectKey
+from premoe_operator.ports import PackFacts, StoreFailure
+from premoe_operator.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API refused a write of this child."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """Another PrunedModel with the same served name."""
+
+    model: ModelKey
+    created: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that ``plan`` decides on. ``None`` and empty mean: not asked for, or nothing there."""
+
+    model: Json
+    children: Mapping[ObjectKey, Json] = field(default_factory=dict)
+    """Objects with a child's label, owner reference or name; foreign ones too, so that they are left alone."""
+    pods: tuple[Json, ...] | None = None
+    events: tuple[Json, ...] = ()
+    """Warning events about those pods and about Jobs without pods."""
+    store: PackFacts | StoreFailure | None = None
+    missing_sources: tuple[str, ...] = ()
+    """One sentence for each ConfigMap of calibration data that is not there."""
+    rivals: tuple[Rival, ...] = ()
+    refusals: Mapping[ObjectKey, Refusal] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What has to be read beyond the watches. All empty for a healthy PrunedModel."""
+
+    pods: bool = False
+    events_of: tuple[Json, ...] = ()
+    """Jobs without pods, whose events may say why."""
+    manifest_of: str = ""
+    """Id of a pack whose facts are not known yet."""
+    store_address: str = ""
+    sources: tuple[tuple[str, str], ...] = ()
+    """Names and keys of ConfigMaps that a Job is going to read."""
+    certificate: ObjectKey | None = None
+    """Wanted; read directly where Certificates are not watched."""

@@ -1,0 +1,124 @@
+"""Lives of the operator on a real API server, in process, and what plays the kubelet around them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+from lightkube.config.client_adapter import verify_cluster
+from premoe_operator.adapters.kubernetes import KubernetesApi, load_config
+from premoe_operator.objects import ModelKey
+from premoe_operator.ports import PackFacts
+from premoe_operator.release import read_release
+
+from support.api_faults import FactsStore, FaultyCluster, Operator
+from support.operator_process import FACTS, MODEL_ID, Kubelet, Site, pruned_model, wait
+
+CHILDREN = (
+    "services",
+    "serviceaccounts",
+    "configmaps",
+    "networkpolicies",
+    "poddisruptionbudgets",
+    "controllerrevisions",
+    "jobs",
+    "deployments",
+)
+PLAIN_CHILDREN = 9
+"""Two policies, account, residency, service, budget, Job, revision, Deployment."""
+
+
+def children(site: Site, name: str) -> list[str]:
+    """What the PrunedModel controls, by kind and name."""
+    uid = site.model(name)["metadata"]["uid"]
+    found = []
+    for plural in CHILDREN:
+        for obj in site.list(plural):
+            owners = obj["metadata"].get("ownerReferences", [])
+            if any(owner["uid"] == uid and owner.get("controller") for owner in owners):
+                found.append(f"{plural}/{obj['metadata']['name']}")
+    return found
+
+
+def advance(site: Site) -> None:
+    """End every open pack pod well, and make every worker ready."""
+    kubelet = Kubelet(site)
+    for pod in site.list("pods"):
+        labels = pod["metadata"]["labels"]
+        if pod["metadata"].get("deletionTimestamp") or pod["status"].get("phase") in ("Succeeded", "Failed"):
+            continue
+        if labels["app.kubernetes.io/component"] == "pack":
+            kubelet.end(pod, {"modelId": MODEL_ID})
+        elif pod["status"].get("phase") != "Running":
+            kubelet.run(pod)
+
+
+def is_ready(site: Site, name: str) -> bool:
+    return site.condition(name, "Ready").get("status") == "True"
+
+
+class Lives:
+    """In-process lives of the operator for one PrunedModel each, against the real API server."""
+
+    def __init__(self, site: Site, api: KubernetesApi) -> None:
+        self.site = site
+        self.api = api
+        self.release = read_release(site.release_file)
+        self.store = FactsStore(PackFacts(MODEL_ID, **FACTS))
+        self.few = asyncio.Semaphore(6)  # the machine has few cores
+
+    def life(self, faulty: FaultyCluster | None = None) -> Operator:
+        return Operator(self.api, faulty or FaultyCluster(self.api), self.store, self.release, self.site.namespace)
+
+    async def until_ready(self, name: str, life: Operator) -> None:
+        """Reconcile until Ready and with nothing left to write. Raises AssertionError after some minutes."""
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            outcome = await life.reconcile(ModelKey(self.site.namespace, name))
+            if outcome.ready and not outcome.writes:
+                return
+            await asyncio.sleep(0.2)
+        raise AssertionError(f"{name} did not get ready: {self.site.model(name).get('status')}")
+
+
+async def advancing(site: Site) -> None:
+    """Play the kubelet until cancelled."""
+    while True:
+        await asyncio.to_thread(advance, site)
+        await asyncio.sleep(0.3)
+
+
+async def with_kubelet(site: Site, work: Any) -> None:
+    playing = asyncio.create_task(advancing(site))
+    try:
+        await work
+    finally:
+        playing.cancel()
+        await asyncio.gather(playing, return_exceptions=True)
+
+
+def api_of(site: Site, wrap: Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport] | None = None) -> Any:
+    config = load_config(str(site.kubeconfig))
+    assert config.user is not None
+    transport = None
+    if wrap is not None:
+        context = verify_cluster(config.cluster, config.user, config.abs_file)
+        transport = wrap(httpx2.AsyncHTTPTransport(verify=context))
+    return KubernetesApi(config, fence=lambda: None, transport=transport)
+
+
+def wait_until_ready(site: Site, name: str) -> None:
+    def holds() -> bool:
+        advance(site)
+        return is_ready(site, name)
+
+    wait(holds, 120, lambda: str(site.model(name)))
+
+
+def converges(site: Site, name: str) -> None:
+    """A PrunedModel made now gets Ready."""
+    site.create("prunedmodels", pruned_model(name))
+    wait_until_ready(site, name)

@@ -1,0 +1,62 @@
+"""`premoe-operator` with an expert store read from a file, and on wish rendering as a later version would.
+
+On loopback there is no cluster DNS, so the operator could not reach a store by its Service's name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from unittest.mock import patch
+
+from premoe_operator import cli, rollout
+from premoe_operator.desired import Inputs, worker_template
+from premoe_operator.ports import PackFacts, StoreFailure
+from premoe_operator.reasons import Reason
+
+FACTS_VARIABLE = "SCRIPTED_STORE_FACTS"
+NEXT_VERSION_VARIABLE = "SCRIPTED_OPERATOR_NEXT"
+
+
+class FileStore:
+    """Knows the packs that the JSON file lists by id; a file that is not there is a store that does not answer."""
+
+    def __init__(self, *, timeout_s: float = 0.0, tls: object = None, path: Path | None = None) -> None:
+        self.path = path or Path(os.environ[FACTS_VARIABLE])
+        self.calls = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    async def facts(self, address: str, model_id: str) -> PackFacts | StoreFailure:
+        self.calls += 1
+        try:
+            packs: dict[str, dict[str, Any]] = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return StoreFailure(Reason.STORE_UNREACHABLE, f"the expert store {address} did not answer: refused")
+        if model_id not in packs:
+            return StoreFailure(Reason.MANIFEST_NOT_FOUND, f"the expert store {address} has no {model_id}: not there")
+        return PackFacts(model_id=model_id, **packs[model_id])
+
+
+def main() -> None:
+    """The entry point, with the store replaced."""
+    patch.object(cli, "GrpcExpertStore", FileStore).start()
+    if os.environ.get(NEXT_VERSION_VARIABLE):
+        patch.object(rollout, "worker_template", _next_template).start()
+    cli.main()
+
+
+def _next_template(inputs: Inputs) -> dict[str, Any]:
+    """Renders one more variable, as a later version might."""
+    template = worker_template(inputs)
+    template["spec"]["containers"][0]["env"].append({"name": "PREMOE_WORKER_NEW_IN_NEXT_VERSION", "value": "1"})
+    return template

@@ -1,0 +1,173 @@
+"""The acting replica without kopf: first lists, lists after a relist, and faults that stay with one PrunedModel."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightkube import KubeConfig
+from lightkube.config.models import Cluster, User
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from premoe_operator import controller as controller_module
+from premoe_operator import reconciler as reconciler_module
+from premoe_operator.controller import Controller
+from premoe_operator.kinds import PRUNED_MODEL, SERVICE
+from premoe_operator.metrics import Metrics
+from premoe_operator.objects import ModelKey, ObjectKey
+from premoe_operator.ports import FenceClosed, PackFacts
+from premoe_operator.release import Release
+from premoe_operator.settings import OperatorSettings
+from support.api_faults import FactsStore
+from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
+
+RELEASE = Release.model_validate(
+    {
+        "workerImage": "registry.example/premoe-worker:1",
+        "storeUrl": "s3://packs/premoe",
+        "expertStore": {"name": "store", "namespace": "premoe"},
+        "retrieval": {"name": "retrieval", "namespace": "premoe"},
+    }
+)
+
+
+def controller(twin: ClusterTwin, tmp_path: Path) -> Controller:
+    settings = OperatorSettings(release_file=str(tmp_path / "release.json"), retry_max_s=0.3)
+    config = KubeConfig.from_one(cluster=Cluster(server="https://127.0.0.1:1"), user=User(token="t")).get()
+    assert config is not None
+    store = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layers=4, experts=16, top_k=4, blob_bytes=8192))
+    return Controller(settings, RELEASE, config, twin, store, Metrics())
+
+
+def put_model(twin: ClusterTwin, name: str) -> None:
+    source = {"uri": "hf://premoe/tiny-moe", "revision": "0" * 40}
+    twin.put(
+        {
+            "apiVersion": PRUNED_MODEL.api_version,
+            "kind": PRUNED_MODEL.name,
+            "metadata": {"name": name, "namespace": NAMESPACE},
+            "spec": {"model": source, "budget": "4/8"},
+        }
+    )
+
+
+async def until(holds: Any) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - what it looks at has no event
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+def without_kopf(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def watch_nothing(self: Controller, stop: asyncio.Event, take_signals: Any) -> None:
+        await stop.wait()
+
+    monkeypatch.setattr(Controller, "_run_kopf", watch_nothing)
+
+
+@pytest.mark.usefixtures("without_kopf")
+async def test_lists_find_what_watches_missed(tmp_path: Path) -> None:
+    twin = ClusterTwin()
+    put_model(twin, "chat")
+    acting = controller(twin, tmp_path)
+    stop = asyncio.Event()
+    running = asyncio.create_task(acting.run(stop))
+    service = ObjectKey(SERVICE, NAMESPACE, "chat-worker")
+    await until(lambda: service in twin.objects)
+    assert acting.is_synced
+    twin.remove(service)
+    where = f"/{SERVICE.path(None)}"
+    acting._on_list(where)  # kopf's own first list
+    await asyncio.sleep(0.1)
+    assert service not in twin.objects
+    acting._on_list(where)  # its watch had to start anew
+    await until(lambda: service in twin.objects)
+    stop.set()
+    await running
+
+
+@pytest.mark.usefixtures("without_kopf")
+async def test_a_fault_with_one_model_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = reconciler_module.Reconciler.reconcile
+
+    async def faulty(self: Any, model: ModelKey) -> Any:
+        if model.name == "bad":
+            raise KeyError("a bug")
+        return await original(self, model)
+
+    monkeypatch.setattr(reconciler_module.Reconciler, "reconcile", faulty)
+    twin = ClusterTwin()
+    put_model(twin, "bad")
+    put_model(twin, "good")
+    stop = asyncio.Event()
+    running = asyncio.create_task(controller(twin, tmp_path).run(stop))
+    await until(lambda: ObjectKey(SERVICE, NAMESPACE, "good-worker") in twin.objects)
+    stop.set()
+    await running
+    assert ObjectKey(SERVICE, NAMESPACE, "bad-worker") not in twin.objects
+
+
+@pytest.mark.usefixtures("without_kopf")
+async def test_a_closed_fence_ends_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    twin = ClusterTwin()
+    put_model(twin, "chat")
+
+    async def closed(obj: Any) -> Any:
+        raise FenceClosed("not ours")
+
+    monkeypatch.setattr(twin, "create", closed)
+    with pytest.raises(FenceClosed):
+        await controller(twin, tmp_path).run(asyncio.Event())
+
+
+@pytest.mark.usefixtures("without_kopf")
+async def test_what_the_api_keeps_otherwise_is_not_applied_over_and_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An API server that drops a field of ours, as an admission webhook may."""
+    twin = ClusterTwin()
+    put_model(twin, "chat")
+    create = twin.create
+
+    async def drops_ports(obj: Any) -> Any:
+        if obj["kind"] == "Service":
+            obj = {**obj, "spec": {**obj["spec"], "ports": []}}
+        return await create(obj)
+
+    async def keeps_nothing(obj: Any) -> Any:
+        twin.calls.append("apply")
+        return twin.objects[ObjectKey(SERVICE, NAMESPACE, "chat-worker")]
+
+    monkeypatch.setattr(twin, "create", drops_ports)
+    monkeypatch.setattr(twin, "apply", keeps_nothing)
+    stop = asyncio.Event()
+    running = asyncio.create_task(controller(twin, tmp_path).run(stop))
+    await until(lambda: "apply" in twin.calls)
+    await asyncio.sleep(1.0)
+    stop.set()
+    await running
+    assert twin.calls.count("apply") < 8
+
+
+@pytest.mark.usefixtures("without_kopf")
+async def test_one_span_for_each_reconcile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(controller_module, "tracer", lambda: provider.get_tracer("test"))
+    twin = ClusterTwin()
+    put_model(twin, "chat")
+    stop = asyncio.Event()
+    running = asyncio.create_task(controller(twin, tmp_path).run(stop))
+    await until(lambda: exporter.get_finished_spans())
+    stop.set()
+    await running
+    first = exporter.get_finished_spans()[0]
+    assert first.name == "reconcile"
+    assert first.attributes is not None
+    assert first.attributes["premoe.model"] == "chat"
+    assert first.attributes["k8s.namespace.name"] == NAMESPACE
+    provider.shutdown()

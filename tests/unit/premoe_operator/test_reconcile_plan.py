@@ -1,0 +1,212 @@
+"""What is planned for what is observed, as tables. Whole lives are in test_reconciler.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from premoe_operator.kinds import CERTIFICATE, DEPLOYMENT, JOB, PRUNED_MODEL
+from premoe_operator.objects import RESULT_ANNOTATION, Json, ModelKey, ObjectKey, key_of, uid_of
+from premoe_operator.observed import Observed, Refusal, Rival
+from premoe_operator.plan import Plan, plan
+from premoe_operator.ports import PackFacts, StoreFailure
+from premoe_operator.reasons import Reason
+from premoe_operator.release import Release
+from premoe_operator.situation import needs
+from support import pruned_models
+
+RELEASE = Release.model_validate(pruned_models.RELEASE)
+FACTS = PackFacts(pruned_models.MODEL_ID, "mixtral", layers=2, experts=8, top_k=2, blob_bytes=4096)
+NOW = "2026-01-01T00:00:00Z"
+TASK = {"name": "sum", "calibration": {"configMap": {"name": "prompts", "key": "sum.jsonl"}}}
+
+
+def model(**spec: Any) -> Json:
+    metadata = {
+        "name": "chat",
+        "namespace": "a",
+        "uid": "u1",
+        "generation": 1,
+        "creationTimestamp": "2026-01-01T00:00:05Z",
+    }
+    source = {"uri": "s3://models/tiny"}
+    return {
+        "apiVersion": PRUNED_MODEL.api_version,
+        "kind": PRUNED_MODEL.name,
+        "metadata": metadata,
+        "spec": {"model": source, "budget": "2/4", **spec},
+    }
+
+
+def planned(observed: Observed) -> Plan:
+    return plan(observed, RELEASE, now=NOW, poll_s=5.0)
+
+
+def names(objects: tuple[Json, ...]) -> list[str]:
+    return [f"{obj['kind']}/{obj['metadata']['name'].split('-')[1]}" for obj in objects]
+
+
+def ready(found: Plan) -> tuple[str, str]:
+    assert found.status is not None
+    return found.status.conditions[0].status, found.status.conditions[0].reason
+
+
+def after(observed: Observed, *, finished: bool = True) -> Observed:
+    """The next observation: what was created is there, and Jobs have ended well."""
+    children = dict(observed.children)
+    results = {"pack": {"modelId": pruned_models.MODEL_ID}, "profile": {}, "patterns": {"patternSet": "blake3:00"}}
+    for number, obj in enumerate(planned(observed).changes.create):
+        made = {**obj, "metadata": {**obj["metadata"], "uid": f"c{len(children)}{number}", "generation": 1}}
+        if made["kind"] == "Job" and finished:
+            component = made["metadata"]["labels"]["app.kubernetes.io/component"]
+            text = str(results[component]).replace("'", '"')
+            made["metadata"]["annotations"] = {**made["metadata"]["annotations"], RESULT_ANNOTATION: text}
+            made["status"] = {"conditions": [{"type": "Complete", "status": "True"}], "completedIndexes": "0"}
+        children[key_of(made)] = made
+    return replace(observed, children=children)
+
+
+def test_first_the_surroundings_and_the_pack_job() -> None:
+    found = planned(Observed(model()))
+    assert names(found.changes.create)[-1] == "Job/pack"
+    assert "Deployment/worker" not in names(found.changes.create)
+    assert names(found.changes.create)[0] == "NetworkPolicy/worker"  # no pod before its policy
+    assert ready(found) == ("False", "Packing")
+
+
+def test_then_workers_once_the_store_told_the_facts() -> None:
+    packed = after(Observed(model()))
+    assert needs(packed.model, packed.children, RELEASE).manifest_of == pruned_models.MODEL_ID
+    found = planned(replace(packed, store=FACTS))
+    assert names(found.changes.create)[-1] == "Deployment/worker"
+    assert found.status is not None
+    assert found.status.resolved.expert_bytes == 2 * 8 * 4096
+    assert found.status.resolved.resident_bytes == 2 * 6 * 4096
+
+
+def test_tasks_come_between_pack_and_workers() -> None:
+    observed = replace(after(Observed(model(patterns={"tasks": [TASK]}))), store=FACTS)
+    steps = []
+    for _ in range(3):
+        steps.append(names(planned(observed).changes.create))
+        observed = after(observed)
+    assert steps[:2] == [["Job/profile"], ["Job/patterns"]]
+    assert steps[2][-1] == "Deployment/worker"
+
+
+@pytest.mark.parametrize(
+    ("spec", "observed", "reason"),
+    [
+        ({"budget": "nonsense"}, {}, "SpecInvalid"),
+        ({"unknown": 1}, {}, "SpecInvalid"),
+        ({}, {"rivals": (Rival(ModelKey("b", "x"), "2026-01-01T00:00:01Z", "u0"),)}, "ServedNameConflict"),
+        ({}, {"rivals": (Rival(ModelKey("b", "x"), "2026-01-01T00:00:05Z", "u0"),)}, "ServedNameConflict"),
+        ({"podTemplate": {"spec": {"hostNetwork": True}}}, {}, "PodTemplateRefused"),
+    ],
+)
+def test_a_refused_spec_changes_no_child(spec: Json, observed: Json, reason: str) -> None:
+    found = planned(Observed(model(**spec), **observed))
+    assert ready(found) == ("False", reason)
+    assert not found.changes.writes
+
+
+@pytest.mark.parametrize(
+    "rival",
+    [Rival(ModelKey("b", "x"), "2026-01-01T00:00:09Z", "u0"), Rival(ModelKey("b", "x"), "2026-01-01T00:00:05Z", "u2")],
+)
+def test_a_younger_rival_is_no_obstacle(rival: Rival) -> None:
+    assert planned(Observed(model(), rivals=(rival,))).changes.create
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"budget": "4/4"}, "top-k is 2"),
+        ({"budget": "2/16"}, "the model has 8"),
+        ({"patterns": {"generalistBudget": "2/16"}}, "the model has 8"),
+        ({"engine": {"slots": 4}}, "too few for budget"),
+    ],
+)
+def test_a_budget_that_the_model_cannot_run(spec: Json, message: str) -> None:
+    found = planned(replace(after(Observed(model(**spec))), store=FACTS))
+    assert ready(found) == ("False", "BudgetImpossible")
+    assert found.status is not None
+    assert message in found.status.conditions[0].message
+    assert not any(obj["kind"] in ("Deployment", "ControllerRevision") for obj in found.changes.create)
+
+
+@pytest.mark.parametrize(
+    ("store", "status", "reason"),
+    [
+        (StoreFailure(Reason.STORE_UNREACHABLE, "down"), "Unknown", "StoreUnreachable"),
+        (StoreFailure(Reason.MANIFEST_NOT_FOUND, "none"), "False", "ManifestNotFound"),
+    ],
+)
+def test_a_store_without_facts_is_asked_again(store: StoreFailure, status: str, reason: str) -> None:
+    found = planned(replace(after(Observed(model())), store=store))
+    assert found.status is not None
+    artifacts = next(entry for entry in found.status.conditions if entry.type == "ArtifactsReady")
+    assert (artifacts.status, artifacts.reason) == (status, reason)
+    assert found.requeue_after_s == 5.0
+
+
+def test_nothing_is_done_for_one_that_is_being_deleted() -> None:
+    gone = model()
+    gone["metadata"]["deletionTimestamp"] = NOW
+    assert planned(Observed(gone)) == Plan()
+
+
+def test_what_the_api_refused_is_said() -> None:
+    key = ObjectKey(JOB, "a", "chat-pack-x")
+    found = planned(
+        Observed(model(), refusals={key: Refusal(Reason.QUOTA_EXCEEDED, "Job chat-pack-x: exceeded quota")})
+    )
+    assert ready(found) == ("False", "QuotaExceeded")
+
+
+def test_suspend_stops_workers_and_jobs_only() -> None:
+    running = after(replace(after(Observed(model())), store=FACTS))
+    suspended = {**running.model, "spec": {**running.model["spec"], "suspend": True}}
+    changes = planned(replace(running, model=suspended)).changes
+    assert [obj["spec"]["replicas"] for obj in changes.apply if obj["kind"] == "Deployment"] == [0]
+    assert not changes.delete
+    fresh = planned(Observed(suspended)).changes.create
+    assert [obj["spec"]["suspend"] for obj in fresh if obj["kind"] == "Job"] == [True]
+
+
+def test_an_apply_carries_the_uid_of_what_was_seen() -> None:
+    running = after(replace(after(Observed(model())), store=FACTS))
+    scaled = {**running.model, "spec": {**running.model["spec"], "workers": {"replicas": 3}}}
+    (deployment,) = planned(replace(running, model=scaled)).changes.apply
+    seen = running.children[ObjectKey(DEPLOYMENT, "a", "chat-worker")]
+    assert uid_of(deployment) == uid_of(seen)
+    assert deployment["spec"]["replicas"] == 3
+
+
+def test_a_certificate_has_a_condition_of_its_own() -> None:
+    spec = {"access": {"tls": {"mode": "Mutual", "issuerRef": {"name": "mesh"}}}}
+    observed = after(Observed(model(**spec)))
+    found = planned(observed)
+    assert found.status is not None
+    assert {entry.type: entry.reason for entry in found.status.conditions}["CertificateReady"] == "Issuing"
+    key = ObjectKey(CERTIFICATE, "a", "chat-worker")
+    issued = {**observed.children[key], "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+    found = planned(replace(observed, children={**observed.children, key: issued}))
+    assert found.status is not None
+    assert {entry.type: entry.reason for entry in found.status.conditions}["CertificateReady"] == "Issued"
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(pruned_models.specs())
+def test_any_valid_spec_converges(document: Json) -> None:
+    """Whatever the spec: a plan, then nothing left to write; never an exception and never half a set."""
+    observed = replace(Observed(model(**document)), store=FACTS)
+    for _ in range(5):
+        observed = after(observed)
+    left = planned(observed).changes
+    assert not left.create
+    assert not left.apply
+    assert not left.delete
