@@ -8,6 +8,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CACHE  := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/premoe
 PY     := premoe_runtime operator services tests tools benchmarks
+CRD    := charts/premoe-crds/templates/prunedmodels.yaml
+CRD_PAGE := docs/reference/prunedmodel.md
 PYTEST := $(BIN)/python -m pytest
 # Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
 export OMP_WAIT_POLICY := PASSIVE
@@ -29,6 +31,14 @@ $(STAMP): pyproject.toml constraints.txt tools/install.sh
 services: ## Install the servers that tests use: redis-server (apt), versitygw (Go module)
 	@tools/install_services.sh $(CACHE)/bin
 
+.PHONY: cluster-tools
+cluster-tools: ## Build the Kubernetes programs that tests start, from Go modules (once, 10 to 25 minutes)
+	@tools/build_cluster.sh
+
+.PHONY: node-tools
+node-tools: ## Install what the test node needs: containerd, runc, CNI plugins (apt)
+	@tools/install_node.sh
+
 .PHONY: demo
 demo: install ## Pack, profile and serve the fixture model; print what each request moved and answered
 	@$(BIN)/premoe demo $(ARGS)
@@ -38,7 +48,7 @@ up: install ## Serve a pack on this machine: make up ARGS="--model URL --budget 
 	@$(BIN)/premoe up $(ARGS)
 
 .PHONY: test
-test: install services ## Run every tier of tests and the checks
+test: install services cluster-tools $(if $(filter 0,$(shell id -u)),node-tools) ## Run every tier of tests and the checks
 	@$(MAKE) --no-print-directory check
 	@$(PYTEST) $(ARGS)
 
@@ -46,12 +56,19 @@ test: install services ## Run every tier of tests and the checks
 test-fast: install ## Run the tests that need no services (under a minute), two at a time
 	@OMP_NUM_THREADS=1 $(PYTEST) tests/unit tests/architecture -m "not slow" -n 2 $(ARGS)
 
+.PHONY: test-cluster
+test-cluster: install cluster-tools ## Run the tests against a real control plane
+	@REQUIRE_CLUSTER=1 $(PYTEST) tests/cluster $(ARGS)
+
 .PHONY: check
 check: install ## Formatting, lint, types, architecture contracts, stubs up to date
 	@$(BIN)/ruff format --check $(PY)
 	@$(BIN)/ruff check $(PY)
 	@$(MAKE) --no-print-directory types imports
 	@tools/check_stubs.sh
+	@$(BIN)/python -m premoe_operator.crd --check $(CRD)
+	@$(BIN)/python -m premoe_operator.crd --reference --check $(CRD_PAGE)
+	@$(BIN)/python tools/chart_readme.py --check
 
 .PHONY: fmt
 fmt: install ## Format and fix what can be fixed
@@ -73,6 +90,17 @@ imports: install ## Architecture contracts
 .PHONY: protos
 protos: install ## Regenerate the committed stubs from protos/
 	@PYTHON=$(BIN)/python tools/generate_stubs.sh
+
+.PHONY: crds
+crds: install ## Regenerate the custom resource definition and its reference from the pydantic classes
+	@$(BIN)/python -m premoe_operator.crd --write $(CRD)
+	@$(BIN)/python -m premoe_operator.crd --reference --write $(CRD_PAGE)
+
+.PHONY: charts
+charts: install cluster-tools ## Lint the charts and renew their tables of values
+	@$(BIN)/python tools/chart_readme.py
+	@helm=$$(tools/build_cluster.sh --print)/helm; $$helm lint --strict --quiet charts/premoe-crds; \
+	for values in charts/premoe/ci/*.yaml; do $$helm lint --strict --quiet charts/premoe --values $$values; done
 
 .PHONY: lock
 lock: install ## Renew constraints.txt from pyproject.toml
