@@ -102,6 +102,10 @@ charts: install cluster-tools ## Lint the charts and renew their tables of value
 	@helm=$$(tools/build_cluster.sh --print)/helm; $$helm lint --strict --quiet charts/premoe-crds; \
 	for values in charts/premoe/ci/*.yaml; do $$helm lint --strict --quiet charts/premoe --values $$values; done
 
+.PHONY: images
+images: ## Build the images with docker, podman or buildah: make images IMAGES=registry.example/premoe/ TAG=0.1.0
+	@tools/build_images.sh "$(IMAGES)" "$(or $(TAG),0.1.0)"
+
 .PHONY: lock
 lock: install ## Renew constraints.txt from pyproject.toml
 	@tools/lock.sh
