@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-from typing import Annotated
 
-from premoe_servicekit.settings import ServerSettings
-from pydantic import Field, field_validator, model_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from premoe_servicekit.settings import Names, ProcessSettings
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 
-class OperatorSettings(ServerSettings):
+class OperatorSettings(ProcessSettings):
     """Keeps PrunedModels and their children as their specs say."""
 
     model_config = SettingsConfigDict(env_prefix="PREMOE_OPERATOR_")
@@ -23,7 +22,7 @@ class OperatorSettings(ServerSettings):
     """kubeconfig file; empty: the pod's service account, else $KUBECONFIG, else ~/.kube/config."""
     namespace: str = "default"
     """Namespace of the operator itself; its Lease is there."""
-    watch_namespaces: Annotated[tuple[str, ...], NoDecode] = ()
+    watch_namespaces: Names = ()
     """Namespaces whose PrunedModels are ours, separated by commas; empty: all."""
     watch_certificates: bool = False
     """Watch cert-manager Certificates; needs cert-manager's CRDs."""
@@ -53,15 +52,6 @@ class OperatorSettings(ServerSettings):
     """Seconds without a word on a watch after which it is opened anew. API servers send bookmarks every 60 s."""
     store_timeout_s: float = Field(default=5.0, gt=0)
     """Seconds that the expert store gets to answer."""
-
-    @field_validator("watch_namespaces", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = [value]
-        if isinstance(value, list | tuple):
-            return tuple(part.strip() for item in value for part in str(item).split(",") if part.strip())
-        return value
 
     @model_validator(mode="after")
     def _fence_before_expiry(self) -> OperatorSettings:

@@ -45,6 +45,13 @@ def test_links_lead_somewhere() -> None:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
+def test_the_charts_and_files_of_on_kubernetes_exist() -> None:
+    """The end-to-end tests run these commands with values of their own."""
+    named = [word for command in block("## On Kubernetes") for word in command.split() if "/" in word]
+    assert named == ["charts/premoe-crds", "charts/premoe", "examples/02-tasks.yaml"]
+    assert all((ROOT / path).exists() for path in named)
+
+
 @pytest.mark.timeout(300)
 def test_the_commands_of_use_it_run(tmp_path: Path) -> None:
     (tmp_path / "my-moe").symlink_to(ROOT / "tests" / "fixtures" / "tiny-moe")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from premoe_servicekit.settings import ServerSettings
+from premoe_servicekit.settings import Names, ServerSettings
 from pydantic import Field, field_validator
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from premoe_gateway.targets import parse_target
 
@@ -20,7 +20,7 @@ class GatewaySettings(ServerSettings):
     """Address of the HTTP API. `host` and `port` are those of the gRPC health service."""
     http_port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API; 0 takes a free one, which the ready line names."""
-    workers: Annotated[tuple[str, ...], NoDecode]
+    workers: Names
     """Workers, separated by commas: `host:port`, or `dns:///name:port` for all addresses behind a name, looked up again
     and again. With names, or with nothing at all, the gateway is ready before any worker is."""
     retrieval: str = ""
@@ -31,15 +31,6 @@ class GatewaySettings(ServerSettings):
     """Seconds a request may take, from its first byte to its last."""
     poll_s: float = Field(default=1.0, gt=0)
     """Seconds between two looks at the workers."""
-
-    @field_validator("workers", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = [value]
-        if isinstance(value, list | tuple):
-            return tuple(part.strip() for item in value for part in str(item).split(",") if part.strip())
-        return value
 
     @field_validator("workers")
     @classmethod

@@ -26,7 +26,7 @@ from premoe_servicekit.errors import one_line
 from premoe_servicekit.logs import setup_logging
 from premoe_servicekit.probes import ProbeServer
 from premoe_servicekit.server import RpcServer, serve_until, stop_all
-from premoe_servicekit.settings import S, ServerSettings, load_settings
+from premoe_servicekit.settings import ProcessSettings, S, ServerSettings, load_settings
 from premoe_servicekit.telemetry import setup_telemetry
 from premoe_servicekit.termination import failure, write_last_words
 from premoe_servicekit.tls import Tls, tls_of
@@ -37,12 +37,15 @@ EXIT_UNEXPECTED = 1
 class Process:
     """Signals, health port and the ready line of the running process."""
 
-    def __init__(self, service: str, settings: ServerSettings, tls: Tls | None) -> None:
+    def __init__(self, service: str, settings: ProcessSettings, tls: Tls | None) -> None:
         self.service = service
         self.tls = tls
         """Mutual TLS for every server and channel of the process; None for plain text."""
-        self._settings = settings
-        self._probes = None if settings.health_port is None else ProbeServer(settings, tls)
+        self._drain_delay_s = 0.0
+        self._probes: ProbeServer | None = None
+        if isinstance(settings, ServerSettings):
+            self._drain_delay_s = settings.drain_delay_s
+            self._probes = None if settings.health_port is None else ProbeServer(settings, tls)
         self.stopped = asyncio.Event()
         """Set by the first SIGTERM or SIGINT."""
         self.forced = asyncio.Event()
@@ -86,7 +89,7 @@ class Process:
             if serving:
                 await server.set_serving(True)
         self.ready(**fields)
-        await serve_until(self.stopped, servers, self.forced, drain_delay_s=self._settings.drain_delay_s)
+        await serve_until(self.stopped, servers, self.forced, drain_delay_s=self._drain_delay_s)
 
     def _on_signal(self) -> None:
         (self.forced if self.stopped.is_set() else self.stopped).set()

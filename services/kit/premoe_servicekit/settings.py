@@ -9,18 +9,31 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, CliApp, NoDecode, SettingsConfigDict
 
 from premoe_runtime.formats.errors import InvalidInput
 
-S = TypeVar("S", bound="ServerSettings")
+S = TypeVar("S", bound="ProcessSettings")
 
 
-class ServerSettings(BaseSettings):
-    """What every gRPC process can be told. Subclasses set ``env_prefix`` to ``PREMOE_<PROC>_``."""
+def split_commas(value: object) -> object:
+    """``"a, b"``, or a list of such texts, as ``("a", "b")``; other values as they are."""
+    if isinstance(value, str):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return tuple(part.strip() for item in value for part in str(item).split(",") if part.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
+"""A setting of several words: separated by commas in a variable; as a flag also repeatable."""
+
+
+class ProcessSettings(BaseSettings):
+    """What every process can be told. Subclasses set ``env_prefix`` to ``PREMOE_<PROC>_``."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -33,14 +46,6 @@ class ServerSettings(BaseSettings):
         cli_avoid_json=True,
     )
 
-    host: str = "127.0.0.1"
-    """Address to listen on."""
-    port: int = Field(default=0, ge=0, le=65535)
-    """Port to listen on; 0 takes a free one, which the ready line names."""
-    health_host: str = ""
-    """Address of the separate health port; empty: the same as `host`."""
-    health_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of a plain-text health service for probes; empty: none. With TLS it also tries the main port."""
     tls_cert: str = ""
     """PEM file of this process's certificate chain. With `tls_key` and `tls_ca`: mutual TLS on the server and on
     all calls to other processes. The files are read again when they change."""
@@ -50,6 +55,23 @@ class ServerSettings(BaseSettings):
     """PEM file of the authorities that peers' certificates must come from."""
     tls_server_name: str = ""
     """Name that peers' certificates carry where it is not the address; empty: the address."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log records to write."""
+    log_format: Literal["plain", "json"] = "plain"
+    """Log lines for people or for collectors."""
+
+
+class ServerSettings(ProcessSettings):
+    """What every process with a gRPC server can be told."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one, which the ready line names."""
+    health_host: str = ""
+    """Address of the separate health port; empty: the same as `host`."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of a plain-text health service for probes; empty: none. With TLS it also tries the main port."""
     reflection: bool = False
     """Offer gRPC server reflection, for grpcurl."""
     drain_delay_s: float = Field(default=0.0, ge=0)
@@ -62,10 +84,6 @@ class ServerSettings(BaseSettings):
     """Seconds that running requests get to end after the drain delay; a second signal ends them at once."""
     max_message_bytes: int = Field(default=16 << 20, ge=1 << 16)
     """Largest message taken or sent. Bulk bytes go in frames of 1 MiB, so only manifests come near it."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least severe log records to write."""
-    log_format: Literal["plain", "json"] = "plain"
-    """Log lines for people or for collectors."""
 
     @field_validator("health_port", "max_connection_age_s", mode="before")
     @classmethod
@@ -97,7 +115,7 @@ def load_settings(
     return loaded
 
 
-def check_environment(settings: type[ServerSettings], environment: Mapping[str, str]) -> None:
+def check_environment(settings: type[ProcessSettings], environment: Mapping[str, str]) -> None:
     """Raise InvalidInput for a variable with our prefix that names no setting; says the nearest one."""
     prefix = settings.model_config.get("env_prefix", "").upper()
     known = {prefix + name.upper() for name in settings.model_fields}
@@ -109,7 +127,7 @@ def check_environment(settings: type[ServerSettings], environment: Mapping[str, 
             )
 
 
-def _first_fault(error: ValidationError, settings: type[ServerSettings]) -> str:
+def _first_fault(error: ValidationError, settings: type[ProcessSettings]) -> str:
     fault = error.errors()[0]
     name = str(fault["loc"][0]) if fault["loc"] else "settings"
     prefix = settings.model_config.get("env_prefix", "").upper()

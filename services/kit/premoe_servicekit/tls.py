@@ -18,7 +18,7 @@ from pathlib import Path
 import grpc
 
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_servicekit.settings import ServerSettings
+from premoe_servicekit.settings import ProcessSettings
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Tls:
             raise _invalid(f"TLS certificate {self.cert} or key {self.key}: {error.strerror}") from None
 
 
-def tls_of(settings: ServerSettings) -> Tls | None:
+def tls_of(settings: ProcessSettings) -> Tls | None:
     """The TLS that the settings ask for; None for plain text.
 
     Raises InvalidInput (TLS_INVALID) when only some of the three files are named, or the files are no good.
