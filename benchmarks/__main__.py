@@ -20,8 +20,9 @@ def main(names: tuple[str, ...], folder: Path | None) -> None:
     """Run the benchmarks NAMES (default: all). Each prints the machine, its settings and ratios."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    # The harness of the cluster tests starts the control plane of the operator's benchmark.
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "tests")}
+    # Benchmarks of the operator start control planes and nodes with the harness of the cluster tests.
+    harness = os.pathsep.join(str(HERE.parent / folder) for folder in ("tests", "tools"))
+    environment = {**os.environ, "PYTHONPATH": harness}
     failed = []
     for name in names or NAMES:
         arguments = [] if folder is None else ["--json", str(folder / f"{name}.json")]

@@ -136,7 +136,8 @@ def values(node: Node, otlp_endpoint: str = "") -> dict[str, Any]:
         "extraEnv": [{"name": "PYTHONPATH", "value": PACKAGES_FOLDER}],
         "extraVolumes": [{"name": PACKAGES, "persistentVolumeClaim": {"claimName": PACKAGES, "readOnly": True}}],
         "extraVolumeMounts": [{"name": PACKAGES, "mountPath": PACKAGES_FOLDER, "readOnly": True}],
-        "drain": {"preStopSeconds": 2, "delaySeconds": 5},
+        # gRPC clients look a name up at most every 30 s: a worker that one has just found must serve longer than that.
+        "drain": {"preStopSeconds": 2, "delaySeconds": 32},
     }
     return {
         **images,

@@ -8,12 +8,12 @@ import secrets
 import pytest
 from support.charts import helm
 from support.control_plane import KubectlFailed
-from support.end_to_end import MAX_TOKENS, MODEL, TASKS, Ground, Release, prompts, running_ground, running_release
-from support.node import Node
+from support.end_to_end import MAX_TOKENS, MODEL, TASKS, Ground, Release, prompts, running_release
+from support.end_to_end_fixtures import ground, release
 from support.node_fixtures import node, once_a_run, probe_image, shared_node
 from support.node_pods import apply, execute, python_pod, wait_ready
 
-__all__ = ["node", "probe_image", "shared_node"]
+__all__ = ["ground", "node", "probe_image", "release", "shared_node"]
 
 pytestmark = [pytest.mark.node, pytest.mark.slow, pytest.mark.timeout(900)]
 COMPONENTS = ("operator", "retrieval", "expert-store", "gateway", "worker")
@@ -25,21 +25,7 @@ try:
 except TimeoutError:
     print("dropped")
 """
-_GROUND = pytest.StashKey[Ground]()
-_RELEASE = pytest.StashKey[Release]()
 _TLS_RELEASE = pytest.StashKey[Release]()
-
-
-@pytest.fixture
-def ground(request: pytest.FixtureRequest, node: Node, tmp_path_factory: pytest.TempPathFactory) -> Ground:
-    """What both releases stand on."""
-    return once_a_run(request, _GROUND, lambda: running_ground(node, tmp_path_factory.mktemp("ground")))
-
-
-@pytest.fixture
-def release(request: pytest.FixtureRequest, ground: Ground) -> Release:
-    """The release that the tests share; its processes talk plain text."""
-    return once_a_run(request, _RELEASE, lambda: running_release(ground))
 
 
 @pytest.fixture
