@@ -90,7 +90,7 @@ class Lease:
                 async with asyncio.timeout(self._times.fence_s / 3):
                     holder = await self._try(cluster)
             except (ApiFailure, TimeoutError) as failure:
-                _log.warning("lease not renewed: %s", failure)
+                _log.warning("lease not renewed: %s", str(failure) or "the API server did not answer in time")
                 holder = self._identity
             if holder != self._identity:
                 self._renewed_at = None

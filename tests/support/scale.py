@@ -16,6 +16,7 @@ import psutil
 from support.control_plane import ControlPlane
 from support.kwok import running_kwok
 from support.operator_process import MODEL_ID, MODELS, Json, Site, make_site, path, pruned_model, running_operator
+from support.processes import Child
 
 PODS_PER_NODE = 1000
 CREATES_PER_S = 20.0
@@ -105,7 +106,7 @@ def run_scale(
             started = time.monotonic()
             _create(site, models, workers_each)
             tell(f"{models} models created in {time.monotonic() - started:.0f} s")
-            _wait_ready(site, models, started + timeout_s, tell)
+            _wait_ready(site, models, started + timeout_s, operator, tell)
             converge_s = time.monotonic() - started
             observed_s = tuple(_observed_after_write(site, number % models) for number in _paced(writes, 1.0))
             pods = len(site.list("pods", "app.kubernetes.io/component=worker"))
@@ -129,8 +130,9 @@ def _create(site: Site, models: int, workers_each: int) -> None:
         site.create(MODELS, pruned_model(_name(number), workers={"replicas": workers_each}))
 
 
-def _wait_ready(site: Site, models: int, deadline: float, tell: Callable[[str], None]) -> None:
+def _wait_ready(site: Site, models: int, deadline: float, operator: Child, tell: Callable[[str], None]) -> None:
     while True:
+        assert operator.process.poll() is None, f"the operator ended: {operator.stderr()}"
         ready = sum(_is_ready(model) for model in site.list(MODELS))
         tell(f"{ready} of {models} Ready")
         if ready == models:
