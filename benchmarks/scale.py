@@ -33,6 +33,7 @@ def main(models: int, workers: int, writes: int, quiet_s: float, timeout_s: floa
             writes=writes,
             quiet_s=quiet_s,
             timeout_s=timeout_s,
+            clean_up=False,
             tell=lambda text: click.echo(text, err=True),
         )
     report.values["pods"] = figures.pods

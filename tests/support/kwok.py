@@ -19,17 +19,24 @@ from support.control_plane import ControlPlane
 from support.process_group import ProcessGroup, wait_until
 
 NODE_TIMEOUT_S = 60.0
+CLEAN_UP_TIMEOUT_S = 300.0
 ANNOTATION = "kwok.x-k8s.io/node"
 LEASE_SECONDS = 40
 
 
 @contextmanager
 def running_kwok(
-    cluster: ControlPlane, *, nodes: int = 1, pods_per_node: int = 1000, stages: Sequence[Path] = ()
+    cluster: ControlPlane,
+    *,
+    nodes: int = 1,
+    pods_per_node: int = 1000,
+    stages: Sequence[Path] = (),
+    clean_up: bool = True,
 ) -> Iterator[Sequence[str]]:
     """Run KWOK with fake nodes, deleted with their pods at the end; yields the nodes' names.
 
     ``stages`` are files with further stages; among those that fit, one with a weight wins over one without.
+    Without ``clean_up`` nodes and pods stay: thousands take minutes, and may end with the control plane.
 
     Raises ClusterMissing where kwok is not built, ProcessEnded or TimeoutError when the nodes do not get Ready.
     """
@@ -50,7 +57,8 @@ def running_kwok(
             wait_until(lambda: set(names) <= ready_nodes(cluster), NODE_TIMEOUT_S, "fake nodes", group, ["kwok"])
             yield names
         finally:
-            _remove(cluster, names)
+            if clean_up:
+                _remove(cluster, names)
 
 
 def fake_node(name: str, pods: int = 1000) -> dict[str, Any]:
@@ -88,4 +96,5 @@ def _remove(cluster: ControlPlane, names: Sequence[str]) -> None:
         pods = cluster.request("GET", "/api/v1/pods", params=on_node).raise_for_status().json()["items"]
         for namespace in {pod["metadata"]["namespace"] for pod in pods}:
             path = f"/api/v1/namespaces/{namespace}/pods"
-            cluster.request("DELETE", path, params=on_node, json={"gracePeriodSeconds": 0}).raise_for_status()
+            body = {"gracePeriodSeconds": 0}
+            cluster.request("DELETE", path, params=on_node, json=body, timeout=CLEAN_UP_TIMEOUT_S).raise_for_status()

@@ -92,14 +92,18 @@ def run_scale(
     writes: int,
     quiet_s: float,
     timeout_s: float,
+    clean_up: bool = True,
     tell: Callable[[str], None] = lambda text: None,
 ) -> ScaleFigures:
-    """Create the models, wait until all are Ready, write to some of them, then watch a quiet time."""
+    """Create the models, wait until all are Ready, write to some of them, then watch a quiet time.
+
+    Without ``clean_up`` the pods stay, for a control plane that ends with them.
+    """
     site = make_site(cluster, namespace, folder)
     stage = folder / "packed-stage.yaml"
     stage.write_text(PACKED_STAGE)
     nodes = -(-models * (workers_each + 1) // PODS_PER_NODE) + 1
-    with running_kwok(cluster, nodes=nodes, pods_per_node=PODS_PER_NODE, stages=[stage]):
+    with running_kwok(cluster, nodes=nodes, pods_per_node=PODS_PER_NODE, stages=[stage], clean_up=clean_up):
         # Long polls and leases as in production: short ones would be the load that is measured here.
         with running_operator(site, poll_s=10, lease_duration_s=15, lease_fence_s=10, lease_renew_s=2) as operator:
             process = psutil.Process(operator.process.pid)
