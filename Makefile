@@ -53,7 +53,7 @@ test: install services cluster-tools $(if $(filter 0,$(shell id -u)),node-tools)
 	@$(PYTEST) $(ARGS)
 
 .PHONY: test-fast
-test-fast: install ## Run the tests that need no services (under a minute), two at a time
+test-fast: install ## Run the tests that need no services, two at a time (about a minute and a half on two cores)
 	@OMP_NUM_THREADS=1 $(PYTEST) tests/unit tests/architecture -m "not slow" -n 2 $(ARGS)
 
 .PHONY: test-cluster
