@@ -7,7 +7,9 @@ does not bring a deleted object back.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from collections.abc import Iterable
 
+from premoe_operator.claims import claim_of
 from premoe_operator.kinds import PRUNED_MODEL, Kind
 from premoe_operator.objects import (
     MODEL_LABEL,
@@ -45,7 +47,10 @@ class Cache:
         concerned = self._unlink(key)
         self._removed.pop(key, None)
         self._objects[key] = _without_managed_fields(obj)
-        return concerned | self._link(key)
+        concerned |= self._link(key)
+        if key.kind is PRUNED_MODEL and claim_of(known) != claim_of(obj):
+            concerned |= _models_of_all([*self._claiming(known), *self._claiming(obj)])
+        return concerned
 
     def remove(self, key: ObjectKey, version: int) -> set[ModelKey]:
         """Take a removal at ``version`` in. Returns the PrunedModels it concerns."""
@@ -61,8 +66,8 @@ class Cache:
     def forget(self, key: ObjectKey) -> set[ModelKey]:
         """Drop what is known, without a claim that the object is gone. Returns the PrunedModels it concerns."""
         concerned = self._unlink(key)
-        self._objects.pop(key, None)
-        return concerned
+        gone = self._objects.pop(key, None)
+        return concerned | (_models_of_all(self._claiming(gone)) if key.kind is PRUNED_MODEL else set())
 
     def get(self, key: ObjectKey) -> Json | None:
         return self._objects.get(key)
@@ -83,6 +88,19 @@ class Cache:
             return []
         keys = self._served.get(served_name(own), set()) - {model}
         return [self._objects[ObjectKey(PRUNED_MODEL, *key)] for key in sorted(keys)]
+
+    def same_weights(self, model: ModelKey) -> list[Json]:
+        """Other PrunedModels with tasks over the same pack; none for one without tasks, or before its pack is known."""
+        own = self.model(model)
+        return [other for other in self._claiming(own) if other is not own]
+
+    def _claiming(self, obj: Json | None) -> list[Json]:
+        """PrunedModels with tasks over the pack of ``obj``."""
+        own = claim_of(obj)
+        if own is None:
+            return []
+        claims = ((other, claim_of(other)) for other in self.models())
+        return [other for other, claim in claims if claim is not None and claim.model_id == own.model_id]
 
     def replace(self, kind: Kind, namespace: str | None, listed: Listed) -> set[ModelKey]:
         """Take a full list in. Returns the PrunedModels for which something was news."""
@@ -142,6 +160,10 @@ def models_of(obj: Json) -> set[ModelKey]:
     if controller is not None and controller.get("kind") == PRUNED_MODEL.name:
         names.add(controller.get("name"))
     return {ModelKey(key.namespace, name) for name in names if name}
+
+
+def _models_of_all(objects: Iterable[Json]) -> set[ModelKey]:
+    return {model for obj in objects for model in models_of(obj)}
 
 
 def _without_managed_fields(obj: Json) -> Json:

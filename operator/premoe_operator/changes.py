@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from premoe_operator.claims import holder
 from premoe_operator.desired import LABEL_COMPONENT, job_changes
 from premoe_operator.jobs import result_of, result_patch
 from premoe_operator.kinds import JOB, REVISION
@@ -138,7 +139,8 @@ def _superseded(wanted: Sequence[Json], observed: Observed, situation: Situation
         for key, child in observed.children.items()
         if key not in names and ownership(child, observed.model) == "ours" and not is_deleting(child)
     ]
-    jobs = [(key, child) for key, child in stale if key.kind is JOB and _is_replaced(child, wanted, situation)]
+    held = holder(situation.model, observed.same_weights) is not None
+    jobs = [(key, child) for key, child in stale if key.kind is JOB and _is_replaced(child, wanted, situation, held)]
     revisions = [(key, child) for key, child in stale if key.kind is REVISION]
     revisions.sort(key=lambda entry: str(entry[1]["metadata"].get("creationTimestamp", "")), reverse=True)
     others = [(key, child) for key, child in stale if key.kind not in (JOB, REVISION)]
@@ -146,11 +148,13 @@ def _superseded(wanted: Sequence[Json], observed: Observed, situation: Situation
     return [Delete(key, uid_of(child)) for key, child in doomed]
 
 
-def _is_replaced(job: Json, wanted: Sequence[Json], situation: Situation) -> bool:
+def _is_replaced(job: Json, wanted: Sequence[Json], situation: Situation, held: bool) -> bool:
     """Whether another Job does this one's work now, or nobody wants it done."""
     component = _component(job)
     if component != "pack" and not situation.inputs.spec.patterns.tasks:
         return True
+    if component == "patterns" and held:
+        return True  # what it made live no longer is: it has to run again when its turn comes
     return any(key_of(child).kind is JOB and _component(child) == component for child in wanted)
 
 
@@ -158,11 +162,11 @@ def _component(obj: Mapping[str, Json]) -> str:
     return str((obj["metadata"].get("labels") or {}).get(LABEL_COMPONENT, ""))
 
 
-def planned_jobs(situation: Situation, *, with_tasks: bool) -> list[PlannedJob]:
-    """The Jobs whose turn it is: pack, then profile, then patterns."""
+def planned_jobs(situation: Situation, *, with_tasks: bool, with_set: bool) -> list[PlannedJob]:
+    """The Jobs whose turn it is: pack, then profile, then patterns if this PrunedModel's set may be live."""
     jobs = [situation.pack]
     if with_tasks and situation.profile is not None:
         jobs.append(situation.profile)
-        if situation.patterns is not None and situation.profile.state.phase == "Complete":
+        if with_set and situation.patterns is not None and situation.profile.state.phase == "Complete":
             jobs.append(situation.patterns)
     return jobs

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from premoe_operator.jobs import failure_reason, running_trouble
-from premoe_operator.objects import Json, ObjectKey
+from premoe_operator.objects import Json, ModelKey, ObjectKey
 from premoe_operator.observed import Refusal
 from premoe_operator.pods import Trouble
 from premoe_operator.ports import StoreFailure
@@ -132,8 +132,13 @@ def artifacts(situation: Situation, store: object, found: Sequence[Trouble]) -> 
     return Verdict(status, Reason(store.reason), store.message)
 
 
-def patterns(situation: Situation, missing: Sequence[str], found: Sequence[Trouble]) -> Verdict | None:
-    """Whether the tasks' pattern set is live; ``None`` where the spec names no tasks."""
+def patterns(
+    situation: Situation, missing: Sequence[str], found: Sequence[Trouble], held_by: ModelKey | None = None
+) -> Verdict | None:
+    """Whether the tasks' pattern set is live; ``None`` where the spec names no tasks.
+
+    ``held_by`` is the PrunedModel whose set is live for these weights instead.
+    """
     tasks = situation.inputs.spec.patterns.tasks
     if not tasks:
         return None
@@ -146,6 +151,10 @@ def patterns(situation: Situation, missing: Sequence[str], found: Sequence[Troub
         return _job_verdict(
             profile, found, Reason.PROFILING, f"{profile.state.completed} of {len(tasks)} tasks are profiled"
         )
+    if held_by is not None:
+        name = f"{held_by.namespace}/{held_by.name}"
+        message = f"{name} is older and has other tasks or budgets for the same weights, of which one set can be live"
+        return Verdict("False", Reason.PATTERN_SET_CONFLICT, message)
     if built.state.phase != "Complete":
         return _job_verdict(built, found, Reason.BUILDING, "the pattern set is being built")
     return Verdict("True", Reason.BUILT)

@@ -41,6 +41,8 @@ class Observed:
     missing_sources: tuple[str, ...] = ()
     """One sentence for each ConfigMap of calibration data that is not there."""
     rivals: tuple[Rival, ...] = ()
+    same_weights: tuple[Json, ...] = ()
+    """Other PrunedModels with tasks over the same pack."""
     refusals: Mapping[ObjectKey, Refusal] = field(default_factory=dict)
 
 

@@ -6,12 +6,13 @@ patterns of a changed spec are not there yet, or failed, workers keep their temp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from premoe_operator import conditions
 from premoe_operator.acceptance import acceptance, with_facts
 from premoe_operator.changes import Changes, changes, planned_jobs
+from premoe_operator.claims import holder
 from premoe_operator.conditions import Verdict
 from premoe_operator.desired import surroundings
 from premoe_operator.kinds import CERTIFICATE
@@ -24,6 +25,7 @@ from premoe_operator.release import Release
 from premoe_operator.resources import PrunedModelStatus
 from premoe_operator.rollout import Rollout, rollout
 from premoe_operator.situation import (
+    PlannedJob,
     Situation,
     fresh_resolved,
     read_situation,
@@ -68,12 +70,18 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
         ConditionType.SPEC_ACCEPTED: acceptance(situation, observed, resolved),
         ConditionType.ARTIFACTS_READY: conditions.artifacts(situation, observed.store, found),
     }
-    patterns = conditions.patterns(situation, observed.missing_sources, found)
+    held_by = holder(model, observed.same_weights)
+    patterns = conditions.patterns(situation, observed.missing_sources, found, held_by)
     if patterns is not None:
         parts[ConditionType.PATTERNS_READY] = patterns
     may_roll = all(verdict.holds for verdict in parts.values())
     workers = rollout(situation, observed.children, may_roll=may_roll)
-    wanted = _wanted(situation, parts[ConditionType.SPEC_ACCEPTED], bool(resolved.layers), workers)
+    jobs = planned_jobs(
+        situation,
+        with_tasks=parts[ConditionType.SPEC_ACCEPTED].holds and bool(resolved.layers),
+        with_set=held_by is None,
+    )
+    wanted = _wanted(situation, parts[ConditionType.SPEC_ACCEPTED], jobs, workers)
     settled = may_roll and not workers_lag(situation.deployment)
     todo = Changes() if wanted is None else changes(wanted, observed, situation, settled=settled)
 
@@ -110,11 +118,12 @@ def _not_understood(model: Json, message: str, now: str) -> Plan:
     return Plan(status=None if model.get("status") and changed == status else changed)
 
 
-def _wanted(situation: Situation, accepted: Verdict, has_facts: bool, workers: Rollout) -> tuple[Json, ...] | None:
+def _wanted(
+    situation: Situation, accepted: Verdict, jobs: Sequence[PlannedJob], workers: Rollout
+) -> tuple[Json, ...] | None:
     """The children that there should be, in order of creation; ``None``: leave them as they are."""
     if not accepted.holds and accepted.reason is not Reason.BUDGET_IMPOSSIBLE:
         return None
-    jobs = planned_jobs(situation, with_tasks=accepted.holds and has_facts)
     carriers = (child for child in (workers.revision, workers.deployment) if child is not None)
     return (*surroundings(situation.inputs), *(job.wanted for job in jobs), *carriers)
 
@@ -148,7 +157,7 @@ def _requeue_after_s(
     """Poll only what no watch shows: pods, the store, ConfigMaps of others, objects that are not ours."""
     if todo.leaving:
         return SOON_S
-    jobs = planned_jobs(situation, with_tasks=True)
+    jobs = planned_jobs(situation, with_tasks=True, with_set=True)
     certificate = parts.get(ConditionType.CERTIFICATE_READY)
     waits = (
         certificate is not None and not certificate.holds,

@@ -74,7 +74,8 @@ def _trouble(pod: Json, events: list[Json]) -> Trouble | None:
         return None
     conditions = {entry["type"]: entry for entry in status.get("conditions") or []}
     unscheduled = conditions.get("PodScheduled", {})
-    if unscheduled.get("status") == "False":
+    # A scheduler that was trying when the pod got its node elsewhere still says that it found none.
+    if unscheduled.get("status") == "False" and not pod.get("spec", {}).get("nodeName"):
         when = unscheduled.get("lastTransitionTime", "")
         return _make(pod, Reason.UNSCHEDULABLE, unscheduled.get("message", "no node has room"), when)
     containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]

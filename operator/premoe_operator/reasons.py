@@ -48,6 +48,7 @@ class Reason(StrEnum):
     # The spec must change.
     SPEC_INVALID = "SpecInvalid"
     SERVED_NAME_CONFLICT = "ServedNameConflict"
+    PATTERN_SET_CONFLICT = "PatternSetConflict"
     BUDGET_IMPOSSIBLE = "BudgetImpossible"
     POD_TEMPLATE_REFUSED = "PodTemplateRefused"
     # Something in the cluster must change.

@@ -119,6 +119,7 @@ class Reconciler:
             store=await self._facts(wanted),
             missing_sources=await self._missing_sources(key.namespace, wanted),
             rivals=tuple(_rival(other) for other in self._cache.rivals(key)),
+            same_weights=tuple(self._cache.same_weights(key)),
         )
 
     def _children(self, key: ModelKey) -> dict[ObjectKey, Json]:

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from support.cluster_fixtures import control_plane, create_namespace, delete_namespace, install_crd, namespace
 from support.control_plane import ControlPlane
+from support.operator_fixtures import site
 from support.operator_process import (
     MODEL_ID,
     PATTERN_SET,
@@ -21,7 +22,7 @@ from support.operator_process import (
     wait,
 )
 
-__all__ = ["control_plane", "namespace"]
+__all__ = ["control_plane", "namespace", "site"]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -46,11 +47,6 @@ CERTIFICATES: Json = {
     },
 }
 """As much of cert-manager as has to be there for its objects to be taken."""
-
-
-@pytest.fixture
-def site(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Site:
-    return make_site(control_plane, namespace, tmp_path)
 
 
 def test_packs_then_starts_workers_then_is_ready(site: Site) -> None:

@@ -17,8 +17,8 @@ from premoe_operator.objects import ModelKey
 from premoe_operator.ports import ApiFailure
 from support.api_faults import Crash, FaultyCluster, StormTransport
 from support.cluster_fixtures import control_plane, namespace
-from support.control_plane import ControlPlane
 from support.freezing_proxy import freezing_proxy
+from support.operator_fixtures import site
 from support.operator_lives import (
     CHILDREN,
     PLAIN_CHILDREN,
@@ -34,20 +34,14 @@ from support.operator_process import (
     Json,
     Kubelet,
     Site,
-    make_site,
     pruned_model,
     running_operator,
     wait,
 )
 
-__all__ = ["control_plane", "namespace"]
+__all__ = ["control_plane", "namespace", "site"]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@pytest.fixture
-def site(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Site:
-    return make_site(control_plane, namespace, tmp_path)
 
 
 def create(site: Site, name: str) -> None:

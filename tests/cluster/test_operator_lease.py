@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from support.cluster_fixtures import control_plane, namespace
-from support.control_plane import ControlPlane
-from support.operator_process import Site, make_site, pruned_model, running_operator, wait
+from support.operator_fixtures import site
+from support.operator_process import Site, pruned_model, running_operator, wait
 from support.processes import Child
 
-__all__ = ["control_plane", "namespace"]
+__all__ = ["control_plane", "namespace", "site"]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
 
 RELEASE_TIMES: dict[str, Any] = {"lease_duration_s": 15, "lease_fence_s": 10, "lease_renew_s": 2}
-
-
-@pytest.fixture
-def site(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Site:
-    return make_site(control_plane, namespace, tmp_path)
 
 
 def holder(site: Site) -> str:

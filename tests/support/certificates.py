@@ -25,39 +25,46 @@ class Pair:
 
 
 class Authority:
-    """A certificate authority of its own."""
+    """A certificate authority of its own, good for a week."""
 
     def __init__(self, name: str = "test authority") -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
-        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self._name = _name(name)
         certificate = (
-            _builder(self._name, self._name, self._key.public_key(), days=2)
+            _builder(self._name, self._name, self._key.public_key(), days=7)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(sign_certificates=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         self.pem = certificate.public_bytes(serialization.Encoding.PEM)
 
-    def issue(self, *names: str, addresses: Sequence[str] = ("127.0.0.1",), days: float = 1) -> Pair:
-        """A certificate for both sides of mutual TLS; ``days`` below 0: expired."""
+    def issue(
+        self,
+        *names: str,
+        addresses: Sequence[str] = ("127.0.0.1",),
+        common_name: str = "premoe test",
+        organisation: str | None = None,
+        days: float = 1,
+    ) -> Pair:
+        """A certificate for both sides of mutual TLS; ``days`` below 0: expired.
+
+        Kubernetes reads the common name as a user and the organisation as a group.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "premoe test")])
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = (
+            _builder(_name(common_name, organisation), self._name, key.public_key(), days=days)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(sign_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
         alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
         alternatives += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
-        certificate = (
-            _builder(subject, self._name, key.public_key(), days=days)
-            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-            .add_extension(
-                x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-                critical=False,
-            )
-            .sign(self._key, hashes.SHA256())
-        )
-        return Pair(
-            certificate.public_bytes(serialization.Encoding.PEM),
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            ),
-        )
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        return Pair(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM), private_pem(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,34 @@ def tls_folder(folder: Path, authority: Authority, *names: str) -> TlsFolder:
     made = TlsFolder(folder)
     made.write(authority.issue(*names), authority.pem)
     return made
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The key without a password, PKCS #8."""
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _name(common_name: str, organisation: str | None = None) -> x509.Name:
+    attributes = [x509.NameAttribute(NameOID.COMMON_NAME, common_name)]
+    if organisation is not None:
+        attributes.insert(0, x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation))
+    return x509.Name(attributes)
+
+
+def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not sign_certificates,
+        key_cert_sign=sign_certificates,
+        crl_sign=sign_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _builder(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import TypeVar
 
 import pytest
 import yaml
@@ -19,7 +20,23 @@ from support.cluster_programs import ClusterMissing, cluster_program
 from support.control_plane import PROGRAMS, ControlPlane, running_control_plane
 from support.process_group import wait_until
 
+T = TypeVar("T")
 _SHARED: pytest.StashKey[ControlPlane] = pytest.StashKey()
+
+
+def once_a_run(
+    request: pytest.FixtureRequest, key: pytest.StashKey[T], make: Callable[[], AbstractContextManager[T]]
+) -> T:
+    """A value that all modules of a run share, closed when the run ends.
+
+    A session fixture does not do that: pytest sets it up anew for every module that imports it.
+    """
+    stash = request.config.stash
+    if key not in stash:
+        stack = ExitStack()
+        stash[key] = stack.enter_context(make())
+        request.config.add_cleanup(stack.close)
+    return stash[key]
 
 
 def require_programs(*names: str) -> None:
@@ -36,14 +53,8 @@ def require_programs(*names: str) -> None:
 @pytest.fixture(scope="session")
 def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ControlPlane:
     """The control plane that all tests of a run share; it ends with the run."""
-    # A fixture imported into two modules is two fixtures to pytest: the control plane hangs on the run instead.
-    config = request.config
-    if _SHARED not in config.stash:
-        require_programs(*PROGRAMS)
-        stack = ExitStack()
-        config.add_cleanup(stack.close)
-        config.stash[_SHARED] = stack.enter_context(running_control_plane(tmp_path_factory.mktemp("control-plane")))
-    return config.stash[_SHARED]
+    require_programs(*PROGRAMS)
+    return once_a_run(request, _SHARED, lambda: running_control_plane(tmp_path_factory.mktemp("control-plane")))
 
 
 @pytest.fixture

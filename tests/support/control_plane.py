@@ -28,7 +28,7 @@ import httpx
 
 from support.audit import AuditedCall, audit_flags, audit_log, read_audit
 from support.cluster_commands import KUBERNETES_SERVICE_IP, Layout, apiserver_command, controller_command, etcd_command
-from support.cluster_pki import Authority, write_key_pair, write_private
+from support.cluster_pki import ClusterPki, write_key_pair, write_private
 from support.cluster_programs import cluster_program
 from support.ports import stable_port
 from support.process_group import ProcessEnded, ProcessGroup, wait_until
@@ -273,11 +273,11 @@ def kubeconfig_text(url: str, ca: bytes, token: str) -> str:
 
 def _write_credentials(layout: Layout) -> dict[str, str]:
     """Write the authority, certificates, key pair and token file; returns the tokens by user."""
-    authority = Authority(layout.pki)
-    service = ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
-    hosts = dict.fromkeys(["localhost", *service, "127.0.0.1", layout.host, KUBERNETES_SERVICE_IP])
-    authority.issue("apiserver", "kube-apiserver", hosts=tuple(hosts))
-    authority.issue("kubelet-client", "kube-apiserver-kubelet-client", organisation="system:masters")
+    pki = ClusterPki(layout.pki)
+    service = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local")
+    addresses = tuple(dict.fromkeys(("127.0.0.1", layout.host, KUBERNETES_SERVICE_IP)))
+    pki.issue("apiserver", "kube-apiserver", hosts=("localhost", *service), addresses=addresses)
+    pki.issue("kubelet-client", "kube-apiserver-kubelet-client", organisation="system:masters")
     write_key_pair(layout.pki, "service-accounts")
     tokens = {user: secrets.token_urlsafe(24) for user in USERS}
     lines = [

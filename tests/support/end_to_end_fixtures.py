@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from support.cluster_fixtures import once_a_run
 from support.end_to_end import Ground, Release, running_ground, running_release
 from support.node import Node
-from support.node_fixtures import once_a_run
 
 __all__ = ["ground", "release"]
 

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import pytest
 
-from support.cluster_fixtures import create_namespace, delete_namespace, restrict
+from support.cluster_fixtures import create_namespace, delete_namespace, once_a_run, restrict
 from support.deployable_images import build_images, reference
 from support.node import Node, NodeUnavailable, running_node
 
 __all__ = ["node", "node_namespace", "probe_image", "shared_node"]
 
-T = TypeVar("T")
 _NODE = pytest.StashKey[Node]()
 _PROBE_IMAGE = pytest.StashKey[str]()
-
-
-def once_a_run(
-    request: pytest.FixtureRequest, key: pytest.StashKey[T], make: Callable[[], AbstractContextManager[T]]
-) -> T:
-    """A value that all modules of a run share, closed when the run ends.
-
-    A session fixture does not do that: pytest sets it up anew for every module that imports it.
-    """
-    stash = request.config.stash
-    if key not in stash:
-        stack = ExitStack()
-        stash[key] = stack.enter_context(make())
-        request.config.add_cleanup(stack.close)
-    return stash[key]
 
 
 @pytest.fixture(scope="session")

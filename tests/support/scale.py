@@ -153,7 +153,7 @@ def _is_ready(model: Json) -> bool:
 
 
 def _observed_after_write(site: Site, number: int) -> float:
-    """Change a setting that starts nothing anew; returns how long the operator took to say that it saw it."""
+    """Change a setting that moves no worker, only names a new pack Job; returns how long until the operator saw it."""
     name = _name(number)
     started = time.monotonic()
     retries = 1 + site.model(name)["spec"].get("jobs", {}).get("retries", 3) % 5

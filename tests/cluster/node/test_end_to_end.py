@@ -7,15 +7,22 @@ import secrets
 
 import pytest
 from support.charts import helm
+from support.cluster_fixtures import once_a_run
 from support.control_plane import KubectlFailed
 from support.end_to_end import MAX_TOKENS, MODEL, TASKS, Ground, Release, prompts, running_release
 from support.end_to_end_fixtures import ground, release
-from support.node_fixtures import node, once_a_run, probe_image, shared_node
+from support.node_fixtures import node, probe_image, shared_node
 from support.node_pods import apply, execute, python_pod, wait_ready
+from support.process_group import wait_until
 
 __all__ = ["ground", "node", "probe_image", "release", "shared_node"]
 
 pytestmark = [pytest.mark.node, pytest.mark.slow, pytest.mark.timeout(900)]
+BACKENDS = ("versitygw", "redis")
+KINDS = (
+    "pods,jobs,deployments,replicasets,services,configmaps,serviceaccounts,controllerrevisions,"
+    "networkpolicies,poddisruptionbudgets,endpointslices"
+)
 COMPONENTS = ("operator", "retrieval", "expert-store", "gateway", "worker")
 CONNECTS = """
 import socket
@@ -140,3 +147,30 @@ def test_mutual_tls_refuses_callers_without_a_certificate(tls_release: Release) 
     """The node itself passes every NetworkPolicy, and is refused by the workers all the same."""
     with pytest.raises(AssertionError, match=r"error: "):
         tls_release.generate("hello", f"{tls_release.address('worker')}:50051")
+
+
+def test_deletion_needs_no_backend(tls_release: Release) -> None:
+    """Object store and Redis hang, retrieval with its index and the expert store are gone: nothing of ours waits."""
+    node, namespace = tls_release.node, tls_release.namespace
+    node.kubectl(
+        "scale", "-n", namespace, "--replicas=0", "deployment/premoe-retrieval", "deployment/premoe-expert-store"
+    )
+    for backend in BACKENDS:
+        node.group.pause(backend)
+    try:
+        node.kubectl("delete", "prunedmodel", MODEL, "-n", namespace, "--timeout=20s")
+        wait_until(lambda: not _left_of_the_model(tls_release), 30, "the end of all that the PrunedModel owned")
+    finally:
+        for backend in BACKENDS:
+            node.group.resume(backend)
+
+
+def _left_of_the_model(release: Release) -> list[str]:
+    """Objects of the PrunedModel, without pods that finish their last requests."""
+    label = f"premoe.dev/model={MODEL}"
+    listed = release.node.kubectl("get", KINDS, "-n", release.namespace, "-l", label, "-o", "json")
+    return [
+        f"{obj['kind']}/{obj['metadata']['name']}"
+        for obj in json.loads(listed)["items"]
+        if obj["kind"] != "Pod" or "deletionTimestamp" not in obj["metadata"]
+    ]

@@ -103,3 +103,24 @@ def test_any_order_of_arrival_ends_at_the_newest(order: list[tuple[str, int]]) -
     found = cache.get(KEY)
     assert found is not None
     assert found["metadata"]["resourceVersion"] == "9"
+
+
+def claiming(name: str, version: int = 1, pack: str = "blake3:00", budget: str = "4/8", task: str = "add") -> Json:
+    found = model(name, version)
+    found["spec"] |= {"budget": budget, "patterns": {"tasks": [{"name": task}] if task else []}}
+    return {**found, "status": {"resolved": {"modelId": pack}}}
+
+
+def test_models_of_the_same_weights_hear_of_each_others_wishes_only() -> None:
+    first, second, third = (ModelKey("a", name) for name in ("first", "second", "third"))
+    cache = Cache()
+    cache.put(claiming("first"))
+    assert cache.put(claiming("second")) == {first, second}
+    assert cache.put(claiming("second", version=2)) == {second}
+    assert cache.put(claiming("third", pack="blake3:11")) == {third}
+    assert [found["metadata"]["name"] for found in cache.same_weights(first)] == ["second"]
+    assert cache.put(claiming("second", version=3, budget="2/8")) == {first, second}
+    assert cache.put(claiming("second", version=4, task="")) == {first, second}
+    assert cache.same_weights(first) == []
+    cache.put(claiming("second", version=5))
+    assert cache.remove(ObjectKey(PRUNED_MODEL, "a", "second"), 6) == {first, second}

@@ -205,6 +205,13 @@ def test_nothing_is_wrong_with_a_pod(given: Json) -> None:
     assert troubles([given], []) == ()
 
 
+def test_a_late_word_of_the_scheduler_does_not_hide_what_kubelet_says() -> None:
+    late = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}
+    bound = {**pod(waiting("ImagePullBackOff"), conditions=[late]), "spec": {"nodeName": "n"}}
+    (trouble,) = troubles([bound], [])
+    assert trouble.reason == "ImagePullFailed"
+
+
 def test_a_missing_secret_of_a_volume_shows_in_an_event() -> None:
     event = {"involvedObject": {"uid": "u"}, "reason": "FailedMount", "message": 'secret "tls" not found'}
     (trouble,) = troubles([pod(waiting("ContainerCreating"))], [event])

@@ -120,6 +120,61 @@ def test_a_younger_rival_is_no_obstacle(rival: Rival) -> None:
     assert planned(Observed(model(), rivals=(rival,))).changes.create
 
 
+def sharing(name: str, created: str, **spec: Any) -> Json:
+    """Another PrunedModel over the same pack, with one task."""
+    found = model(patterns={"tasks": [{"name": "roman", "calibration": {"uri": "s3://data/roman.jsonl"}}]}, **spec)
+    found["metadata"] |= {"name": name, "uid": name, "creationTimestamp": created}
+    return {**found, "status": {"resolved": {"modelId": pruned_models.MODEL_ID}}}
+
+
+def with_patterns(**changes: Any) -> Observed:
+    """A PrunedModel with one task, whose profile is there."""
+    source = model(patterns={"tasks": [TASK]})
+    source["status"] = {"resolved": {"modelId": pruned_models.MODEL_ID}}
+    return replace(after(after(replace(Observed(source), store=FACTS))), **changes)
+
+
+OLDER, YOUNGER = "2026-01-01T00:00:01Z", "2026-01-01T00:00:09Z"
+
+
+def test_an_older_set_of_the_same_weights_stays_live() -> None:
+    observed = with_patterns(same_weights=(sharing("first", OLDER), sharing("second", YOUNGER)))
+    found = planned(observed)
+    assert ready(found) == ("False", "PatternSetConflict")
+    assert found.status is not None
+    assert "a/first is older" in next(one for one in found.status.conditions if one.type == "PatternsReady").message
+    assert found.changes.create == ()
+    assert found.requeue_after_s is None  # the cache says when the other one has changed
+    assert names(planned(replace(observed, same_weights=())).changes.create) == ["Job/patterns"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        sharing("other", YOUNGER),
+        {**sharing("other", OLDER), "spec": model(patterns={"tasks": [TASK]})["spec"]},
+        {**sharing("other", OLDER), "metadata": {**sharing("other", OLDER)["metadata"], "deletionTimestamp": OLDER}},
+    ],
+    ids=["younger", "wants the same", "is being deleted"],
+)
+def test_a_set_that_does_not_stand_in_the_way(other: Json) -> None:
+    assert names(planned(with_patterns(same_weights=(other,))).changes.create) == ["Job/patterns"]
+
+
+def test_the_same_set_as_the_oldest_is_no_conflict_whatever_a_third_wants() -> None:
+    first = {**sharing("first", OLDER), "spec": model(patterns={"tasks": [TASK]})["spec"]}
+    second = sharing("second", "2026-01-01T00:00:03Z")
+    assert names(planned(with_patterns(same_weights=(first, second))).changes.create) == ["Job/patterns"]
+
+
+def test_a_set_that_was_live_before_is_built_again_after_the_conflict() -> None:
+    observed = after(with_patterns())
+    assert ready(planned(observed)) != ("False", "PatternSetConflict")
+    doomed = planned(replace(observed, same_weights=(sharing("first", OLDER),))).changes.delete
+    assert [key.kind for key, _ in ((one.key, one.uid) for one in doomed)] == [JOB]
+    assert "-patterns-" in doomed[0].key.name
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
