@@ -50,7 +50,8 @@ up: install ## Serve a pack on this machine: make up ARGS="--model URL --budget 
 .PHONY: test
 test: install services cluster-tools $(if $(filter 0,$(shell id -u)),node-tools) ## Run every tier of tests and the checks
 	@$(MAKE) --no-print-directory check
-	@$(PYTEST) $(ARGS)
+	@OMP_NUM_THREADS=1 $(PYTEST) tests/unit tests/architecture -n 2 $(ARGS)
+	@$(PYTEST) tests/contract tests/services tests/docs tests/cluster $(ARGS)
 
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no services, two at a time (about a minute and a half on two cores)

@@ -72,13 +72,14 @@ def _trouble(pod: Json, events: list[Json]) -> Trouble | None:
     status = pod.get("status", {})
     if status.get("phase") == "Succeeded":
         return None
+    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     conditions = {entry["type"]: entry for entry in status.get("conditions") or []}
     unscheduled = conditions.get("PodScheduled", {})
-    # A scheduler that was trying when the pod got its node elsewhere still says that it found none.
-    if unscheduled.get("status") == "False" and not pod.get("spec", {}).get("nodeName"):
+    # Where kubelet speaks there is a node, whatever a scheduler that was still trying says last.
+    has_node = bool(pod.get("spec", {}).get("nodeName") or containers)
+    if unscheduled.get("status") == "False" and not has_node:
         when = unscheduled.get("lastTransitionTime", "")
         return _make(pod, Reason.UNSCHEDULABLE, unscheduled.get("message", "no node has room"), when)
-    containers = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     for container in containers:
         found = _container_trouble(pod, container)
         if found is not None:

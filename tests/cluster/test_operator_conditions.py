@@ -13,6 +13,7 @@ from support.control_plane import ControlPlane
 from support.operator_process import (
     FACTS,
     MODEL_ID,
+    PATTERN_SET,
     Json,
     Kubelet,
     Site,
@@ -129,6 +130,29 @@ def test_two_models_with_one_served_name(site: Site) -> None:
     assert site.condition("older", "Ready")["status"] == "True"
     site.delete("prunedmodels", "older")
     site.wait_for("younger", "SpecAccepted", "True")
+
+
+def test_two_models_that_want_different_patterns_of_the_same_weights(site: Site) -> None:
+    kubelet = Kubelet(site)
+    site.create("configmaps", {"metadata": {"name": "pair"}, "data": {"one.jsonl": "{}", "two.jsonl": "{}"}})
+    for name, key in (("holds", "one.jsonl"), ("waits", "two.jsonl")):
+        task = {"name": "same-name", "calibration": {"configMap": {"name": "pair", "key": key}}}
+        site.create("prunedmodels", pruned_model(name, patterns={"tasks": [task]}))
+        kubelet.pack(name)
+        if name == "holds":
+            kubelet.profile(name, tasks=1)
+            kubelet.serve(name)
+            site.wait_for(name, "Ready", "True")
+            time.sleep(1.1)  # creation times have seconds
+    kubelet.end(kubelet.wait_for_pods("waits", "profile")[0], {"task": "same-name", "profile": "blake3:00"})
+    found = site.wait_for("waits", "PatternsReady", "False", "PatternSetConflict")
+    assert f"{site.namespace}/holds is older" in found["message"]
+    assert kubelet.pods("waits", "patterns") == []
+    assert site.condition("holds", "Ready")["status"] == "True"
+    site.delete("prunedmodels", "holds")
+    kubelet.end(kubelet.wait_for_pods("waits", "patterns")[0], {"patternSet": PATTERN_SET})
+    site.wait_for("waits", "PatternsReady", "True", "Built")
+    site.delete("prunedmodels", "waits")
 
 
 def test_an_image_that_cannot_be_pulled_keeps_the_old_worker(site: Site) -> None:

@@ -26,6 +26,7 @@ from support.operator_lives import (
     advance,
     api_of,
     children,
+    children_by_model,
     converges,
     wait_until_ready,
     with_kubelet,
@@ -83,9 +84,10 @@ async def test_a_crash_at_every_write(site: Site, change: Callable[[Site, str], 
         await with_kubelet(site, live("calm", counter))
         points = [(at, when) for at in range(1, len(counter.calls) + 1) for when in ("before", "after")]
         await with_kubelet(site, asyncio.gather(*(limited(*point) for point in points)))
-        for name in ("calm", *(f"m{at}-{when}" for at, when in points)):
-            found = children(site, name)
-            assert len(found) == PLAIN_CHILDREN + revisions - 1, f"{name}: {found}"
+        found = children_by_model(site)
+        assert set(found) == {"calm", *(f"m{at}-{when}" for at, when in points)}
+        for name, controlled in found.items():
+            assert len(controlled) == PLAIN_CHILDREN + revisions - 1, f"{name}: {controlled}"
 
 
 @pytest.mark.parametrize(("codes", "share"), [((429,), 0.4), ((409,), 0.3), ((429, 409), 0.5)])

@@ -122,7 +122,7 @@ class Release:
     def replace_worker(self) -> None:
         """Delete the worker's pod and wait until another one serves."""
         (pod,) = self.pods("worker")
-        self.node.kubectl("delete", "pod", "-n", self.namespace, pod["metadata"]["name"])
+        self.node.kubectl("delete", "pod", "-n", self.namespace, pod["metadata"]["name"], "--grace-period=1")
         wait_until(lambda: self.condition("Ready") == "True" and self._only_worker_ready(), READY_TIMEOUT_S, "a worker")
         self.wait_served()
 

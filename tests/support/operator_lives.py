@@ -31,16 +31,21 @@ PLAIN_CHILDREN = 9
 """Two policies, account, residency, service, budget, Job, revision, Deployment."""
 
 
-def children(site: Site, name: str) -> list[str]:
-    """What the PrunedModel controls, by kind and name."""
-    uid = site.model(name)["metadata"]["uid"]
-    found = []
+def children_by_model(site: Site) -> dict[str, list[str]]:
+    """What each PrunedModel controls, by kind and name."""
+    names = {model["metadata"]["uid"]: model["metadata"]["name"] for model in site.list("prunedmodels")}
+    found: dict[str, list[str]] = {name: [] for name in names.values()}
     for plural in CHILDREN:
         for obj in site.list(plural):
-            owners = obj["metadata"].get("ownerReferences", [])
-            if any(owner["uid"] == uid and owner.get("controller") for owner in owners):
-                found.append(f"{plural}/{obj['metadata']['name']}")
+            for owner in obj["metadata"].get("ownerReferences", []):
+                if owner.get("controller") and owner["uid"] in names:
+                    found[names[owner["uid"]]].append(f"{plural}/{obj['metadata']['name']}")
     return found
+
+
+def children(site: Site, name: str) -> list[str]:
+    """What one PrunedModel controls."""
+    return children_by_model(site)[name]
 
 
 def advance(site: Site) -> None:

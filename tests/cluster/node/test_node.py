@@ -43,6 +43,18 @@ server.add_insecure_port("0.0.0.0:50053"); server.start(); server.wait_for_termi
 """
 
 
+# kube-proxy hears of an endpoint a moment after its pod is ready, and refuses until then.
+FETCH = """
+import time, urllib.request
+for _ in range(100):
+    try:
+        print(urllib.request.urlopen({url!r}, timeout=5).status)
+        break
+    except OSError:
+        time.sleep(0.1)
+"""
+
+
 @pytest.fixture
 def namespace(node_namespace: str, probe_image: str) -> str:
     """A restricted namespace on a node that has the image of test pods."""
@@ -70,8 +82,10 @@ def test_http_and_grpc_probes_make_pods_ready(node: Node, namespace: str) -> Non
 def test_a_service_answers_by_name(node: Node, namespace: str) -> None:
     apply(node, namespace, python_pod("web", SERVE, readinessProbe=PROBE), service("web", 8080), python_pod("client"))
     wait_ready(node, namespace, "web", "client")
-    code = f"import urllib.request as u; print(u.urlopen('http://web.{namespace}.svc.cluster.local:8080').status)"
-    assert execute(node, namespace, "client", code) == "200\n"
+    assert (
+        execute(node, namespace, "client", FETCH.format(url=f"http://web.{namespace}.svc.cluster.local:8080"))
+        == "200\n"
+    )
     unknown = "import socket; socket.getaddrinfo('host.example.invalid', 80)"
     with pytest.raises(KubectlFailed, match=r"Name or service not known|No address associated"):
         execute(node, namespace, "client", unknown)

@@ -205,11 +205,19 @@ def test_nothing_is_wrong_with_a_pod(given: Json) -> None:
     assert troubles([given], []) == ()
 
 
-def test_a_late_word_of_the_scheduler_does_not_hide_what_kubelet_says() -> None:
-    late = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}
-    bound = {**pod(waiting("ImagePullBackOff"), conditions=[late]), "spec": {"nodeName": "n"}}
-    (trouble,) = troubles([bound], [])
-    assert trouble.reason == "ImagePullFailed"
+NO_NODE = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}
+
+
+@pytest.mark.parametrize(
+    ("given", "reasons"),
+    [
+        (pod(waiting("ImagePullBackOff"), conditions=[NO_NODE]), ["ImagePullFailed"]),
+        (pod({"state": {"running": {}}, "ready": True}, phase="Running", conditions=[NO_NODE]), []),
+        ({**pod(conditions=[NO_NODE]), "spec": {"nodeName": "n"}}, []),
+    ],
+)
+def test_a_late_word_of_the_scheduler_is_not_heard(given: Json, reasons: list[str]) -> None:
+    assert [trouble.reason for trouble in troubles([given], [])] == reasons
 
 
 def test_a_missing_secret_of_a_volume_shows_in_an_event() -> None:
