@@ -47,15 +47,18 @@ demo: install ## Pack, profile and serve the fixture model; print what each requ
 up: install ## Serve a pack on this machine: make up ARGS="--model URL --budget 4/16"
 	@$(BIN)/premoe up $(ARGS)
 
+# Several processes with torch run side by side in tests: one thread each is quicker on two cores.
+test test-fast test-cluster: export OMP_NUM_THREADS := 1
+
 .PHONY: test
 test: install services cluster-tools $(if $(filter 0,$(shell id -u)),node-tools) ## Run every tier of tests and the checks
 	@$(MAKE) --no-print-directory check
-	@OMP_NUM_THREADS=1 $(PYTEST) tests/unit tests/architecture -n 2 $(ARGS)
+	@$(PYTEST) tests/unit tests/architecture -n 2 $(ARGS)
 	@$(PYTEST) tests/contract tests/services tests/docs tests/cluster $(ARGS)
 
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no services, two at a time (about a minute and a half on two cores)
-	@OMP_NUM_THREADS=1 $(PYTEST) tests/unit tests/architecture -m "not slow" -n 2 $(ARGS)
+	@$(PYTEST) tests/unit tests/architecture -m "not slow" -n 2 $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: install cluster-tools ## Run the tests against a real control plane
