@@ -11,6 +11,8 @@ PY     := premoe_runtime operator services tests tools benchmarks
 CRD    := charts/premoe-crds/templates/prunedmodels.yaml
 CRD_PAGE := docs/reference/prunedmodel.md
 PYTEST := $(BIN)/python -m pytest
+# What needs no services, and so runs two at a time.
+FAST   := tests/unit tests/architecture
 # Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
 export OMP_WAIT_POLICY := PASSIVE
 export OMP_NUM_THREADS ?= 2
@@ -53,12 +55,12 @@ test test-fast test-cluster: export OMP_NUM_THREADS := 1
 .PHONY: test
 test: install services cluster-tools $(if $(filter 0,$(shell id -u)),node-tools) ## Run every tier of tests and the checks
 	@$(MAKE) --no-print-directory check
-	@$(PYTEST) tests/unit tests/architecture -n 2 $(ARGS)
-	@$(PYTEST) tests/contract tests/services tests/docs tests/cluster $(ARGS)
+	@$(PYTEST) $(FAST) -n 2 $(ARGS)
+	@$(PYTEST) $(FAST:%=--ignore=%) $(ARGS)
 
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no services, two at a time (about a minute and a half on two cores)
-	@$(PYTEST) tests/unit tests/architecture -m "not slow" -n 2 $(ARGS)
+	@$(PYTEST) $(FAST) -m "not slow" -n 2 $(ARGS)
 
 .PHONY: test-cluster
 test-cluster: install cluster-tools ## Run the tests against a real control plane

@@ -26,6 +26,6 @@ find_uv() {
 
 uv=$(find_uv)
 [ -x "$venv/bin/python" ] || "$uv" venv -q --python "$python" "$venv"
-say "installing packages (the first time downloads torch; later runs take a second)"
+say "installing packages (the first time downloads torch; later runs take seconds)"
 # Compiled once here: where Python may not write bytecode itself, every start would compile torch and transformers anew.
 "$uv" pip install -q --compile-bytecode --python "$venv/bin/python" -c constraints.txt -e '.[dev]'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from premoe_operator.conditions import Verdict
 from premoe_operator.desired import pod_template_refusals
-from premoe_operator.objects import uid_of
+from premoe_operator.objects import age, model_key
 from premoe_operator.observed import Observed
 from premoe_operator.ports import PackFacts, StoreFailure
 from premoe_operator.reasons import Reason
@@ -17,10 +17,9 @@ from premoe_runtime.formats.errors import InvalidInput
 def acceptance(situation: Situation, observed: Observed, resolved: Resolved) -> Verdict:
     """The verdict on the spec, as far as the pack is known by now. Of two equal served names the older one's holds."""
     inputs = situation.inputs
-    mine = (situation.model["metadata"].get("creationTimestamp", ""), uid_of(situation.model))
-    older = [rival for rival in observed.rivals if (rival.created, rival.uid) < mine]
-    if older:
-        first = min(older, key=lambda rival: (rival.created, rival.uid)).model
+    oldest = min((situation.model, *observed.rivals), key=age)
+    if oldest is not situation.model:
+        first = model_key(oldest)
         name = inputs.spec.model.served_name or inputs.owner.name
         message = f"{first.namespace}/{first.name} is older and has the served name {name}"
         return Verdict("False", Reason.SERVED_NAME_CONFLICT, message)

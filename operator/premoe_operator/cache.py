@@ -7,7 +7,6 @@ does not bring a deleted object back.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable
 
 from premoe_operator.claims import claim_of
 from premoe_operator.kinds import PRUNED_MODEL, Kind
@@ -32,6 +31,8 @@ class Cache:
         self._objects: dict[ObjectKey, Json] = {}
         self._children: defaultdict[ModelKey, set[ObjectKey]] = defaultdict(set)
         self._served: defaultdict[str, set[ModelKey]] = defaultdict(set)
+        self._claiming: defaultdict[str, set[ModelKey]] = defaultdict(set)
+        """PrunedModels with tasks by the id of their pack."""
         self._removed: OrderedDict[ObjectKey, int] = OrderedDict()
 
     def put(self, obj: Json) -> set[ModelKey]:
@@ -49,7 +50,7 @@ class Cache:
         self._objects[key] = _without_managed_fields(obj)
         concerned |= self._link(key)
         if key.kind is PRUNED_MODEL and claim_of(known) != claim_of(obj):
-            concerned |= _models_of_all([*self._claiming(known), *self._claiming(obj)])
+            concerned |= self._sharing(known) | self._sharing(obj)
         return concerned
 
     def remove(self, key: ObjectKey, version: int) -> set[ModelKey]:
@@ -67,7 +68,7 @@ class Cache:
         """Drop what is known, without a claim that the object is gone. Returns the PrunedModels it concerns."""
         concerned = self._unlink(key)
         gone = self._objects.pop(key, None)
-        return concerned | (_models_of_all(self._claiming(gone)) if key.kind is PRUNED_MODEL else set())
+        return concerned | (self._sharing(gone) if key.kind is PRUNED_MODEL else set())
 
     def get(self, key: ObjectKey) -> Json | None:
         return self._objects.get(key)
@@ -86,21 +87,19 @@ class Cache:
         own = self.model(model)
         if own is None:
             return []
-        keys = self._served.get(served_name(own), set()) - {model}
-        return [self._objects[ObjectKey(PRUNED_MODEL, *key)] for key in sorted(keys)]
+        return self._models(self._served.get(served_name(own), set()) - {model})
 
     def same_weights(self, model: ModelKey) -> list[Json]:
         """Other PrunedModels with tasks over the same pack; none for one without tasks, or before its pack is known."""
-        own = self.model(model)
-        return [other for other in self._claiming(own) if other is not own]
+        return self._models(self._sharing(self.model(model)) - {model})
 
-    def _claiming(self, obj: Json | None) -> list[Json]:
-        """PrunedModels with tasks over the pack of ``obj``."""
-        own = claim_of(obj)
-        if own is None:
-            return []
-        claims = ((other, claim_of(other)) for other in self.models())
-        return [other for other, claim in claims if claim is not None and claim.model_id == own.model_id]
+    def _models(self, keys: set[ModelKey]) -> list[Json]:
+        return [self._objects[ObjectKey(PRUNED_MODEL, *key)] for key in sorted(keys)]
+
+    def _sharing(self, model: Json | None) -> set[ModelKey]:
+        """PrunedModels with tasks over the pack of this one, which has tasks too."""
+        claim = claim_of(model)
+        return set() if claim is None else set(self._claiming.get(claim.model_id, ()))
 
     def replace(self, kind: Kind, namespace: str | None, listed: Listed) -> set[ModelKey]:
         """Take a full list in. Returns the PrunedModels for which something was news."""
@@ -122,6 +121,9 @@ class Cache:
             for model in models:
                 self._children[model].add(key)
             return models
+        claim = claim_of(obj)
+        if claim is not None:
+            self._claiming[claim.model_id] |= models
         sharing = self._served[served_name(obj)]
         sharing |= models
         return set(sharing)
@@ -137,12 +139,21 @@ class Cache:
             sharing -= models
             if not sharing:
                 del self._served[served_name(obj)]
+            self._unclaim(obj, models)
             return concerned
         for model in models:
             self._children[model].discard(key)
             if not self._children[model]:
                 del self._children[model]
         return models
+
+    def _unclaim(self, model: Json, keys: set[ModelKey]) -> None:
+        claim = claim_of(model)
+        if claim is None:
+            return
+        self._claiming[claim.model_id] -= keys
+        if not self._claiming[claim.model_id]:
+            del self._claiming[claim.model_id]
 
 
 def served_name(model: Json) -> str:
@@ -160,10 +171,6 @@ def models_of(obj: Json) -> set[ModelKey]:
     if controller is not None and controller.get("kind") == PRUNED_MODEL.name:
         names.add(controller.get("name"))
     return {ModelKey(key.namespace, name) for name in names if name}
-
-
-def _models_of_all(objects: Iterable[Json]) -> set[ModelKey]:
-    return {model for obj in objects for model in models_of(obj)}
 
 
 def _without_managed_fields(obj: Json) -> Json:

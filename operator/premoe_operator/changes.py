@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from premoe_operator.claims import holder
 from premoe_operator.desired import LABEL_COMPONENT, job_changes
 from premoe_operator.jobs import result_of, result_patch
 from premoe_operator.kinds import JOB, REVISION
@@ -69,8 +68,10 @@ class Changes:
         return bool(self.create or self.apply or self.patch or self.delete)
 
 
-def changes(wanted: Sequence[Json], observed: Observed, situation: Situation, *, settled: bool) -> Changes:
-    """``settled``: workers run on the present template, so nothing needs the children of an earlier spec."""
+def changes(wanted: Sequence[Json], observed: Observed, situation: Situation, *, settled: bool, held: bool) -> Changes:
+    """``settled``: workers run on the present template, so nothing needs the children of an earlier spec. ``held``:
+    another PrunedModel's pattern set has to stay live.
+    """
     create: list[Json] = []
     apply: list[Json] = []
     patch: list[Patch] = []
@@ -93,7 +94,7 @@ def changes(wanted: Sequence[Json], observed: Observed, situation: Situation, *,
             ):
                 apply.append({**target, "metadata": {**target["metadata"], "uid": uid_of(found)}})
     results, lost = _results(situation, observed)
-    superseded = _superseded(wanted, observed, situation, settled=settled)
+    superseded = _superseded(wanted, observed, situation, settled=settled, held=held)
     return Changes(
         tuple(create), tuple(apply), (*patch, *results), (*lost, *superseded), tuple(foreign), tuple(leaving)
     )
@@ -131,7 +132,9 @@ def _results(situation: Situation, observed: Observed) -> tuple[list[Patch], lis
     return kept, lost
 
 
-def _superseded(wanted: Sequence[Json], observed: Observed, situation: Situation, *, settled: bool) -> list[Delete]:
+def _superseded(
+    wanted: Sequence[Json], observed: Observed, situation: Situation, *, settled: bool, held: bool
+) -> list[Delete]:
     """Children of an earlier spec that nothing needs any more."""
     names = {key_of(child) for child in wanted}
     stale = [
@@ -139,8 +142,9 @@ def _superseded(wanted: Sequence[Json], observed: Observed, situation: Situation
         for key, child in observed.children.items()
         if key not in names and ownership(child, observed.model) == "ours" and not is_deleting(child)
     ]
-    held = holder(situation.model, observed.same_weights) is not None
-    jobs = [(key, child) for key, child in stale if key.kind is JOB and _is_replaced(child, wanted, situation, held)]
+    jobs = [
+        (key, child) for key, child in stale if key.kind is JOB and _is_replaced(child, wanted, situation, held=held)
+    ]
     revisions = [(key, child) for key, child in stale if key.kind is REVISION]
     revisions.sort(key=lambda entry: str(entry[1]["metadata"].get("creationTimestamp", "")), reverse=True)
     others = [(key, child) for key, child in stale if key.kind not in (JOB, REVISION)]
@@ -148,7 +152,7 @@ def _superseded(wanted: Sequence[Json], observed: Observed, situation: Situation
     return [Delete(key, uid_of(child)) for key, child in doomed]
 
 
-def _is_replaced(job: Json, wanted: Sequence[Json], situation: Situation, held: bool) -> bool:
+def _is_replaced(job: Json, wanted: Sequence[Json], situation: Situation, *, held: bool) -> bool:
     """Whether another Job does this one's work now, or nobody wants it done."""
     component = _component(job)
     if component != "pack" and not situation.inputs.spec.patterns.tasks:

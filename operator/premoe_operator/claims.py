@@ -4,11 +4,10 @@ decides. Pure.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from premoe_operator.objects import Json, ModelKey, is_deleting, uid_of
+from premoe_operator.objects import Json, ModelKey, age, is_deleting, model_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +15,8 @@ class PatternClaim:
     """What a PrunedModel with tasks wants to be live for its pack."""
 
     model_id: str
-    wish: str
-    """All that the spec says about the set; equal for PrunedModels that can share one."""
+    wish: tuple[str, object, Json]
+    """Namespace of ConfigMaps, budget and patterns: equal for PrunedModels that can share one set."""
 
 
 def claim_of(model: Json | None) -> PatternClaim | None:
@@ -32,16 +31,12 @@ def claim_of(model: Json | None) -> PatternClaim | None:
     # A ConfigMap of the same name in another namespace is another one.
     local = any("configMap" in (task.get("calibration") or {}) for task in patterns["tasks"])
     namespace = model["metadata"]["namespace"] if local else ""
-    return PatternClaim(model_id, json.dumps([namespace, spec.get("budget"), patterns], sort_keys=True))
+    return PatternClaim(model_id, (namespace, spec.get("budget"), patterns))
 
 
 def holder(model: Json, same_weights: Sequence[Json]) -> ModelKey | None:
     """The PrunedModel whose set is live in place of this one's; ``None`` if this one's may be."""
-    first = min((model, *(other for other in same_weights if not is_deleting(other))), key=_age)
+    first = min((model, *(other for other in same_weights if not is_deleting(other))), key=age)
     if first is model or claim_of(first) == claim_of(model):
         return None
-    return ModelKey(first["metadata"]["namespace"], first["metadata"]["name"])
-
-
-def _age(model: Json) -> tuple[str, str]:
-    return model["metadata"].get("creationTimestamp", ""), uid_of(model)
+    return model_key(first)

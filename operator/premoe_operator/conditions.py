@@ -133,7 +133,7 @@ def artifacts(situation: Situation, store: object, found: Sequence[Trouble]) -> 
 
 
 def patterns(
-    situation: Situation, missing: Sequence[str], found: Sequence[Trouble], held_by: ModelKey | None = None
+    situation: Situation, missing: Sequence[str], found: Sequence[Trouble], held_by: ModelKey | None
 ) -> Verdict | None:
     """Whether the tasks' pattern set is live; ``None`` where the spec names no tasks.
 
@@ -153,7 +153,10 @@ def patterns(
         )
     if held_by is not None:
         name = f"{held_by.namespace}/{held_by.name}"
-        message = f"{name} is older and has other tasks or budgets for the same weights, of which one set can be live"
+        message = (
+            f"{name} is older and wants another pattern set of the same weights, of which one can be live; "
+            "give both the same spec.patterns and spec.budget"
+        )
         return Verdict("False", Reason.PATTERN_SET_CONFLICT, message)
     if built.state.phase != "Complete":
         return _job_verdict(built, found, Reason.BUILDING, "the pattern set is being built")

@@ -44,6 +44,15 @@ def key_of(obj: Mapping[str, Any]) -> ObjectKey:
     return ObjectKey(kind_of(dict(obj)), str(obj["metadata"].get("namespace", "")), str(obj["metadata"]["name"]))
 
 
+def model_key(model: Mapping[str, Any]) -> ModelKey:
+    return ModelKey(str(model["metadata"].get("namespace", "")), str(model["metadata"]["name"]))
+
+
+def age(model: Mapping[str, Any]) -> tuple[str, str]:
+    """Of two PrunedModels the older one's is less: by creation, and by uid within one second."""
+    return str(model["metadata"].get("creationTimestamp", "")), uid_of(model)
+
+
 def uid_of(obj: Mapping[str, Any]) -> str:
     return str(obj.get("metadata", {}).get("uid", ""))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from premoe_operator.objects import Json, ModelKey, ObjectKey
+from premoe_operator.objects import Json, ObjectKey
 from premoe_operator.ports import PackFacts, StoreFailure
 from premoe_operator.reasons import Reason
 
@@ -16,15 +16,6 @@ class Refusal:
 
     reason: Reason
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rival:
-    """Another PrunedModel with the same served name."""
-
-    model: ModelKey
-    created: str
-    uid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +31,8 @@ class Observed:
     store: PackFacts | StoreFailure | None = None
     missing_sources: tuple[str, ...] = ()
     """One sentence for each ConfigMap of calibration data that is not there."""
-    rivals: tuple[Rival, ...] = ()
+    rivals: tuple[Json, ...] = ()
+    """Other PrunedModels with the same served name."""
     same_weights: tuple[Json, ...] = ()
     """Other PrunedModels with tasks over the same pack."""
     refusals: Mapping[ObjectKey, Refusal] = field(default_factory=dict)

@@ -83,7 +83,9 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
     )
     wanted = _wanted(situation, parts[ConditionType.SPEC_ACCEPTED], jobs, workers)
     settled = may_roll and not workers_lag(situation.deployment)
-    todo = Changes() if wanted is None else changes(wanted, observed, situation, settled=settled)
+    todo = (
+        Changes() if wanted is None else changes(wanted, observed, situation, settled=settled, held=held_by is not None)
+    )
 
     counts = worker_counts(situation.deployment)
     parts[ConditionType.CHILDREN_APPLIED] = conditions.children_applied(todo.foreign, todo.leaving, observed.refusals)

@@ -17,7 +17,7 @@ from premoe_operator.desired import LABEL_MODEL
 from premoe_operator.events import ready_event
 from premoe_operator.kinds import CONFIG_MAP, CORE_EVENT, POD, Kind
 from premoe_operator.objects import Json, ModelKey, ObjectKey, key_of, ownership, uid_of
-from premoe_operator.observed import Needs, Observed, Refusal, Rival
+from premoe_operator.observed import Needs, Observed, Refusal
 from premoe_operator.plan import Plan, plan
 from premoe_operator.pods import waits_for_containers
 from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, PackFacts, StoreFailure
@@ -118,7 +118,7 @@ class Reconciler:
             events=await self._events(key.namespace, pods or (), wanted),
             store=await self._facts(wanted),
             missing_sources=await self._missing_sources(key.namespace, wanted),
-            rivals=tuple(_rival(other) for other in self._cache.rivals(key)),
+            rivals=tuple(self._cache.rivals(key)),
             same_weights=tuple(self._cache.same_weights(key)),
         )
 
@@ -242,12 +242,6 @@ def _refusal(key: ObjectKey, failure: ApiFailure) -> Refusal | None:
     if failure.code in (400, 403, 422) or is_missing_kind:
         return Refusal(Reason.REFUSED_BY_API, subject)
     return None
-
-
-def _rival(model: Json) -> Rival:
-    metadata = model["metadata"]
-    key = ModelKey(metadata["namespace"], metadata["name"])
-    return Rival(key, str(metadata.get("creationTimestamp", "")), uid_of(model))
 
 
 def _is_ready(final: Plan, model: Json) -> bool:

@@ -41,8 +41,6 @@ server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
 health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
 server.add_insecure_port("0.0.0.0:50053"); server.start(); server.wait_for_termination()
 """
-
-
 # kube-proxy hears of an endpoint a moment after its pod is ready, and refuses until then.
 FETCH = """
 import time, urllib.request
@@ -82,10 +80,8 @@ def test_http_and_grpc_probes_make_pods_ready(node: Node, namespace: str) -> Non
 def test_a_service_answers_by_name(node: Node, namespace: str) -> None:
     apply(node, namespace, python_pod("web", SERVE, readinessProbe=PROBE), service("web", 8080), python_pod("client"))
     wait_ready(node, namespace, "web", "client")
-    assert (
-        execute(node, namespace, "client", FETCH.format(url=f"http://web.{namespace}.svc.cluster.local:8080"))
-        == "200\n"
-    )
+    fetch = FETCH.format(url=f"http://web.{namespace}.svc.cluster.local:8080")
+    assert execute(node, namespace, "client", fetch) == "200\n"
     unknown = "import socket; socket.getaddrinfo('host.example.invalid', 80)"
     with pytest.raises(KubectlFailed, match=r"Name or service not known|No address associated"):
         execute(node, namespace, "client", unknown)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from premoe_operator.kinds import CERTIFICATE, DEPLOYMENT, JOB, PRUNED_MODEL
-from premoe_operator.objects import RESULT_ANNOTATION, Json, ModelKey, ObjectKey, key_of, uid_of
-from premoe_operator.observed import Observed, Refusal, Rival
+from premoe_operator.objects import RESULT_ANNOTATION, Json, ObjectKey, key_of, uid_of
+from premoe_operator.observed import Observed, Refusal
 from premoe_operator.plan import Plan, plan
 from premoe_operator.ports import PackFacts, StoreFailure
 from premoe_operator.reasons import Reason
@@ -38,6 +38,11 @@ def model(**spec: Any) -> Json:
         "metadata": metadata,
         "spec": {"model": source, "budget": "2/4", **spec},
     }
+
+
+def rival(created: str, uid: str) -> Json:
+    """Another PrunedModel with the same served name."""
+    return {**model(), "metadata": {"namespace": "b", "name": "x", "uid": uid, "creationTimestamp": created}}
 
 
 def planned(observed: Observed) -> Plan:
@@ -101,8 +106,8 @@ def test_tasks_come_between_pack_and_workers() -> None:
     [
         ({"budget": "nonsense"}, {}, "SpecInvalid"),
         ({"unknown": 1}, {}, "SpecInvalid"),
-        ({}, {"rivals": (Rival(ModelKey("b", "x"), "2026-01-01T00:00:01Z", "u0"),)}, "ServedNameConflict"),
-        ({}, {"rivals": (Rival(ModelKey("b", "x"), "2026-01-01T00:00:05Z", "u0"),)}, "ServedNameConflict"),
+        ({}, {"rivals": (rival("2026-01-01T00:00:01Z", "u0"),)}, "ServedNameConflict"),
+        ({}, {"rivals": (rival("2026-01-01T00:00:05Z", "u0"),)}, "ServedNameConflict"),
         ({"podTemplate": {"spec": {"hostNetwork": True}}}, {}, "PodTemplateRefused"),
     ],
 )
@@ -113,11 +118,11 @@ def test_a_refused_spec_changes_no_child(spec: Json, observed: Json, reason: str
 
 
 @pytest.mark.parametrize(
-    "rival",
-    [Rival(ModelKey("b", "x"), "2026-01-01T00:00:09Z", "u0"), Rival(ModelKey("b", "x"), "2026-01-01T00:00:05Z", "u2")],
+    "other",
+    [rival("2026-01-01T00:00:09Z", "u0"), rival("2026-01-01T00:00:05Z", "u2")],
 )
-def test_a_younger_rival_is_no_obstacle(rival: Rival) -> None:
-    assert planned(Observed(model(), rivals=(rival,))).changes.create
+def test_a_younger_rival_is_no_obstacle(other: Json) -> None:
+    assert planned(Observed(model(), rivals=(other,))).changes.create
 
 
 def sharing(name: str, created: str, **spec: Any) -> Json:
@@ -171,7 +176,7 @@ def test_a_set_that_was_live_before_is_built_again_after_the_conflict() -> None:
     observed = after(with_patterns())
     assert ready(planned(observed)) != ("False", "PatternSetConflict")
     doomed = planned(replace(observed, same_weights=(sharing("first", OLDER),))).changes.delete
-    assert [key.kind for key, _ in ((one.key, one.uid) for one in doomed)] == [JOB]
+    assert [one.key.kind for one in doomed] == [JOB]
     assert "-patterns-" in doomed[0].key.name
 
 
