@@ -45,6 +45,38 @@ __all__ = ["control_plane", "namespace", "site"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+class LateSite(Site):
+    """What it lists is gone by the time that anyone reads the list."""
+
+    def list(self, plural: str, selector: str = "") -> list[Json]:
+        found = super().list(plural, selector)
+        for obj in found:
+            self.delete(plural, obj["metadata"]["name"])
+        return found
+
+
+class BrokenSite(Site):
+    def list(self, plural: str, selector: str = "") -> list[Json]:
+        raise LookupError(plural)
+
+
+def test_the_played_kubelet_passes_over_a_pod_that_went(site: Site) -> None:
+    labels = {"app.kubernetes.io/component": "worker"}
+    container = {"name": "worker", "image": "registry.example/worker:1"}
+    spec = {"containers": [container], "serviceAccountName": "op-operator"}
+    site.create("pods", {"metadata": {"name": "short", "labels": labels}, "spec": spec})
+    advance(LateSite(site.cluster, site.namespace, site.folder, site.kubeconfig))
+    assert site.get("pods", "short") is None
+
+
+async def test_a_failure_of_the_played_kubelet_ends_the_work(site: Site) -> None:
+    async with asyncio.timeout(60):
+        with pytest.RaisesGroup(LookupError):
+            await with_kubelet(
+                BrokenSite(site.cluster, site.namespace, site.folder, site.kubeconfig), asyncio.Event().wait()
+            )
+
+
 def create(site: Site, name: str) -> None:
     site.create("prunedmodels", pruned_model(name))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx2
@@ -15,7 +16,7 @@ from premoe_operator.ports import PackFacts
 from premoe_operator.release import read_release
 
 from support.api_faults import FactsStore, FaultyCluster, Operator
-from support.operator_process import FACTS, MODEL_ID, Kubelet, Site, pruned_model, wait
+from support.operator_process import FACTS, MODEL_ID, Gone, Kubelet, Site, pruned_model, wait
 
 CHILDREN = (
     "services",
@@ -55,10 +56,11 @@ def advance(site: Site) -> None:
         labels = pod["metadata"]["labels"]
         if pod["metadata"].get("deletionTimestamp") or pod["status"].get("phase") in ("Succeeded", "Failed"):
             continue
-        if labels["app.kubernetes.io/component"] == "pack":
-            kubelet.end(pod, {"modelId": MODEL_ID})
-        elif pod["status"].get("phase") != "Running":
-            kubelet.run(pod)
+        with suppress(Gone):  # a rollout may remove a pod after it was listed
+            if labels["app.kubernetes.io/component"] == "pack":
+                kubelet.end(pod, {"modelId": MODEL_ID})
+            elif pod["status"].get("phase") != "Running":
+                kubelet.run(pod)
 
 
 def is_ready(site: Site, name: str) -> bool:
@@ -89,20 +91,19 @@ class Lives:
         raise AssertionError(f"{name} did not get ready: {self.site.model(name).get('status')}")
 
 
-async def advancing(site: Site) -> None:
-    """Play the kubelet until cancelled."""
-    while True:
-        await asyncio.to_thread(advance, site)
-        await asyncio.sleep(0.3)
+async def with_kubelet(site: Site, work: Awaitable[object]) -> None:
+    """Play the kubelet until the work is done; a failure of the player ends the work."""
+    done = asyncio.Event()
 
+    async def play() -> None:
+        while not done.is_set():
+            await asyncio.to_thread(advance, site)
+            await asyncio.sleep(0.3)
 
-async def with_kubelet(site: Site, work: Any) -> None:
-    playing = asyncio.create_task(advancing(site))
-    try:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(play())
         await work
-    finally:
-        playing.cancel()
-        await asyncio.gather(playing, return_exceptions=True)
+        done.set()
 
 
 def api_of(site: Site, wrap: Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport] | None = None) -> Any:

@@ -10,7 +10,7 @@ import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,15 @@ class Site:
 
     def _send(self, method: str, where: str, **options: Any) -> Json:
         response = self.cluster.request(method, where, **options)
+        if response.status_code == 404:
+            raise Gone(f"{method} {where}: {response.text}")
         assert response.is_success, f"{method} {where}: {response.status_code} {response.text}"
         answer: Json = response.json()
         return answer
+
+
+class Gone(AssertionError):
+    """The object does not exist, or no longer."""
 
 
 def wait(holds: Callable[[], bool], timeout_s: float, what: Callable[[], str]) -> None:
@@ -308,6 +314,25 @@ class Kubelet:
         self.end(self.wait_for_pods(model, "patterns")[0], {"patternSet": PATTERN_SET})
 
     def serve(self, model: str, count: int = 1) -> None:
-        """Run that many workers until they are ready."""
-        for pod in self.wait_for_pods(model, "worker", count)[:count]:
-            self.run(pod)
+        """Run the model's workers until its Deployment says that so many are there and ready."""
+
+        def ready() -> bool:
+            for pod in self.open_pods(model, "worker"):
+                if pod.get("status", {}).get("phase") != "Running":
+                    with suppress(Gone):
+                        self.run(pod)
+            return _replicas(self._site.get("deployments", f"{model}-worker")) == (count, count, count)
+
+        wait(
+            ready, 60, lambda: f"{count} workers of {model}; status {json.dumps(self._site.model(model).get('status'))}"
+        )
+
+
+def _replicas(deployment: Json | None) -> tuple[int, int, int]:
+    """Wanted, there, ready; nothing is ready for a Deployment that its controller has not seen as it is."""
+    if deployment is None:
+        return (0, 0, 0)
+    status: Json = deployment.get("status", {})
+    seen = status.get("observedGeneration") == deployment["metadata"]["generation"]
+    ready = status.get("readyReplicas", 0) if seen else 0
+    return (deployment["spec"]["replicas"], status.get("replicas", 0), ready)
