@@ -30,6 +30,8 @@ except TimeoutError:
     print("dropped")
 except ConnectionRefusedError:
     print("refused")
+except socket.gaierror:
+    print("unknown")
 """
 PROBE = {"tcpSocket": {"port": 8080}, "periodSeconds": 1}
 DNS = {
@@ -62,7 +64,7 @@ def address(node: Node, namespace: str, pod: str) -> str:
 
 
 def connect(node: Node, namespace: str, pod: str, host: str, port: int, timeout_s: float = 1.0) -> str:
-    """Whether a connection from a pod is `open`, `refused` or `dropped`."""
+    """Whether a connection from a pod is `open`, `refused` or `dropped`, or its host's name `unknown` (yet)."""
     return execute(node, namespace, pod, CONNECTS.format(host=host, port=port, timeout=timeout_s)).strip()
 
 
