@@ -10,7 +10,9 @@ from premoe_servicekit.process import Process, run_process
 
 from premoe_operator.adapters.expert_store import GrpcExpertStore
 from premoe_operator.adapters.kubernetes import KubernetesApi, load_config
+from premoe_operator.adapters.workers import GrpcWorkers
 from premoe_operator.controller import Controller
+from premoe_operator.definition import check_definition
 from premoe_operator.kinds import PRUNED_MODEL
 from premoe_operator.lease import Lease, LeaseLost, LeaseTimes
 from premoe_operator.metrics import Metrics
@@ -19,6 +21,8 @@ from premoe_operator.probes import Answer, ProbeServer, verdict
 from premoe_operator.release import read_release
 from premoe_operator.settings import OperatorSettings
 from premoe_runtime.formats.errors import Unavailable
+
+_log = logging.getLogger(__name__)
 
 PROBED_NAME = "liveness-probe"
 """A name that no PrunedModel needs to have: a 404 is an answer too."""
@@ -44,7 +48,9 @@ async def serve(settings: OperatorSettings, process: Process) -> None:
         KubernetesApi(config, fence=_no_fence) as unfenced,
         GrpcExpertStore(timeout_s=settings.store_timeout_s, tls=process.tls) as store,
     ):
-        controller = Controller(settings, release, config, cluster, store, metrics)
+        await _check_definition(unfenced)
+        workers = GrpcWorkers(timeout_s=settings.worker_timeout_s, tls=process.tls)
+        controller = Controller(settings, release, config, cluster, store, workers, metrics)
         probes = _Probes(settings, lease, controller, unfenced, metrics)
         async with probes.server:
             process.ready(url=probes.server.url)
@@ -89,6 +95,14 @@ async def _act(
         waiting.cancel()
         stopping.cancel()
         await asyncio.gather(waiting, stopping, return_exceptions=True)
+
+
+async def _check_definition(cluster: KubernetesApi) -> None:
+    """Before this replica calls itself ready, so that the one before goes on acting. Raises InvalidInput."""
+    try:
+        check_definition(await cluster.openapi(PRUNED_MODEL))
+    except ApiFailure as failure:
+        _log.warning("not checked whether the definition of PrunedModel is new enough: %s", failure.message)
 
 
 def _lease(settings: OperatorSettings) -> Lease | None:

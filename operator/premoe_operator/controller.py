@@ -22,7 +22,7 @@ from premoe_operator.handlers import build_registry, configure
 from premoe_operator.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL
 from premoe_operator.metrics import Metrics
 from premoe_operator.objects import ModelKey
-from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, FenceClosed
+from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, FenceClosed, Workers
 from premoe_operator.reconciler import Outcome, Reconciler, inventory
 from premoe_operator.release import Release
 from premoe_operator.settings import OperatorSettings
@@ -44,6 +44,7 @@ class Controller:
         config: SingleConfig,
         cluster: Cluster,
         store: ExpertStore,
+        workers: Workers,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -57,6 +58,7 @@ class Controller:
         self._reconciler = Reconciler(
             cluster,
             store,
+            workers,
             self._cache,
             release,
             poll_s=settings.poll_s,

@@ -17,8 +17,8 @@ from premoe_operator.crd_rules import ROOT_RULES, RULES
 from premoe_operator.crd_schema import structural
 from premoe_operator.resources import GROUP, KIND, PLURAL, VERSION, PrunedModelSpec, PrunedModelStatus
 
-SCHEMA_VERSION = 1
-"""Raised by hand with every change of the schema: an operator refuses an older one than it was built with."""
+SCHEMA_VERSION = 2
+"""Raised by hand with every change of the schema: the chart refuses an older definition than its operator needs."""
 SCHEMA_ANNOTATION = f"{GROUP}/schema"
 
 _HEADER = "# Generated from operator/premoe_operator/resources.py by `make crds`; do not edit.\n"
@@ -73,7 +73,7 @@ def definition() -> dict[str, Any]:
                             "labelSelectorPath": ".status.selector",
                         },
                     },
-                    "schema": {"openAPIV3Schema": _schema()},
+                    "schema": {"openAPIV3Schema": schema()},
                 }
             ],
         },
@@ -85,7 +85,8 @@ def manifest() -> str:
     return _HEADER + yaml.dump(definition(), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
-def _schema() -> dict[str, Any]:
+def schema() -> dict[str, Any]:
+    """The structural schema of the whole object."""
     return {
         "type": "object",
         "description": "A mixture-of-experts model served with a part of its experts resident.",
@@ -120,7 +121,7 @@ class _Dumper(yaml.SafeDumper):
 @click.option("--reference", "pages", is_flag=True, help="The field reference in Markdown, in place of the manifest.")
 def main(write: Path | None, check: Path | None, pages: bool) -> None:
     """Print, write or check the CustomResourceDefinition of PrunedModel."""
-    text = reference(_schema(), SCHEMA_VERSION) if pages else manifest()
+    text = reference(schema(), SCHEMA_VERSION) if pages else manifest()
     if check is not None and (not check.is_file() or check.read_text(encoding="utf-8") != text):
         raise click.ClickException(f"{check} is stale; run make crds")
     if write is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from premoe_operator.objects import Json, ObjectKey
-from premoe_operator.ports import PackFacts, StoreFailure
+from premoe_operator.ports import PackFacts, StoreFailure, WorkerPreload
 from premoe_operator.reasons import Reason
 
 
@@ -35,7 +36,17 @@ class Observed:
     """Other PrunedModels with the same served name."""
     same_weights: tuple[Json, ...] = ()
     """Other PrunedModels with tasks over the same pack."""
+    preloads: tuple[WorkerPreload, ...] | None = None
+    """What workers keep resident."""
     refusals: Mapping[ObjectKey, Refusal] = field(default_factory=dict)
+
+
+class WorkersAddress(NamedTuple):
+    """Where a model's workers are, and whether they talk mutual TLS."""
+
+    host: str
+    port: int
+    encrypted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +63,5 @@ class Needs:
     """Names and keys of ConfigMaps that a Job is going to read."""
     certificate: ObjectKey | None = None
     """Wanted; read directly where Certificates are not watched."""
+    workers: WorkersAddress | None = None
+    """Workers to ask what they keep resident."""

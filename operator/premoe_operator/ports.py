@@ -84,3 +84,24 @@ class ExpertStore(Protocol):
     """The expert store, asked for manifests only."""
 
     async def facts(self, address: str, model_id: str) -> PackFacts | StoreFailure: ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPreload:
+    """What one worker says about the tasks that it keeps resident."""
+
+    wanted: tuple[str, ...] = ()
+    """Tasks of the list that it has read."""
+    done: tuple[str, ...] = ()
+    problem: str = ""
+    """Why these are not all, where more time alone does not help."""
+    has_answered: bool = True
+    """If not, ``problem`` says why."""
+
+
+class Workers(Protocol):
+    """The workers behind a Service's name."""
+
+    async def preloads(self, host: str, port: int, *, encrypted: bool) -> tuple[WorkerPreload, ...]:
+        """One entry for each worker, or one for all when the name stands for nobody. Never raises."""
+        ...

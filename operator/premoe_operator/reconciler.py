@@ -20,7 +20,7 @@ from premoe_operator.objects import Json, ModelKey, ObjectKey, key_of, ownership
 from premoe_operator.observed import Needs, Observed, Refusal
 from premoe_operator.plan import Plan, plan
 from premoe_operator.pods import waits_for_containers
-from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, PackFacts, StoreFailure
+from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, PackFacts, StoreFailure, WorkerPreload, Workers
 from premoe_operator.reasons import Reason
 from premoe_operator.release import Release
 from premoe_operator.situation import needs, read_status
@@ -57,6 +57,7 @@ class Reconciler:
         self,
         cluster: Cluster,
         store: ExpertStore,
+        workers: Workers,
         cache: Cache,
         release: Release,
         *,
@@ -66,6 +67,7 @@ class Reconciler:
     ) -> None:
         self._cluster = cluster
         self._store = store
+        self._workers = workers
         self._cache = cache
         self._release = release
         self._poll_s = poll_s
@@ -120,6 +122,7 @@ class Reconciler:
             missing_sources=await self._missing_sources(key.namespace, wanted),
             rivals=tuple(self._cache.rivals(key)),
             same_weights=tuple(self._cache.same_weights(key)),
+            preloads=await self._preloads(wanted),
         )
 
     def _children(self, key: ModelKey) -> dict[ObjectKey, Json]:
@@ -163,6 +166,12 @@ class Reconciler:
         if not wanted.manifest_of:
             return None
         return await self._store.facts(wanted.store_address, wanted.manifest_of)
+
+    async def _preloads(self, wanted: Needs) -> tuple[WorkerPreload, ...] | None:
+        if wanted.workers is None:
+            return None
+        host, port, encrypted = wanted.workers
+        return await self._workers.preloads(host, port, encrypted=encrypted)
 
     async def _missing_sources(self, namespace: str, wanted: Needs) -> tuple[str, ...]:
         missing: list[str] = []

@@ -396,6 +396,19 @@ class Progress(Part):
     """Building the pattern set: Pending, Running, Complete or Failed."""
 
 
+class PreloadStatus(Part):
+    """How many of the tasks to preload are resident."""
+
+    tasks: int = 0
+    """Tasks to preload."""
+    resident: int = 0
+    """Those that every worker which answered has brought in; what requests displace comes back by itself."""
+    workers: int = 0
+    """Workers that answered."""
+    message: str = ""
+    """Why it is not all of them; empty while workers bring them in."""
+
+
 class LastFailure(Part):
     """The latest failure of a pod."""
 
@@ -445,6 +458,8 @@ class PrunedModelStatus(Part):
     """What the pins and defaults came out as."""
     progress: Progress = Progress()
     """How far the preparation is."""
+    preload: PreloadStatus | None = None
+    """How many of the tasks to preload are resident; looked at every few minutes. None without such tasks."""
     last_failure: LastFailure | None = None
     """The latest failure of a pod."""
 

@@ -52,6 +52,8 @@ class OperatorSettings(ProcessSettings):
     """Seconds without a word on a watch after which it is opened anew. API servers send bookmarks every 60 s."""
     store_timeout_s: float = Field(default=5.0, gt=0)
     """Seconds that the expert store gets to answer."""
+    worker_timeout_s: float = Field(default=5.0, gt=0)
+    """Seconds that a worker gets to say what it keeps resident."""
 
     @model_validator(mode="after")
     def _fence_before_expiry(self) -> OperatorSettings:

@@ -18,11 +18,13 @@ from premoe_operator.desired import (
     patterns_job,
     profile_job,
 )
+from premoe_operator.desired.inputs import GRPC_PORT
 from premoe_operator.desired.services import expert_store
+from premoe_operator.desired.transport import transport
 from premoe_operator.jobs import JobState, job_state
 from premoe_operator.kinds import DEPLOYMENT, JOB
 from premoe_operator.objects import Json, ObjectKey, annotation, is_deleting, key_of, ownership, uid_of
-from premoe_operator.observed import Needs
+from premoe_operator.observed import Needs, WorkersAddress
 from premoe_operator.release import Release
 from premoe_operator.resources import PrunedModelStatus, Resolved, parse_spec
 from premoe_runtime.formats.errors import InvalidInput
@@ -120,6 +122,7 @@ def needs(model: Json, children: Mapping[ObjectKey, Json], release: Release) -> 
         store_address=f"{service.name}.{service.namespace}.svc:{service.port}",
         sources=_sources(situation),
         certificate=_certificate_key(situation),
+        workers=_workers_to_ask(situation),
     )
 
 
@@ -193,6 +196,17 @@ def _planned_or_none(component: str, wanted: Json | None, ours: Mapping[ObjectKe
 def _has_no_pods(job: Json) -> bool:
     status = job.get("status") or {}
     return not status.get("active") and not job["spec"].get("suspend")
+
+
+def _workers_to_ask(situation: Situation) -> WorkersAddress | None:
+    """Workers that have settled down and have a list of tasks to keep resident."""
+    inputs, deployment = situation.inputs, situation.deployment
+    if not inputs.spec.patterns.preload or inputs.spec.suspend or workers_lag(deployment):
+        return None
+    if worker_counts(deployment).ready == 0:
+        return None
+    host = f"{inputs.worker_name}.{inputs.owner.namespace}.svc"
+    return WorkersAddress(host, GRPC_PORT, encrypted=transport(inputs) is not None)
 
 
 def _certificate_key(situation: Situation) -> ObjectKey | None:

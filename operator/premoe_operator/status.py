@@ -9,7 +9,7 @@ from premoe_operator.desired import grpc_endpoint, selector_text
 from premoe_operator.objects import Json
 from premoe_operator.pods import Trouble
 from premoe_operator.reasons import ConditionType
-from premoe_operator.resources import Endpoints, LastFailure, Progress, PrunedModelStatus, Resolved
+from premoe_operator.resources import Endpoints, LastFailure, PreloadStatus, Progress, PrunedModelStatus, Resolved
 from premoe_operator.situation import PlannedJob, Situation, WorkerCounts
 
 
@@ -20,6 +20,7 @@ def build_status(
     resolved: Resolved,
     counts: WorkerCounts,
     found: Sequence[Trouble],
+    preload: PreloadStatus | None,
     now: str,
 ) -> PrunedModelStatus:
     """Everything but the conditions' times and the last failure is computed anew."""
@@ -44,6 +45,7 @@ def build_status(
             tasks=tasks,
             patterns=situation.patterns.state.phase if situation.patterns is not None else "",
         ),
+        preload=preload,
         last_failure=_last_failure(situation, found, now),
     )
 

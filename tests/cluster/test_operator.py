@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from premoe_operator.crd import definition
+from premoe_operator.definition import check_definition
+from premoe_operator.resources import GROUP, VERSION
 from support.cluster_fixtures import control_plane, create_namespace, delete_namespace, install_crd, namespace
 from support.control_plane import ControlPlane
 from support.operator_fixtures import site
 from support.operator_process import (
+    CRD,
     MODEL_ID,
     PATTERN_SET,
     Json,
@@ -21,6 +25,8 @@ from support.operator_process import (
     running_operator,
     wait,
 )
+
+from premoe_runtime.formats.errors import InvalidInput
 
 __all__ = ["control_plane", "namespace", "site"]
 
@@ -64,6 +70,34 @@ def test_packs_then_starts_workers_then_is_ready(site: Site) -> None:
     assert status["workersSummary"] == "2/2"
 
 
+def test_a_definition_that_is_older_than_the_operator_is_refused(site: Site) -> None:
+    """An API server would drop the fields that it does not know."""
+
+    def is_old() -> bool:
+        try:
+            check_definition(site.cluster.get(f"/openapi/v3/apis/{GROUP}/{VERSION}") or {})
+        except InvalidInput:
+            return True
+        return False
+
+    older = definition()
+    del older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]["preload"]
+    try:
+        install_crd(site.cluster, yaml.safe_dump(older))
+        wait(is_old, 60, lambda: "the API server still publishes the new definition")
+        with (
+            pytest.raises(AssertionError, match=r"does not know status\.preload: upgrade .* premoe-crds first"),
+            running_operator(site),
+        ):
+            pass
+    finally:
+        install_crd(site.cluster, CRD.read_text())
+        wait(lambda: not is_old(), 60, lambda: "the API server still publishes the old definition")
+    with running_operator(site):
+        site.create("prunedmodels", pruned_model("chat"))
+        site.wait_for("chat", "SpecAccepted", "True")
+
+
 def test_tasks_are_profiled_one_by_one_and_then_built(site: Site) -> None:
     kubelet = Kubelet(site)
     tasks = [
@@ -88,6 +122,38 @@ def test_tasks_are_profiled_one_by_one_and_then_built(site: Site) -> None:
         kubelet.serve("chat")
         site.wait_for("chat", "Ready", "True")
     assert site.model("chat")["status"]["resolved"]["patternSet"] == PATTERN_SET
+
+
+def test_the_status_tells_what_workers_keep_resident(site: Site) -> None:
+    host = f"chat-worker.{site.namespace}.svc"
+    kubelet = Kubelet(site)
+
+    def told(*expected: object) -> None:
+        wait(
+            lambda: (
+                site.model("chat")["status"].get("preload")
+                == dict(zip(("tasks", "resident", "workers", "message"), expected, strict=True))
+            ),
+            60,
+            lambda: str(site.model("chat")["status"]),
+        )
+
+    with running_operator(site):
+        site.create("prunedmodels", pruned_model("chat", patterns={"preload": ["sql", "c"]}))
+        kubelet.pack("chat")
+        kubelet.serve("chat")
+        site.wait_for("chat", "Ready", "True")
+        told(2, 0, 1, "")  # workers have not read their list yet, so the operator asks again soon
+        site.set_preloads(
+            host, {"wanted": ["sql", "c"], "done": ["sql"], "problem": "8 slots a layer hold 1 of 2 tasks"}
+        )
+        told(2, 1, 1, "8 slots a layer hold 1 of 2 tasks")
+        site.set_preloads(host, {"wanted": ["sql"], "done": ["sql"], "problem": ""})
+        site.patch("prunedmodels", "chat", {"spec": {"patterns": {"preload": ["sql"]}}})
+        wait(lambda: site.model("chat")["status"]["preload"]["tasks"] == 1, 60, lambda: str(site.model("chat")))
+        assert site.model("chat")["status"]["preload"] == {"tasks": 1, "resident": 1, "workers": 1, "message": ""}
+        site.patch("prunedmodels", "chat", {"spec": {"patterns": {"preload": []}}})
+        wait(lambda: "preload" not in site.model("chat")["status"], 60, lambda: str(site.model("chat")["status"]))
 
 
 def test_all_namespaces_are_served_when_none_is_named(

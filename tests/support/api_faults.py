@@ -15,7 +15,7 @@ from premoe_operator.cache import Cache
 from premoe_operator.desired import LABEL_MODEL
 from premoe_operator.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
 from premoe_operator.objects import Json, ModelKey
-from premoe_operator.ports import Cluster, ExpertStore, Listed, PackFacts, StoreFailure
+from premoe_operator.ports import Cluster, ExpertStore, Listed, PackFacts, StoreFailure, WorkerPreload, Workers
 from premoe_operator.reconciler import Outcome, Reconciler
 from premoe_operator.release import Release
 
@@ -103,15 +103,41 @@ class FactsStore:
         return self.answer
 
 
+class ScriptedWorkers:
+    """Workers that all say the same about what they keep resident."""
+
+    def __init__(self, *said: WorkerPreload) -> None:
+        self.said = said
+        self.asked: list[tuple[str, int, bool]] = []
+
+    async def preloads(self, host: str, port: int, *, encrypted: bool) -> tuple[WorkerPreload, ...]:
+        self.asked.append((host, port, encrypted))
+        return self.said
+
+
 class Operator:
     """One life of the operator: an empty cache, filled by lists before every reconcile instead of by watches."""
 
-    def __init__(self, plain: Cluster, faulty: Cluster, store: ExpertStore, release: Release, namespace: str) -> None:
+    def __init__(
+        self,
+        plain: Cluster,
+        faulty: Cluster,
+        store: ExpertStore,
+        release: Release,
+        namespace: str,
+        workers: Workers | None = None,
+    ) -> None:
         self._plain = plain
         self._namespace = namespace
         self.cache = Cache()
         self._reconciler = Reconciler(
-            faulty, store, self.cache, release, poll_s=1.0, now=lambda: "2026-01-01T00:00:00Z"
+            faulty,
+            store,
+            workers or ScriptedWorkers(),
+            self.cache,
+            release,
+            poll_s=1.0,
+            now=lambda: "2026-01-01T00:00:00Z",
         )
 
     async def reconcile(self, model: ModelKey) -> Outcome:

@@ -13,6 +13,7 @@ from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.server import RpcServer, registration
 from premoe_servicekit.settings import ServerSettings
+from premoe_servicekit.tls import tls_of
 
 from premoe_runtime.formats.errors import NotFound, PremoeError
 
@@ -28,6 +29,9 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
     words: tuple[str, ...] = ("one", " two", " three")
     model: str = MODEL
     waiting: int = 0
+    preload: tuple[str, ...] = ()
+    preloaded: tuple[str, ...] = ()
+    preload_problem: str = ""
     fault: PremoeError | None = None
     fault_after: int = 0
     """Deltas before ``fault``; 0 raises it before the first event."""
@@ -86,6 +90,9 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
             context_length=256,
             budget="2/4",
             waiting=self.waiting,
+            preload=self.preload,
+            preloaded=self.preloaded,
+            preload_problem=self.preload_problem,
         )
 
 
@@ -147,8 +154,10 @@ class FakeRetrieval(patterns_pb2_grpc.PatternServiceServicer):
 
 
 @asynccontextmanager
-async def serving(servicer: FakeWorker | FakeRetrieval, *, healthy: bool = True) -> AsyncIterator[RpcServer]:
-    """Serve one of them on a free port."""
+async def serving(
+    servicer: FakeWorker | FakeRetrieval, *, healthy: bool = True, settings: ServerSettings | None = None
+) -> AsyncIterator[RpcServer]:
+    """Serve one of them on a free port, under mutual TLS if the settings say so."""
     if isinstance(servicer, FakeWorker):
         entry = registration(
             "premoe.worker.v1.WorkerService", servicer, worker_pb2_grpc.add_WorkerServiceServicer_to_server
@@ -157,7 +166,8 @@ async def serving(servicer: FakeWorker | FakeRetrieval, *, healthy: bool = True)
         entry = registration(
             "premoe.patterns.v1.PatternService", servicer, patterns_pb2_grpc.add_PatternServiceServicer_to_server
         )
-    server = RpcServer([entry], ServerSettings(port=0))
+    settings = settings or ServerSettings(port=0)
+    server = RpcServer([entry], settings, tls=tls_of(settings))
     await server.start()
     await server.set_serving(healthy)
     try:

@@ -21,7 +21,7 @@ from support.cluster_fixtures import install_crd
 from support.cluster_programs import cluster_program
 from support.control_plane import ControlPlane
 from support.processes import Child, serving
-from support.scripted_operator import FACTS_VARIABLE, NEXT_VERSION_VARIABLE
+from support.scripted_operator import FACTS_VARIABLE, NEXT_VERSION_VARIABLE, PRELOADS_VARIABLE
 
 Json = dict[str, Any]
 
@@ -70,6 +70,16 @@ class Site:
     @property
     def facts_file(self) -> Path:
         return self.folder / "facts.json"
+
+    @property
+    def preloads_file(self) -> Path:
+        return self.folder / "preloads.json"
+
+    def set_preloads(self, host: str, *workers: Json) -> None:
+        """What the workers behind a name keep resident: wanted, done, problem."""
+        replacement = self.folder / "preloads.json.new"
+        replacement.write_text(json.dumps({host: workers}))
+        replacement.replace(self.preloads_file)
 
     def set_facts(self, packs: Mapping[str, Json] | None) -> None:
         """What the expert store knows; ``None``: it does not answer."""
@@ -196,7 +206,8 @@ def running_operator(
         **settings,
     }
     environment = {f"PREMOE_OPERATOR_{name.upper()}": str(value) for name, value in values.items()}
-    environment |= {FACTS_VARIABLE: str(site.facts_file), NEXT_VERSION_VARIABLE: "1" if next_version else ""}
+    environment |= {FACTS_VARIABLE: str(site.facts_file), PRELOADS_VARIABLE: str(site.preloads_file)}
+    environment |= {NEXT_VERSION_VARIABLE: "1" if next_version else ""}
     environment["PYTHONPATH"] = str(ROOT / "tests")
     with serving("support.scripted_operator", [], environment) as child:
         try:

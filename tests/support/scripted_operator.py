@@ -1,6 +1,6 @@
-"""`premoe-operator` with an expert store read from a file, and on wish rendering as a later version would.
+"""`premoe-operator` with an expert store and workers read from files, and on wish rendering as a later version would.
 
-On loopback there is no cluster DNS, so the operator could not reach a store by its Service's name.
+On loopback there is no cluster DNS, so the operator could not reach them by their Services' names.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from unittest.mock import patch
 
 from premoe_operator import cli, rollout
 from premoe_operator.desired import Inputs, worker_template
-from premoe_operator.ports import PackFacts, StoreFailure
+from premoe_operator.ports import PackFacts, StoreFailure, WorkerPreload
 from premoe_operator.reasons import Reason
 
 FACTS_VARIABLE = "SCRIPTED_STORE_FACTS"
+PRELOADS_VARIABLE = "SCRIPTED_WORKERS_PRELOADS"
 NEXT_VERSION_VARIABLE = "SCRIPTED_OPERATOR_NEXT"
 
 
@@ -47,9 +48,24 @@ class FileStore:
         return PackFacts(model_id=model_id, **packs[model_id])
 
 
+class FileWorkers:
+    """Says for each host what the JSON file lists; other workers have not read their list yet."""
+
+    def __init__(self, *, timeout_s: float, tls: object) -> None:
+        self.path = Path(os.environ[PRELOADS_VARIABLE])
+
+    async def preloads(self, host: str, port: int, *, encrypted: bool) -> tuple[WorkerPreload, ...]:
+        said = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return tuple(
+            WorkerPreload(tuple(worker["wanted"]), tuple(worker["done"]), worker["problem"])
+            for worker in said.get(host, [{"wanted": [], "done": [], "problem": ""}])
+        )
+
+
 def main() -> None:
-    """The entry point, with the store replaced."""
+    """The entry point, with the store and the workers replaced."""
     patch.object(cli, "GrpcExpertStore", FileStore).start()
+    patch.object(cli, "GrpcWorkers", FileWorkers).start()
     if os.environ.get(NEXT_VERSION_VARIABLE):
         patch.object(rollout, "worker_template", _next_template).start()
     cli.main()

@@ -104,6 +104,10 @@ class KubernetesApi:
                 return None
             raise
 
+    async def openapi(self, kind: Kind) -> Json:
+        """The OpenAPI v3 document of a kind's group and version. Raises ApiFailure."""
+        return await self._call("get", "GET", kind, f"openapi/v3/apis/{kind.api_version}")
+
     async def create(self, obj: Json) -> Json:
         kind = kind_of(obj)
         path = kind.path(obj["metadata"]["namespace"])

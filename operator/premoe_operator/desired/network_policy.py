@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from premoe_operator.desired.inputs import (
-    ADMIN_PORT,
     GRPC_PORT,
     JOB_COMPONENTS,
     LABEL_COMPONENT,
@@ -88,12 +87,10 @@ def _policy(inputs: Inputs, name: str, component: str, selector: Obj, ingress: l
 
 def _callers(inputs: Inputs) -> list[Obj]:
     release = inputs.release
-    clients = [*([] if release.gateway is None else [_caller(release.gateway)]), *map(_peer, inputs.spec.access.peers)]
+    own = [_caller(caller) for caller in (release.gateway, release.operator) if caller is not None]
+    clients = [*own, *map(_peer, inputs.spec.access.peers)]
     # A rule without peers would let everybody in.
-    rules = [{"from": clients, "ports": [{"port": GRPC_PORT, "protocol": "TCP"}]}] if clients else []
-    if release.operator is not None:
-        rules.append({"from": [_caller(release.operator)], "ports": [{"port": ADMIN_PORT, "protocol": "TCP"}]})
-    return rules
+    return [{"from": clients, "ports": [{"port": GRPC_PORT, "protocol": "TCP"}]}] if clients else []
 
 
 def _caller(caller: Callers) -> Obj:

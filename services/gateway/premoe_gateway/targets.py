@@ -12,6 +12,8 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
+from premoe_servicekit.addresses import join, look_up
+
 log = logging.getLogger(__name__)
 
 DNS = "dns:///"
@@ -80,19 +82,8 @@ class Targets:
                 return self._known.get(target, ())
             addresses = ()
         name = target.host.rstrip(".")
-        endpoints = tuple(Endpoint(_join(address, target.port), name) for address in sorted(addresses))
+        endpoints = tuple(Endpoint(join(address, target.port), name) for address in sorted(addresses))
         if endpoints != self._known.get(target, ()):
             log.info("%s: %d workers", target.host, len(endpoints))
         self._known[target] = endpoints
         return endpoints
-
-
-async def look_up(host: str, port: int) -> list[str]:
-    """All addresses of a name, of the family that the system puts first. Raises OSError."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    family = found[0][0]
-    return sorted({str(address[0]) for kind, _, _, _, address in found if kind == family})
-
-
-def _join(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

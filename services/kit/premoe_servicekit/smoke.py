@@ -29,6 +29,7 @@ from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.manifest import Manifest
+from premoe_servicekit.addresses import join
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import one_line, rpc_errors
 from premoe_servicekit.tls import Tls
@@ -98,7 +99,7 @@ def addresses(target: str) -> tuple[str, tuple[str, ...]]:
         found = {entry[4][0] for entry in socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)}
     except socket.gaierror as error:
         raise Unavailable(f"{host} stands for no address: {error.strerror}", reason="NAME_UNKNOWN") from None
-    return host, tuple(sorted(f"[{ip}]:{port}" if ":" in str(ip) else f"{ip}:{port}" for ip in found))
+    return host, tuple(sorted(join(str(ip), port) for ip in found))
 
 
 def check_health(caller: Caller, target: str) -> str:

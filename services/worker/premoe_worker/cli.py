@@ -66,7 +66,11 @@ async def _serve_model(
     stack.push_async_callback(asyncio.to_thread, model.close)
     name = model_name(model.manifest, settings.model_name)
     worker = Worker(model, retrieval, limits, name=name, max_tokens=settings.max_tokens)
-    server = RpcServer([worker_service(worker)], settings, tls=process.tls)
+    keeper = None
+    if settings.residency_dir and retrieval is not None:
+        keeper = ResidencyKeeper(worker, retrieval, Path(settings.residency_dir))
+    service = worker_service(worker) if keeper is None else worker_service(worker, keeper.state)
+    server = RpcServer([service], settings, tls=process.tls)
 
     async def draining() -> None:
         await server.set_serving(False)
@@ -82,8 +86,7 @@ async def _serve_model(
     log.info("serving %s: budget %s, %d slots a layer", name, limits.budget, limits.slots)
     await server.start()
     await admin.start()
-    if settings.residency_dir and retrieval is not None:
-        keeper = ResidencyKeeper(worker, retrieval, Path(settings.residency_dir))
+    if keeper is not None:
         await stack.enter_async_context(keeper.running())
     await process.serve([server, admin], address=server.address, admin=admin.address, model=name)
 

@@ -12,6 +12,7 @@ from premoe_runtime.swapping import SwapReport
 from premoe_worker.adapters.retrieval import DECISIONS, POLICIES
 from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Prompt, Started, Turn
 from premoe_worker.limits import Limits
+from premoe_worker.residency import Preload
 
 _DECISION_NUMBERS = {name: number for number, name in DECISIONS.items()}
 _POLICY_NAMES = {number: name for name, number in POLICIES.items()}
@@ -76,7 +77,7 @@ def swap(report: SwapReport) -> worker_pb2.Swap:
 
 
 def residency(
-    snapshot: Residency, manifest: Manifest, limits: Limits, *, name: str, context_length: int
+    snapshot: Residency, manifest: Manifest, limits: Limits, preload: Preload, *, name: str, context_length: int
 ) -> worker_pb2.GetResidencyResponse:
     return worker_pb2.GetResidencyResponse(
         model_id=manifest.model_id,
@@ -93,6 +94,9 @@ def residency(
         budget=str(limits.budget),
         running=snapshot.running,
         waiting=snapshot.waiting,
+        preload=preload.wanted,
+        preloaded=preload.done,
+        preload_problem=preload.problem,
     )
 
 

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,17 @@ class _Document(BaseModel):
     preload: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Preload:
+    """What became of the listed tasks."""
+
+    wanted: tuple[str, ...] = ()
+    done: tuple[str, ...] = ()
+    """Those brought in; requests may displace their experts for a while."""
+    problem: str = ""
+    """Why these are not all, where more time alone does not help."""
+
+
 class Preloader(Protocol):
     """What is asked of the worker."""
 
@@ -57,15 +69,15 @@ class Preloader(Protocol):
         ...
 
 
-def reachable(patterns: Sequence[KeptPattern], slots: int) -> list[KeptPattern]:
-    """The patterns, in their order, whose experts fit into the slots of every layer all together."""
-    chosen: list[KeptPattern] = []
+def reachable(patterns: Mapping[str, KeptPattern], slots: int) -> dict[str, KeptPattern]:
+    """The tasks' patterns, in their order, whose experts fit into the slots of every layer all together."""
+    chosen: dict[str, KeptPattern] = {}
     taken = None
-    for pattern in patterns:
+    for task, pattern in patterns.items():
         together = pattern.kept if taken is None else taken | pattern.kept
         if int(np.sum(together, axis=1).max()) <= slots:
             taken = together
-            chosen.append(pattern)
+            chosen[task] = pattern
     return chosen
 
 
@@ -88,7 +100,14 @@ class ResidencyKeeper:
         self._tasks: tuple[str, ...] = ()
         self._live: Mapping[str, str] = {}
         self._live_until = float("-inf")
+        self._done: dict[str, str] = {}
+        """Pattern of each task that was brought in."""
         self._said = ""
+
+    def state(self) -> Preload:
+        """What became of the list so far."""
+        done = tuple(task for task in self._tasks if self._done.get(task, "") == self._live.get(task))
+        return Preload(self._tasks, done, self._said if len(done) < len(self._tasks) else "")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -108,10 +127,15 @@ class ResidencyKeeper:
             return
         try:
             await self._refresh_live_set()
-            for pattern in await self._wanted():
+            wanted = await self._wanted()
+            self._done = {
+                task: known for task, known in self._done.items() if task in wanted and wanted[task].id == known
+            }
+            for task, pattern in wanted.items():
                 report = await self._worker.preload(pattern)
                 if report is None:
                     return
+                self._done[task] = pattern.id
                 if report.blobs:
                     log.info("preloaded pattern %s: %d experts", pattern.id[:16], report.blobs)
         except Unavailable as error:
@@ -154,9 +178,10 @@ class ResidencyKeeper:
             self._live = await self._retrieval.live_tasks(self._worker.weights_id)
             self._live_until = self._clock() + LIVE_SET_S
 
-    async def _wanted(self) -> list[KeptPattern]:
+    async def _wanted(self) -> dict[str, KeptPattern]:
+        """The listed tasks that can be resident together, in their order."""
         unknown = [task for task in self._tasks if task not in self._live]
-        patterns = [await self._worker.pattern(self._live[task]) for task in self._tasks if task in self._live]
+        patterns = {task: await self._worker.pattern(self._live[task]) for task in self._tasks if task in self._live}
         chosen = reachable(patterns, self._worker.slots)
         if unknown:
             self._say(f"the live pattern set has no task {', '.join(unknown)} to preload")

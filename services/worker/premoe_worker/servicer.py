@@ -13,6 +13,7 @@ from premoe_servicekit.server import Registration, registration
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_worker import messages
 from premoe_worker.domain import Ask
+from premoe_worker.residency import Preload
 from premoe_worker.service import Worker
 
 SERVICE_NAME = "premoe.worker.v1.WorkerService"
@@ -24,8 +25,9 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """Generation; errors become statuses in the kit's interceptor."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, preload: Callable[[], Preload]) -> None:
         self._worker = worker
+        self._preload = preload
 
     async def Generate(
         self, request: worker_pb2.GenerateRequest, context: Context
@@ -51,6 +53,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             self._worker.residency(),
             model.manifest,
             self._worker.limits,
+            self._preload(),
             name=self._worker.name,
             context_length=model.engine.context,
         )
@@ -84,9 +87,10 @@ class WorkerAdminServicer(worker_pb2_grpc.WorkerAdminServiceServicer):
         return worker_pb2.DrainResponse(remaining=remaining)
 
 
-def worker_service(worker: Worker) -> Registration:
-    """The servicer, ready for a server."""
-    return registration(SERVICE_NAME, WorkerServicer(worker), worker_pb2_grpc.add_WorkerServiceServicer_to_server)
+def worker_service(worker: Worker, preload: Callable[[], Preload] = Preload) -> Registration:
+    """The servicer, ready for a server; ``preload`` says what became of the tasks to keep resident."""
+    servicer = WorkerServicer(worker, preload)
+    return registration(SERVICE_NAME, servicer, worker_pb2_grpc.add_WorkerServiceServicer_to_server)
 
 
 def admin_service(worker: Worker, draining: Callable[[], Awaitable[None]], *, drain_s: float) -> Registration:

@@ -53,6 +53,21 @@ def test_status_says_what_was_done(release: Release) -> None:
     assert succeeded == {"pack": 1, "profile": len(TASKS), "patterns": 1}
 
 
+def wait_preloaded(release: Release) -> None:
+    """Wait until the operator has heard from the worker that it keeps the listed task resident."""
+    expected = {"tasks": 1, "resident": 1, "workers": 1, "message": ""}
+    wait_until(
+        lambda: release.get("prunedmodel", MODEL)["status"].get("preload") == expected,
+        60,
+        "the preloaded task in the status",
+        poll_s=1,
+    )
+
+
+def test_status_says_what_workers_keep_resident(release: Release) -> None:
+    wait_preloaded(release)
+
+
 def test_grpc_answers_are_those_of_premoe_generate(release: Release) -> None:
     served_by = f"{release.address('worker')}:50051"
     with release.reference() as reference:
@@ -141,6 +156,10 @@ def test_mutual_tls_gives_the_same_answers(release: Release, tls_release: Releas
             for api in (release.openai(), tls_release.openai())
         ]
         assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
+def test_the_operator_asks_workers_by_mutual_tls(tls_release: Release) -> None:
+    wait_preloaded(tls_release)
 
 
 def test_mutual_tls_refuses_callers_without_a_certificate(tls_release: Release) -> None:

@@ -37,7 +37,7 @@ ALLOWED = {
     ("gateway", "retrieval", 50051),
     ("gateway", "worker", 50051),
     ("operator", "expert-store", 50051),
-    ("operator", "worker", 50052),
+    ("operator", "worker", 50051),
     ("retrieval", "qdrant", 6333),
     ("test", "expert-store", 50051),
     ("test", "gateway", 50053),

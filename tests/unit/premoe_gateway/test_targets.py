@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 from premoe_gateway.settings import GatewaySettings
-from premoe_gateway.targets import Endpoint, Target, Targets, look_up, parse_target
+from premoe_gateway.targets import Endpoint, Target, Targets, parse_target
+from premoe_servicekit.addresses import look_up
 from premoe_servicekit.settings import load_settings
 
 from premoe_runtime.formats.errors import InvalidInput

@@ -32,8 +32,12 @@ DNS = {
 }
 STORE = {"to": [namespaced("premoe", app="store")], "ports": tcp(50051)}
 RETRIEVAL = {"to": [namespaced("premoe", app="retrieval")], "ports": tcp(50051)}
-GATEWAY = {"from": [namespaced("premoe", app="gateway")], "ports": tcp(50051)}
-OPERATOR = {"from": [namespaced("premoe", app="operator")], "ports": tcp(50052)}
+CALLERS: Obj = {
+    "from": [namespaced("premoe", app="gateway"), namespaced("premoe", app="operator")],
+    "ports": tcp(50051),
+}
+OWN = {"ports": tcp(7777)}
+"""A rule that the release's values give."""
 
 
 def rules(policy: Obj | None, direction: str) -> list[Obj]:
@@ -126,7 +130,7 @@ def test_workers_are_called_by_gateway_and_operator_only_and_call_what_they_need
     assert policy["spec"] == {
         "podSelector": {"matchLabels": WORKERS},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": [GATEWAY, OPERATOR],
+        "ingress": [CALLERS],
         "egress": [DNS, STORE, RETRIEVAL],
     }
 
@@ -136,7 +140,7 @@ def test_peers_are_named_by_namespace_and_labels() -> None:
     policy = desired.network_policy(inputs_of(changed(SMALLEST, {"access.peers": peers})))
     assert rules(policy, "ingress")[0] == {
         "from": [
-            namespaced("premoe", app="gateway"),
+            *CALLERS["from"],
             {"podSelector": {"matchLabels": {"app": "client"}}},
             {"podSelector": {}, "namespaceSelector": {"matchLabels": {"team": "search"}}},
         ],
@@ -161,8 +165,8 @@ def test_own_services_are_reached_in_their_namespace() -> None:
         ("", {}, {}, []),
         ("", {"endpoint": "http://collector:4317"}, {}, [{"ports": tcp(4317)}]),
         ("", {"endpoint": "https://collector/v1"}, {}, [{"ports": tcp(443)}]),
-        ("", {"endpoint": "http://collector"}, {"otlp": [GATEWAY]}, [GATEWAY]),
-        ("http://own:9999", {"endpoint": "http://collector"}, {"otlp": [GATEWAY]}, [{"ports": tcp(9999)}]),
+        ("", {"endpoint": "http://collector"}, {"otlp": [OWN]}, [OWN]),
+        ("http://own:9999", {"endpoint": "http://collector"}, {"otlp": [OWN]}, [{"ports": tcp(9999)}]),
     ],
 )
 def test_the_trace_collector_is_reached(own: str, release: Obj, egress: Obj, expected: list[Obj]) -> None:
@@ -178,8 +182,8 @@ def test_the_trace_collector_is_reached(own: str, release: Obj, egress: Obj, exp
         ("s3://models/tiny", {}, [DNS, {"ports": tcp(443)}]),
         ("hf://org/name", {}, [DNS, {"ports": tcp(443)}]),
         ("hf://org/name", {"s3": [STORE]}, [DNS, STORE, {"ports": tcp(443)}]),
-        ("hf://org/name", {"s3": [STORE], "hub": [GATEWAY], "dns": []}, [STORE, GATEWAY]),
-        ("pvc://claim/folder", {"s3": [STORE], "hub": [GATEWAY]}, [DNS, STORE]),
+        ("hf://org/name", {"s3": [STORE], "hub": [OWN], "dns": []}, [STORE, OWN]),
+        ("pvc://claim/folder", {"s3": [STORE], "hub": [OWN]}, [DNS, STORE]),
     ],
 )
 def test_jobs_reach_object_storage_and_the_hub(uri: str, egress: dict[str, Any], expected: list[Obj]) -> None:

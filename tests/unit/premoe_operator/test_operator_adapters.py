@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,13 @@ from lightkube.config.models import Cluster, User
 from premoe_operator.adapters.expert_store import GrpcExpertStore
 from premoe_operator.adapters.kubernetes import KubernetesApi, load_config
 from premoe_operator.adapters.watches import WatchClock, kopf_session
+from premoe_operator.adapters.workers import GrpcWorkers
 from premoe_operator.kinds import LEASE, SERVICE
-from premoe_operator.ports import ApiFailure, FenceClosed, PackFacts, StoreFailure
+from premoe_operator.ports import ApiFailure, FenceClosed, PackFacts, StoreFailure, WorkerPreload
+from premoe_servicekit.tls import tls_of
 from support.blob_pack import write_blob_pack
+from support.certificates import Authority, tls_folder
+from support.fake_worker import FakeWorker, serving
 from support.scripted_store import ScriptedStore, scripted
 
 from premoe_runtime.formats.errors import InvalidInput
@@ -64,6 +70,47 @@ async def test_a_store_that_is_not_there_and_one_that_talks_rubbish() -> None:
             found = await store.facts(server.address, "blake3:00")
     assert isinstance(found, StoreFailure)
     assert found.reason == "ManifestNotFound"
+
+
+NAME = "chat-worker.a.svc"
+
+
+async def here(host: str, port: int) -> list[str]:
+    assert host == NAME
+    return ["127.0.0.1"]
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+async def test_workers_say_what_they_keep_resident(tmp_path: Path, encrypted: bool) -> None:
+    worker = FakeWorker(preload=("add", "rev"), preloaded=("add",), preload_problem="4 slots a layer hold 1 of 2")
+    authority = Authority()
+    server_settings = tls_folder(tmp_path / "server", authority, NAME).settings(port=0) if encrypted else None
+    tls = tls_of(tls_folder(tmp_path / "client", authority, "operator.premoe.svc").settings())
+    workers = GrpcWorkers(timeout_s=10.0, tls=tls, lookup=here)
+    async with serving(worker, settings=server_settings) as server:
+        found = await workers.preloads(NAME, int(server.address.rpartition(":")[2]), encrypted=encrypted)
+    assert found == (WorkerPreload(("add", "rev"), ("add",), "4 slots a layer hold 1 of 2"),)
+
+
+async def test_workers_that_do_not_answer_and_a_name_without_any() -> None:
+    workers = GrpcWorkers(timeout_s=0.3, tls=None, lookup=here)
+    (found,) = await workers.preloads(NAME, 1, encrypted=False)
+    assert not found.has_answered
+    assert found.problem.startswith("worker 127.0.0.1:1 did not answer: ")
+
+    async def unknown(host: str, port: int) -> list[str]:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    (found,) = await GrpcWorkers(timeout_s=5.0, tls=None, lookup=unknown).preloads(NAME, 1, encrypted=False)
+    assert not found.has_answered
+    assert found.problem == f"{NAME} cannot be looked up: Name or service not known"
+
+    async def silent(host: str, port: int) -> list[str]:
+        await asyncio.sleep(60)
+        return []
+
+    (found,) = await GrpcWorkers(timeout_s=0.1, tls=None, lookup=silent).preloads(NAME, 1, encrypted=False)
+    assert found.problem == f"{NAME} cannot be looked up: no answer in time"
 
 
 def api(answer: Callable[[httpx2.Request], httpx2.Response], fence: Callable[[], None] = lambda: None) -> KubernetesApi:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from premoe_worker.domain import OnUnknown, PatternChoice, Ranking
-from premoe_worker.residency import LIVE_SET_S, ResidencyKeeper, reachable
+from premoe_worker.residency import LIVE_SET_S, Preload, ResidencyKeeper, reachable
 
 from premoe_runtime.admission import KeptPattern
 from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
@@ -29,11 +29,9 @@ def kept(name: str, *experts: int) -> KeptPattern:
 A, B, C = kept("p-a", 0, 1, 2), kept("p-b", 3, 4, 5), kept("p-c", 1, 2, 3)
 
 
-@pytest.mark.parametrize(
-    ("slots", "expected"), [(2, []), (3, ["p-a"]), (4, ["p-a", "p-c"]), (6, ["p-a", "p-b", "p-c"])]
-)
+@pytest.mark.parametrize(("slots", "expected"), [(2, []), (3, ["a"]), (4, ["a", "c"]), (6, ["a", "b", "c"])])
 def test_reachable_takes_what_fits_together_in_order(slots: int, expected: list[str]) -> None:
-    assert [pattern.id for pattern in reachable([A, B, C], slots)] == expected
+    assert list(reachable({"a": A, "b": B, "c": C}, slots)) == expected
 
 
 @dataclass
@@ -148,6 +146,36 @@ async def test_while_somebody_needs_the_room_nothing_is_preloaded(bench: Bench) 
     assert await bench.step() == []
     bench.worker.busy = False
     assert await bench.step() == ["p-a", "p-b"]
+
+
+async def test_the_state_says_what_is_done_and_why_not_all(bench: Bench) -> None:
+    assert bench.keeper.state() == Preload()
+    bench.listing("add", "rev")
+    bench.retrieval.fault = Unavailable("no retrieval")
+    await bench.step()
+    assert bench.keeper.state() == Preload(("add", "rev"), (), "preloading waits: no retrieval")
+    bench.retrieval.fault, bench.worker.busy = None, True
+    await bench.step()
+    assert bench.keeper.state() == Preload(("add", "rev"))  # at work
+    bench.worker.busy = False
+    await bench.step()
+    assert bench.keeper.state() == Preload(("add", "rev"), ("add", "rev"))
+    bench.worker.busy = True  # requests displace them: they come back, and stay listed
+    await bench.step()
+    assert bench.keeper.state() == Preload(("add", "rev"), ("add", "rev"))
+
+
+async def test_the_state_follows_slots_and_live_set(bench: Bench) -> None:
+    bench.worker.slots = 4
+    bench.listing("add", "rev")
+    await bench.step()
+    problem = "4 slots a layer hold 1 of 2 tasks to preload"
+    assert bench.keeper.state() == Preload(("add", "rev"), ("add",), problem)
+    bench.retrieval.live["add"] = "p-c"
+    bench.worker.busy = True
+    bench.now += LIVE_SET_S
+    await bench.step()
+    assert bench.keeper.state() == Preload(("add", "rev"), (), problem)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"preload": "add"}', '{"preload": [1]}', ""])

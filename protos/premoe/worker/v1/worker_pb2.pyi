@@ -593,6 +593,9 @@ class GetResidencyResponse(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    PRELOAD_FIELD_NUMBER: _builtins.int
+    PRELOADED_FIELD_NUMBER: _builtins.int
+    PRELOAD_PROBLEM_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     weights_id: _builtins.str
@@ -619,9 +622,19 @@ class GetResidencyResponse(_message.Message):
     """Sequences running now."""
     waiting: _builtins.int
     """Sequences waiting now."""
+    preload_problem: _builtins.str
+    """Why these are not all, one line; empty when they are, or while it is at work."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerResidency]:
         """One entry per MoE layer."""
+
+    @_builtins.property
+    def preload(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks that this worker was told to keep resident."""
+
+    @_builtins.property
+    def preloaded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of them whose experts it has brought in. What requests displace comes back, and stays listed meanwhile."""
 
     def __init__(
         self,
@@ -640,10 +653,13 @@ class GetResidencyResponse(_message.Message):
         budget: _builtins.str = ...,
         running: _builtins.int = ...,
         waiting: _builtins.int = ...,
+        preload: _abc.Iterable[_builtins.str] | None = ...,
+        preloaded: _abc.Iterable[_builtins.str] | None = ...,
+        preload_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "running", b"running", "slots_per_layer", b"slots_per_layer", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "running", b"running", "slots_per_layer", b"slots_per_layer", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
