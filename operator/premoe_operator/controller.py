@@ -23,6 +23,7 @@ from premoe_operator.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL
 from premoe_operator.metrics import Metrics
 from premoe_operator.objects import ModelKey
 from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, FenceClosed, Workers
+from premoe_operator.preload_watch import PreloadWatch
 from premoe_operator.reconciler import Outcome, Reconciler, inventory
 from premoe_operator.release import Release
 from premoe_operator.settings import OperatorSettings
@@ -55,10 +56,11 @@ class Controller:
         self._kinds = tuple(kind for kind in CHILDREN if kind is not CERTIFICATE or settings.watch_certificates)
         self._cache = Cache()
         self._queue: WorkQueue[ModelKey] = WorkQueue(retry_max_s=settings.retry_max_s)
+        self._preloads = PreloadWatch(workers, self._queue.add, soon_s=settings.poll_s)
         self._reconciler = Reconciler(
             cluster,
             store,
-            workers,
+            self._preloads.look,
             self._cache,
             release,
             poll_s=settings.poll_s,
@@ -104,6 +106,7 @@ class Controller:
             for task in (*tasks, stopping):
                 task.cancel()
             await asyncio.gather(*tasks, stopping, return_exceptions=True)
+            await self._preloads.close()
             kopf_stop.set()
             await asyncio.gather(informers, return_exceptions=True)
 

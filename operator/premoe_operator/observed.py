@@ -41,12 +41,17 @@ class Observed:
     refusals: Mapping[ObjectKey, Refusal] = field(default_factory=dict)
 
 
-class WorkersAddress(NamedTuple):
-    """Where a model's workers are, and whether they talk mutual TLS."""
+class WorkersAsked(NamedTuple):
+    """Workers, and what they are asked about."""
 
     host: str
     port: int
     encrypted: bool
+    """Whether they talk mutual TLS."""
+    tasks: tuple[str, ...]
+    """Those to keep resident."""
+    ready: int
+    """How many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,5 +68,5 @@ class Needs:
     """Names and keys of ConfigMaps that a Job is going to read."""
     certificate: ObjectKey | None = None
     """Wanted; read directly where Certificates are not watched."""
-    workers: WorkersAddress | None = None
+    workers: WorkersAsked | None = None
     """Workers to ask what they keep resident."""

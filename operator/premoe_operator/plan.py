@@ -20,10 +20,10 @@ from premoe_operator.objects import Json, ObjectKey, is_deleting, key_of
 from premoe_operator.observed import Observed
 from premoe_operator.pods import Trouble, troubles
 from premoe_operator.ports import StoreFailure
-from premoe_operator.preload import is_under_way, preload_status
+from premoe_operator.preload import preload_status
 from premoe_operator.reasons import ConditionType, Reason
 from premoe_operator.release import Release
-from premoe_operator.resources import PreloadStatus, PrunedModelStatus
+from premoe_operator.resources import PrunedModelStatus
 from premoe_operator.rollout import Rollout, rollout
 from premoe_operator.situation import (
     PlannedJob,
@@ -38,8 +38,6 @@ from premoe_operator.status import build_status
 from premoe_runtime.formats.errors import InvalidInput
 
 SOON_S = 2.0
-PRELOAD_POLL_S = 300.0
-"""Workers repair what they keep resident themselves; the status only tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,20 +92,19 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
     parts[ConditionType.CHILDREN_APPLIED] = conditions.children_applied(todo.foreign, todo.leaving, observed.refusals)
     parts[ConditionType.WORKERS_AVAILABLE] = conditions.workers(situation, counts, found)
     _add_optional_parts(parts, situation, observed.children, workers, wanted or (), found)
-    preload = preload_status(situation, observed.preloads)
     status = build_status(
         situation,
         verdicts=conditions.summed_up(parts, counts=counts, suspended=situation.inputs.spec.suspend),
         resolved=workers.resolved(resolved),
         counts=counts,
         found=found,
-        preload=preload,
+        preload=preload_status(situation, observed.preloads),
         now=now,
     )
     return Plan(
         changes=todo,
         status=None if model.get("status") and status == situation.status else status,
-        requeue_after_s=_requeue_after_s(situation, parts, todo, observed, poll_s, preload),
+        requeue_after_s=_requeue_after_s(situation, parts, todo, observed, poll_s),
     )
 
 
@@ -160,9 +157,8 @@ def _requeue_after_s(
     todo: Changes,
     observed: Observed,
     poll_s: float,
-    preload: PreloadStatus | None,
 ) -> float | None:
-    """Poll only what no watch shows: pods, the store, ConfigMaps of others, objects that are not ours, workers."""
+    """Poll only what no watch shows: pods, the store, ConfigMaps of others, objects that are not ours."""
     if todo.leaving:
         return SOON_S
     jobs = planned_jobs(situation, with_tasks=True, with_set=True)
@@ -174,8 +170,5 @@ def _requeue_after_s(
         bool(observed.missing_sources),
         observed.pods is not None and any(not job.state.is_finished for job in jobs),
         observed.pods is not None and workers_lag(situation.deployment),
-        observed.preloads is not None and is_under_way(preload),
     )
-    if any(waits):
-        return poll_s
-    return PRELOAD_POLL_S if observed.preloads is not None else None
+    return poll_s if any(waits) else None

@@ -29,8 +29,3 @@ def preload_status(situation: Situation, found: Sequence[WorkerPreload] | None) 
         workers=len(answers),
         message=max(told, default="")[:MESSAGE_MAX],
     )
-
-
-def is_under_way(status: PreloadStatus | None) -> bool:
-    """Whether the next look will soon show more."""
-    return status is None or (status.resident < status.tasks and not status.message)

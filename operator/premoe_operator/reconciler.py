@@ -10,6 +10,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from premoe_operator.cache import Cache
 from premoe_operator.changes import Changes
@@ -17,16 +18,19 @@ from premoe_operator.desired import LABEL_MODEL
 from premoe_operator.events import ready_event
 from premoe_operator.kinds import CONFIG_MAP, CORE_EVENT, POD, Kind
 from premoe_operator.objects import Json, ModelKey, ObjectKey, key_of, ownership, uid_of
-from premoe_operator.observed import Needs, Observed, Refusal
+from premoe_operator.observed import Needs, Observed, Refusal, WorkersAsked
 from premoe_operator.plan import Plan, plan
 from premoe_operator.pods import waits_for_containers
-from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, PackFacts, StoreFailure, WorkerPreload, Workers
+from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, PackFacts, StoreFailure, WorkerPreload
 from premoe_operator.reasons import Reason
 from premoe_operator.release import Release
 from premoe_operator.situation import needs, read_status
 from premoe_operator.status import status_document
 
 PODS_ASKED_FOR_EVENTS = 3
+
+Preloads: TypeAlias = Callable[[ModelKey, WorkersAsked | None], tuple[WorkerPreload, ...] | None]
+"""What a model's workers said last of what they keep resident; see ``PreloadWatch.look``."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ class Reconciler:
         self,
         cluster: Cluster,
         store: ExpertStore,
-        workers: Workers,
+        preloads: Preloads,
         cache: Cache,
         release: Release,
         *,
@@ -67,7 +71,7 @@ class Reconciler:
     ) -> None:
         self._cluster = cluster
         self._store = store
-        self._workers = workers
+        self._preloads = preloads
         self._cache = cache
         self._release = release
         self._poll_s = poll_s
@@ -81,6 +85,7 @@ class Reconciler:
         observed = await self._observe(model)
         if observed is None:
             self._unlabelled.pop(model, None)
+            self._preloads(model, None)
             return Outcome()
         first = self._plan(observed)
         refusals, writes = await self._execute(model, first.changes)
@@ -122,7 +127,7 @@ class Reconciler:
             missing_sources=await self._missing_sources(key.namespace, wanted),
             rivals=tuple(self._cache.rivals(key)),
             same_weights=tuple(self._cache.same_weights(key)),
-            preloads=await self._preloads(wanted),
+            preloads=self._preloads(key, wanted.workers),
         )
 
     def _children(self, key: ModelKey) -> dict[ObjectKey, Json]:
@@ -166,12 +171,6 @@ class Reconciler:
         if not wanted.manifest_of:
             return None
         return await self._store.facts(wanted.store_address, wanted.manifest_of)
-
-    async def _preloads(self, wanted: Needs) -> tuple[WorkerPreload, ...] | None:
-        if wanted.workers is None:
-            return None
-        host, port, encrypted = wanted.workers
-        return await self._workers.preloads(host, port, encrypted=encrypted)
 
     async def _missing_sources(self, namespace: str, wanted: Needs) -> tuple[str, ...]:
         missing: list[str] = []

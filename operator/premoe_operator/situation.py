@@ -24,7 +24,7 @@ from premoe_operator.desired.transport import transport
 from premoe_operator.jobs import JobState, job_state
 from premoe_operator.kinds import DEPLOYMENT, JOB
 from premoe_operator.objects import Json, ObjectKey, annotation, is_deleting, key_of, ownership, uid_of
-from premoe_operator.observed import Needs, WorkersAddress
+from premoe_operator.observed import Needs, WorkersAsked
 from premoe_operator.release import Release
 from premoe_operator.resources import PrunedModelStatus, Resolved, parse_spec
 from premoe_runtime.formats.errors import InvalidInput
@@ -198,15 +198,14 @@ def _has_no_pods(job: Json) -> bool:
     return not status.get("active") and not job["spec"].get("suspend")
 
 
-def _workers_to_ask(situation: Situation) -> WorkersAddress | None:
+def _workers_to_ask(situation: Situation) -> WorkersAsked | None:
     """Workers that have settled down and have a list of tasks to keep resident."""
-    inputs, deployment = situation.inputs, situation.deployment
-    if not inputs.spec.patterns.preload or inputs.spec.suspend or workers_lag(deployment):
-        return None
-    if worker_counts(deployment).ready == 0:
+    inputs, ready = situation.inputs, worker_counts(situation.deployment).ready
+    tasks = tuple(inputs.spec.patterns.preload)
+    if not tasks or not ready or inputs.spec.suspend or workers_lag(situation.deployment):
         return None
     host = f"{inputs.worker_name}.{inputs.owner.namespace}.svc"
-    return WorkersAddress(host, GRPC_PORT, encrypted=transport(inputs) is not None)
+    return WorkersAsked(host, GRPC_PORT, transport(inputs) is not None, tasks, ready)
 
 
 def _certificate_key(situation: Situation) -> ObjectKey | None:

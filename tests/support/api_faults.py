@@ -15,7 +15,8 @@ from premoe_operator.cache import Cache
 from premoe_operator.desired import LABEL_MODEL
 from premoe_operator.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
 from premoe_operator.objects import Json, ModelKey
-from premoe_operator.ports import Cluster, ExpertStore, Listed, PackFacts, StoreFailure, WorkerPreload, Workers
+from premoe_operator.observed import WorkersAsked
+from premoe_operator.ports import Cluster, ExpertStore, Listed, PackFacts, StoreFailure, WorkerPreload
 from premoe_operator.reconciler import Outcome, Reconciler
 from premoe_operator.release import Release
 
@@ -104,15 +105,15 @@ class FactsStore:
 
 
 class ScriptedWorkers:
-    """Workers that all say the same about what they keep resident."""
+    """Workers that say at once what they keep resident, in place of a ``PreloadWatch``."""
 
     def __init__(self, *said: WorkerPreload) -> None:
         self.said = said
-        self.asked: list[tuple[str, int, bool]] = []
+        self.asked: WorkersAsked | None = None
 
-    async def preloads(self, host: str, port: int, *, encrypted: bool) -> tuple[WorkerPreload, ...]:
-        self.asked.append((host, port, encrypted))
-        return self.said
+    def look(self, model: ModelKey, asked: WorkersAsked | None) -> tuple[WorkerPreload, ...] | None:
+        self.asked = asked
+        return self.said if asked is not None else None
 
 
 class Operator:
@@ -125,7 +126,7 @@ class Operator:
         store: ExpertStore,
         release: Release,
         namespace: str,
-        workers: Workers | None = None,
+        workers: ScriptedWorkers | None = None,
     ) -> None:
         self._plain = plain
         self._namespace = namespace
@@ -133,7 +134,7 @@ class Operator:
         self._reconciler = Reconciler(
             faulty,
             store,
-            workers or ScriptedWorkers(),
+            (workers or ScriptedWorkers()).look,
             self.cache,
             release,
             poll_s=1.0,

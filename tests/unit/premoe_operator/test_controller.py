@@ -18,10 +18,10 @@ from premoe_operator.controller import Controller
 from premoe_operator.kinds import PRUNED_MODEL, SERVICE
 from premoe_operator.metrics import Metrics
 from premoe_operator.objects import ModelKey, ObjectKey
-from premoe_operator.ports import FenceClosed, PackFacts
+from premoe_operator.ports import FenceClosed, PackFacts, WorkerPreload
 from premoe_operator.release import Release
 from premoe_operator.settings import OperatorSettings
-from support.api_faults import FactsStore, ScriptedWorkers
+from support.api_faults import FactsStore
 from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
 
 RELEASE = Release.model_validate(
@@ -39,7 +39,12 @@ def controller(twin: ClusterTwin, tmp_path: Path) -> Controller:
     config = KubeConfig.from_one(cluster=Cluster(server="https://127.0.0.1:1"), user=User(token="t")).get()
     assert config is not None
     store = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layers=4, experts=16, top_k=4, blob_bytes=8192))
-    return Controller(settings, RELEASE, config, twin, store, ScriptedWorkers(), Metrics())
+    return Controller(settings, RELEASE, config, twin, store, NoWorkers(), Metrics())
+
+
+class NoWorkers:
+    async def preloads(self, host: str, port: int, *, encrypted: bool) -> tuple[WorkerPreload, ...]:
+        raise AssertionError("no model here preloads")
 
 
 def put_model(twin: ClusterTwin, name: str) -> None:

@@ -1,15 +1,21 @@
-"""What the status says of tasks to preload, and when workers are asked for it."""
+"""What the status says of tasks to preload, and whom the operator asks for it, when."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from premoe_operator.kinds import PRUNED_MODEL
 from premoe_operator.objects import Json, ModelKey, ObjectKey
-from premoe_operator.plan import PRELOAD_POLL_S
+from premoe_operator.observed import WorkersAsked
 from premoe_operator.ports import PackFacts, WorkerPreload
+from premoe_operator.preload_watch import MODELS_AT_ONCE, PreloadWatch, is_under_way
 from premoe_operator.release import Release
 from support.api_faults import FactsStore, FaultyCluster, Operator, ScriptedWorkers, drive
 from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
+from support.fake_worker import until
 
 KEY = ModelKey(NAMESPACE, "chat")
 OBJECT = ObjectKey(PRUNED_MODEL, *KEY)
@@ -23,7 +29,7 @@ RELEASE = Release.model_validate(
     }
 )
 BOTH = ("sum", "c")
-POLL_S = 1.0
+ASKED = WorkersAsked(f"chat-worker.{NAMESPACE}.svc", 50051, False, BOTH, 1)
 
 
 def twin_with(*preload: str, **spec: object) -> ClusterTwin:
@@ -45,12 +51,13 @@ def operator(twin: ClusterTwin, workers: ScriptedWorkers, faulty: FaultyCluster 
     return Operator(twin, faulty or FaultyCluster(twin), STORE, RELEASE, NAMESPACE, workers)
 
 
-async def told(twin: ClusterTwin, workers: ScriptedWorkers) -> tuple[Json | None, float | None]:
-    """The status' word once all is quiet, and when the operator looks again."""
-    outcome = await drive(operator(twin, workers), KEY, twin.advance)
+async def told(twin: ClusterTwin, workers: ScriptedWorkers) -> Json | None:
+    """The status' word once all is quiet."""
+    await drive(operator(twin, workers), KEY, twin.advance)
     status = twin.objects[OBJECT]["status"]
     assert status["reason"] == "AllReady"  # whatever workers say of it
-    return status.get("preload"), outcome.requeue_after_s
+    found: Json | None = status.get("preload")
+    return found
 
 
 def said(resident: int, message: str = "", *, workers: int = 2) -> Json:
@@ -65,21 +72,22 @@ SILENT = WorkerPreload(problem="worker 10.0.0.1:50051 did not answer", has_answe
 
 
 @pytest.mark.parametrize(
-    ("workers", "expected", "again_s"),
+    ("workers", "expected", "under_way"),
     [
-        ((ALL, ALL), said(2), PRELOAD_POLL_S),
-        ((ALL, ONE), said(1), POLL_S),  # at work
-        ((ONE, WorkerPreload(BOTH, ("c",))), said(0), POLL_S),
-        ((ALL, FULL), said(1, FULL.problem), PRELOAD_POLL_S),
-        ((ALL, OLD), said(0), POLL_S),  # has not read the list yet
-        ((ALL, SILENT), said(2, SILENT.problem, workers=1), PRELOAD_POLL_S),
-        ((SILENT,), said(0, SILENT.problem, workers=0), PRELOAD_POLL_S),
+        ((ALL, ALL), said(2), False),
+        ((ALL, ONE), said(1), True),
+        ((ONE, WorkerPreload(BOTH, ("c",))), said(0), True),
+        ((ALL, FULL), said(1, FULL.problem), False),
+        ((ALL, OLD), said(0), True),  # has not read the list yet
+        ((ALL, SILENT), said(2, SILENT.problem, workers=1), True),
+        ((SILENT,), said(0, SILENT.problem, workers=0), True),
     ],
 )
-async def test_what_the_status_says(workers: tuple[WorkerPreload, ...], expected: Json, again_s: float) -> None:
+async def test_what_the_status_says(workers: tuple[WorkerPreload, ...], expected: Json, under_way: bool) -> None:
     scripted = ScriptedWorkers(*workers)
-    assert await told(twin_with(*BOTH), scripted) == (expected, again_s)
-    assert set(scripted.asked) == {(f"chat-worker.{NAMESPACE}.svc", 50051, False)}
+    assert await told(twin_with(*BOTH), scripted) == expected
+    assert scripted.asked == ASKED
+    assert is_under_way(workers, BOTH) is under_way
 
 
 async def test_the_same_word_is_written_once() -> None:
@@ -94,22 +102,92 @@ async def test_the_same_word_is_written_once() -> None:
 async def test_without_workers_nobody_is_asked_and_nothing_is_said(spec: Json) -> None:
     twin, workers = twin_with(*BOTH), ScriptedWorkers(ALL)
     await told(twin, workers)
-    asked = len(workers.asked)
     twin.edit(OBJECT, {"spec": spec})
-    outcome = await drive(operator(twin, workers), KEY, twin.advance)
+    await drive(operator(twin, workers), KEY, twin.advance)
     assert "preload" not in twin.objects[OBJECT]["status"]
-    assert outcome.requeue_after_s is None
-    await operator(twin, workers).reconcile(KEY)
-    assert len(workers.asked) <= asked + 1  # before the workers went
+    assert workers.asked is None
 
 
-async def test_without_a_list_nobody_is_asked() -> None:
+async def test_without_a_list_and_after_the_model_nobody_is_asked() -> None:
     workers = ScriptedWorkers(ALL)
-    assert await told(twin_with(), workers) == (None, None)
-    assert workers.asked == []
+    assert await told(twin_with(), workers) is None
+    assert workers.asked is None
+    twin = twin_with(*BOTH)
+    await told(twin, workers)
+    assert workers.asked == ASKED
+    twin.remove(OBJECT)
+    await operator(twin, workers).reconcile(KEY)
+    assert workers.asked is None
 
 
 async def test_a_model_with_tls_is_asked_with_tls() -> None:
     workers = ScriptedWorkers(ALL)
     await told(twin_with(*BOTH, access={"tls": {"mode": "Mutual", "secretName": "mesh"}}), workers)
-    assert {encrypted for _, _, encrypted in workers.asked} == {True}
+    assert workers.asked == ASKED._replace(encrypted=True)
+
+
+class Workers:
+    """Say what they are told to, when a test lets them answer."""
+
+    def __init__(self) -> None:
+        self.said: tuple[WorkerPreload, ...] = (ONE,)
+        self.asked: list[str] = []
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
+
+    async def preloads(self, host: str, port: int, *, encrypted: bool) -> tuple[WorkerPreload, ...]:
+        self.asked.append(host)
+        await self.may_answer.wait()
+        return self.said
+
+
+@asynccontextmanager
+async def watching(workers: Workers) -> AsyncIterator[tuple[PreloadWatch, list[ModelKey]]]:
+    """A watch, and the models that it calls changed."""
+    changed: list[ModelKey] = []
+    watch = PreloadWatch(workers, changed.append, soon_s=0.01)
+    try:
+        yield watch, changed
+    finally:
+        await watch.close()
+
+
+async def test_the_watch_asks_soon_while_workers_are_at_work_and_tells_news_once() -> None:
+    workers = Workers()
+    async with watching(workers) as (watch, changed):
+        assert watch.look(KEY, ASKED) is None
+        await until(lambda: len(workers.asked) >= 5)
+        assert changed == [KEY]
+        assert watch.look(KEY, ASKED) == (ONE,)
+        workers.said = (ALL,)
+        await until(lambda: changed == [KEY, KEY])
+        assert watch.look(KEY, ASKED) == (ALL,)
+        asked = len(workers.asked)
+        await asyncio.sleep(0.1)
+        assert len(workers.asked) == asked  # the next look is minutes away
+
+
+async def test_a_changed_question_is_asked_at_once_and_the_old_answer_forgotten() -> None:
+    workers = Workers()
+    workers.said = (ALL,)
+    async with watching(workers) as (watch, changed):
+        watch.look(KEY, ASKED)
+        await until(lambda: changed == [KEY])
+        assert watch.look(KEY, ASKED._replace(ready=2)) is None
+        await until(lambda: changed == [KEY, KEY])
+        assert watch.look(KEY, ASKED._replace(ready=2)) == (ALL,)
+        assert watch.look(KEY, None) is None
+
+
+async def test_workers_that_do_not_answer_hold_nobody_up_and_are_left_in_the_end() -> None:
+    workers = Workers()
+    workers.may_answer.clear()
+    async with watching(workers) as (watch, changed):
+        for number in range(20):
+            assert watch.look(ModelKey(NAMESPACE, f"m{number}"), ASKED) is None
+        await until(lambda: len(workers.asked) == MODELS_AT_ONCE)
+        workers.may_answer.set()
+        await until(lambda: len(changed) == 20)
+    asked = len(workers.asked)
+    await asyncio.sleep(0.05)
+    assert len(workers.asked) == asked
