@@ -147,12 +147,16 @@ class ExpertStore:
                 self._budget.give(taken)
                 raise
 
-        upcoming: asyncio.Task[tuple[R, int]] | None = None
+        def give_back(task: asyncio.Task[tuple[R, int]]) -> None:
+            if not task.cancelled() and task.exception() is None:
+                self._budget.give(task.result()[1])
+
+        tasks = (asyncio.create_task(held(part)) for part in parts)  # each starts when it is taken
+        upcoming = next(tasks, None)
         try:
-            for position in range(len(parts)):
-                loaded, taken = await (upcoming or asyncio.create_task(held(parts[position])))
-                more = position + 1 < len(parts)
-                upcoming = asyncio.create_task(held(parts[position + 1])) if more else None
+            while upcoming is not None:
+                loaded, taken = await upcoming
+                upcoming = next(tasks, None)
                 try:
                     yield loaded
                 finally:
@@ -160,13 +164,6 @@ class ExpertStore:
                     self._budget.give(taken)
         finally:
             if upcoming is not None:
-                await self._discard(upcoming)
-
-    async def _discard(self, upcoming: asyncio.Task[tuple[R, int]]) -> None:
-        """Cancel a part that nobody will read, and give its memory back if it was there already."""
-        upcoming.cancel()
-        try:
-            _, taken = await upcoming
-        except (asyncio.CancelledError, Exception):
-            return
-        self._budget.give(taken)
+                # Nobody will read this part. It may be there already: a cancellation can come before its reader.
+                upcoming.cancel()
+                upcoming.add_done_callback(give_back)

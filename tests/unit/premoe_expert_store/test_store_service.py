@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import pytest
 from premoe_expert_store.adapters.memory import MemoryCache
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.budget import ByteBudget
-from premoe_expert_store.catalogue import Catalogue
-from premoe_expert_store.loader import BlobLoader
+from premoe_expert_store.catalogue import Catalogue, Pack
+from premoe_expert_store.loader import Blob, BlobLoader
 from premoe_expert_store.ports import PIECE_BYTES, Hole
 from premoe_expert_store.service import FRAME_BYTES, ExpertStore
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
@@ -203,6 +204,39 @@ async def test_a_cancelled_fetch_gives_its_memory_back(store: CountingStore) -> 
     await settle()
     assert bench.budget.free_bytes == 2 * 8192
     assert await bench.fetch(A, B) == bench.expected(A, B, tier="object")
+
+
+class LastMomentLoader(BlobLoader):
+    """Has ``at_end`` called when a load has ended and nobody has its blobs in hand yet."""
+
+    at_end: Callable[[], object]
+
+    async def load(self, pack: Pack, experts: Sequence[ExpertId]) -> list[Blob]:
+        found = await super().load(pack, experts)
+        asyncio.get_running_loop().call_soon(self.at_end)
+        return found
+
+
+@pytest.mark.parametrize("loads", [1, 2, 3])
+async def test_a_fetch_cancelled_between_the_load_and_its_reader_gives_its_memory_back(
+    store: CountingStore, loads: int
+) -> None:
+    bench = Bench(store)
+    loader = LastMomentLoader(store, None, threads=1)
+    service = ExpertStore(Catalogue(store), loader, budget=bench.budget, window_bytes=8192, lease_s=60.0)
+
+    async def read() -> int:
+        async with aclosing(service.fetch("", (A, B, C))) as frames:
+            return len([frame async for frame in frames])
+
+    task = asyncio.create_task(read())
+    ended = itertools.count(1)
+    loader.at_end = lambda: task.cancel() if next(ended) == loads else None
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await settle()
+    assert bench.budget.free_bytes == 1 << 30
+    await loader.close()
 
 
 async def test_a_flipped_byte_is_corrupt_and_others_still_come(store: CountingStore) -> None:
