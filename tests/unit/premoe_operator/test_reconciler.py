@@ -84,6 +84,7 @@ async def test_converges_and_then_calls_nothing() -> None:
     assert quiet.calls == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_crash_at_any_call_of_create_leaves_the_same(when: When) -> None:
     calm = twin_with(model(patterns={"tasks": TASKS}))
@@ -99,6 +100,7 @@ async def test_a_crash_at_any_call_of_create_leaves_the_same(when: When) -> None
         assert inventory(twin) == inventory(calm), f"crash {when} call {at}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_crash_at_any_call_of_a_rollout_leaves_the_same(when: When) -> None:
     edit = {"spec": {"engine": {"maxSequences": 3}, "workers": {"replicas": 2}, "patterns": {"tasks": TASKS[:1]}}}
@@ -118,6 +120,7 @@ async def test_a_crash_at_any_call_of_a_rollout_leaves_the_same(when: When) -> N
         assert inventory(twin) == inventory(calm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_deleted_and_recreated_at_any_call(when: When) -> None:
     calm = twin_with(model())

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -247,4 +248,4 @@ class SwapMachine(RuleBasedStateMachine):
 SwapMachine.TestCase.settings = settings(
     max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
-TestSwapMachine = SwapMachine.TestCase
+TestSwapMachine = pytest.mark.slow(SwapMachine.TestCase)
