@@ -59,7 +59,7 @@ test: install services cluster-tools $(if $(filter 0,$(shell id -u)),node-tools)
 	@$(PYTEST) $(FAST:%=--ignore=%) $(ARGS)
 
 .PHONY: test-fast
-test-fast: install ## Run the tests that need no services, two at a time (about a minute and a half on two cores)
+test-fast: install ## Run the tests that need no services, two at a time (about 80 s on two cores)
 	@$(PYTEST) $(FAST) -m "not slow" -n 2 $(ARGS)
 
 .PHONY: test-cluster

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from premoe_operator.objects import ModelKey
 from premoe_operator.observed import WorkersAsked
@@ -17,7 +17,8 @@ MODELS_AT_ONCE = 8
 class PreloadWatch:
     """One task for each PrunedModel that has somebody to ask; for one event loop.
 
-    ``changed`` is called for a model whose workers say something new.
+    ``changed`` is called for a model whose workers say something new. Those that keep everything are asked every
+    ``rarely_s``, others after ``soon_s``, then less and less often while they say the same.
     """
 
     def __init__(
@@ -51,21 +52,19 @@ class PreloadWatch:
         return self._answers.get(model)
 
     async def _ask(self, model: ModelKey, asked: WorkersAsked) -> None:
+        pause_s = self._soon_s
         while True:
             async with self._few:
                 found = await self._workers.preloads(asked.host, asked.port, encrypted=asked.encrypted)
-            if found != self._answers.get(model):
+            if found == self._answers.get(model):
+                pause_s = min(2 * pause_s, self._rarely_s)
+            else:
+                pause_s = self._soon_s
                 self._answers[model] = found
                 self._changed(model)
-            await asyncio.sleep(self._soon_s if is_under_way(found, asked.tasks) else self._rarely_s)
+            await asyncio.sleep(self._rarely_s if is_done(found, asked.tasks) else pause_s)
 
 
-def is_under_way(found: tuple[WorkerPreload, ...], tasks: tuple[str, ...]) -> bool:
-    """Whether the next look may soon show more: not where a worker has said why it cannot do it all."""
-    return not all(_is_settled(worker, set(tasks)) for worker in found)
-
-
-def _is_settled(worker: WorkerPreload, tasks: set[str]) -> bool:
-    if not worker.has_answered or set(worker.wanted) != tasks:  # nobody there, or the list before
-        return False
-    return set(worker.done) == tasks or bool(worker.problem)
+def is_done(found: Sequence[WorkerPreload], tasks: Sequence[str]) -> bool:
+    """Whether every worker keeps all tasks resident, so that there is no better news to wait for."""
+    return all(worker.has_answered and set(tasks) <= set(worker.done) for worker in found)

@@ -11,7 +11,7 @@ from premoe_operator.kinds import PRUNED_MODEL
 from premoe_operator.objects import Json, ModelKey, ObjectKey
 from premoe_operator.observed import WorkersAsked
 from premoe_operator.ports import PackFacts, WorkerPreload
-from premoe_operator.preload_watch import MODELS_AT_ONCE, PreloadWatch, is_under_way
+from premoe_operator.preload_watch import MODELS_AT_ONCE, PreloadWatch, is_done
 from premoe_operator.release import Release
 from support.api_faults import FactsStore, FaultyCluster, Operator, ScriptedWorkers, drive
 from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
@@ -72,22 +72,22 @@ SILENT = WorkerPreload(problem="worker 10.0.0.1:50051 did not answer", has_answe
 
 
 @pytest.mark.parametrize(
-    ("workers", "expected", "under_way"),
+    ("workers", "expected", "done"),
     [
-        ((ALL, ALL), said(2), False),
-        ((ALL, ONE), said(1), True),
-        ((ONE, WorkerPreload(BOTH, ("c",))), said(0), True),
+        ((ALL, ALL), said(2), True),
+        ((ALL, ONE), said(1), False),
+        ((ONE, WorkerPreload(BOTH, ("c",))), said(0), False),
         ((ALL, FULL), said(1, FULL.problem), False),
-        ((ALL, OLD), said(0), True),  # has not read the list yet
-        ((ALL, SILENT), said(2, SILENT.problem, workers=1), True),
-        ((SILENT,), said(0, SILENT.problem, workers=0), True),
+        ((ALL, OLD), said(0), False),  # has not read the list yet
+        ((ALL, SILENT), said(2, SILENT.problem, workers=1), False),
+        ((SILENT,), said(0, SILENT.problem, workers=0), False),
     ],
 )
-async def test_what_the_status_says(workers: tuple[WorkerPreload, ...], expected: Json, under_way: bool) -> None:
+async def test_what_the_status_says(workers: tuple[WorkerPreload, ...], expected: Json, done: bool) -> None:
     scripted = ScriptedWorkers(*workers)
     assert await told(twin_with(*BOTH), scripted) == expected
     assert scripted.asked == ASKED
-    assert is_under_way(workers, BOTH) is under_way
+    assert is_done(workers, BOTH) is done
 
 
 async def test_the_same_word_is_written_once() -> None:
@@ -152,7 +152,7 @@ async def watching(workers: Workers) -> AsyncIterator[tuple[PreloadWatch, list[M
         await watch.close()
 
 
-async def test_the_watch_asks_soon_while_workers_are_at_work_and_tells_news_once() -> None:
+async def test_the_watch_asks_soon_while_something_is_missing_and_tells_news_once() -> None:
     workers = Workers()
     async with watching(workers) as (watch, changed):
         assert watch.look(KEY, ASKED) is None
