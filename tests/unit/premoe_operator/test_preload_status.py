@@ -13,6 +13,7 @@ from premoe_operator.observed import WorkersAsked
 from premoe_operator.ports import PackFacts, WorkerPreload
 from premoe_operator.preload_watch import MODELS_AT_ONCE, PreloadWatch, is_done
 from premoe_operator.release import Release
+from support import pruned_models
 from support.api_faults import FactsStore, FaultyCluster, Operator, ScriptedWorkers, drive
 from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
 from support.fake_worker import until
@@ -20,14 +21,7 @@ from support.fake_worker import until
 KEY = ModelKey(NAMESPACE, "chat")
 OBJECT = ObjectKey(PRUNED_MODEL, *KEY)
 STORE = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layers=4, experts=16, top_k=4, blob_bytes=8192))
-RELEASE = Release.model_validate(
-    {
-        "workerImage": "registry.example/premoe-worker:1",
-        "storeUrl": "s3://packs/premoe",
-        "expertStore": {"name": "store", "namespace": "premoe"},
-        "retrieval": {"name": "retrieval", "namespace": "premoe"},
-    }
-)
+RELEASE = Release.model_validate(pruned_models.RELEASE)
 BOTH = ("sum", "c")
 ASKED = WorkersAsked(f"chat-worker.{NAMESPACE}.svc", 50051, False, BOTH, 1)
 
