@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+from premoe_operator.crd import SCHEMA_VERSION
 from premoe_operator.crd_rules import ROOT_RULES, RULES
 from premoe_operator.resources import parse_spec
 from support.cluster_fixtures import control_plane, namespace
@@ -26,7 +27,7 @@ def test_the_definition_is_established_and_structural(definition: Document) -> N
     assert conditions["Established"] == conditions["NamesAccepted"] == "True"
     # The API server names what is not structural in a condition of this type.
     assert conditions.get("NonStructuralSchema", "False") == "False"
-    assert definition["metadata"]["annotations"]["premoe.dev/schema"] == "1"
+    assert definition["metadata"]["annotations"]["premoe.dev/schema"] == str(SCHEMA_VERSION)
 
 
 def test_defaults_appear_and_mean_the_same_to_the_operator(control_plane: ControlPlane, namespace: str) -> None:
