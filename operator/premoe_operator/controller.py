@@ -21,7 +21,7 @@ from premoe_operator.desired import LABEL_MODEL
 from premoe_operator.handlers import build_registry, configure
 from premoe_operator.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL
 from premoe_operator.metrics import Metrics
-from premoe_operator.objects import ModelKey
+from premoe_operator.objects import ModelKey, model_key
 from premoe_operator.ports import ApiFailure, Cluster, ExpertStore, FenceClosed, Workers
 from premoe_operator.preload_watch import PreloadWatch
 from premoe_operator.reconciler import Outcome, Reconciler, inventory
@@ -142,10 +142,7 @@ class Controller:
                 await asyncio.sleep(START_RETRY_S)
             else:
                 # Those without children are listed by nothing else.
-                self._concern(
-                    ModelKey(model["metadata"]["namespace"], model["metadata"]["name"])
-                    for model in self._cache.models()
-                )
+                self._concern(map(model_key, self._cache.models()))
                 self.is_synced = True
                 return
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from premoe_operator.pods import MESSAGE_MAX
 from premoe_operator.ports import WorkerPreload
 from premoe_operator.resources import PreloadStatus
 from premoe_operator.situation import Situation, worker_counts
-
-MESSAGE_MAX = 400
 
 
 def preload_status(situation: Situation, found: Sequence[WorkerPreload] | None) -> PreloadStatus | None:
     """``found`` None: nobody was asked now, so what was last said stays, as long as there are workers."""
     spec = situation.inputs.spec
-    wanted = tuple(dict.fromkeys(spec.patterns.preload))
+    wanted = spec.patterns.preload
     if not wanted or spec.suspend or worker_counts(situation.deployment).wanted == 0:
         return None
     if found is None:

@@ -39,6 +39,15 @@ class ReleaseService(Part):
     pod_labels: LabelMap = Field(default={})
     """Labels of its pods, for egress rules; none: any pod of its namespace."""
 
+    @property
+    def host(self) -> str:
+        """Its name in the cluster's DNS."""
+        return f"{self.name}.{self.namespace}.svc"
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
 
 class Callers(Part):
     """Pods of the release that may call workers."""

@@ -18,8 +18,7 @@ from premoe_operator.desired import (
     patterns_job,
     profile_job,
 )
-from premoe_operator.desired.inputs import GRPC_PORT
-from premoe_operator.desired.services import expert_store
+from premoe_operator.desired.services import expert_store, workers
 from premoe_operator.desired.transport import transport
 from premoe_operator.jobs import JobState, job_state
 from premoe_operator.kinds import DEPLOYMENT, JOB
@@ -114,12 +113,11 @@ def needs(model: Json, children: Mapping[ObjectKey, Json], release: Release) -> 
     unfinished = [job for job in jobs if job.found is not None and not job.state.is_finished]
     unread = [job for job in jobs if job.is_unread]
     suspended = situation.inputs.spec.suspend
-    service = expert_store(situation.inputs)
     return Needs(
         pods=bool(unread) or (not suspended and (bool(unfinished) or workers_lag(situation.deployment))),
         events_of=tuple(job.found for job in unfinished if job.found is not None and _has_no_pods(job.found)),
         manifest_of="" if situation.has_facts else situation.packed_id,
-        store_address=f"{service.name}.{service.namespace}.svc:{service.port}",
+        store_address=expert_store(situation.inputs).address,
         sources=_sources(situation),
         certificate=_certificate_key(situation),
         workers=_workers_to_ask(situation),
@@ -204,8 +202,8 @@ def _workers_to_ask(situation: Situation) -> WorkersAsked | None:
     tasks = tuple(inputs.spec.patterns.preload)
     if not tasks or not ready or inputs.spec.suspend or workers_lag(situation.deployment):
         return None
-    host = f"{inputs.worker_name}.{inputs.owner.namespace}.svc"
-    return WorkersAsked(host, GRPC_PORT, transport(inputs) is not None, tasks, ready)
+    service = workers(inputs)
+    return WorkersAsked(service.host, service.port, transport(inputs) is not None, tasks, ready)
 
 
 def _certificate_key(situation: Situation) -> ObjectKey | None:

@@ -77,16 +77,14 @@ class Site:
 
     def set_preloads(self, host: str, *workers: Json) -> None:
         """What the workers behind a name keep resident: wanted, done, problem."""
-        replacement = self.folder / "preloads.json.new"
-        replacement.write_text(json.dumps({host: workers}))
-        replacement.replace(self.preloads_file)
+        _replace(self.preloads_file, {host: workers})
 
     def set_facts(self, packs: Mapping[str, Json] | None) -> None:
         """What the expert store knows; ``None``: it does not answer."""
         if packs is None:
             self.facts_file.unlink(missing_ok=True)
         else:
-            self.facts_file.write_text(json.dumps(packs))
+            _replace(self.facts_file, packs)
 
     def create(self, plural: str, obj: Json) -> Json:
         return self._send("POST", path(self.namespace, plural), json=obj)
@@ -140,6 +138,13 @@ class Site:
         assert response.is_success, f"{method} {where}: {response.status_code} {response.text}"
         answer: Json = response.json()
         return answer
+
+
+def _replace(path: Path, document: object) -> None:
+    """Write JSON that a running operator may read at any moment."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(document))
+    partial.replace(path)
 
 
 class Gone(AssertionError):

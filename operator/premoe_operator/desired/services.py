@@ -19,12 +19,17 @@ def retrieval(inputs: Inputs) -> ReleaseService:
 
 def grpc_target(service: ReleaseService) -> str:
     """GRPC target of a service."""
-    return f"dns:///{service.name}.{service.namespace}.svc:{service.port}"
+    return f"dns:///{service.address}"
+
+
+def workers(inputs: Inputs) -> ReleaseService:
+    """The workers' own Service."""
+    return ReleaseService(name=inputs.worker_name, namespace=inputs.owner.namespace, port=GRPC_PORT)
 
 
 def grpc_endpoint(inputs: Inputs) -> str:
     """GRPC target of all workers."""
-    return grpc_target(ReleaseService(name=inputs.worker_name, namespace=inputs.owner.namespace, port=GRPC_PORT))
+    return grpc_target(workers(inputs))
 
 
 def worker_service(inputs: Inputs) -> Obj:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from premoe_operator.desired.inputs import Inputs, Obj, metadata
+from premoe_operator.desired.services import workers
 from premoe_operator.resources import IssuerRef
 
 TLS_FOLDER = "/etc/premoe/tls"
@@ -40,13 +41,12 @@ def certificate(inputs: Inputs) -> Obj | None:
     found = transport(inputs)
     if found is None or found.issuer is None:
         return None
-    name, namespace = inputs.worker_name, inputs.owner.namespace
-    service = f"{name}.{namespace}.svc"
+    service = workers(inputs).host
     names = [service, f"*.{service}", f"{service}.cluster.local", "localhost", inputs.release.tls.server_name]
     return {
         "apiVersion": "cert-manager.io/v1",
         "kind": "Certificate",
-        "metadata": metadata(inputs, name, "worker"),
+        "metadata": metadata(inputs, inputs.worker_name, "worker"),
         "spec": {
             "secretName": found.secret_name,
             "duration": "2160h",

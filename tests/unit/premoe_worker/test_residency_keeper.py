@@ -178,6 +178,17 @@ async def test_the_state_follows_slots_and_live_set(bench: Bench) -> None:
     assert bench.keeper.state() == Preload(("add", "rev"), (), problem)
 
 
+async def test_a_task_that_a_new_list_leaves_no_room_for_is_done_no_longer(bench: Bench) -> None:
+    bench.worker.slots = 4
+    bench.listing("add")
+    await bench.step()
+    assert bench.keeper.state() == Preload(("add",), ("add",))
+    bench.listing("rev", "add")
+    await bench.step()
+    problem = "4 slots a layer hold 1 of 2 tasks to preload"
+    assert bench.keeper.state() == Preload(("rev", "add"), ("rev",), problem)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"preload": "add"}', '{"preload": [1]}', ""])
 async def test_a_bad_file_is_one_line_and_the_old_list_stays(
     bench: Bench, caplog: pytest.LogCaptureFixture, text: str
