@@ -1,1 +1,0 @@
-"""The in-memory side of families: which stock classes run them, and where router and experts sit."""

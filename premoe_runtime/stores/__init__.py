@@ -1,1 +1,0 @@
-"""Backends of the object-store client; `premoe_runtime.storage` opens them."""
