@@ -26,7 +26,7 @@ from _report import Report, json_option
 
 from premoe_runtime.families.registry import read_model
 from premoe_runtime.formats.manifest import ExpertLayer, Manifest, Origin, PackFile
-from premoe_runtime.pack import layout as lay
+from premoe_runtime.packs import layout as lay
 
 PROMPT_TOKENS = 64
 
@@ -108,10 +108,10 @@ def child(url: str, slots: int, resident: bool) -> None:
     """What a worker does at start; prints its memory and the bytes it read as one JSON line."""
     import torch
 
+    from premoe_runtime.engines.hf.model import load_slot_model
     from premoe_runtime.formats.ids import ExpertId
-    from premoe_runtime.pack.reader import open_pack
+    from premoe_runtime.packs.reader import open_pack
     from premoe_runtime.residency.swap import bring
-    from premoe_runtime.slot_model import load_slot_model
 
     source = open_pack(url)
     model = load_slot_model(source, slots=slots)

@@ -26,14 +26,14 @@ from _report import Report, interleaved, json_option
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig
 
-from premoe_runtime.admission import FULL, KeptPattern, ManagedRequest
 from premoe_runtime.engines.base import SamplingParams, TokenEvent
 from premoe_runtime.engines.hf.engine import HfEngine
-from premoe_runtime.manager import ResidencyManager
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
-from premoe_runtime.slot_model import load_slot_model
+from premoe_runtime.engines.hf.model import load_slot_model
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
+from premoe_runtime.serving.manager import ResidencyManager
+from premoe_runtime.serving.requests import FULL, KeptPattern, ManagedRequest
 from premoe_runtime.storage import open_store
 
 LAYERS, EXPERTS, TOP_K = 4, 64, 8

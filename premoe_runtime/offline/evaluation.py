@@ -15,15 +15,15 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from premoe_runtime.batches import MAX_TOKENS, Batch, pad, plan_batches
-from premoe_runtime.calibration import Example
+from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.arrays import Mask
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.profile.measure import Sample, encode_examples, end_token, make_full
-from premoe_runtime.profile.scores import random_scores
-from premoe_runtime.slot_model import SlotModel
+from premoe_runtime.offline.batches import MAX_TOKENS, Batch, pad, plan_batches
+from premoe_runtime.offline.calibration import Example
+from premoe_runtime.offline.profile.measure import Sample, encode_examples, end_token, make_full
+from premoe_runtime.offline.profile.scores import random_scores
 
 Variant = Literal["full", "specialist", "generalist", "random", "wrong"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)

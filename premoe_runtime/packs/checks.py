@@ -8,9 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from crc32c import crc32c
 
-from premoe_runtime.checkpoint import parse_header
 from premoe_runtime.formats.errors import CorruptData
-from premoe_runtime.pack.layout import PIECE_BYTES, Entry, file_header, pieces_per_blob
+from premoe_runtime.packs.checkpoint import parse_header
+from premoe_runtime.packs.layout import PIECE_BYTES, Entry, file_header, pieces_per_blob
 
 TENSOR = "crc32c"
 Checks: TypeAlias = np.ndarray[tuple[int, int, int], np.dtype[np.uint32]]

@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import bare_digest
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.pack.progress import Progress
-from premoe_runtime.pack.source import PACKER_VERSION, open_source
-from premoe_runtime.pack.staging import Staging, is_complete
-from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.packs.progress import Progress
+from premoe_runtime.packs.source import PACKER_VERSION, open_source
+from premoe_runtime.packs.staging import Staging, is_complete
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import Store
 
 HUB = "hf://"

@@ -9,9 +9,9 @@ from math import prod
 
 import blake3
 
-from premoe_runtime.checkpoint import TensorInfo
 from premoe_runtime.families.base import MoeModel
 from premoe_runtime.formats.manifest import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT, BlobField, BlobLayout
+from premoe_runtime.packs.checkpoint import TensorInfo
 
 PIECE_BYTES = 1_048_512  # 1 MiB less 64: a Redis value of this size stays within one allocator class
 SHARD_BYTES = 1 << 30

@@ -14,8 +14,8 @@ import blake3
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest, PackFile
-from premoe_runtime.pack.layout import MANIFEST_FILE
-from premoe_runtime.pack.ranges import Read, Run, coalesce
+from premoe_runtime.packs.layout import MANIFEST_FILE
+from premoe_runtime.packs.ranges import Read, Run, coalesce
 from premoe_runtime.storage import READ_PART_BYTES, Store, open_store
 
 LOCAL_STREAMS = 2

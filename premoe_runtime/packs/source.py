@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound, Unavailable
 from premoe_runtime.storage import ObjectInfo, Store, open_store
-from premoe_runtime.stores.failures import mapped_errors
+from premoe_runtime.storage.failures import mapped_errors
 
 PACKER_VERSION = 1
 """Part of every staging key: raise it when the bytes that the packer writes change."""

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, NotFound
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.pack.layout import MANIFEST_FILE
+from premoe_runtime.packs.layout import MANIFEST_FILE
 from premoe_runtime.storage import Store
 
 

@@ -8,18 +8,18 @@ from itertools import chain
 
 import blake3
 
-from premoe_runtime.checkpoint import TensorInfo, read_header
 from premoe_runtime.families.base import MoeModel
 from premoe_runtime.families.registry import read_model
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest, PackFile
-from premoe_runtime.pack import layout as lay
-from premoe_runtime.pack.checks import Checks, piece_checks, read_checks
-from premoe_runtime.pack.progress import Progress, Silent
-from premoe_runtime.pack.ranges import read_ahead
-from premoe_runtime.pack.reader import PackReader
-from premoe_runtime.pack.writer import AHEAD_BLOBS, AHEAD_BYTES, CHUNK_BYTES
+from premoe_runtime.packs import layout as lay
+from premoe_runtime.packs.checkpoint import TensorInfo, read_header
+from premoe_runtime.packs.checks import Checks, piece_checks, read_checks
+from premoe_runtime.packs.progress import Progress, Silent
+from premoe_runtime.packs.ranges import read_ahead
+from premoe_runtime.packs.reader import PackReader
+from premoe_runtime.packs.writer import AHEAD_BLOBS, AHEAD_BYTES, CHUNK_BYTES
 
 CONFIG_FILE = "skeleton/config.json"
 DAMAGE = (NotFound, CorruptData, InvalidInput)

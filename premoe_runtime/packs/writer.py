@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 import blake3
 
-from premoe_runtime.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.manifest import BlobLayout, ExpertLayer, Manifest, Origin, PackFile
-from premoe_runtime.pack import layout as lay
-from premoe_runtime.pack.checks import checks_file, piece_checks
-from premoe_runtime.pack.progress import Progress, Silent
-from premoe_runtime.pack.ranges import Read, read_ahead, read_all
-from premoe_runtime.pack.source import Source
-from premoe_runtime.pack.staging import LayerRecord, ShardRecord, Staging
+from premoe_runtime.packs import layout as lay
+from premoe_runtime.packs.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from premoe_runtime.packs.checks import checks_file, piece_checks
+from premoe_runtime.packs.progress import Progress, Silent
+from premoe_runtime.packs.ranges import Read, read_ahead, read_all
+from premoe_runtime.packs.source import Source
+from premoe_runtime.packs.staging import LayerRecord, ShardRecord, Staging
 from premoe_runtime.storage import Store
 
 AHEAD_BYTES = 256 << 20

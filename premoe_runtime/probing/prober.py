@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from premoe_runtime.engines.hf.attention import attention_mask
+from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.signature import signature
-from premoe_runtime.modelling.attention import attention_mask
-from premoe_runtime.prompts import Turn, encode_prompt
-from premoe_runtime.slot_model import SlotModel
+from premoe_runtime.offline.prompts import Turn, encode_prompt
 
 
 class _Reached(Exception):

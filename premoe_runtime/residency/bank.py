@@ -16,9 +16,9 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.residency.arena import SlotArena
-from premoe_runtime.residency.host import HostTier, digest_of
-from premoe_runtime.residency.layout import SlotLayout
+from premoe_runtime.residency.host_tier import HostTier, digest_of
 from premoe_runtime.residency.plan import SwapPlan, plan_swap
+from premoe_runtime.residency.slot_layout import SlotLayout
 
 Semantics = Literal["selection", "slice"]
 Kept = npt.NDArray[np.bool_] | torch.Tensor | Mapping[int, Collection[int]]

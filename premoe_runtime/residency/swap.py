@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.ports import ExpertSource
 from premoe_runtime.residency.bank import ExpertBank, Kept, Semantics, Ticket
 from premoe_runtime.residency.plan import SwapPlan
+from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.residency.transfer import Transfer
 
 

@@ -11,9 +11,9 @@ import torch
 
 from premoe_runtime.formats.errors import CorruptData, Unavailable
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.ports import ExpertSource
 from premoe_runtime.residency.bank import ExpertBank, Ticket
-from premoe_runtime.residency.host import bytes_of, digest_of
+from premoe_runtime.residency.host_tier import bytes_of, digest_of
+from premoe_runtime.residency.source import ExpertSource
 
 _NAP_SECONDS = 0.01
 

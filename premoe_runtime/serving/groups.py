@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import logging
 
-from premoe_runtime.admission import Entry, Group, KeptPattern, State
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.bank import ExpertBank
+from premoe_runtime.serving.requests import Entry, Group, KeptPattern, State
 
 logger = logging.getLogger(__name__)
 

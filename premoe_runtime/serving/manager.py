@@ -11,17 +11,17 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
 
-from premoe_runtime.admission import FULL, Entry, Group, KeptPattern, ManagedRequest, State
 from premoe_runtime.engines.base import Engine, SequenceRequest, TokenEvent
 from premoe_runtime.formats.errors import Conflict, Exhausted, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.groups import GroupTable
-from premoe_runtime.ports import ExpertSource
 from premoe_runtime.residency.bank import ExpertBank
 from premoe_runtime.residency.plan import SwapPlan
+from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.residency.swap import prefetch
-from premoe_runtime.scheduling import DEFAULT_QUANTUM, WAIT, Contender, Move, experts_of, next_move
-from premoe_runtime.swapping import Swapper, SwapPhase, SwapReport
+from premoe_runtime.serving.groups import GroupTable
+from premoe_runtime.serving.requests import FULL, Entry, Group, KeptPattern, ManagedRequest, State
+from premoe_runtime.serving.swapping import Swapper, SwapPhase, SwapReport
+from premoe_runtime.serving.turns import DEFAULT_QUANTUM, WAIT, Contender, Move, experts_of, next_move
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from premoe_runtime.engines.base import SamplingParams, Sequence, TokenEvent
 from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.bank import Semantics
-from premoe_runtime.scheduling import KeptTable, experts_of, pattern_key
-from premoe_runtime.swapping import SwapReport
+from premoe_runtime.serving.swapping import SwapReport
+from premoe_runtime.serving.turns import KeptTable, experts_of, pattern_key
 
 FULL: Literal["full"] = "full"
 """Instead of a pattern: every expert of every layer."""

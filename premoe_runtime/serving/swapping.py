@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from premoe_runtime.engines.base import Engine
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.ports import ExpertSource
 from premoe_runtime.residency import swap
 from premoe_runtime.residency.bank import ExpertBank, Kept, Semantics
 from premoe_runtime.residency.plan import SwapPlan
+from premoe_runtime.residency.source import ExpertSource
 
 _MAX_COPY_THREADS = 4
 """Two threads fill the memory bus of a small machine; more only help on big ones."""

@@ -10,9 +10,9 @@ from urllib.parse import unquote, urlsplit
 from obstore.store import MemoryStore, S3Store
 
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.stores.base import READ_PART_BYTES, WRITE_PART_BYTES, ObjectInfo, Store, Writer
-from premoe_runtime.stores.failures import mapped_errors
-from premoe_runtime.stores.local import LocalStore
+from premoe_runtime.storage.base import READ_PART_BYTES, WRITE_PART_BYTES, ObjectInfo, Store, Writer
+from premoe_runtime.storage.failures import mapped_errors
+from premoe_runtime.storage.local import LocalStore
 
 __all__ = ["READ_PART_BYTES", "WRITE_PART_BYTES", "LocalStore", "ObjectInfo", "Store", "Writer", "open_store"]
 

@@ -13,7 +13,7 @@ import obstore
 from obstore import exceptions as failures
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
-from premoe_runtime.stores.failures import mapped_errors
+from premoe_runtime.storage.failures import mapped_errors
 
 Data = bytes | bytearray | memoryview
 

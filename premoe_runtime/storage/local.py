@@ -20,7 +20,7 @@ from urllib.parse import quote
 from obstore.store import LocalStore as LocalBackend
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound
-from premoe_runtime.stores.base import READ_PART_BYTES, Data, GuardedWriter, ObjectInfo, Store, Writer
+from premoe_runtime.storage.base import READ_PART_BYTES, Data, GuardedWriter, ObjectInfo, Store, Writer
 
 _UNFINISHED = re.compile(r".+#\d+")
 

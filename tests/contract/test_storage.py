@@ -181,7 +181,7 @@ def test_move_prefix_onto_a_half_filled_one(store: Store) -> None:
 
 
 def test_copies_above_the_servers_limit_are_streamed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("premoe_runtime.stores.base.S3_COPY_LIMIT", 1000)
+    monkeypatch.setattr("premoe_runtime.storage.base.S3_COPY_LIMIT", 1000)
     data = os.urandom(WRITE_PART_BYTES + 1000)
     store.put("a", data)
     store.copy("a", "b")

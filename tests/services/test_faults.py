@@ -17,7 +17,7 @@ from premoe_servicekit.errors import rpc_errors
 from support.mesh import mesh_over, prompts
 
 from premoe_runtime.formats.errors import Unavailable
-from premoe_runtime.patterns.library import find_set
+from premoe_runtime.offline.patterns.library import find_set
 from premoe_runtime.storage import open_store
 
 pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch

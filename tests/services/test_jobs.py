@@ -22,9 +22,9 @@ from support.profiles import ALPHABETS, write_examples
 from support.servers import S3Server, s3_server
 from support.tiny import tiny_checkpoint
 
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.pack.verify import verify_pack
-from premoe_runtime.patterns.library import find_set
+from premoe_runtime.offline.patterns.library import find_set
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.verify import verify_pack
 from premoe_runtime.storage import Store, open_store
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(300)]  # each profile imports torch

@@ -16,11 +16,11 @@ from support import killed_pack
 from support.checkpoints import checkpoint
 
 from premoe_runtime.formats.errors import Exhausted
-from premoe_runtime.pack.progress import Silent
-from premoe_runtime.pack.reader import PackReader
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.verify import verify_pack
-from premoe_runtime.pack.writer import PackResult, write_pack
+from premoe_runtime.packs.progress import Silent
+from premoe_runtime.packs.reader import PackReader
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.verify import verify_pack
+from premoe_runtime.packs.writer import PackResult, write_pack
 from premoe_runtime.storage import LocalStore
 
 pytestmark = pytest.mark.services

@@ -16,10 +16,10 @@ from support.servers import S3Server, s3_server
 
 from premoe_runtime.formats.errors import Exhausted, InvalidInput, Unavailable
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.verify import verify_pack
-from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.verify import verify_pack
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import LocalStore, Store, open_store
 
 pytestmark = pytest.mark.services

@@ -19,7 +19,7 @@ from support.processes import Child, serving
 
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
-from premoe_runtime.patterns.library import find_set, put_set
+from premoe_runtime.offline.patterns.library import find_set, put_set
 from premoe_runtime.storage import open_store
 
 pytestmark = pytest.mark.timeout(300)  # a worker imports torch

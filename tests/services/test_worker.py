@@ -18,8 +18,8 @@ from support.mesh import BUDGET, UNKNOWN, mesh_over, prompts
 from support.processes import run_to_end, serving
 
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.patterns.library import find_set
+from premoe_runtime.offline.patterns.library import find_set
+from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import open_store
 
 pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from safetensors import TensorSpec, serialize_file
 
-from premoe_runtime.checkpoint import INDEX_FILE, SINGLE_FILE
 from premoe_runtime.families.registry import read_model
+from premoe_runtime.packs.checkpoint import INDEX_FILE, SINGLE_FILE
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 DTYPES = {"float32": "float32", "float16": "float16", "uint16": "bfloat16"}

@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from premoe_runtime.admission import KeptPattern, ManagedRequest
 from premoe_runtime.engines.base import Engine, SamplingParams, Sequence, SequenceRequest, TokenEvent
 from premoe_runtime.engines.hf.engine import HfEngine
-from premoe_runtime.manager import ResidencyManager
+from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.residency.bank import ExpertBank
 from premoe_runtime.residency.swap import bring
-from premoe_runtime.slot_model import SlotModel, load_slot_model
-from premoe_runtime.swapping import SwapReport
+from premoe_runtime.serving.manager import ResidencyManager
+from premoe_runtime.serving.requests import KeptPattern, ManagedRequest
+from premoe_runtime.serving.swapping import SwapReport
 from support.oracle import experts_of, random_kept
 from support.sources import MemorySource
 from support.tiny import Family, tiny_checkpoint

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import Store, open_store
 
 STEPS: dict[str, tuple[object, tuple[str, ...]]] = {

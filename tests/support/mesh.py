@@ -10,13 +10,13 @@ from pathlib import Path
 
 from premoe_local.mesh import Mesh, MeshOptions, running
 
-from premoe_runtime.calibration import Example, Message
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
-from premoe_runtime.patterns.build import BuildOptions, build_set
-from premoe_runtime.patterns.library import publish
-from premoe_runtime.profile.measure import load_full_model, measure_profile
+from premoe_runtime.offline.calibration import Example, Message
+from premoe_runtime.offline.patterns.build import BuildOptions, build_set
+from premoe_runtime.offline.patterns.library import publish
+from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import open_store
 from support.tiny import tiny_checkpoint
 

@@ -15,11 +15,11 @@ from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.ids import WeightsId
 from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.formats.signature import SignatureSpec, unit
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
-from premoe_runtime.profile.accumulator import ProfileAccumulator
-from premoe_runtime.profile.record import Calibration, Profile
-from premoe_runtime.profile.state import ProfileState
+from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
+from premoe_runtime.offline.profile.record import Calibration, Profile
+from premoe_runtime.offline.profile.state import ProfileState
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import open_store
 from support.tiny import tiny_checkpoint
 

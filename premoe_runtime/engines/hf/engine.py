@@ -13,11 +13,11 @@ import torch
 from premoe_runtime.engines.base import EngineStats, SequenceRequest, TokenEvent
 from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
 from premoe_runtime.engines.hf.kv import KVPool
+from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.engines.hf.sequence import RunningSequence
 from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, kv_shape
 from premoe_runtime.engines.sampling import check_sampling
 from premoe_runtime.formats.errors import Conflict, InvalidInput, PremoeError, Unavailable
-from premoe_runtime.slot_model import SlotModel
 
 logger = logging.getLogger(__name__)
 

@@ -12,15 +12,15 @@ from types import TracebackType
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from premoe_runtime.experts import SlotExperts
+from premoe_runtime.engines.hf.experts import SlotExperts
+from premoe_runtime.engines.hf.modelling import MoeBlock, modelling_of
+from premoe_runtime.engines.hf.router import Recorder, RestrictedRouter, StepState
+from premoe_runtime.engines.hf.skeleton import fill_skeleton
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.modelling.families import MoeBlock, modelling_of
-from premoe_runtime.modelling.skeleton import fill_skeleton
-from premoe_runtime.ports import ExpertSource
 from premoe_runtime.residency.bank import ExpertBank
-from premoe_runtime.residency.layout import torch_dtype
-from premoe_runtime.router import Recorder, RestrictedRouter, StepState
+from premoe_runtime.residency.slot_layout import torch_dtype
+from premoe_runtime.residency.source import ExpertSource
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 

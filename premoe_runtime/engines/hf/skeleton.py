@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from premoe_runtime.engines.hf.modelling import Modelling
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.modelling.families import Modelling
-from premoe_runtime.ports import ExpertSource
-from premoe_runtime.residency.layout import TORCH_DTYPES
+from premoe_runtime.residency.slot_layout import TORCH_DTYPES
+from premoe_runtime.residency.source import ExpertSource
 
 _DTYPES = TORCH_DTYPES | {"F64": torch.float64, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from premoe_runtime.engines.hf.attention import attention_mask
 from premoe_runtime.engines.hf.kv import KVPool, KVShape, StepCache
-from premoe_runtime.modelling.attention import attention_mask
-from premoe_runtime.slot_model import SlotModel
+from premoe_runtime.engines.hf.model import SlotModel
 
 
 @dataclass(frozen=True, slots=True)

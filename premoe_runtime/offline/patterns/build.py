@@ -14,8 +14,8 @@ from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern
 from premoe_runtime.formats.pattern_set import Member, OnUnknown, PatternSet, Retention, SetDocument
 from premoe_runtime.formats.recognition import task_scores
 from premoe_runtime.formats.signature import unit
-from premoe_runtime.patterns.derive import generalist, mean_retained_mass, specialist
-from premoe_runtime.profile.record import Profile, check_same_weights, merge
+from premoe_runtime.offline.patterns.derive import generalist, mean_retained_mass, specialist
+from premoe_runtime.offline.profile.record import Profile, check_same_weights, merge
 
 MIN_PROMPTS = 20
 MAX_EXEMPLARS = 128

@@ -9,9 +9,9 @@ import numpy as np
 from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern, PatternKind
-from premoe_runtime.profile.record import Profile, check_same_weights
-from premoe_runtime.profile.scores import counts, retained_mass, scores
-from premoe_runtime.profile.state import ProfileState, pooled
+from premoe_runtime.offline.profile.record import Profile, check_same_weights
+from premoe_runtime.offline.profile.scores import counts, retained_mass, scores
+from premoe_runtime.offline.profile.state import ProfileState, pooled
 
 
 def specialist(profile: Profile, metric: Metric = "peu", *, seed: int = 0) -> Pattern:

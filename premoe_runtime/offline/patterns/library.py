@@ -10,8 +10,8 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.ids import SetId
 from premoe_runtime.formats.pattern import Pattern, pattern_path
 from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live, live_path, set_paths
-from premoe_runtime.patterns.build import BuiltSet
-from premoe_runtime.profile.record import Profile, profile_path
+from premoe_runtime.offline.patterns.build import BuiltSet
+from premoe_runtime.offline.profile.record import Profile, profile_path
 from premoe_runtime.storage import Store, open_store
 
 _PACK = re.compile(r"(?P<root>.+)/models/[^/]+/?")

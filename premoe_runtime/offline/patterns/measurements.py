@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import blake3
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from premoe_runtime.calibration import Answers, Example, calibration_digest
 from premoe_runtime.formats.errors import Conflict, NotFound
-from premoe_runtime.patterns.library import put_profile
-from premoe_runtime.profile.record import Profile, profile_path
+from premoe_runtime.offline.calibration import Answers, Example, calibration_digest
+from premoe_runtime.offline.patterns.library import put_profile
+from premoe_runtime.offline.profile.record import Profile, profile_path
 from premoe_runtime.storage import Store
 
 MEASURE_VERSION = 1

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
-from premoe_runtime.profile.state import P_BINS, QUANTUM, ProfileState
+from premoe_runtime.offline.profile.state import P_BINS, QUANTUM, ProfileState
 
 
 class ProfileAccumulator:

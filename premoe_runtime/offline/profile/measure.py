@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from premoe_runtime.batches import MAX_TOKENS, Batch, pad, plan_batches
-from premoe_runtime.calibration import Answers, Example, calibration_digest
+from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.ids import ExpertId, WeightsId
 from premoe_runtime.formats.signature import SignatureSpec, signature
-from premoe_runtime.ports import ExpertSource
-from premoe_runtime.profile.accumulator import ProfileAccumulator
-from premoe_runtime.profile.record import Calibration, Profile
-from premoe_runtime.prompts import Prompt, encode_prompt, encode_text
+from premoe_runtime.offline.batches import MAX_TOKENS, Batch, pad, plan_batches
+from premoe_runtime.offline.calibration import Answers, Example, calibration_digest
+from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
+from premoe_runtime.offline.profile.record import Calibration, Profile
+from premoe_runtime.offline.prompts import Prompt, encode_prompt, encode_text
+from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.residency.swap import bring
-from premoe_runtime.slot_model import SlotModel, load_slot_model
 
 Advance = Callable[[int], None]
 

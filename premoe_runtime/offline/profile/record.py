@@ -10,13 +10,13 @@ from typing import cast
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from premoe_runtime.calibration import Answers
 from premoe_runtime.formats import arrays
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import WeightsId
 from premoe_runtime.formats.signature import SignatureSpec
-from premoe_runtime.profile.state import P_BINS, ProfileState, pooled
+from premoe_runtime.offline.calibration import Answers
+from premoe_runtime.offline.profile.state import P_BINS, ProfileState, pooled
 
 
 class Calibration(BaseModel):

@@ -8,7 +8,7 @@ import numpy as np
 from premoe_runtime.formats.arrays import F64, I64, Mask
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import Metric
-from premoe_runtime.profile.state import P_BINS, ProfileState
+from premoe_runtime.offline.profile.state import P_BINS, ProfileState
 
 
 def scores(state: ProfileState, metric: Metric, *, seed: int = 0) -> F64:

@@ -20,8 +20,8 @@ from premoe_worker.limits import check_limits
 from premoe_local.processes import Child, LogSink, wait_serving
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.patterns.library import store_of
+from premoe_runtime.offline.patterns.library import store_of
+from premoe_runtime.packs.reader import open_pack
 
 START_TIMEOUT_S = 60.0
 MODEL_TIMEOUT_S = 600.0

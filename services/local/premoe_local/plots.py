@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.patterns.derive import overlap
+from premoe_runtime.offline.patterns.derive import overlap
 
 matplotlib.use("Agg")
 

@@ -13,7 +13,7 @@ from premoe_runtime.formats.budget import Budget
 
 if TYPE_CHECKING:
     # It brings torch, and a wrong budget should be told before that is imported.
-    from premoe_runtime.swapping import SwapReport
+    from premoe_runtime.serving.swapping import SwapReport
 
 Decision = Literal["specialist", "generalist", "full", "reject"]
 OnUnknown = Literal["generalist", "full", "reject"]

@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from premoe_runtime.admission import KeptPattern
 from premoe_runtime.engines.base import Engine
 from premoe_runtime.engines.hf.engine import HfEngine
+from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.manager import ResidencyManager
-from premoe_runtime.ports import ExpertSource
-from premoe_runtime.prober import Prober
-from premoe_runtime.prompts import Span, encode_prompt
-from premoe_runtime.slot_model import SlotModel, load_slot_model
+from premoe_runtime.offline.prompts import Span, encode_prompt
+from premoe_runtime.probing.prober import Prober
+from premoe_runtime.residency.source import ExpertSource
+from premoe_runtime.serving.manager import ResidencyManager
+from premoe_runtime.serving.requests import KeptPattern
 from premoe_worker.domain import Prompt, Turn
 from premoe_worker.limits import Limits
 from premoe_worker.settings import WorkerSettings

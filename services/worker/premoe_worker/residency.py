@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from premoe_runtime.admission import KeptPattern
 from premoe_runtime.formats.errors import PremoeError, Unavailable
-from premoe_runtime.swapping import SwapReport
+from premoe_runtime.serving.requests import KeptPattern
+from premoe_runtime.serving.swapping import SwapReport
 from premoe_worker.ports import Retrieval
 
 log = logging.getLogger(__name__)

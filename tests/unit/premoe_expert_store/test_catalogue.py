@@ -7,8 +7,8 @@ from premoe_expert_store.catalogue import Catalogue
 from support.checkpoints import checkpoint
 
 from premoe_runtime.formats.errors import NotFound
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import LocalStore
 
 

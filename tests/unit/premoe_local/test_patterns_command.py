@@ -8,8 +8,8 @@ from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
 from support.profiles import ALPHABETS, packed_model, profile, write_examples
 
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.patterns import library
+from premoe_runtime.offline.patterns import library
+from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import open_store
 
 

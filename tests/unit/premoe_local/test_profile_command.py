@@ -8,8 +8,8 @@ from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
 from support.profiles import packed_model, write_examples
 
-from premoe_runtime.patterns.derive import specialist
-from premoe_runtime.profile.record import Profile, merge
+from premoe_runtime.offline.patterns.derive import specialist
+from premoe_runtime.offline.profile.record import Profile, merge
 from premoe_runtime.storage import open_store
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from premoe_runtime.calibration import Example, Message, calibration_digest, read_calibration
 from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.offline.calibration import Example, Message, calibration_digest, read_calibration
 
 GOOD = '{"prompt": "1+1", "answer": "2"}'
 

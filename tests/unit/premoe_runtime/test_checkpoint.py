@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from support.checkpoints import checkpoint, config, save, tensors, write
 
-from premoe_runtime.checkpoint import (
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
+from premoe_runtime.packs.checkpoint import (
     INDEX_FILE,
     MAX_HEADER_BYTES,
     SINGLE_FILE,
@@ -23,7 +24,6 @@ from premoe_runtime.checkpoint import (
     open_checkpoint,
     read_header,
 )
-from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.storage import LocalStore
 
 FIRST = "model.layers.0.mlp.experts.0.gate_proj.weight"

@@ -9,8 +9,12 @@ from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from premoe_runtime.calibration import Example, Message
-from premoe_runtime.evaluation import (
+from premoe_runtime.engines.hf.model import SlotModel
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.offline.calibration import Example, Message
+from premoe_runtime.offline.evaluation import (
     Outcome,
     Patterns,
     Run,
@@ -21,14 +25,10 @@ from premoe_runtime.evaluation import (
     random_pattern,
     retained_accuracy,
 )
-from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.errors import InvalidInput, NotFound
-from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.patterns.derive import generalist, specialist
-from premoe_runtime.profile.measure import load_full_model, measure_profile
-from premoe_runtime.profile.record import Profile
-from premoe_runtime.prompts import encode_prompt, encode_text
-from premoe_runtime.slot_model import SlotModel
+from premoe_runtime.offline.patterns.derive import generalist, specialist
+from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
+from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.offline.prompts import encode_prompt, encode_text
 
 BUDGET = Budget(4, 6)
 

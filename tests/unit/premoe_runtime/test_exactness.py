@@ -12,9 +12,9 @@ from support.sources import MemorySource
 from support.tiny import FAMILIES, Family, tiny_checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.swap import bring
-from premoe_runtime.slot_model import SlotModel, load_slot_model
 
 LAYERS, EXPERTS = 2, 16
 ONE_ROW = torch.zeros(1, dtype=torch.int64)

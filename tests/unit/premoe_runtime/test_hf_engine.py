@@ -11,11 +11,11 @@ from support.engines import EXPERTS, LAYERS, Bench, hf_bench, prompt
 from support.oracle import masked_selection, stock_logits
 from transformers import AutoModelForCausalLM
 
+from premoe_runtime.engines.hf.attention import attention_mask
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.kv import KVPool, KVShape, contiguous
 from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, kv_shape
 from premoe_runtime.formats.errors import CorruptData
-from premoe_runtime.modelling.attention import attention_mask
 
 
 @pytest.fixture

@@ -23,10 +23,10 @@ from support.engines import (
     prompt,
 )
 
-from premoe_runtime.admission import FULL, KeptPattern
 from premoe_runtime.engines.base import TokenEvent
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, Unavailable
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.serving.requests import FULL, KeptPattern
 
 A, B, C = pattern("a", range(5)), pattern("b", range(5, 10)), pattern("c", range(3, 8))
 LONG: dict[str, Any] = {"max_tokens": 40}

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from support.profiles import WEIGHTS, profile
 
-from premoe_runtime.calibration import Example, Message
 from premoe_runtime.formats.errors import NotFound
-from premoe_runtime.patterns.library import ids
-from premoe_runtime.patterns.measurements import Measurement, ensure_profile, find_profile, load_profile
-from premoe_runtime.profile.record import Profile
+from premoe_runtime.offline.calibration import Example, Message
+from premoe_runtime.offline.patterns.library import ids
+from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile, find_profile, load_profile
+from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.storage import Store, open_store
 
 EXAMPLES = [Example((Message("user", "1+1"),), "2")]

@@ -8,10 +8,10 @@ from support.checkpoints import checkpoint
 from support.hub import COMMIT, hub
 
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
-from premoe_runtime.pack import ensure
-from premoe_runtime.pack.ensure import ensure_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import PackResult, write_pack
+from premoe_runtime.packs import ensure
+from premoe_runtime.packs.ensure import ensure_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import PackResult, write_pack
 from premoe_runtime.storage import LocalStore, Store
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.checkpoints import config
 
-from premoe_runtime.checkpoint import TensorInfo, parse_header
 from premoe_runtime.families.registry import read_model
-from premoe_runtime.pack import layout as lay
-from premoe_runtime.pack.ranges import Read, coalesce, read_ahead
+from premoe_runtime.packs import layout as lay
+from premoe_runtime.packs.checkpoint import TensorInfo, parse_header
+from premoe_runtime.packs.ranges import Read, coalesce, read_ahead
 
 SHAPES = st.lists(st.integers(0, 9), max_size=3).map(tuple)
 

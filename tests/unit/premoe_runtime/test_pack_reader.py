@@ -14,10 +14,10 @@ from support.checkpoints import checkpoint, config, tensors, write
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.pack.reader import PackReader, open_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
-from premoe_runtime.ports import ExpertSource
+from premoe_runtime.packs.reader import PackReader, open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
+from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.storage import READ_PART_BYTES, LocalStore
 
 

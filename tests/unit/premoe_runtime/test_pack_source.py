@@ -11,8 +11,8 @@ from support.checkpoints import checkpoint
 from support.hub import COMMIT, Hub, hub
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound, Unavailable
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import LocalStore, open_store
 
 

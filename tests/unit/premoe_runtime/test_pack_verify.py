@@ -11,11 +11,11 @@ from support.checkpoints import checkpoint
 
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.pack.progress import Silent
-from premoe_runtime.pack.reader import PackReader, open_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.verify import Verification, verify_pack
-from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.packs.progress import Silent
+from premoe_runtime.packs.reader import PackReader, open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.verify import Verification, verify_pack
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import LocalStore
 
 

@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from support.checkpoints import Array, checkpoint, config, tensors, write
 
-from premoe_runtime.checkpoint import read_header
 from premoe_runtime.formats.errors import Conflict, Exhausted
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.pack.progress import Silent
-from premoe_runtime.pack.reader import PackReader
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.staging import Staging
-from premoe_runtime.pack.verify import verify_pack
-from premoe_runtime.pack.writer import PackResult, write_pack
+from premoe_runtime.packs.checkpoint import read_header
+from premoe_runtime.packs.progress import Silent
+from premoe_runtime.packs.reader import PackReader
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.staging import Staging
+from premoe_runtime.packs.verify import verify_pack
+from premoe_runtime.packs.writer import PackResult, write_pack
 from premoe_runtime.storage import LocalStore, Store, open_store
 
 NUMPY = {"F16": "float16", "F32": "float32", "BF16": "uint16"}
@@ -340,7 +340,15 @@ def test_multi_token_prediction_layers_are_reported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_packing_needs_no_torch() -> None:
-    modules = ["storage", "checkpoint", "families.registry", "pack.writer", "pack.verify", "pack.reader", "pack.source"]
+    modules = [
+        "storage",
+        "packs.checkpoint",
+        "families.registry",
+        "packs.writer",
+        "packs.verify",
+        "packs.reader",
+        "packs.source",
+    ]
     code = "\n".join(f"import premoe_runtime.{name}" for name in modules)
     code += "\nimport sys\nassert not {'torch', 'transformers', 'grpc'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,7 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId, WeightsId
 from premoe_runtime.formats.pattern import Pattern, pattern_path, rank
-from premoe_runtime.patterns.derive import generalist, mean_retained_mass, overlap, specialist
+from premoe_runtime.offline.patterns.derive import generalist, mean_retained_mass, overlap, specialist
 
 VALUES = st.sampled_from([0.0, -0.0, 0.5, 1.0, -1.0, 2.0])
 SHAPE = (2, 6)

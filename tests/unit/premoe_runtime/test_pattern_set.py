@@ -10,8 +10,8 @@ from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live, set_paths
-from premoe_runtime.patterns import library
-from premoe_runtime.patterns.build import (
+from premoe_runtime.offline.patterns import library
+from premoe_runtime.offline.patterns.build import (
     BuildOptions,
     BuiltSet,
     build_set,

@@ -14,9 +14,9 @@ from support.sources import MemorySource
 from support.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
+from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.prober import Prober, user_span
-from premoe_runtime.slot_model import load_slot_model
+from premoe_runtime.probing.prober import Prober, user_span
 
 
 @dataclass(frozen=True)

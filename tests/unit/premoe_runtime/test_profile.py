@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from support.profiles import EXPERTS, LAYERS, ROUTER, TOP_K, accumulated, logits, profile, routed
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
-from premoe_runtime.patterns.derive import generalist, specialist
-from premoe_runtime.profile.accumulator import ProfileAccumulator
-from premoe_runtime.profile.record import Profile, merge, profile_path
-from premoe_runtime.profile.scores import counts, retained_mass, scores, threshold_bins
-from premoe_runtime.profile.state import ProfileState, pooled
+from premoe_runtime.offline.patterns.derive import generalist, specialist
+from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
+from premoe_runtime.offline.profile.record import Profile, merge, profile_path
+from premoe_runtime.offline.profile.scores import counts, retained_mass, scores, threshold_bins
+from premoe_runtime.offline.profile.state import ProfileState, pooled
 
 
 def same(one: ProfileState, other: ProfileState) -> bool:

@@ -8,19 +8,19 @@ from support.sources import MemorySource
 from support.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
-from premoe_runtime.batches import pad, plan_batches
-from premoe_runtime.calibration import Example, Message, read_calibration
+from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.patterns.derive import specialist
-from premoe_runtime.prober import Prober
-from premoe_runtime.profile.accumulator import ProfileAccumulator
-from premoe_runtime.profile.measure import load_full_model, measure_profile
-from premoe_runtime.profile.record import merge
-from premoe_runtime.profile.scores import scores
-from premoe_runtime.prompts import Prompt, Span, encode_prompt, encode_text
-from premoe_runtime.slot_model import SlotModel, load_slot_model
+from premoe_runtime.offline.batches import pad, plan_batches
+from premoe_runtime.offline.calibration import Example, Message, read_calibration
+from premoe_runtime.offline.patterns.derive import specialist
+from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
+from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
+from premoe_runtime.offline.profile.record import merge
+from premoe_runtime.offline.profile.scores import scores
+from premoe_runtime.offline.prompts import Prompt, Span, encode_prompt, encode_text
+from premoe_runtime.probing.prober import Prober
 
 
 def folder_and_model(tmp_path: Path, family: Family = "qwen3_moe") -> tuple[Path, SlotModel]:

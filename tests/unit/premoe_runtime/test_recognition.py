@@ -7,7 +7,7 @@ from support.profiles import EXPERTS, profile
 from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
 from premoe_runtime.formats.recognition import Decision, Neighbour, decide, nearest, recognise, task_scores
 from premoe_runtime.formats.signature import signature, unit
-from premoe_runtime.patterns.build import build_set
+from premoe_runtime.offline.patterns.build import build_set
 
 SET = build_set([profile(task, prompts=60) for task in ("add", "rev", "json")]).pattern_set
 IDS = [member.pattern_id for member in SET.specialists]

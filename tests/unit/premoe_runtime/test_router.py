@@ -14,9 +14,9 @@ from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
+from premoe_runtime.engines.hf.router import Routing, StepState, route
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
-from premoe_runtime.router import Routing, StepState, route
 
 EXPERTS, TOP_K = 16, 4
 STOCK: dict[str, tuple[Any, Any, RouterSpec]] = {

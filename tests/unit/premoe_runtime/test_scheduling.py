@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.scheduling import (
+from premoe_runtime.serving.turns import (
     WAIT,
     Contender,
     KeptTable,

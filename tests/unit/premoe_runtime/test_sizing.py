@@ -10,7 +10,7 @@ from support.tiny import tiny_checkpoint
 
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.sizing import Shape, SizeRequest, default_budgets, shape_of, size
+from premoe_runtime.offline.sizing import Shape, SizeRequest, default_budgets, shape_of, size
 
 SHAPE = Shape(
     top_k=4,

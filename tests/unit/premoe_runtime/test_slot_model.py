@@ -15,14 +15,14 @@ from support.sources import MemorySource
 from support.tiny import FAMILIES, Family, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
+from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.residency.arena import zeroed
 from premoe_runtime.residency.swap import bring
-from premoe_runtime.slot_model import SlotModel, load_slot_model
 from premoe_runtime.storage import open_store
 
 LAYERS, EXPERTS, TOP_K = 2, 16, 4

@@ -13,9 +13,9 @@ from support.tiny import tiny_checkpoint
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.bank import ExpertBank
-from premoe_runtime.residency.host import HostTier
+from premoe_runtime.residency.host_tier import HostTier
 from premoe_runtime.residency.swap import bring, copy, prefetch, publish, retire
-from premoe_runtime.swapping import copy_threads
+from premoe_runtime.serving.swapping import copy_threads
 
 LAYERS, EXPERTS, SLOTS = 2, 16, 8
 

@@ -22,11 +22,11 @@ from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.plan import SwapPlan
 from premoe_runtime.residency.swap import copy, prefetch, publish, retire
-from premoe_runtime.slot_model import load_slot_model
 
 LAYERS, EXPERTS, SLOTS, KEPT, PATTERNS, WIDTH = 2, 8, 6, 3, 6, 5
 SHAPE: dict[str, Any] = {

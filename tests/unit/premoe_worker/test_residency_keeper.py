@@ -13,9 +13,9 @@ import pytest
 from premoe_worker.domain import OnUnknown, PatternChoice, Ranking
 from premoe_worker.residency import LIVE_SET_S, Preload, ResidencyKeeper, reachable
 
-from premoe_runtime.admission import KeptPattern
 from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
-from premoe_runtime.swapping import SwapReport
+from premoe_runtime.serving.requests import KeptPattern
+from premoe_runtime.serving.swapping import SwapReport
 
 EXPERTS = 8
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table, progress
-from premoe_runtime.calibration import Example, read_calibration
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet, Retention
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.patterns import library
+from premoe_runtime.offline.calibration import Example, read_calibration
+from premoe_runtime.offline.patterns import library
+from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import Store
 
 if TYPE_CHECKING:
-    from premoe_runtime.evaluation import Outcome
+    from premoe_runtime.offline.evaluation import Outcome
 
 
 @click.command("eval")
@@ -75,8 +75,8 @@ def command(
         if task in examples:
             raise InvalidInput(f"--data names task {task!r} twice; join the files", reason="DATA_SYNTAX")
         examples[task] = read_calibration(path, limit=limit)
-    from premoe_runtime.evaluation import Patterns, evaluate, plan_runs, random_pattern
-    from premoe_runtime.profile.measure import load_full_model
+    from premoe_runtime.offline.evaluation import Patterns, evaluate, plan_runs, random_pattern
+    from premoe_runtime.offline.profile.measure import load_full_model
 
     reader = open_pack(model)
     manifest = reader.manifest()
@@ -117,7 +117,7 @@ def _task_file(text: str) -> tuple[str, Path]:
 
 def _record(store: Store, found: PatternSet, outcomes: Sequence[Outcome], budgets: Sequence[Budget], live: bool) -> str:
     """A new set that says how much accuracy its generalist keeps at the budgets just measured."""
-    from premoe_runtime.evaluation import generalist_mass, retained_accuracy
+    from premoe_runtime.offline.evaluation import generalist_mass, retained_accuracy
 
     entries = {entry.budget: entry for entry in found.document.generalist_retention}
     for budget in budgets:

@@ -131,7 +131,7 @@ def _pattern_id(model: str, pattern: str) -> str:
     if pattern in ("", "full", "generalist"):
         return pattern
     # Imported here: asking a running worker needs no client of object stores.
-    from premoe_runtime.patterns.library import find_pattern, store_of
+    from premoe_runtime.offline.patterns.library import find_pattern, store_of
 
     return find_pattern(store_of(model), pattern).pattern_id
 
@@ -139,7 +139,7 @@ def _pattern_id(model: str, pattern: str) -> str:
 def _start_mesh(model: str, budget: str, stack: ExitStack, *, full: bool) -> str:
     """A mesh for this one prompt; returns its worker's address."""
     from premoe_local.mesh import MeshOptions, running
-    from premoe_runtime.pack.reader import open_pack
+    from premoe_runtime.packs.reader import open_pack
 
     slots = open_pack(model).manifest().num_experts if full else None
     options = MeshOptions(model=model, budget=budget, slots=slots, log_level="warning")

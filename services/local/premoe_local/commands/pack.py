@@ -8,10 +8,10 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as RichProgress
 
 from premoe_local.console import human_bytes, json_option, print_json
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.verify import Verification, verify_pack
-from premoe_runtime.pack.writer import PackResult, write_pack
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.verify import Verification, verify_pack
+from premoe_runtime.packs.writer import PackResult, write_pack
 from premoe_runtime.storage import open_store
 
 

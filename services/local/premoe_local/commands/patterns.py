@@ -14,9 +14,8 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
 from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.patterns import library
-from premoe_runtime.patterns.build import (
+from premoe_runtime.offline.patterns import library
+from premoe_runtime.offline.patterns.build import (
     DEFAULT_QUANTILE,
     MARGIN,
     MAX_EXEMPLARS,
@@ -24,10 +23,11 @@ from premoe_runtime.patterns.build import (
     build_set,
     default_budgets,
 )
-from premoe_runtime.patterns.derive import mean_retained_mass
-from premoe_runtime.profile.record import Profile
+from premoe_runtime.offline.patterns.derive import mean_retained_mass
+from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import open_store
-from premoe_runtime.stores.failures import mapped_errors
+from premoe_runtime.storage.failures import mapped_errors
 
 set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]"

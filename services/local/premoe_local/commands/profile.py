@@ -9,7 +9,7 @@ from typing import cast
 import click
 
 from premoe_local.console import json_option, print_json, print_table, progress
-from premoe_runtime.calibration import Answers, check_task, read_calibration
+from premoe_runtime.offline.calibration import Answers, check_task, read_calibration
 
 
 @click.command("profile")
@@ -64,10 +64,10 @@ def command(
     how = cast("Answers", answers)
     examples = read_calibration(data, answers=how, limit=limit, skip=skip)
     # Torch is slow to import, so faults in the files are reported first.
-    from premoe_runtime.pack.reader import open_pack
-    from premoe_runtime.patterns.library import put_profile, store_of
-    from premoe_runtime.profile.measure import load_full_model, measure_profile
-    from premoe_runtime.profile.record import profile_path
+    from premoe_runtime.offline.patterns.library import put_profile, store_of
+    from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
+    from premoe_runtime.offline.profile.record import profile_path
+    from premoe_runtime.packs.reader import open_pack
 
     store = store_of(model, to)
     with progress("loading the model", counts=False):

@@ -8,8 +8,8 @@ import click
 
 from premoe_local.console import human_bytes, json_option, note, parse_bytes, print_json, print_table
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.sizing import DEFAULT_ROWS, SizeReport, SizeRequest, shape_of, size
+from premoe_runtime.offline.sizing import DEFAULT_ROWS, SizeReport, SizeRequest, shape_of, size
+from premoe_runtime.packs.reader import open_pack
 
 
 @click.command("size")

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from premoe_local import tasks
-from premoe_runtime.calibration import Example, Message
-from premoe_runtime.evaluation import Run, evaluate, random_pattern
+from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.pack.reader import open_pack
-from premoe_runtime.pack.source import open_source
-from premoe_runtime.pack.writer import write_pack
-from premoe_runtime.patterns.build import BuildOptions, build_set
-from premoe_runtime.patterns.library import publish
-from premoe_runtime.profile.measure import load_full_model, measure_profile
-from premoe_runtime.slot_model import SlotModel
+from premoe_runtime.offline.calibration import Example, Message
+from premoe_runtime.offline.evaluation import Run, evaluate, random_pattern
+from premoe_runtime.offline.patterns.build import BuildOptions, build_set
+from premoe_runtime.offline.patterns.library import publish
+from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import open_store
 
 CALIBRATION_PROMPTS = 256

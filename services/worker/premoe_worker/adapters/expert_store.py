@@ -26,7 +26,7 @@ _TIER_NAMES = {experts_pb2.TIER_REDIS: "redis", experts_pb2.TIER_OBJECT: "object
 
 
 class GrpcExpertSource:
-    """Implements `premoe_runtime.ports.ExpertSource`. Safe to call from several threads."""
+    """Implements `premoe_runtime.residency.source.ExpertSource`. Safe to call from several threads."""
 
     def __init__(self, address: str, channel: grpc.Channel, *, model_id: str = "", timeout_s: float = 300.0) -> None:
         self._peer = f"expert store {address}"

@@ -16,12 +16,12 @@ from premoe_servicekit.logs import setup_logging
 from premoe_servicekit.telemetry import setup_telemetry, tracer
 from premoe_servicekit.termination import failure, write_last_words
 
-from premoe_runtime.calibration import Answers
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
 from premoe_runtime.formats.pattern import METRICS, Metric
 from premoe_runtime.formats.pattern_set import OnUnknown
-from premoe_runtime.patterns.build import BuildOptions
+from premoe_runtime.offline.calibration import Answers
+from premoe_runtime.offline.patterns.build import BuildOptions
 from premoe_worker.jobs import work
 from premoe_worker.jobs.measuring import Machine
 from premoe_worker.jobs.tasks import chosen, read_tasks

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from premoe_runtime.calibration import Answers, Example
-from premoe_runtime.pack.reader import PackReader
-from premoe_runtime.profile.record import Profile
+from premoe_runtime.offline.calibration import Answers, Example
+from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.packs.reader import PackReader
 from premoe_worker.jobs.progress import Lines
 from premoe_worker.jobs.tasks import Task
 
 if TYPE_CHECKING:
-    from premoe_runtime.slot_model import SlotModel
+    from premoe_runtime.engines.hf.model import SlotModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Measurer:
 
     def measure(self, task: Task, examples: Sequence[Example]) -> Profile:
         """One pass over the examples. Raises what ``load_full_model`` and ``measure_profile`` raise."""
-        from premoe_runtime.profile.measure import load_full_model, measure_profile
+        from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
 
         if self._model is None:
             machine = self._machine

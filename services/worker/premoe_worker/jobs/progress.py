@@ -11,7 +11,7 @@ EVERY_S = 5.0
 
 
 class Lines:
-    """Implements ``premoe_runtime.pack.progress.Progress``; also counts other things than bytes.
+    """Implements ``premoe_runtime.packs.progress.Progress``; also counts other things than bytes.
 
     ``unit`` names what is counted; bytes are shown in MiB.
     """

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from premoe_runtime.calibration import Answers, Example, check_task, load_calibration
 from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.offline.calibration import Answers, Example, check_task, load_calibration
 
 
 class Task(BaseModel):

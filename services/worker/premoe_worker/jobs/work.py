@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from premoe_runtime.calibration import Answers
 from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.ids import DIGEST_PREFIX, bare_digest
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.pack.ensure import ensure_pack
-from premoe_runtime.pack.reader import PackReader
-from premoe_runtime.patterns.build import BuildOptions, build_set
-from premoe_runtime.patterns.library import live_set_id, publish
-from premoe_runtime.patterns.measurements import Measurement, ensure_profile, find_profile, load_profile
-from premoe_runtime.profile.record import Profile
+from premoe_runtime.offline.calibration import Answers
+from premoe_runtime.offline.patterns.build import BuildOptions, build_set
+from premoe_runtime.offline.patterns.library import live_set_id, publish
+from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile, find_profile, load_profile
+from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.packs.ensure import ensure_pack
+from premoe_runtime.packs.reader import PackReader
 from premoe_runtime.storage import Store, open_store
 from premoe_worker.jobs.measuring import Machine, Measurer
 from premoe_worker.jobs.progress import Lines

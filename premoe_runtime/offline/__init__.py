@@ -1,0 +1,1 @@
+"""What is worked out before serving: calibration, profiles, patterns, evaluation, sizes."""

@@ -1,0 +1,1 @@
+"""The task signature of a prompt, from a few weights of its own."""
