@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,6 +30,18 @@ STAGING_BYTES = 64 << 20
 EMPTY = -1
 
 
+def slots_of_layers(slots: int | Sequence[int], num_layers: int, num_experts: int) -> tuple[int, ...]:
+    """Slots of every MoE layer, at most one an expert. Raises InvalidInput: fewer than two, other layers."""
+    counts = (slots,) * num_layers if isinstance(slots, int) else tuple(slots)
+    if len(counts) != num_layers:
+        raise InvalidInput(
+            f"slots are given for {len(counts)} layers, the model has {num_layers}", reason="SLOTS_SHAPE"
+        )
+    if min(counts) < 2:
+        raise InvalidInput(f"{min(counts)} slots in a layer are too few; give at least 2", reason="SLOTS_TOO_FEW")
+    return tuple(min(count, num_experts) for count in counts)
+
+
 @dataclass(slots=True)
 class Ticket:
     """A swap under way. ``retired_at``: CUDA event after the last step that could read the victims."""
@@ -42,7 +54,8 @@ class Ticket:
 class ExpertBank:
     """Slots of every MoE layer, the look-up tables and the mask table.
 
-    ``lut``: i64[L, E + 1], expert -> slot; ``slots`` means absent, and entry E is the "no expert" sentinel.
+    ``slots``: how many each MoE layer has. ``lut``: i64[L, E + 1], expert -> slot; a layer's ``slots`` means absent,
+    and entry E is the "no expert" sentinel.
     ``mask``: f32[L, P, E], 0 where a row keeps an expert *and* it is resident, else -inf. ``sliced``: bool[P].
     Their addresses never change. Tables are written by ``retire``, ``publish``, ``set_row`` and ``clear_row`` only,
     which belong between two steps, on the engine's thread; everything else is safe from any thread.
@@ -52,24 +65,21 @@ class ExpertBank:
         self,
         manifest: Manifest,
         *,
-        slots: int,
+        slots: int | Sequence[int],
         max_rows: int = 64,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         host_bytes: int | None = None,
     ) -> None:
-        if slots < 2:
-            raise InvalidInput(f"{slots} slots a layer are too few; give at least 2", reason="SLOTS_TOO_FEW")
         if max_rows < 1:
             raise InvalidInput("max_rows must be at least 1", reason="ROWS_TOO_FEW")
         self.manifest = manifest
         self.device = torch.device(device)
         self.num_layers, self.num_experts = manifest.num_layers, manifest.num_experts
-        # More slots than experts would never be used.
-        self.slots = min(slots, manifest.num_experts)
+        self.slots = slots_of_layers(slots, self.num_layers, self.num_experts)
         self.max_rows = max_rows
         self.layout = SlotLayout.of(manifest.layout, dtype)
-        self.arenas = [SlotArena(self.slots, self.layout.held, self.device) for _ in range(self.num_layers)]
+        self.arenas = [SlotArena(count, self.layout.held, self.device) for count in self.slots]
         self.host = HostTier(
             self.layout.blob_bytes,
             STAGING_BYTES if host_bytes is None else host_bytes,
@@ -79,11 +89,11 @@ class ExpertBank:
         self.transfers = threading.Lock()
         """Held while one swap moves bytes: two at once would only share the same bandwidth."""
         shape = (self.num_layers, self.num_experts)
-        self.lut = torch.full((shape[0], shape[1] + 1), self.slots, dtype=torch.int64, device=self.device)
+        self.lut = self._absent().to(self.device)
         self.mask = torch.full((shape[0], max_rows, shape[1]), -torch.inf, device=self.device)
         self.sliced = torch.zeros(max_rows, dtype=torch.bool, device=self.device)
         self._lock = threading.RLock()
-        self._owner = np.full((self.num_layers, self.slots), EMPTY, dtype=np.int64)
+        self._owner = [np.full(count, EMPTY, dtype=np.int64) for count in self.slots]
         self._slot_of: dict[ExpertId, int] = {}
         self._kept = np.zeros((max_rows, *shape), dtype=np.bool_)
         self._recency: dict[ExpertId, int] = {}
@@ -185,10 +195,10 @@ class ExpertBank:
             gone = sorted(plan.victims)
             if gone:
                 layers, experts = self._columns(gone)
-                self._write(self.lut, (layers, experts), np.int64(self.slots))
+                self._write(self.lut, (layers, experts), np.asarray(self.slots, dtype=np.int64)[layers])
                 self._write(self.mask, (layers, slice(None), experts), np.float32(-np.inf))
             for expert in gone:
-                self._owner[expert.layer, self._slot_of.pop(expert)] = EMPTY
+                self._owner[expert.layer][self._slot_of.pop(expert)] = EMPTY
             event = None
             if self.device.type == "cuda":
                 event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -221,7 +231,7 @@ class ExpertBank:
             self._check_rows_resident(plan, checked)
             arrived = [load.expert for load in plan.loads]
             for load in plan.loads:
-                self._owner[load.layer, load.slot] = load.expert.expert
+                self._owner[load.layer][load.slot] = load.expert.expert
                 self._slot_of[load.expert] = load.slot
             if arrived:
                 layers, experts = self._columns(arrived)
@@ -261,12 +271,12 @@ class ExpertBank:
         self.host.check_integrity()
 
     def _check_tables(self) -> None:
-        expected = np.full((self.num_layers, self.num_experts + 1), self.slots, dtype=np.int64)
+        expected = self._absent().numpy()
         for expert, slot in self._slot_of.items():
             expected[expert.layer, expert.expert] = slot
-            if self._owner[expert.layer, slot] != expert.expert:
+            if self._owner[expert.layer][slot] != expert.expert:
                 raise CorruptData(f"slot {slot} is owned by another expert than {expert}", reason="TABLES_DIFFER")
-        if int((self._owner != EMPTY).sum()) != len(self._slot_of):
+        if sum(int((row != EMPTY).sum()) for row in self._owner) != len(self._slot_of):
             raise CorruptData("the slot table names more experts than are resident", reason="TABLES_DIFFER")
         if not np.array_equal(self.lut.cpu().numpy(), expected):
             raise CorruptData("the look-up table differs from the slot table", reason="TABLES_DIFFER")
@@ -274,10 +284,14 @@ class ExpertBank:
         if not np.array_equal(self.mask.cpu().numpy() == 0, allowed):
             raise CorruptData("the mask table does not match the rows and the resident experts", reason="TABLES_DIFFER")
         for layer, slot in self._reserved():
-            if self._owner[layer, slot] != EMPTY:
+            if self._owner[layer][slot] != EMPTY:
                 raise CorruptData(
                     f"layer {layer} slot {slot} is published while a swap writes it", reason="TABLES_DIFFER"
                 )
+
+    def _absent(self) -> torch.Tensor:
+        """i64[L, E + 1]: the look-up table of empty slots."""
+        return torch.tensor(self.slots, dtype=torch.int64)[:, None].repeat(1, self.num_experts + 1)
 
     def _resident_table(self) -> npt.NDArray[np.bool_]:
         table = np.zeros((self.num_layers, self.num_experts), dtype=np.bool_)
@@ -326,7 +340,7 @@ class ExpertBank:
         if id(plan) in self._tickets:
             raise Conflict("this swap is under way already", reason="SWAP_STARTED")
         for load in plan.loads:
-            occupant = int(self._owner[load.layer, load.slot])
+            occupant = int(self._owner[load.layer][load.slot])
             expected = EMPTY if load.evicts is None else load.evicts.expert
             if (load.layer, load.slot) in reserved or load.expert in arriving:
                 raise Conflict(f"another swap has slot {load.slot} of layer {load.layer}", reason="SLOT_RESERVED")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ def plan_swap(
     needed: AbstractSet[ExpertId],
     resident: Mapping[ExpertId, int],
     pinned: AbstractSet[ExpertId],
-    slots: int,
+    slots: Sequence[int],
     recency: Mapping[ExpertId, int],
     *,
     blob_bytes: int = 0,
@@ -51,17 +51,18 @@ def plan_swap(
 ) -> SwapPlan:
     """Make every expert of ``needed`` resident with as few copies as possible.
 
-    ``resident`` maps experts to their slot; ``pinned`` ones are never evicted, nor are needed ones; ``recency`` grows
-    with each use (never used: oldest). Free slots are filled first, then the least recently used victims give way;
-    ties go to the lower expert id, so equal inputs give equal plans. ``reserved`` (layer, slot) pairs belong to a swap
-    under way. Raises Exhausted, naming the first layer that cannot hold them.
+    ``slots`` counts those of every layer; ``resident`` maps experts to their slot; ``pinned`` ones are never evicted,
+    nor are needed ones; ``recency`` grows with each use (never used: oldest). Free slots are filled first, then the
+    least recently used victims give way; ties go to the lower expert id, so equal inputs give equal plans.
+    ``reserved`` (layer, slot) pairs belong to a swap under way. Raises Exhausted, naming the first layer that cannot
+    hold them.
     """
     missing = sorted(set(needed) - resident.keys())
     taken = {(expert.layer, slot): expert for expert, slot in resident.items()}
     loads: list[Load] = []
     for layer in sorted({expert.layer for expert in missing}):
         wanted = [expert for expert in missing if expert.layer == layer]
-        usable = [slot for slot in range(slots) if (layer, slot) not in reserved]
+        usable = [slot for slot in range(slots[layer]) if (layer, slot) not in reserved]
         free = [slot for slot in usable if (layer, slot) not in taken]
         victims = sorted(
             (
@@ -75,8 +76,9 @@ def plan_swap(
         room = len(free) + len(victims)
         if len(wanted) > room:
             raise Exhausted(
-                f"layer {layer} needs {len(wanted)} more experts, but of its {slots} slots only {room} are free: "
-                f"{slots - room} hold experts in use; wait for running requests, or start the worker with more slots",
+                f"layer {layer} needs {len(wanted)} more experts, but of its {slots[layer]} slots only {room} are "
+                f"free: {slots[layer] - room} hold experts in use; wait for running requests, or start the worker with "
+                "more slots",
                 reason="SLOTS_EXHAUSTED",
             )
         targets: list[tuple[int, ExpertId | None]] = [(slot, None) for slot in free]

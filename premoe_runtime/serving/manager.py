@@ -249,7 +249,7 @@ class ResidencyManager:
         if self._groups.in_state(State.WAITING) or self._groups.in_state(State.LOADING):
             return False
         together = Counter(expert.layer for expert in self._groups.pinned() | experts_of(pattern.kept))
-        return max(together.values()) <= self._bank.slots
+        return all(together[layer] <= count for layer, count in enumerate(self._bank.slots))
 
     def _admit(self, request: ManagedRequest) -> None:
         self._check_open()

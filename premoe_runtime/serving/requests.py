@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from premoe_runtime.engines.base import SamplingParams, Sequence, TokenEvent
+from premoe_runtime.engines.base import SamplingParams, TokenEvent
+from premoe_runtime.engines.base import Sequence as EngineSequence
 from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.bank import Semantics
@@ -35,7 +36,7 @@ class KeptPattern:
     def full(cls, num_layers: int, num_experts: int) -> KeptPattern:
         return cls(FULL, np.ones((num_layers, num_experts), dtype=np.bool_))
 
-    def check(self, *, num_layers: int, num_experts: int, slots: int) -> None:
+    def check(self, *, num_layers: int, num_experts: int, slots: Sequence[int]) -> None:
         """Raise InvalidInput (shape, empty layer, too wide) or Conflict (full, but not every expert has a slot)."""
         if self.kept.shape != (num_layers, num_experts):
             raise InvalidInput(
@@ -44,16 +45,18 @@ class KeptPattern:
                 reason="PATTERN_SHAPE",
             )
         counts = self.kept.sum(axis=1)
-        if self.id == FULL and slots < num_experts:
+        room = np.asarray(slots)
+        if self.id == FULL and int(room.min()) < num_experts:
             raise Conflict(
-                f"the full model needs {num_experts} slots a layer, but this worker has {slots}; "
+                f"the full model needs {num_experts} slots a layer, but this worker has {slots_text(slots)}; "
                 "start it with slots for all experts, or use a pattern",
                 reason="FULL_NEEDS_ALL_SLOTS",
             )
-        if int(counts.max()) > slots:
+        if (counts > room).any():
+            layer = int((counts - room).argmax())
             raise InvalidInput(
-                f"pattern {self.id} keeps {int(counts.max())} experts in layer {int(counts.argmax())}, but this worker "
-                f"has {slots} slots a layer; use a smaller budget or more slots",
+                f"pattern {self.id} keeps {int(counts[layer])} experts in layer {layer}, but this worker has "
+                f"{int(room[layer])} slots there; use a smaller budget, a set made for this split, or more slots",
                 reason="SLOTS_TOO_FEW",
             )
         if not counts.all():
@@ -71,6 +74,11 @@ class ManagedRequest:
     active: int
     token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
+
+
+def slots_text(slots: Sequence[int]) -> str:
+    """``18``, or ``34/10/8/12`` where layers differ."""
+    return str(slots[0]) if len(set(slots)) == 1 else "/".join(map(str, slots))
 
 
 class State(Enum):
@@ -99,7 +107,7 @@ class Entry:
         self.request = request
         self.group = group
         self.on_event = on_event
-        self.sequence: Sequence | None = None
+        self.sequence: EngineSequence | None = None
         self.report: SwapReport | None = None
         self.error: Exception | None = None
         self.done = False

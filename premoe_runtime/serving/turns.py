@@ -43,16 +43,16 @@ class Move:
 WAIT = Move()
 
 
-def union_fits(tables: Iterable[KeptTable], slots: int) -> bool:
-    """Whether every layer's union of kept experts has at most ``slots`` members."""
+def union_fits(tables: Iterable[KeptTable], slots: Sequence[int]) -> bool:
+    """Whether every layer's union of kept experts has at most as many members as the layer has ``slots``."""
     listed = list(tables)
-    return not listed or int(np.logical_or.reduce(listed).sum(axis=1).max()) <= slots
+    return not listed or bool((np.logical_or.reduce(listed).sum(axis=1) <= np.asarray(slots)).all())
 
 
 def next_move(
     running: Sequence[Contender],
     waiting: Sequence[Contender],
-    slots: int,
+    slots: Sequence[int],
     *,
     steps: int,
     quantum: int = DEFAULT_QUANTUM,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -96,7 +96,7 @@ class SlotModel:
 def load_slot_model(
     source: ExpertSource,
     *,
-    slots: int,
+    slots: int | Sequence[int],
     max_rows: int = 64,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -104,9 +104,10 @@ def load_slot_model(
 ) -> SlotModel:
     """Build the stock class on the meta device, put slots and restricted routers in, and fill the skeleton.
 
-    No expert is read or allocated beyond ``slots`` per layer. ``dtype`` casts everything, blobs on arrival; default:
-    the checkpoint's own. ``host_bytes`` bounds the host tier (default: staging room only). All mask rows start empty.
-    Raises InvalidInput, CorruptData, Exhausted, and what the source raises.
+    ``slots``: one number for all MoE layers, or one for each; no expert is read or allocated beyond them. ``dtype``
+    casts everything, blobs on arrival; default: the checkpoint's own. ``host_bytes`` bounds the host tier (default:
+    staging room only). All mask rows start empty. Raises InvalidInput, CorruptData, Exhausted, and what the source
+    raises.
     """
     manifest = source.manifest()
     modelling = modelling_of(manifest.family)

@@ -71,9 +71,9 @@ def end_token(model: SlotModel) -> tuple[int, ...]:
 def make_full(model: SlotModel) -> None:
     """Bring every expert in and let mask row 0 keep them all. Raises InvalidInput when the slots do not suffice."""
     bank = model.bank
-    if bank.slots < bank.num_experts:
+    if min(bank.slots) < bank.num_experts:
         raise InvalidInput(
-            f"this needs all {bank.num_experts} experts of a layer resident, but there are {bank.slots} slots",
+            f"this needs all {bank.num_experts} experts of a layer resident, but there are {min(bank.slots)} slots",
             reason="SLOTS_TOO_FEW",
         )
     everything = np.ones((bank.num_layers, bank.num_experts), np.bool_)

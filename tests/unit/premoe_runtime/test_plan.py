@@ -10,7 +10,8 @@ from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.plan import Load, plan_swap
 
-LAYERS, EXPERTS, SLOTS = 3, 8, 5
+LAYERS, EXPERTS = 3, 8
+SLOTS = (5, 3, 4)
 experts = st.builds(ExpertId, st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1))
 
 
@@ -21,7 +22,7 @@ def ids(layer: int, *numbers: int) -> frozenset[ExpertId]:
 def test_free_slots_first_then_the_least_recently_used() -> None:
     resident = {ExpertId(0, 0): 0, ExpertId(0, 1): 1, ExpertId(0, 2): 3}
     recency = {ExpertId(0, 0): 9, ExpertId(0, 1): 4, ExpertId(0, 2): 7}
-    plan = plan_swap(ids(0, 5, 6), resident, frozenset(), 4, recency, blob_bytes=100)
+    plan = plan_swap(ids(0, 5, 6), resident, frozenset(), (4,) * LAYERS, recency, blob_bytes=100)
     assert plan.loads == (
         Load(ExpertId(0, 5), 0, 2, None),
         Load(ExpertId(0, 6), 0, 1, ExpertId(0, 1)),
@@ -31,38 +32,38 @@ def test_free_slots_first_then_the_least_recently_used() -> None:
 
 def test_only_what_is_missing_moves() -> None:
     resident = {ExpertId(0, 0): 0, ExpertId(0, 1): 1}
-    plan = plan_swap(ids(0, 0, 1), resident, frozenset(), 2, {}, blob_bytes=100)
+    plan = plan_swap(ids(0, 0, 1), resident, frozenset(), (2,) * LAYERS, {}, blob_bytes=100)
     assert plan.loads == ()
     assert plan.bytes == 0
 
 
 def test_never_used_goes_before_used_and_ties_to_the_lower_id() -> None:
     resident = {ExpertId(0, 4): 0, ExpertId(0, 2): 1, ExpertId(0, 3): 2}
-    plan = plan_swap(ids(0, 7, 8), resident, frozenset(), 3, {ExpertId(0, 4): 0})
+    plan = plan_swap(ids(0, 7, 8), resident, frozenset(), (3,) * LAYERS, {ExpertId(0, 4): 0})
     assert [load.evicts for load in plan.loads] == [ExpertId(0, 2), ExpertId(0, 3)]
 
 
 def test_exhausted_says_where_and_what_to_do() -> None:
     resident = {ExpertId(1, 0): 0, ExpertId(1, 1): 1}
     with pytest.raises(Exhausted, match=r"^layer 1 needs 2 more experts, but of its 2 slots only 1 are free") as caught:
-        plan_swap(ids(1, 5, 6), resident, ids(1, 0), 2, {})
+        plan_swap(ids(1, 5, 6), resident, ids(1, 0), (4, 2, 4), {})
     assert caught.value.reason == "SLOTS_EXHAUSTED"
     assert "\n" not in str(caught.value)
 
 
 def test_slots_of_another_swap_are_left_alone() -> None:
-    plan = plan_swap(ids(0, 5), {}, frozenset(), 2, {}, reserved=frozenset({(0, 0)}))
+    plan = plan_swap(ids(0, 5), {}, frozenset(), (2,) * LAYERS, {}, reserved=frozenset({(0, 0)}))
     assert plan.loads == (Load(ExpertId(0, 5), 0, 1, None),)
     with pytest.raises(Exhausted):
-        plan_swap(ids(0, 5, 6), {}, frozenset(), 2, {}, reserved=frozenset({(0, 0)}))
+        plan_swap(ids(0, 5, 6), {}, frozenset(), (2,) * LAYERS, {}, reserved=frozenset({(0, 0)}))
 
 
 @st.composite
 def tables(draw: st.DrawFn) -> dict[ExpertId, int]:
     resident: dict[ExpertId, int] = {}
     for layer in range(LAYERS):
-        slots = draw(st.permutations(range(SLOTS)))
-        held = draw(st.lists(st.integers(0, EXPERTS - 1), unique=True, max_size=SLOTS))
+        slots = draw(st.permutations(range(SLOTS[layer])))
+        held = draw(st.lists(st.integers(0, EXPERTS - 1), unique=True, max_size=SLOTS[layer]))
         resident |= {ExpertId(layer, expert): slot for expert, slot in zip(held, slots, strict=False)}
     return resident
 
@@ -71,7 +72,7 @@ def tables(draw: st.DrawFn) -> dict[ExpertId, int]:
     needed=st.frozensets(experts),
     resident=tables(),
     pinned=st.frozensets(experts, max_size=6),
-    reserved=st.frozensets(st.tuples(st.integers(0, LAYERS - 1), st.integers(0, SLOTS - 1)), max_size=4),
+    reserved=st.frozensets(st.tuples(st.integers(0, LAYERS - 1), st.integers(0, min(SLOTS) - 1)), max_size=4),
     recency=st.dictionaries(experts, st.integers(0, 20)),
 )
 def test_any_plan_serves_its_purpose(
@@ -85,7 +86,7 @@ def test_any_plan_serves_its_purpose(
     resident = {expert: slot for expert, slot in resident.items() if (expert.layer, slot) not in reserved}
     kept = needed | (pinned & resident.keys())
     fits = all(
-        len({e for e in kept if e.layer == layer}) + len({r for r in reserved if r[0] == layer}) <= SLOTS
+        len({e for e in kept if e.layer == layer}) + len({r for r in reserved if r[0] == layer}) <= SLOTS[layer]
         for layer in {e.layer for e in needed - resident.keys()}
     )
     try:
@@ -106,7 +107,7 @@ def test_any_plan_serves_its_purpose(
     assert len(places) == len(set(places))
     assert not reserved & {(load.layer, load.slot) for load in plan.loads}
     for load in plan.loads:
-        assert 0 <= load.slot < SLOTS
+        assert 0 <= load.slot < SLOTS[load.layer]
         assert load.evicts is None or resident[load.evicts] == load.slot
     for victim in plan.victims:
         spared = {e for e in resident if e.layer == victim.layer and e not in plan.victims | needed | pinned}

@@ -40,36 +40,42 @@ def contenders(**tables: tuple[KeptTable, int]) -> list[Contender]:
 
 
 def test_a_union_fits_when_its_widest_layer_does() -> None:
-    assert union_fits([A, B], 4)
-    assert not union_fits([A, B], 3)
-    assert union_fits([A, C], 3)
-    assert not union_fits([table((0,), (0, 1, 2))], 2)
-    assert union_fits([], 0)
+    assert union_fits([A, B], (4, 4))
+    assert not union_fits([A, B], (3, 3))
+    assert union_fits([A, C], (3, 3))
+    assert not union_fits([table((0,), (0, 1, 2))], (2, 2))
+    assert union_fits([], (0, 0))
 
 
 def test_patterns_that_fit_together_join_without_a_pause() -> None:
-    assert next_move(contenders(a=(A, 1)), contenders(b=(B, 2)), 4, steps=0) == Move("b")
+    assert next_move(contenders(a=(A, 1)), contenders(b=(B, 2)), (4, 4), steps=0) == Move("b")
+
+
+def test_the_narrow_layer_decides_whether_patterns_fit_together() -> None:
+    assert union_fits([A, B], (4, 4))
+    assert not union_fits([A, B], (8, 3))
+    assert not union_fits([A, B], (3, 8))
 
 
 def test_a_turn_is_not_cut_short() -> None:
     running, waiting = contenders(a=(A, 1)), contenders(b=(B, 2))
-    assert next_move(running, waiting, 3, steps=15, quantum=16) == WAIT
-    assert next_move(running, waiting, 3, steps=16, quantum=16) == Move("b", ("a",))
+    assert next_move(running, waiting, (3, 3), steps=15, quantum=16) == WAIT
+    assert next_move(running, waiting, (3, 3), steps=16, quantum=16) == Move("b", ("a",))
 
 
 def test_who_fits_beside_the_next_one_stays() -> None:
     running = contenders(a=(A, 1), d=(table((2,), (3,)), 2))
-    assert next_move(running, contenders(b=(B, 3)), 3, steps=99) == Move("b", ("a",))
+    assert next_move(running, contenders(b=(B, 3)), (3, 3), steps=99) == Move("b", ("a",))
 
 
 def test_nobody_overtakes_the_head_of_the_queue() -> None:
     waiting = contenders(c=(C, 3), b=(B, 2))
-    assert next_move(contenders(a=(A, 1)), waiting, 3, steps=0) == WAIT
-    assert next_move(contenders(a=(A, 1)), waiting, 3, steps=99).start == "b"
+    assert next_move(contenders(a=(A, 1)), waiting, (3, 3), steps=0) == WAIT
+    assert next_move(contenders(a=(A, 1)), waiting, (3, 3), steps=99).start == "b"
 
 
 def test_without_anybody_waiting_nobody_is_paused() -> None:
-    assert next_move(contenders(a=(A, 1)), [], 2, steps=10_000) == WAIT
+    assert next_move(contenders(a=(A, 1)), [], (2, 2), steps=10_000) == WAIT
 
 
 @dataclass
@@ -77,7 +83,7 @@ class Simulation:
     """A worker whose step takes one unit of time and whose blob takes ``blob`` units; the clock runs in both."""
 
     patterns: list[KeptTable]
-    slots: int
+    slots: tuple[int, ...]
     quantum: int
     blob: int
     work: dict[str, int] = field(default_factory=dict)
@@ -93,7 +99,7 @@ class Simulation:
 
     @property
     def worst_swap(self) -> int:
-        return self.slots * LAYERS * self.blob
+        return sum(self.slots) * self.blob
 
     def arrive(self, key: str, steps: int) -> None:
         if key not in self.work:
@@ -138,7 +144,7 @@ class Simulation:
         loads = len(needed - self.resident)
         # The worst case of eviction: nothing survives that is not pinned.
         self.resident = needed | pinned
-        assert all(sum(e.layer == layer for e in self.resident) <= self.slots for layer in range(LAYERS))
+        assert all(sum(e.layer == layer for e in self.resident) <= self.slots[layer] for layer in range(LAYERS))
         self._pass(loads * self.blob)
         self.running.add(move.start)
         self.ticket += 1
@@ -148,9 +154,9 @@ class Simulation:
 
 @st.composite
 def simulations(draw: st.DrawFn) -> tuple[Simulation, list[tuple[int, str, int]]]:
-    slots = draw(st.integers(2, 6))
-    layer = st.sets(st.integers(0, EXPERTS - 1), min_size=1, max_size=slots).map(tuple)
-    patterns = draw(st.lists(st.tuples(layer, layer).map(lambda pair: table(*pair)), min_size=1, max_size=6))
+    slots = tuple(draw(st.integers(2, 6)) for _ in range(LAYERS))
+    layers = [st.sets(st.integers(0, EXPERTS - 1), min_size=1, max_size=count).map(tuple) for count in slots]
+    patterns = draw(st.lists(st.tuples(*layers).map(lambda pair: table(*pair)), min_size=1, max_size=6))
     arrival = st.tuples(st.integers(0, 120), st.integers(0, len(patterns) - 1).map(str), st.integers(1, 90))
     arrivals = draw(st.lists(arrival, min_size=1, max_size=14))
     simulation = Simulation(patterns, slots, draw(st.integers(1, 20)), draw(st.integers(0, 3)))

@@ -28,7 +28,8 @@ from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.plan import SwapPlan
 from premoe_runtime.residency.swap import copy, prefetch, publish, retire
 
-LAYERS, EXPERTS, SLOTS, KEPT, PATTERNS, WIDTH = 2, 8, 6, 3, 6, 5
+LAYERS, EXPERTS, KEPT, PATTERNS, WIDTH = 2, 8, 3, 6, 5
+SLOTS = (7, 5)
 SHAPE: dict[str, Any] = {
     "num_experts": EXPERTS,
     "num_experts_per_tok": 2,
@@ -91,7 +92,7 @@ class SwapMachine(RuleBasedStateMachine):
             retire(self.bank, plan, in_use=self.in_use())
         except Exhausted:
             together = needed | self.in_use()
-            assert any(sum(e.layer == layer for e in together) > SLOTS for layer in range(LAYERS))
+            assert any(sum(e.layer == layer for e in together) > SLOTS[layer] for layer in range(LAYERS))
         except Conflict:
             assert needed & arriving
         else:
