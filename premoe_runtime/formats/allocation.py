@@ -1,0 +1,137 @@
+"""How a total of experts is shared over the layers: numbers a layer, and the one rule of what a pattern keeps.
+
+``shared`` keeps the best experts of all layers together, after every layer's floor; ``uniform`` keeps equally many a
+layer. Both are ``share``: equal scores share evenly. Slots are fixed when a worker starts while tasks share
+differently, so a pattern set freezes one split for all its tasks (``one_split``), and spare slots go where single
+tasks want more (``spread_spare``). All deterministic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from premoe_runtime.formats.arrays import F64, I64, Mask
+from premoe_runtime.formats.errors import InvalidInput
+
+Allocation = Literal["shared", "uniform"]
+Floats = npt.NDArray[np.floating]
+Integers = npt.NDArray[np.integer]
+
+
+def share(scores: Floats, total: int, floor: int, most: Sequence[int] | Integers | None = None) -> I64:
+    """Experts a layer, i64[L]: each layer's ``floor`` best, then the best of all layers together up to ``total``.
+
+    ``scores`` [L, E] are finite and comparable between layers. No layer gets more than ``most`` [L] (its slots; by
+    default all its experts). Of equal scores the one that ranks higher in its layer comes first, then the lower
+    layer. Raises InvalidInput: a total, or a layer of ``most``, that has no room for the floor or for the total.
+    """
+    caps = _caps(scores, total, floor, most)
+    order = _order(scores, floor, caps)[: total - floor * len(caps)]
+    return np.asarray(floor + np.bincount(order, minlength=len(caps)), np.int64)
+
+
+def share_every(scores: Floats, floor: int) -> I64:
+    """``share`` for every budget b: row b - 1 of i64[E, L] shares b x L experts, at a floor of min(floor, b)."""
+    layers, experts = scores.shape
+    floor = min(floor, experts)
+    taken = _order(scores, floor, np.full(layers, experts))[:, None] == np.arange(layers)
+    grown = np.concatenate([np.zeros((1, layers), np.int64), np.cumsum(taken, axis=0)])
+    budgets = np.arange(1, experts + 1)
+    return np.asarray(np.minimum(floor, budgets)[:, None] + grown[np.maximum(0, budgets - floor) * layers], np.int64)
+
+
+def common(scores: Sequence[Floats]) -> F64:
+    """One ranking of layers for several tasks: f64[L, E], each row falling.
+
+    Place j of layer l holds the mean over tasks of the score of the layer's j-th expert, as a share of the task's
+    total. Raises InvalidInput without any task.
+    """
+    if not scores:
+        raise InvalidInput("no task to share the layers between", reason="TASKS_MISSING")
+    return np.asarray(np.mean([_falling(each) / (max(float(each.sum()), 0.0) or 1.0) for each in scores], axis=0))
+
+
+def one_split(scores: Sequence[Floats], total: int, floor: int) -> I64:
+    """One split of the layers for all tasks, i64[L]: ``share`` of what the next expert gives them on the mean."""
+    return share(common(scores), total, floor)
+
+
+def spread_spare(split: Integers, wants: Integers, spare: int, num_experts: int) -> I64:
+    """Slots a layer, i64[L]: ``split`` [L] and ``spare`` slots times L, in all at most ``num_experts`` a layer.
+
+    ``wants`` [L] is the most that any task's own split gives a layer. A spare slot goes to the layer whose slots cover
+    the least share of that; once every want is met, to the layer with the fewest spare ones. The sum is that of equal
+    slots: min(split's mean + spare, num_experts) a layer.
+    """
+    layers = len(split)
+    slots = np.asarray(split, np.int64).copy()
+    wanted = np.minimum(np.asarray(wants, np.int64), num_experts)
+    for _ in range(min(spare * layers, num_experts * layers - int(slots.sum()))):
+        lacking = wanted > slots
+        if lacking.any():
+            chosen = np.where(lacking, slots / wanted, np.inf).argmin()
+        else:
+            chosen = np.where(slots < num_experts, slots - split, num_experts).argmin()
+        slots[chosen] += 1
+    return slots
+
+
+def layer_counts(
+    scores: Floats, kept: int, floor: int, allocation: Allocation, slots: Sequence[int] | Integers | None = None
+) -> I64:
+    """What a pattern keeps of every layer, i64[L]: ``kept`` times L in all, within the ``slots`` [L] of each layer.
+
+    Uniform numbers that do not fit into the slots of a layer are made up for by the others, evenly. Raises
+    InvalidInput like ``share``.
+    """
+    comparable = scores if allocation == "shared" else np.zeros(scores.shape)
+    return share(comparable, kept * len(scores), floor, slots)
+
+
+def kept(ranking: Integers, counts: Sequence[int] | Integers) -> Mask:
+    """The kept set, bool[L, E]: the ``counts`` [L] first experts of every layer's ranking, ids [L, E] best first."""
+    mask = np.zeros(ranking.shape, np.bool_)
+    first = np.arange(ranking.shape[1]) < np.asarray(counts)[:, None]
+    np.put_along_axis(mask, np.asarray(ranking, np.intp), first, axis=1)
+    return mask
+
+
+def _falling(scores: Floats) -> F64:
+    return -np.sort(-np.asarray(scores, np.float64), axis=1)
+
+
+def _order(scores: Floats, floor: int, caps: Integers) -> I64:
+    """Layers in the order in which they get their next expert, beyond the floor and within ``caps``."""
+    best = _falling(scores)
+    layers, places = np.nonzero((np.arange(best.shape[1]) >= floor) & (np.arange(best.shape[1]) < caps[:, None]))
+    return np.asarray(layers[np.lexsort((layers, places, -best[layers, places]))], np.int64)
+
+
+def _caps(scores: Floats, total: int, floor: int, most: Sequence[int] | Integers | None) -> I64:
+    layers, experts = scores.shape
+    caps = np.minimum(np.full(layers, experts) if most is None else np.asarray(most), experts)
+    if caps.shape != (layers,):
+        raise InvalidInput(f"slots for {len(caps)} layers given, the model has {layers}", reason="SLOTS_INVALID")
+    if total < floor * layers:
+        raise InvalidInput(
+            f"{total} experts in {layers} layers leave some layer fewer than the {floor} that every token needs; "
+            f"keep {floor} or more a layer",
+            reason="BUDGET_INVALID",
+        )
+    if int(caps.min()) < floor:
+        raise InvalidInput(
+            f"MoE layer {int(caps.argmin())} has room for {int(caps.min())} experts, but every token needs {floor}; "
+            f"give every layer {floor} slots or more",
+            reason="SLOTS_TOO_FEW",
+        )
+    if int(caps.sum()) < total:
+        raise InvalidInput(
+            f"{total} experts are to be kept in all, but there is room for {int(caps.sum())}; "
+            "give more slots or keep fewer experts",
+            reason="SLOTS_TOO_FEW",
+        )
+    return np.asarray(caps, np.int64)
