@@ -6,6 +6,8 @@ Knows the names and one-line descriptions of the commands, and nothing else; `pr
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -51,7 +53,9 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a full disk is told here, not by the interpreter's last words
+            return result
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
         except click.exceptions.NoArgsIsHelpError:
@@ -79,8 +83,25 @@ def command() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the `premoe` script."""
-    command.main(args=list(arguments) if arguments is not None else None, prog_name="premoe")
+    """What the `premoe` script runs."""
+    try:
+        command.main(args=list(arguments) if arguments is not None else None, prog_name="premoe")
+    except OSError as error:  # a help text that cannot be printed
+        known = from_exception(error)
+        if known is None:
+            raise
+        known.show()
+        sys.exit(known.exit_code)
+    finally:
+        _drop_unwritten()
+
+
+def _drop_unwritten() -> None:
+    """What standard output refused once is not tried again at the interpreter's end, which would print a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 __all__ = ["CommandError", "LazyGroup", "command", "main"]

@@ -6,6 +6,7 @@ Results go to stdout (tables, or one JSON document with `--json`); progress, not
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -53,8 +54,9 @@ def from_exception(error: Exception) -> CommandError | None:
     """The line and exit code for an error that a person can do something about; None for a bug."""
     if isinstance(error, PremoeError):
         return CommandError(str(error), error.exit_code)
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)):
-        return CommandError(f"{error.filename}: {error.strerror}", 2)
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, BrokenPipeError):
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return CommandError(where + error.strerror, 7 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 2)
     return None
 
 
@@ -69,19 +71,38 @@ def note(text: str) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on stdout; columns whose every value is a number stand to the right."""
-    values = [list(row) for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for index, name in enumerate(columns):
-        numeric = bool(values) and all(_is_number(row[index]) for row in values)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
-    for row in values:
-        table.add_row(*("" if value is None else str(value) for value in row))
+    """Print a table on stdout; columns whose every value is a number stand to the right.
+
+    On a terminal too narrow for its longest words, every row becomes a block of lines: no word is cut.
+    """
+    values = [["" if value is None else str(value) for value in row] for row in rows]
     console = Console(file=sys.stdout, highlight=False, markup=False)
     if not console.is_terminal:
         # A pipe has no width: rich would fold at 80 columns.
         console = Console(file=sys.stdout, highlight=False, markup=False, width=200)
+    least = [
+        max(len(word) for word in " ".join((name, *cells)).split(" "))
+        for name, *cells in zip(columns, *values, strict=True)
+    ]
+    if console.is_terminal and sum(least) + 3 * len(least) + 1 > console.width:
+        _print_blocks(console, title, columns, values)
+        return
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, name in enumerate(columns):
+        numeric = bool(values) and all(_is_number(row[index]) for row in values)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold", min_width=least[index])
+    for row in values:
+        table.add_row(*row)
     console.print(table)
+
+
+def _print_blocks(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    console.print(title, style="bold")
+    margin = max(len(name) for name in columns)
+    for row in rows:
+        for name, value in zip(columns, row, strict=True):
+            console.print(f"  {name:<{margin}}  {value}", soft_wrap=True)
+        console.print()
 
 
 def human_bytes(count: float) -> str:
@@ -154,18 +175,17 @@ def progress(
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn()]
     if unit == "bytes" or counts:
         columns += [TransferSpeedColumn() if unit == "bytes" else MofNCompleteColumn()]
-    columns += [TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+    columns += [TimeElapsedColumn(), TextColumn("elapsed")]
+    if total is not None:
+        columns += [TimeRemainingColumn(), TextColumn("left")]
     hidden = quiet or not console.is_terminal
     with RichProgress(*columns, console=console, transient=True, disable=hidden) as bars:
         yield _Bar(bars, description, total)
 
 
-def _is_number(value: object) -> bool:
-    if value is None or isinstance(value, (int, float)):
-        return not isinstance(value, bool)
-    digits = str(value).replace(",", "").rstrip("%×xBKMGTi ")
+def _is_number(text: str) -> bool:
     try:
-        float(digits or "0")
+        float(text.replace(",", "").rstrip("%×xBKMGTi ") or "0")
     except ValueError:
-        return str(value) in ("", "-", "–")
+        return text in ("-", "–")
     return True

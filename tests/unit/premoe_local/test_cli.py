@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
@@ -73,6 +74,25 @@ def test_a_missing_file_is_one_line_too(tmp_path: object) -> None:
     assert run_raising(FileNotFoundError(2, "No such file", missing)) == (2, "", f"error: {missing}: No such file\n")
 
 
+def test_a_full_disk_is_one_line() -> None:
+    assert run_raising(OSError(28, "No space left on device")) == (7, "", "error: No space left on device\n")
+
+
+@pytest.mark.parametrize("arguments", ["--help", "size --help", "pack verify"])
+def test_an_output_that_takes_nothing_leaves_no_traceback(arguments: str) -> None:
+    script = "from premoe_local.entry import main\nmain()"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments.split()],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode != 0
+    assert (done.stderr[:7], done.stderr.count("\n")) == ("error: ", 1)
+
+
 def test_ctrl_c_is_130() -> None:
     assert run_raising(KeyboardInterrupt())[0] == 130
 
@@ -115,6 +135,31 @@ def test_json_and_tables_go_to_stdout(capsys: pytest.CaptureFixture[str]) -> Non
     assert err == ""
     with pytest.raises(ValueError):
         print_json(float("nan"))
+
+
+def shown(width: int, monkeypatch: pytest.MonkeyPatch, columns: tuple[str, ...], row: tuple[object, ...]) -> str:
+    """A table on a terminal of this width."""
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_table("Things", columns, [row])
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_tables_cut_no_word(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    row = ("summarise", "a" * 64, 12, "several words that may be wrapped")
+    text = shown(width, monkeypatch, ("task", "profile", "prompts", "note"), row)
+    assert all(word in text for word in ("summarise", "a" * 64, "12", "several", "wrapped", "prompts"))
+
+
+def test_the_options_of_a_default_subcommand_are_shown() -> None:
+    for name, options in {"pack": ("--to", "--json", "verify")}.items():
+        text = CliRunner().invoke(command, [name, "--help"]).stdout
+        assert all(option in text for option in options), text
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,16 @@ def test_plot_writes_a_png(store: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+@pytest.mark.slow
+def test_a_plot_is_what_its_name_says(store: str, tmp_path: Path) -> None:
+    for name, begins in {"x.jpg": b"\xff\xd8\xff", "x.svg": b"<?xml", "x": b"\x89PNG"}.items():
+        assert run("plot", store, "--out", tmp_path / name).exit_code == 0
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    refused = run("plot", store, "--out", tmp_path / "x.doc")
+    assert (refused.exit_code, ".doc" in refused.stderr) == (2, True)
+    assert not (tmp_path / "x.doc").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "what"),
     [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import click
 
 from premoe_local.console import interrupt_on_sigterm, note, print_table, progress
+from premoe_local.output_file import write_file
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 
 BUDGET = "4/16"
@@ -60,7 +60,8 @@ def command(json_file: Path | None, fixture: Path | None, per_task: int, budget:
         "teacher forcing in the demo's own process, in 32-bit arithmetic (the worker runs the checkpoint's bfloat16)."
     )
     if json_file is not None:
-        _write(json_file, report.document(result.served, result.memory, result.accuracy))
+        document = report.document(result.served, result.memory, result.accuracy)
+        write_file(json_file, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
 
 
 def _fixture(given: Path | None) -> Path:
@@ -75,13 +76,3 @@ def _fixture(given: Path | None) -> Path:
 def _check_writable(path: Path | None) -> None:
     if path is not None and not path.absolute().parent.is_dir():
         raise InvalidInput(f"{path}: its folder does not exist", reason="FOLDER_NOT_FOUND")
-
-
-def _write(path: Path, document: dict[str, object]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=1, ensure_ascii=False, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

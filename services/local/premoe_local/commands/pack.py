@@ -8,23 +8,12 @@ from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingCo
 from rich.progress import Progress as RichProgress
 
 from premoe_local.console import human_bytes, json_option, print_json
+from premoe_local.default_group import DefaultGroup
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.verify import Verification, verify_pack
 from premoe_runtime.packs.writer import PackResult, write_pack
 from premoe_runtime.storage import open_store
-
-
-class PackGroup(click.Group):
-    """A group whose unnamed subcommand is `write`: `premoe pack SRC --to URL`."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, *ctx.help_option_names):
-            args = ["write", *args]
-        return super().parse_args(ctx, args)
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return ["SRC --to URL [--json]", "|", "verify URL"]
 
 
 class Bar:
@@ -52,7 +41,7 @@ class Bar:
         self.rich.advance(self._task, num_bytes)
 
 
-@click.group(cls=PackGroup, no_args_is_help=True)
+@click.group(cls=DefaultGroup, default="write", no_args_is_help=True)
 def command() -> None:
     """Turn a checkpoint into a pack in object storage, or verify one.
 
@@ -63,7 +52,7 @@ def command() -> None:
     """
 
 
-@command.command("write", hidden=True)
+@command.command("write")
 @click.argument("source", metavar="SRC")
 @click.option("--to", "url", metavar="URL", required=True, help="Object store root: file://, s3:// or a folder.")
 @json_option

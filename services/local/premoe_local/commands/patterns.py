@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,8 +9,8 @@ from typing import Any, cast
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table
+from premoe_local.output_file import write_file
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
 from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
 from premoe_runtime.offline.patterns import library
@@ -27,7 +26,6 @@ from premoe_runtime.offline.patterns.derive import mean_retained_mass
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import open_store
-from premoe_runtime.storage.failures import mapped_errors
 
 set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]"
@@ -191,7 +189,12 @@ def show(store_url: str, name: str | None, set_name: str | None, budget: str | N
 @command.command("plot")
 @click.argument("store_url")
 @click.argument("name", required=False)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="PNG file to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Picture to write: .png, .jpg, .webp, .svg or .pdf.",
+)
 @click.option("--budget", help="a/b.  [default: a quarter of the experts]")
 @set_option
 def plot(store_url: str, name: str | None, out: Path, budget: str | None, set_name: str | None) -> None:
@@ -199,14 +202,14 @@ def plot(store_url: str, name: str | None, out: Path, budget: str | None, set_na
 
     NAME is a task of the set, or the start of a pattern id; the set's first task by default.
     """
-    from premoe_local.plots import pattern_png
+    from premoe_local.plots import pattern_picture, picture_format
 
+    kind = picture_format(out)
     store = open_store(store_url)
     found = library.find_set(store, set_name)
     members = [Pattern.load(store.get, member.pattern_id) for member in found.members]
     pattern = members[0] if name is None else library.find_pattern(store, name, set_name)
-    picture = pattern_png(pattern, members, _budget(budget, pattern))
-    _write(out, picture)
+    write_file(out, pattern_picture(pattern, members, _budget(budget, pattern), kind))
     note(f"wrote {out}")
 
 
@@ -215,21 +218,6 @@ def _budget(text: str | None, pattern: Pattern) -> Budget:
         return Budget.parse(text)
     kept = max(1, pattern.num_experts // 4)
     return Budget(1, kept)
-
-
-def _write(path: Path, data: bytes) -> None:
-    if not path.parent.is_dir():
-        raise NotFound(f"{path}: no such folder", reason="FOLDER_NOT_FOUND")
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with mapped_errors(str(path)):
-            with partial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _pattern_document(pattern: Pattern) -> dict[str, Any]:
