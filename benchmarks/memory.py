@@ -26,6 +26,7 @@ from _report import Report, json_option
 
 from premoe_runtime.families.registry import read_model
 from premoe_runtime.formats.manifest import ExpertLayer, Manifest, Origin, PackFile
+from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs import layout as lay
 
 PROMPT_TOKENS = 64
@@ -57,7 +58,7 @@ def write_pack(folder: Path, config: dict[str, object]) -> Manifest:
     def skeleton() -> Iterator[bytes]:
         shapes = {name: spec.shape for name, spec in model.skeleton.items() if not spec.optional}
         sizes = {name: 2 * int(np.prod(shape)) for name, shape in shapes.items()}
-        yield lay.file_header([lay.Entry(name, "BF16", shapes[name], sizes[name]) for name in shapes])
+        yield encode_header((name, "BF16", shape) for name, shape in shapes.items())
         for size in sizes.values():
             yield random_weights(rng, size)
 

@@ -1,7 +1,6 @@
 """Hugging Face checkpoints as untrusted input: safetensors headers by ranged reads, shard index, strict checks.
 
-Nothing here loads a whole shard or runs anything from the checkpoint. Format: 8 bytes little-endian header length,
-JSON header, tensor data without gaps (https://github.com/huggingface/safetensors#format).
+Nothing here loads a whole shard or runs anything from the checkpoint.
 """
 
 from __future__ import annotations
@@ -10,21 +9,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
-from typing import TypeGuard
 
 from premoe_runtime.families.base import MoeModel
 from premoe_runtime.families.registry import parse_json_object, read_model, refuse_remote_code
+from premoe_runtime.formats import safetensors
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.storage import ObjectInfo, Store
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-DTYPE_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32,
-    "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8,
-}  # fmt: skip
 WEIGHT_DTYPES = ("BF16", "F16", "F32")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -77,39 +70,9 @@ def read_header(store: Store, path: str, size: int) -> list[TensorInfo]:
     start = store.get_range(path, 0, min(8, size))
     if start.startswith(_PICKLE_MAGIC) and not _plausible_length(start, size):
         raise _pickle(where, "its content is a pickle or a zip archive")
-    if len(start) < 8:
-        raise _header_error(where, f"the file has only {size} bytes")
-    length = int.from_bytes(start, "little")
-    if length > MAX_HEADER_BYTES:
-        raise _header_error(where, f"the header claims {length} bytes, more than the limit of {MAX_HEADER_BYTES}")
-    if 8 + length > size:
-        raise _header_error(where, f"the header claims {length} bytes, the file has {size}: truncated or corrupt")
-    return parse_header(store.get_range(path, 8, length), path, size, where=where)
-
-
-def parse_header(header: bytes, path: str, size: int, *, where: str) -> list[TensorInfo]:
-    """Check a header's JSON against the file's size; see ``read_header``."""
-    try:
-        entries = json.loads(header, object_pairs_hook=_no_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise _header_error(where, f"the header is not valid JSON ({error})") from error
-    if not isinstance(entries, dict):
-        raise _header_error(where, "the header is not a JSON object")
-    metadata = entries.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise _header_error(where, "__metadata__ is not a map of strings")
-    data_start = 8 + len(header)
-    tensors = [_tensor(name, entry, path, data_start, where) for name, entry in entries.items()]
-    end = data_start
-    for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
-        if tensor.offset != end:
-            kind = "overlaps the tensor before it" if tensor.offset < end else "leaves a hole before it"
-            raise _header_error(where, f"tensor {tensor.name} {kind}")
-        end = tensor.offset + tensor.num_bytes
-    if end != size:
-        kind = "truncated" if end > size else "followed by bytes that belong to no tensor"
-        raise _header_error(where, f"the tensors end at byte {end}, the file at {size}: it is {kind}")
-    return tensors
+    length = safetensors.header_length(start, size, where=where)
+    header = safetensors.parse_header(store.get_range(path, 8, length), size, where=where)
+    return [TensorInfo(one.name, one.dtype, one.shape, path, one.offset, one.num_bytes) for one in header.tensors]
 
 
 def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
@@ -159,7 +122,7 @@ def _read_tensors(store: Store, sizes: Mapping[str, int]) -> dict[str, TensorInf
 def _read_index(store: Store) -> dict[str, str]:
     where = store.at(INDEX_FILE)
     try:
-        found = json.loads(store.get(INDEX_FILE), object_pairs_hook=_no_duplicates)
+        found = json.loads(store.get(INDEX_FILE), object_pairs_hook=safetensors.unique_keys)
     except (ValueError, RecursionError) as error:
         raise CorruptData(f"{where} is not valid JSON: {error}", reason="INDEX_INVALID") from error
     index = found.get("weight_map") if isinstance(found, dict) else None
@@ -269,42 +232,10 @@ def _mtp_names(tensors: Iterable[str], config: bytes, model: MoeModel) -> frozen
     return frozenset(found)
 
 
-def _tensor(name: str, entry: object, path: str, data_start: int, where: str) -> TensorInfo:
-    if not isinstance(entry, dict):
-        raise _header_error(where, f"tensor {name} has no description")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _header_error(where, f"tensor {name} has unknown dtype {dtype!r}")
-    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _header_error(where, f"tensor {name} has an impossible shape or offsets")
-    num_bytes = prod(shape) * DTYPE_BITS[dtype] // 8
-    if offsets[1] - offsets[0] != num_bytes:
-        raise _header_error(
-            where, f"tensor {name} spans {offsets[1] - offsets[0]} bytes, its shape and dtype need {num_bytes}"
-        )
-    return TensorInfo(name, dtype, tuple(shape), path, data_start + offsets[0], num_bytes)
-
-
-def _sizes(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
-
-
-def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} occurs twice")
-    return found
-
-
 def _plausible_length(start: bytes, size: int) -> bool:
     """A real header may begin with these bytes by chance: its length is then a small number that fits the file."""
-    return len(start) == 8 and int.from_bytes(start, "little") + 8 <= min(size, MAX_HEADER_BYTES)
+    return len(start) == 8 and int.from_bytes(start, "little") + 8 <= min(size, safetensors.MAX_HEADER_BYTES)
 
 
 def _pickle(where: str, why: str) -> InvalidInput:
     return InvalidInput(f"{where}: {why}; pickled weights are never read, give safetensors", reason="PICKLE_REFUSED")
-
-
-def _header_error(where: str, what: str) -> CorruptData:
-    return CorruptData(f"{where}: {what}", reason="HEADER_INVALID")

@@ -9,8 +9,8 @@ import numpy as np
 from crc32c import crc32c
 
 from premoe_runtime.formats.errors import CorruptData
-from premoe_runtime.packs.checkpoint import parse_header
-from premoe_runtime.packs.layout import PIECE_BYTES, Entry, file_header, pieces_per_blob
+from premoe_runtime.formats.safetensors import encode_header, parse_file
+from premoe_runtime.packs.layout import PIECE_BYTES, pieces_per_blob
 
 TENSOR = "crc32c"
 Checks: TypeAlias = np.ndarray[tuple[int, int, int], np.dtype[np.uint32]]
@@ -26,16 +26,13 @@ def checks_file(layers: Sequence[Sequence[Sequence[int]]], blob_bytes: int) -> b
     """The file for crc values [L][E][pieces]: one tensor ``crc32c`` u32 [L, E, pieces]."""
     table = np.asarray(layers, dtype="<u4")
     assert table.shape[2] == pieces_per_blob(blob_bytes)
-    header = file_header([Entry(TENSOR, "U32", table.shape, table.nbytes)], metadata={"piece_bytes": str(PIECE_BYTES)})
+    header = encode_header([(TENSOR, "U32", table.shape)], {"piece_bytes": str(PIECE_BYTES)})
     return header + table.tobytes()
 
 
 def read_checks(data: bytes, shape: tuple[int, int, int], where: str) -> Checks:
     """The table u32 [L, E, pieces]. Raises CorruptData when the file does not hold exactly that."""
-    length = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or 8 + length > len(data):
-        raise CorruptData(f"{where}: truncated", reason="HEADER_INVALID")
-    tensors = parse_header(data[8 : 8 + length], where, len(data), where=where)
+    tensors = parse_file(data, where=where).tensors
     if len(tensors) != 1 or (tensors[0].name, tensors[0].dtype, tensors[0].shape) != (TENSOR, "U32", shape):
         raise CorruptData(f"{where}: expected one tensor {TENSOR} u32 {list(shape)}", reason="HEADER_INVALID")
     return np.frombuffer(data, dtype="<u4", offset=tensors[0].offset).reshape(shape)

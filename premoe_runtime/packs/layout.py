@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import blake3
 
 from premoe_runtime.families.base import MoeModel
 from premoe_runtime.formats.manifest import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT, BlobField, BlobLayout
+from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs.checkpoint import TensorInfo
 
 PIECE_BYTES = 1_048_512  # 1 MiB less 64: a Redis value of this size stays within one allocator class
 SHARD_BYTES = 1 << 30
 CHECKS_FILE = "checks.safetensors"
 MANIFEST_FILE = "manifest.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor of a safetensors file to be written; data follow in the order of the entries."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    num_bytes: int
 
 
 def align(value: int, to: int) -> int:
@@ -60,26 +50,10 @@ def blob_places(model: MoeModel, layout: BlobLayout) -> tuple[tuple[int, int], .
     return tuple(places)
 
 
-def file_header(entries: Iterable[Entry], *, metadata: Mapping[str, str] | None = None, alignment: int = 8) -> bytes:
-    """Length word, JSON and padding spaces of a safetensors file whose data start at a multiple of ``alignment``."""
-    content: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
-    for entry in entries:
-        content[entry.name] = {
-            "dtype": entry.dtype,
-            "shape": list(entry.shape),
-            "data_offsets": [end, end + entry.num_bytes],
-        }
-        end += entry.num_bytes
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(align(8 + len(text), alignment) - 8)
-    return len(text).to_bytes(8, "little") + text
-
-
 def expert_file_header(num_experts: int, blob_bytes: int) -> bytes:
     """Header of ``experts/layer-*.safetensors``: one U8 tensor per expert; a multiple of 4096 bytes long."""
-    entries = [Entry(f"expert.{expert:05d}", "U8", (blob_bytes,), blob_bytes) for expert in range(num_experts)]
-    return file_header(entries, alignment=BLOB_ALIGNMENT)
+    blobs = [(f"expert.{expert:05d}", "U8", (blob_bytes,)) for expert in range(num_experts)]
+    return encode_header(blobs, alignment=BLOB_ALIGNMENT)
 
 
 def layer_file(layer: int) -> str:

@@ -13,6 +13,7 @@ import blake3
 
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.manifest import BlobLayout, ExpertLayer, Manifest, Origin, PackFile
+from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs import layout as lay
 from premoe_runtime.packs.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from premoe_runtime.packs.checks import checks_file, piece_checks
@@ -146,10 +147,7 @@ class _Packer:
             yield PackFile(path=file, num_bytes=record.num_bytes, digest=record.digest)
 
     def _write_shard(self, file: str, tensors: Sequence[TensorInfo]) -> ShardRecord:
-        header = lay.file_header(
-            [lay.Entry(tensor.name, tensor.dtype, tensor.shape, tensor.num_bytes) for tensor in tensors],
-            metadata={"format": "pt"},
-        )
+        header = encode_header([(one.name, one.dtype, one.shape) for one in tensors], {"format": "pt"})
         whole = blake3.blake3(header)
         digests: dict[str, str] = {}
         size = len(header)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from premoe_runtime.engines.hf.modelling import Modelling
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.safetensors import parse_file
 from premoe_runtime.residency.slot_layout import TORCH_DTYPES
 from premoe_runtime.residency.source import ExpertSource
 
@@ -23,18 +23,14 @@ def read_tensors(data: bytes, where: str) -> Iterator[tuple[str, torch.Tensor]]:
 
     Raises CorruptData when the header does not describe the bytes.
     """
-    try:
-        length = int.from_bytes(data[:8], "little")
-        header: dict[str, dict[str, list[int]]] = json.loads(data[8 : 8 + length])
-        header.pop("__metadata__", None)
-        for name, entry in header.items():
-            begin, end = (8 + length + offset for offset in entry["data_offsets"])
-            tensor = torch.empty(entry["shape"], dtype=_DTYPES[str(entry["dtype"])])
-            raw = np.frombuffer(data, dtype=np.uint8, count=end - begin, offset=begin)
-            tensor.reshape(-1).view(torch.uint8).numpy()[:] = raw
-            yield name, tensor
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CorruptData(f"{where} is not a valid safetensors file: {error}", reason="SKELETON_INVALID") from error
+    for tensor in parse_file(data, where=where).tensors:
+        if tensor.dtype not in _DTYPES:
+            raise CorruptData(
+                f"{where}: dtype {tensor.dtype} of {tensor.name} cannot be run", reason="SKELETON_INVALID"
+            )
+        copy = torch.empty(tensor.shape, dtype=_DTYPES[tensor.dtype])
+        copy.reshape(-1).view(torch.uint8).numpy()[:] = np.frombuffer(data, np.uint8, tensor.num_bytes, tensor.offset)
+        yield tensor.name, copy
 
 
 def fill_skeleton(

@@ -16,9 +16,9 @@ import pytest
 from support.checkpoints import checkpoint, config, save, tensors, write
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
+from premoe_runtime.formats.safetensors import MAX_HEADER_BYTES
 from premoe_runtime.packs.checkpoint import (
     INDEX_FILE,
-    MAX_HEADER_BYTES,
     SINGLE_FILE,
     Checkpoint,
     open_checkpoint,

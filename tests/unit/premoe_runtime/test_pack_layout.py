@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from support.checkpoints import config
 
 from premoe_runtime.families.registry import read_model
+from premoe_runtime.formats.safetensors import parse_header
 from premoe_runtime.packs import layout as lay
-from premoe_runtime.packs.checkpoint import TensorInfo, parse_header
+from premoe_runtime.packs.checkpoint import TensorInfo
 from premoe_runtime.packs.ranges import Read, coalesce, read_ahead
 
 SHAPES = st.lists(st.integers(0, 9), max_size=3).map(tuple)
@@ -62,7 +63,7 @@ def test_fields_are_aligned_and_tensors_tile_them(hidden: int, inner: int, dtype
 def test_expert_headers_are_valid_and_aligned(experts: int, blobs: int) -> None:
     header = lay.expert_file_header(experts, blobs * 4096)
     assert len(header) % 4096 == 0
-    found = parse_header(header[8:], "x", len(header) + experts * blobs * 4096, where="x")
+    found = parse_header(header[8:], len(header) + experts * blobs * 4096, where="x").tensors
     assert [tensor.name for tensor in found] == [f"expert.{expert:05d}" for expert in range(experts)]
     assert [tensor.offset for tensor in found] == [len(header) + expert * blobs * 4096 for expert in range(experts)]
 

@@ -185,7 +185,7 @@ def test_a_skeleton_that_does_not_fit_the_config_is_refused(
 def test_a_cut_off_skeleton_file_is_refused(tmp_path: Path, keep: int) -> None:
     source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
     path = next(path for path in source.files if path.endswith(".safetensors"))
-    with pytest.raises(CorruptData, match="not a valid safetensors file"):
+    with pytest.raises(CorruptData, match=f"{path}: the (file has only|header claims|tensors end)"):
         load_slot_model(edited(source, path, source.files[path][:keep]), slots=4)
 
 
