@@ -205,7 +205,10 @@ class _Blocking(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientIntercep
     def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         span, details = self._start(client_call_details, self._timeouts.unary_s)
         call = continuation(details, request)
-        telemetry.end_rpc_span(span, call.code(), server=False, message=call.details() or "")
+        # Not ``call.code()``, which would wait: the caller may have asked for a future.
+        call.add_done_callback(
+            lambda done: telemetry.end_rpc_span(span, done.code(), server=False, message=done.details() or "")
+        )
         return call
 
     def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:

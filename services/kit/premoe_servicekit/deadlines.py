@@ -29,6 +29,16 @@ def deadline(seconds: float | None) -> Iterator[None]:
         _deadline.reset(token)
 
 
+@contextmanager
+def no_deadline() -> Iterator[None]:
+    """No bound on the work inside: what several callers wait for must not end with the deadline of one of them."""
+    token = _deadline.set(None)
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
 def remaining() -> float | None:
     """Seconds left of the deadline in force, at least 0; ``None`` without one."""
     end = _deadline.get()

@@ -5,7 +5,7 @@ Code branches on the class and the reason (``ErrorInfo.reason``, domain ``premoe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import grpc
@@ -90,6 +90,15 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "the server") -> PremoeE
     return kind(f"{peer}: {_short(details) or code.name}", reason=code.name)
 
 
+def retry_after(error: PremoeError) -> float | None:
+    """Seconds after which the same call may work, when the status behind ``error`` says so (RetryInfo)."""
+    for detail in _details(error.__cause__):
+        info = error_details_pb2.RetryInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info):
+            return float(info.retry_delay.ToTimedelta().total_seconds())
+    return None
+
+
 @contextmanager
 def rpc_errors(peer: str) -> Iterator[None]:
     """Raise the PremoeError behind every RpcError inside; works around ``await`` and blocking calls alike."""
@@ -106,16 +115,21 @@ def one_line(error: BaseException) -> str:
 
 def _reason(error: grpc.RpcError) -> str | None:
     """The ErrorInfo reason of our domain; ``None`` when the transport or a foreign server made the status."""
-    try:
-        status = rpc_status.from_call(error)
-    except (ValueError, AttributeError):
-        return None
-    for detail in status.details if status is not None else ():
+    for detail in _details(error):
         info = error_details_pb2.ErrorInfo()
         if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
             reason: str = info.reason
             return reason
     return None
+
+
+def _details(error: BaseException | None) -> Sequence[any_pb2.Any]:
+    """The details of a failed call's ``google.rpc.Status``; none where the transport made the status."""
+    try:
+        status = rpc_status.from_call(error)
+    except (ValueError, AttributeError):
+        return ()
+    return () if status is None else status.details
 
 
 def _short(details: str) -> str:

@@ -39,6 +39,7 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
             stack.enter_context(blocking_channel(settings.store, tls=process.tls)),
             model_id=settings.model_id,
         )
+        stack.callback(source.close)
         manifest = await _manifest(source, settings.store_wait_s)
         limits = _limits(settings, manifest)
         retrieval = None

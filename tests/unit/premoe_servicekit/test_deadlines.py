@@ -4,7 +4,7 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from premoe_servicekit.deadlines import bounded, carried, deadline, remaining
+from premoe_servicekit.deadlines import bounded, carried, deadline, no_deadline, remaining
 
 
 def test_without_a_deadline_nothing_is_bounded() -> None:
@@ -25,6 +25,13 @@ def test_the_shorter_of_two_deadlines_holds() -> None:
 def test_none_adds_no_bound() -> None:
     with deadline(10), deadline(None):
         assert bounded(500) <= 10
+
+
+def test_work_for_several_callers_is_bounded_by_none_of_them() -> None:
+    with deadline(0):
+        with no_deadline():
+            assert remaining() is None
+        assert remaining() == 0
 
 
 def test_a_passed_deadline_leaves_nothing() -> None:

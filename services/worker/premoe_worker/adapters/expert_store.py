@@ -8,56 +8,62 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import blake3
 import grpc
 from premoe.experts.v1 import experts_pb2, experts_pb2_grpc
-from premoe_servicekit.deadlines import bounded
+from premoe_servicekit.deadlines import no_deadline
 from premoe_servicekit.errors import rpc_errors
 from premoe_servicekit.telemetry import tracer
 
-from premoe_runtime.formats.errors import CorruptData, NotFound, Unavailable
-from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.errors import Conflict, CorruptData, NotFound, Unavailable
+from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest
+from premoe_worker.adapters.patience import Patience
+from premoe_worker.adapters.watched import Stopped, answer, messages
 
 _GRPC = "grpc"
 _TIER_NAMES = {experts_pb2.TIER_REDIS: "redis", experts_pb2.TIER_OBJECT: "object"}
+_LONGEST_S = 3600.0
+"""Of one stream. A receiver may take its time; silence of the sender is what ends a stream early."""
 
 
 class GrpcExpertSource:
-    """Implements `premoe_runtime.residency.source.ExpertSource`. Safe to call from several threads."""
+    """Implements `premoe_runtime.residency.source.ExpertSource`. Safe to call from several threads, also at once.
 
-    def __init__(self, address: str, channel: grpc.Channel, *, model_id: str = "", timeout_s: float = 300.0) -> None:
+    Calls run under bounds of their own, never under the deadline of a request in hand: several requests may wait for
+    one fetch. ``cancelled`` is also called from a thread beside the caller's; the other callbacks are not, and none is
+    called, nor any memory written, once ``fetch`` has returned or raised.
+    """
+
+    def __init__(
+        self, address: str, channel: grpc.Channel, *, model_id: str = "", patience: Patience = Patience()
+    ) -> None:
         self._peer = f"expert store {address}"
         self._stub = experts_pb2_grpc.ExpertStoreServiceStub(channel)
-        self._asked_model = model_id
-        self._timeout_s = timeout_s
+        self._asked_model = bare_digest(model_id)
+        self._patience = patience
         self._manifest: Manifest | None = None
-        self._lock = threading.Lock()
+        self._closed = threading.Event()
 
     def manifest(self) -> Manifest:
-        with self._lock:
-            if self._manifest is None:
-                with rpc_errors(self._peer):
-                    request = experts_pb2.GetManifestRequest(model_id=self._asked_model)
-                    response = self._stub.GetManifest(request, timeout=bounded(self._timeout_s))
-                self._manifest = Manifest.parse(response.manifest, where=f"{self._peer}: manifest")
-            return self._manifest
+        """Raises Conflict (WRONG_MODEL) when the store sends the manifest of another model than was asked for."""
+        with no_deadline(), self._unless_closed():
+            return self._known_manifest(self._closed.is_set)
 
     def read_file(self, path: str) -> bytes:
         manifest = self.manifest()
         expected = next((file for file in manifest.skeleton if file.path == path), None)
         if expected is None:
             raise NotFound(f"the pack has no skeleton file {path}", reason="FILE_NOT_FOUND")
-        data = bytearray()
-        with rpc_errors(self._peer):
-            request = experts_pb2.FetchFileRequest(model_id=manifest.model_id, path=path)
-            for frame in self._stub.FetchFile(request, timeout=bounded(self._timeout_s)):
-                data += frame.data
+        request = experts_pb2.FetchFileRequest(model_id=manifest.model_id, path=path)
+        with no_deadline(), self._unless_closed():
+            data = self._patience.insist(lambda: self._read(request), self._closed.is_set)
         if len(data) != expected.num_bytes or blake3.blake3(data).hexdigest() != expected.digest:
             raise CorruptData(f"{self._peer}: {path} does not match its digest; run premoe pack verify")
-        return bytes(data)
+        return data
 
     def fetch(
         self,
@@ -66,25 +72,81 @@ class GrpcExpertSource:
         done: Callable[[ExpertId], None],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        if not experts:
-            return
-        lease_id = self._resolve(experts)
-        if cancelled():
-            return
+        """See `ExpertSource.fetch`. After an error that may pass, what is missing is asked for again."""
+        delivery = _Delivery(experts, into, done, self._peer)
+
+        def stopped() -> bool:
+            return self._closed.is_set() or cancelled()
+
+        with no_deadline(), self._unless_closed():
+            if experts:
+                self._patience.insist(lambda: self._deliver(delivery, stopped), stopped, lambda: delivery.delivered)
+
+    def close(self) -> None:
+        """End what is under way: it raises Unavailable (STOPPING) within a second. The channel stays open."""
+        self._closed.set()
+
+    @contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        """Leave the block when its calls are stopped. Raises Unavailable when that is because we are closed."""
+        try:
+            yield
+        except Stopped:
+            if self._closed.is_set():
+                raise Unavailable("the worker is stopping", reason="STOPPING") from None
+
+    def _known_manifest(self, stopped: Callable[[], bool]) -> Manifest:
+        if self._manifest is None:
+            request = experts_pb2.GetManifestRequest(model_id=self._asked_model)
+            with rpc_errors(self._peer):
+                response = answer(self._stub.GetManifest.future(request, timeout=self._patience.idle_s), stopped)
+            manifest = Manifest.parse(response.manifest, where=f"{self._peer}: manifest")
+            if self._asked_model not in ("", manifest.model_id):
+                raise Conflict(
+                    f"{self._peer} sent the manifest of model {manifest.model_id[:16]}…, "
+                    f"asked for {self._asked_model[:16]}…; check its packs with premoe pack verify",
+                    reason="WRONG_MODEL",
+                )
+            self._manifest = manifest
+        return self._manifest
+
+    def _read(self, request: experts_pb2.FetchFileRequest) -> bytes:
+        data = bytearray()
+        with rpc_errors(self._peer):
+            call = self._stub.FetchFile(request, timeout=_LONGEST_S)
+            with closing(messages(call, self._closed.is_set, self._patience.idle_s, self._peer)) as frames:
+                for frame in frames:
+                    data += frame.data
+        return bytes(data)
+
+    def _deliver(self, delivery: _Delivery, stopped: Callable[[], bool]) -> None:
+        """One try to bring all that is missing."""
+        experts = delivery.missing
+        lease_id = self._resolve(experts, stopped)
+        request = experts_pb2.FetchRequest(
+            model_id=self._known_manifest(stopped).model_id, experts=_ids(experts), lease_id=lease_id
+        )
+        tiers: Counter[str] = Counter()
         attributes: dict[str, str | int] = {"premoe.fetch.scheme": _GRPC, "premoe.fetch.blobs": len(experts)}
-        with tracer().start_as_current_span("fetch grpc", attributes=attributes) as span:
-            tiers = self._stream(experts, lease_id, into, done, cancelled)
+        with tracer().start_as_current_span("fetch grpc", attributes=attributes) as span, rpc_errors(self._peer):
+            call = self._stub.Fetch(request, timeout=_LONGEST_S)
+            delivery.begin()
+            with closing(messages(call, stopped, self._patience.idle_s, self._peer)) as frames:
+                for frame in frames:
+                    delivery.put(frame)
+                    tiers[_TIER_NAMES.get(frame.tier, "other")] += len(frame.data)
             span.set_attribute("premoe.fetch.bytes", sum(tiers.values()))
             for tier, count in sorted(tiers.items()):
                 span.set_attribute(f"premoe.fetch.bytes.{tier}", count)
+        delivery.check_complete()
 
-    def _resolve(self, experts: Sequence[ExpertId]) -> str:
+    def _resolve(self, experts: Sequence[ExpertId], stopped: Callable[[], bool]) -> str:
         """The lease under which all of them may be read by Fetch."""
-        manifest = self.manifest()
+        manifest = self._known_manifest(stopped)
         with tracer().start_as_current_span("resolve", attributes={"premoe.fetch.blobs": len(experts)}):
             request = experts_pb2.ResolveRequest(model_id=manifest.model_id, experts=_ids(experts))
             with rpc_errors(self._peer):
-                response = self._stub.Resolve(request, timeout=bounded(self._timeout_s))
+                response = answer(self._stub.Resolve.future(request, timeout=self._patience.idle_s), stopped)
         if len(response.blobs) != len(experts):
             raise CorruptData(f"{self._peer}: {len(response.blobs)} blobs resolved, {len(experts)} asked")
         for expert, blob in zip(experts, response.blobs, strict=True):
@@ -94,34 +156,12 @@ class GrpcExpertSource:
                 raise Unavailable(f"{self._peer}: {expert} cannot be read over gRPC", reason="NO_SOURCE")
         return response.lease_id
 
-    def _stream(
-        self,
-        experts: Sequence[ExpertId],
-        lease_id: str,
-        into: Callable[[ExpertId], memoryview],
-        done: Callable[[ExpertId], None],
-        cancelled: Callable[[], bool],
-    ) -> Counter[str]:
-        """Copy the frames into their blobs; returns bytes per tier."""
-        tiers: Counter[str] = Counter()
-        request = experts_pb2.FetchRequest(model_id=self.manifest().model_id, experts=_ids(experts), lease_id=lease_id)
-        with rpc_errors(self._peer):
-            call = self._stub.Fetch(request, timeout=bounded(self._timeout_s))
-            try:
-                frames = _Frames(experts, into, done, self._peer)
-                for frame in call:
-                    if cancelled():
-                        return tiers
-                    frames.put(frame)
-                    tiers[_TIER_NAMES.get(frame.tier, "other")] += len(frame.data)
-            finally:
-                call.cancel()
-        frames.check_complete()
-        return tiers
 
+class _Delivery:
+    """The blobs of one fetch, in the order asked, over as many streams as it takes.
 
-class _Frames:
-    """Puts the frames of a Fetch into place: blobs in the order asked, each from its first byte to its last."""
+    Every stream starts with the first blob that is not whole yet, and brings each from its first byte to its last.
+    """
 
     def __init__(
         self,
@@ -134,29 +174,43 @@ class _Frames:
         self._into = into
         self._done = done
         self._peer = peer
-        self._index = 0
+        self._room: memoryview | None = None
+        """Of the blob that comes next; asked for once, however often it is begun."""
         self._offset = 0
-        self._blob: memoryview | None = None
+        self._first = 0
+        """Blobs delivered before this stream."""
+        self.delivered = 0
+
+    @property
+    def missing(self) -> Sequence[ExpertId]:
+        return self._experts[self.delivered :]
+
+    def begin(self) -> None:
+        """A new stream, for what is missing now."""
+        self._first, self._offset = self.delivered, 0
 
     def put(self, frame: experts_pb2.FetchResponse) -> None:
-        if frame.index != self._index or frame.offset != self._offset or self._index >= len(self._experts):
+        due = self.delivered - self._first
+        if frame.index != due or frame.offset != self._offset or not self.missing:
             raise CorruptData(f"{self._peer}: frame {frame.index}+{frame.offset} out of order", reason="FRAME_ORDER")
-        expert = self._experts[self._index]
-        if self._blob is None:
-            self._blob = self._into(expert)
+        expert = self._experts[self.delivered]
+        if self._room is None:
+            self._room = self._into(expert)
         end = self._offset + len(frame.data)
-        if end > len(self._blob):
+        if end > len(self._room):
             raise CorruptData(f"{self._peer}: {expert} is longer than the manifest says", reason="FRAME_LENGTH")
-        self._blob[self._offset : end] = frame.data
+        self._room[self._offset : end] = frame.data
         self._offset = end
-        if end == len(self._blob):
-            self._blob, self._offset, self._index = None, 0, self._index + 1
+        if end == len(self._room):
+            self._room, self._offset = None, 0
+            self.delivered += 1
             self._done(expert)
 
     def check_complete(self) -> None:
-        if self._index != len(self._experts):
-            left = len(self._experts) - self._index
-            raise Unavailable(f"{self._peer} ended the stream with {left} blobs missing", reason="STREAM_CUT")
+        if self.missing:
+            raise Unavailable(
+                f"{self._peer} ended the stream with {len(self.missing)} blobs missing", reason="STREAM_CUT"
+            )
 
 
 def _ids(experts: Sequence[ExpertId]) -> list[experts_pb2.ExpertId]:
