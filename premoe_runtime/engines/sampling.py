@@ -1,7 +1,11 @@
-"""Choosing the next token of one sequence."""
+"""Choosing the next token of every sequence of a step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from premoe_runtime.engines.base import SamplingParams
@@ -9,6 +13,13 @@ from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 MAX_STOP_STRINGS = 16
 MAX_SEED = 2**64 - 1
+
+CANDIDATES = 512
+"""Likeliest tokens of a row that leave the device. Only draws that they cannot decide look at the whole vocabulary."""
+SLACK = 1e-9
+"""Bound on the error of sums of probabilities in float64, whatever the order in which a device adds them up."""
+
+Floats = npt.NDArray[np.float64]
 
 
 def check_sampling(params: SamplingParams) -> None:
@@ -28,52 +39,112 @@ def check_sampling(params: SamplingParams) -> None:
 
 
 class Sampler:
-    """Draws the tokens of one sequence from a generator of its own, so its neighbours in a batch cannot shift it.
+    """How one sequence's tokens are chosen, with a generator of its own, so its neighbours in a batch cannot shift it.
 
     A token costs one draw; greedy costs none. The draw is inverted through the cumulative distribution in float64
     over tokens sorted by probability, ties by id, so a seed gives one answer on every device.
     """
 
     def __init__(self, params: SamplingParams) -> None:
-        self._temperature = params.temperature
-        self._top_p = params.top_p
+        self.temperature = params.temperature
+        self.top_p = params.top_p
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(params.seed)
 
-    @property
-    def greedy(self) -> bool:
-        return self._temperature == 0.0
-
-    def choose(self, logits: torch.Tensor) -> int:
-        """The next token id. ``logits``: float[V]. Raises CorruptData when they hold a NaN or +inf."""
-        logits = logits.float()
-        if not torch.isfinite(logits.max()):
-            raise CorruptData("the model's logits are not finite; the weights may be damaged", reason="LOGITS_INVALID")
-        if self.greedy:
-            return int(logits.argmax())
-        return self._draw(nucleus(logits.cpu(), self._temperature, self._top_p))
-
-    def _draw(self, probabilities: torch.Tensor) -> int:
-        ordered, ids = probabilities.sort(descending=True, stable=True)
-        cumulative = ordered.cumsum(0)
-        point = torch.rand((), generator=self._generator, dtype=torch.float64) * cumulative[-1]
-        rank = int(torch.searchsorted(cumulative, point, right=True))
-        return int(ids[min(rank, int((ordered > 0).sum()) - 1)])
+    def draw(self) -> float:
+        """The next number in [0, 1)."""
+        return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
 
-def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """f64[V]: softmax(logits / temperature), zero outside the smallest set whose mass reaches ``top_p``.
+def choose_batch(
+    samplers: Sequence[Sampler], logits: torch.Tensor, *, candidates: int = CANDIDATES
+) -> list[int | Exception]:
+    """The next token id of each row; CorruptData for a row that holds a NaN or +inf, which fails only itself.
 
-    The likeliest token always stays (Holtzman et al. 2020, "The curious case of neural text degeneration", eq. 2).
-    Not renormalised.
+    ``logits``: float[B, V], a row per sampler. The device is waited for once, but for draws that the ``candidates``
+    likeliest tokens of their row leave open; tokens do not depend on ``candidates``.
     """
-    shifted = logits.double() - logits.max()
-    probabilities = torch.softmax(shifted / temperature, dim=-1)
-    if top_p >= 1.0:
-        return probabilities
-    ordered, ids = probabilities.sort(descending=True, stable=True)
-    before = ordered.cumsum(0) - ordered
-    return probabilities.index_fill(0, ids[before >= top_p], 0.0)
+    values = logits.float()
+    rows, vocabulary = values.shape
+    drawing = [index for index, sampler in enumerate(samplers) if sampler.temperature > 0]
+    highest, likeliest = values.max(-1)
+    drawn = values if len(drawing) == rows else values[drawing]
+    heads = _heads(drawn, [samplers[index].temperature for index in drawing], min(candidates, vocabulary))
+    # Ids are exact in float64: one tensor, one copy, one wait.
+    host: Floats = torch.cat([highest.double(), likeliest.double(), heads.flatten()]).cpu().numpy()
+    finite = np.isfinite(host[:rows])
+    chosen: list[int | Exception] = [int(token) for token in host[rows : 2 * rows]]
+    for index, head in zip(drawing, host[2 * rows :].reshape(heads.shape), strict=True):
+        if finite[index]:
+            sampler = samplers[index]
+            point = sampler.draw()
+            token = _from_head(head, vocabulary, sampler.temperature, sampler.top_p, point)
+            if token is None:
+                token = _from_row(values[index], sampler.temperature, sampler.top_p, point)
+            chosen[index] = token
+    for index in np.flatnonzero(~finite).tolist():
+        chosen[index] = CorruptData(
+            "the model's logits are not finite; the weights may be damaged", reason="LOGITS_INVALID"
+        )
+    return chosen
+
+
+def _heads(values: torch.Tensor, temperatures: list[float], count: int) -> torch.Tensor:
+    """f64[B, 1 + 2 * count]: the sum of exp((logit - highest) / temperature), the highest logits, their ids."""
+    best, ids = values.topk(count)
+    heat = torch.tensor(temperatures, dtype=torch.float64).to(values.device)[:, None]
+    mass = [
+        # In place, a few rows at a time: on a CPU fresh pages for float64 copies cost more than the sums.
+        part.double().sub_(top).div_(hot).exp_().sum(-1, keepdim=True)
+        for part, top, hot in zip(*(torch.split(each, 8) for each in (values, best[:, :1], heat)), strict=True)
+    ]
+    return torch.cat([torch.cat(mass), best.double(), ids.double()], dim=-1)
+
+
+@np.errstate(over="ignore")  # of a temperature next to zero
+def _from_head(head: Floats, vocabulary: int, temperature: float, top_p: float, point: float) -> int | None:
+    """The token that ``_from_row`` would find, if the head of ``_heads`` tells beyond doubt."""
+    logits, ids = head[1:].reshape(2, -1)
+    whole = len(ids) == vocabulary
+    shifted = (logits - logits[0]) / temperature
+    probabilities = np.exp(shifted) / head[0]
+    cumulative = probabilities.cumsum()
+    low, high, inside = 1 - SLACK, 1 + SLACK, len(ids)
+    if top_p < 1.0:
+        before = cumulative - probabilities
+        if not whole and before[-1] < top_p + SLACK:
+            return None
+        # Tokens whose place is in doubt at the nucleus' edge only widen the interval in which its mass lies.
+        inside, most = (max(1, int((before < top_p + doubt).sum())) for doubt in (-SLACK, SLACK))
+        low, high = cumulative[inside - 1], cumulative[most - 1]
+    rank, upper = np.searchsorted(cumulative, [point * low - SLACK, point * high + SLACK], side="right")
+    if rank != upper or rank >= inside:
+        return None
+    # Equal probabilities go by id: of logits that float64 can hardly tell apart only equal ones are a sure tie.
+    tied = np.flatnonzero(np.abs(shifted - shifted[rank]) <= SLACK)
+    if (logits[tied] != logits[rank]).any() or (tied[-1] == len(ids) - 1 and not whole):
+        return None
+    return int(np.sort(ids[tied])[rank - tied[0]])
+
+
+def _from_row(logits: torch.Tensor, temperature: float, top_p: float, point: float) -> int:
+    """Invert softmax(logits / temperature), cut to its nucleus, at the share ``point`` of the nucleus' mass.
+
+    The nucleus is the smallest set of likeliest tokens whose mass reaches ``top_p`` (Holtzman et al. 2020, "The curious
+    case of neural text degeneration", eq. 2); the likeliest token always belongs to it. ``logits``: f32[V].
+    """
+    shifted = logits.cpu().double()
+    probabilities: Floats = torch.softmax((shifted - shifted.max()) / temperature, dim=-1).numpy()
+    # Sorting values alone is ten times cheaper than sorting ids along; ids are looked up by value afterwards.
+    ordered = np.sort(probabilities)[::-1]
+    if top_p < 1.0:
+        ordered = ordered[ordered.cumsum() - ordered < top_p]
+    cumulative = ordered.cumsum()
+    rank = min(
+        int(np.searchsorted(cumulative, point * cumulative[-1], side="right")), int(np.count_nonzero(ordered)) - 1
+    )
+    tied = np.flatnonzero(probabilities == ordered[rank])
+    return int(tied[rank - np.count_nonzero(ordered > ordered[rank])])

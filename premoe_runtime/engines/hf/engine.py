@@ -15,8 +15,8 @@ from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.engines.hf.sequence import RunningSequence
-from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, kv_shape
-from premoe_runtime.engines.sampling import check_sampling
+from premoe_runtime.engines.hf.step import Chunk, StepRunner, kv_shape
+from premoe_runtime.engines.sampling import check_sampling, choose_batch
 from premoe_runtime.formats.errors import Conflict, InvalidInput, PremoeError, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -244,26 +244,36 @@ class HfEngine:
             for item in batch:
                 self._forward([item])
             return
+        finished = []
         for (sequence, share), result in zip(batch, results, strict=True):
-            self._take_result(sequence, share, result)
+            if sequence.computed < len(sequence.request.token_ids):
+                self._prompt_tokens += share.count
+            sequence.computed_more(share.count, result.mass)
+            if not sequence.remaining:
+                finished.append((sequence, result.logits))
+        if finished:
+            sequences, logits = zip(*finished, strict=True)
+            self._choose(sequences, torch.stack(logits))
 
-    def _take_result(self, sequence: RunningSequence, share: Share, result: ChunkResult) -> None:
-        first = sequence.computed < len(sequence.request.token_ids)
-        sequence.computed_more(share.count, result.mass)
-        if first:
-            self._prompt_tokens += share.count
-        if sequence.remaining:
-            return
+    def _choose(self, sequences: tuple[RunningSequence, ...], logits: torch.Tensor) -> None:
+        """The next token of each; ``logits``: float[B, V]."""
         try:
-            event = sequence.accept(sequence.sampler.choose(result.logits))
+            chosen = choose_batch([sequence.sampler for sequence in sequences], logits)
         except Exception as error:
-            self._fail(sequence, error)
-            return
-        self._completion_tokens += 1
-        if event.last:
-            self._end(sequence, event)
-        else:
-            self._deliver(sequence, event)
+            chosen = [error] * len(sequences)
+        for sequence, token in zip(sequences, chosen, strict=True):
+            try:
+                if isinstance(token, Exception):
+                    raise token
+                event = sequence.accept(token)
+            except Exception as error:
+                self._fail(sequence, error)
+                continue
+            self._completion_tokens += 1
+            if event.last:
+                self._end(sequence, event)
+            else:
+                self._deliver(sequence, event)
 
     def _fail(self, sequence: RunningSequence, error: Exception) -> None:
         if not isinstance(error, PremoeError):

@@ -1,4 +1,4 @@
-"""Choosing tokens: distribution, nucleus, seeds and refusals."""
+"""Choosing tokens: distribution, nucleus, seeds, refusals, and a plain sampler as the oracle."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from premoe_runtime.engines import sampling
 from premoe_runtime.engines.base import SamplingParams
-from premoe_runtime.engines.sampling import Sampler, check_sampling, nucleus
+from premoe_runtime.engines.sampling import Sampler, check_sampling, choose_batch
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.1]))
@@ -18,12 +19,86 @@ LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.1]))
 
 def draws(params: SamplingParams, count: int, logits: torch.Tensor = LOGITS) -> list[int]:
     sampler = Sampler(params)
-    return [sampler.choose(logits) for _ in range(count)]
+    return [chosen(sampler, logits) for _ in range(count)]
+
+
+def chosen(sampler: Sampler, logits: torch.Tensor) -> int:
+    (token,) = choose_batch([sampler], logits[None])
+    assert isinstance(token, int)
+    return token
+
+
+def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+    """f64[V]: softmax(logits / temperature), zero outside the smallest set whose mass reaches ``top_p``."""
+    shifted = logits.double() - logits.max()
+    probabilities = torch.softmax(shifted / temperature, dim=-1)
+    if top_p >= 1.0:
+        return probabilities
+    ordered, ids = probabilities.sort(descending=True, stable=True)
+    before = ordered.cumsum(0) - ordered
+    return probabilities.index_fill(0, ids[before >= top_p], 0.0)
+
+
+def plain_choice(params: SamplingParams, generator: torch.Generator, logits: torch.Tensor) -> int:
+    """The oracle: one row, the whole vocabulary sorted twice."""
+    if params.temperature == 0.0:
+        return int(logits.argmax())
+    ordered, ids = nucleus(logits.float(), params.temperature, params.top_p).sort(descending=True, stable=True)
+    cumulative = ordered.cumsum(0)
+    point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
+    rank = int(torch.searchsorted(cumulative, point, right=True))
+    return int(ids[min(rank, int((ordered > 0).sum()) - 1)])
+
+
+@st.composite
+def row_of_logits(draw: st.DrawFn) -> torch.Tensor:
+    """f32[600]: smooth, coarse (full of ties), nearly tied, or mostly ruled out."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    values = torch.randn(600, generator=generator) * draw(st.sampled_from([0.0, 1e-20, 0.1, 1.0, 4.0, 30.0]))
+    step = draw(st.sampled_from([0.0, 0.0, 0.25, 2.0]))
+    values = (values / step).round() * step if step else values
+    return values.masked_fill(torch.rand(600, generator=generator) < draw(st.sampled_from([0.0, 0.9])), -torch.inf)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.lists(
+        st.tuples(
+            row_of_logits(),
+            st.sampled_from([0.0, 1e-300, 0.01, 0.7, 1.0, 3.0, 1e9]),
+            st.sampled_from([1e-12, 0.1, 0.5, 0.9, 0.999, 1.0]),
+            st.integers(0, 2**64 - 1),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    candidates=st.sampled_from([1, 16, 100, 600, 1000]),
+)
+def test_a_batch_gives_the_tokens_of_the_plain_sampler(
+    rows: list[tuple[torch.Tensor, float, float, int]], candidates: int
+) -> None:
+    logits = torch.stack([values if values.isfinite().any() else torch.zeros(600) for values, *_ in rows])
+    params = [SamplingParams(temperature=heat, top_p=top_p, seed=seed) for _, heat, top_p, seed in rows]
+    samplers = [Sampler(each) for each in params]
+    generators = [torch.Generator().manual_seed(seed) for *_, seed in rows]
+    for _ in range(6):
+        expected = [plain_choice(*each) for each in zip(params, generators, logits, strict=True)]
+        assert choose_batch(samplers, logits, candidates=candidates) == expected
+
+
+def test_the_head_decides_most_draws_of_a_peaked_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise AssertionError("looked at the whole row")
+
+    monkeypatch.setattr(sampling, "_from_row", refuse)
+    logits = 3.0 * torch.randn(20000, generator=torch.Generator().manual_seed(0))
+    samplers = [Sampler(SamplingParams(temperature=0.6, top_p=0.9, seed=seed)) for seed in range(40)]
+    assert len(set(choose_batch(samplers, logits.expand(40, -1)))) > 5
 
 
 def test_greedy_takes_the_maximum_and_the_lower_id_on_a_tie() -> None:
     assert draws(SamplingParams(), 3) == [0, 0, 0]
-    assert Sampler(SamplingParams()).choose(torch.tensor([1.0, 3.0, 3.0])) == 1
+    assert draws(SamplingParams(), 1, torch.tensor([1.0, 3.0, 3.0])) == [1]
 
 
 def test_draws_follow_the_distribution() -> None:
@@ -89,9 +164,13 @@ def test_tokens_at_minus_infinity_are_never_drawn() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_damaged_logits_are_named(bad: float, temperature: float) -> None:
-    with pytest.raises(CorruptData, match="not finite"):
-        Sampler(SamplingParams(temperature=temperature)).choose(torch.tensor([0.0, bad, 1.0]))
+def test_damaged_logits_fail_their_own_row_only(bad: float, temperature: float) -> None:
+    samplers = [Sampler(SamplingParams(temperature=temperature, seed=1)) for _ in range(3)]
+    logits = torch.tensor([[0.0, 50.0, 1.0], [0.0, bad, 1.0], [50.0, 0.0, 1.0]])
+    first, damaged, last = choose_batch(samplers, logits)
+    assert (first, last) == (1, 0)
+    assert isinstance(damaged, CorruptData)
+    assert "not finite" in str(damaged)
 
 
 @pytest.mark.parametrize(
