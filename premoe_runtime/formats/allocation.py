@@ -9,15 +9,15 @@ tasks want more (``spread_spare``). All deterministic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from premoe_runtime.formats.arrays import F64, I64, Mask
+from premoe_runtime.formats.arrays import F64, I16, I64, Mask
+from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
 
-Allocation = Literal["shared", "uniform"]
 Floats = npt.NDArray[np.floating]
 Integers = npt.NDArray[np.integer]
 
@@ -78,6 +78,41 @@ def spread_spare(split: Integers, wants: Integers, spare: int, num_experts: int)
             chosen = np.where(slots < num_experts, slots - split, num_experts).argmin()
         slots[chosen] += 1
     return slots
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Splits:
+    """How a pattern set shares any budget b over the layers: row b - 1 of both tables, i16[E, L].
+
+    common  one split for all tasks, b x L in all
+    wanted  the most that any task's own split gives each layer
+    """
+
+    common: I16
+    wanted: I16
+
+    @classmethod
+    def of(cls, scores: Sequence[Floats], floor: int) -> Splits:
+        """From the scores [L, E] of every task, at ``floor`` experts a layer or more. Raises InvalidInput: no task."""
+        shared = share_every(common(scores), floor)
+        wanted = np.max([share_every(each, floor) for each in scores], axis=0)
+        return cls(shared.astype(np.int16), wanted.astype(np.int16))
+
+    @property
+    def num_experts(self) -> int:
+        return len(self.common)
+
+    def layer_slots(self, kept: int, spare: int) -> tuple[int, ...]:
+        """Slots of every layer for ``kept`` experts and ``spare`` slots a layer on average; all E at most.
+
+        Raises InvalidInput when the model has fewer experts.
+        """
+        if not 1 <= kept <= self.num_experts:
+            raise InvalidInput(
+                f"{kept} experts a layer are to be kept, but the model has {self.num_experts}", reason="BUDGET_INVALID"
+            )
+        slots = spread_spare(self.common[kept - 1], self.wanted[kept - 1], spare, self.num_experts)
+        return tuple(int(count) for count in slots)
 
 
 def layer_counts(

@@ -13,7 +13,10 @@ _BUDGET = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """``a/b``: ``active`` experts per token out of ``kept`` routed experts per layer (PreMoE v1, section 1.1)."""
+    """``a/b``: ``active`` experts per token out of ``kept`` routed experts a layer on average (PreMoE v1, section 1.1).
+
+    ``kept`` x layers in all; an ``Allocation`` says how they spread.
+    """
 
     active: int
     kept: int
@@ -58,3 +61,10 @@ class Budget:
 
     def __str__(self) -> str:
         return f"{self.active}/{self.kept}"
+
+
+def usual_budgets(top_k: int, num_experts: int) -> tuple[Budget, ...]:
+    """The model's own top-k out of all, 3/4, 1/2, 1/4 and 1/8 of the experts, where as many are left."""
+    shares = ((1, 1), (3, 4), (1, 2), (1, 4), (1, 8))
+    kept = {num_experts * part // whole for part, whole in shares}
+    return tuple(Budget(top_k, count) for count in sorted(kept, reverse=True) if count >= top_k)

@@ -9,15 +9,16 @@ from typing import Literal, cast, get_args
 
 import numpy as np
 
+from premoe_runtime.formats import allocation as layers
 from premoe_runtime.formats import arrays
 from premoe_runtime.formats.arrays import F32, F64, I16, I64, Mask
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import Allocation, Semantics
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.formats.ids import ExpertId, PatternId, WeightsId
+from premoe_runtime.formats.ids import PatternId, WeightsId
 
 Metric = Literal["peu", "seer", "tcess", "counts", "random"]
 PatternKind = Literal["specialist", "generalist"]
-Semantics = Literal["selection", "slice"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 GENERALIST_TASK = "generalist"
@@ -26,6 +27,9 @@ GENERALIST_TASK = "generalist"
 @dataclass(frozen=True, slots=True, eq=False)
 class Pattern:
     """Ranking of every MoE layer's experts for one task (or pooled over several) and one ``weights_id``.
+
+    ``allocation`` says whether a budget's experts are shared over the layers, for which ``scores`` must compare
+    between layers, or equally many a layer.
 
     scores, tiebreak  f32[L, E]: the metric, and SEER-soft for equal scores
     counts            i64[L, E]: tokens routed to the expert in calibration
@@ -37,6 +41,7 @@ class Pattern:
     kind: PatternKind
     metric: Metric
     semantics: Semantics
+    allocation: Allocation
     profiles: tuple[str, ...]
     scores: F32
     tiebreak: F32
@@ -56,6 +61,7 @@ class Pattern:
         metric: Metric,
         profiles: Sequence[str],
         semantics: Semantics = "selection",
+        allocation: Allocation = "uniform",
     ) -> Pattern:
         """Rank ``scores`` f64[L, E]; the ranking is taken from the float32 values that the file stores."""
         stored = np.asarray(scores, np.float32)
@@ -66,6 +72,7 @@ class Pattern:
             kind=kind,
             metric=metric,
             semantics=semantics,
+            allocation=allocation,
             profiles=tuple(sorted(profiles)),
             scores=stored,
             tiebreak=ties,
@@ -86,21 +93,19 @@ class Pattern:
     def num_experts(self) -> int:
         return int(self.ranking.shape[1])
 
-    def kept(self, budget: Budget) -> Mask:
-        """bool[L, E]: the ``budget.kept`` best experts of every layer. Raises InvalidInput when there are fewer."""
+    def kept(self, budget: Budget, slots: Sequence[int] | None = None) -> Mask:
+        """bool[L, E]: the best experts, ``budget.kept`` a layer on average, within the ``slots`` of every layer.
+
+        Without ``slots`` the task's own split, up to all experts of a layer. Raises InvalidInput when the model has
+        fewer experts, or too few slots.
+        """
         if budget.kept > self.num_experts:
             raise InvalidInput(
                 f"budget {budget} keeps {budget.kept} experts a layer, but the model has {self.num_experts}",
                 reason="BUDGET_INVALID",
             )
-        mask = np.zeros(self.ranking.shape, np.bool_)
-        np.put_along_axis(mask, self.ranking[:, : budget.kept].astype(np.intp), True, axis=1)
-        return mask
-
-    def kept_experts(self, budget: Budget) -> frozenset[ExpertId]:
-        """The kept set as ids. Raises InvalidInput like ``kept``."""
-        rows, columns = np.nonzero(self.kept(budget))
-        return frozenset(ExpertId(int(layer), int(expert)) for layer, expert in zip(rows, columns, strict=True))
+        counts = layers.layer_counts(self.scores, budget.kept, budget.active, self.allocation, slots)
+        return layers.kept(self.ranking, counts)
 
     def to_bytes(self) -> bytes:
         metadata = {
@@ -112,6 +117,9 @@ class Pattern:
             "semantics": self.semantics,
             "profiles": json.dumps(list(self.profiles)),
         }
+        if self.allocation != "uniform":
+            # Left out otherwise: uniform patterns keep the ids they had before there was a choice.
+            metadata["allocation"] = self.allocation
         tensors: dict[str, arrays.Array] = {
             "scores": self.scores,
             "tiebreak": self.tiebreak,
@@ -133,6 +141,9 @@ class Pattern:
             kind=cast("PatternKind", _choice(metadata, "kind", get_args(PatternKind), where)),
             metric=cast("Metric", _choice(metadata, "metric", METRICS, where)),
             semantics=cast("Semantics", _choice(metadata, "semantics", get_args(Semantics), where)),
+            allocation=cast(
+                "Allocation", _choice({"allocation": "uniform"} | metadata, "allocation", get_args(Allocation), where)
+            ),
             profiles=_ids(_text(metadata, "profiles", where), where),
             scores=cast("F32", tensors["scores"]),
             tiebreak=cast("F32", tensors["tiebreak"]),

@@ -15,14 +15,17 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from premoe_runtime.formats import arrays
-from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.allocation import Splits
+from premoe_runtime.formats.arrays import F32, I16
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import OnUnknown, Semantics
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import PatternId, SetId, WeightsId
-from premoe_runtime.formats.pattern import Metric, PatternKind, Semantics
+from premoe_runtime.formats.pattern import Metric, PatternKind
 from premoe_runtime.formats.signature import SignatureSpec, unit
 
-OnUnknown = Literal["generalist", "full", "reject"]
+_SPLITS = ("splits", "wanted")
+"""Arrays beside the exemplars of a set that shares its budgets over the layers."""
 
 
 class _Frozen(BaseModel):
@@ -82,10 +85,12 @@ class PatternSet:
     """The document with its exemplars.
 
     exemplars  f32[N, D], unit rows, as the index stores them
+    splits     how its budgets are shared over the layers; None: every layer holds equally many
     """
 
     document: SetDocument
     exemplars: F32
+    splits: Splits | None = None
 
     @property
     def set_id(self) -> SetId:
@@ -130,6 +135,10 @@ class PatternSet:
         wanted = str(budget)
         return next((entry for entry in self.document.generalist_retention if entry.budget == wanted), None)
 
+    def layer_slots(self, kept: int, spare: int) -> tuple[int, ...] | None:
+        """Slots of every layer, ``kept + spare`` on average; None for a uniform set. Raises InvalidInput."""
+        return None if self.splits is None else self.splits.layer_slots(kept, spare)
+
     def embed(self, signature: F32) -> F32:
         """Vector to search the index with: f32[D], or rows of it, scaled to length 1.
 
@@ -149,13 +158,13 @@ class PatternSet:
 
     def to_files(self) -> tuple[bytes, bytes]:
         """``sets/<id>.json`` and ``sets/<id>.safetensors``."""
-        return self.document.model_dump_json(indent=1).encode(), _encode(self.exemplars)
+        return self.document.model_dump_json(indent=1).encode(), _encode(self.exemplars, self.splits)
 
     @classmethod
-    def make(cls, document: SetDocument, exemplars: F32) -> PatternSet:
+    def make(cls, document: SetDocument, exemplars: F32, splits: Splits | None = None) -> PatternSet:
         """Build a set; ``document.exemplars_digest`` is filled in. Raises CorruptData like ``from_files``."""
-        digest = arrays.digest(_encode(exemplars))
-        made = cls(document.model_copy(update={"exemplars_digest": digest}), exemplars)
+        digest = arrays.digest(_encode(exemplars, splits))
+        made = cls(document.model_copy(update={"exemplars_digest": digest}), exemplars, splits)
         _check(made, "pattern set")
         return made
 
@@ -171,9 +180,11 @@ class PatternSet:
         if arrays.digest(exemplars) != parsed.exemplars_digest:
             raise _corrupt(where, "exemplar file does not match the digest in the document")
         tensors, _ = arrays.decode(exemplars, where=where)
-        if tensors.keys() != {"exemplars"} or tensors["exemplars"].dtype != np.float32:
-            raise _corrupt(where, "exemplar file does not hold float32 exemplars")
-        made = cls(parsed, cast("F32", tensors["exemplars"]))
+        found = {name: tensor.dtype.name for name, tensor in tensors.items()}
+        if found not in ({"exemplars": "float32"}, {"exemplars": "float32", **dict.fromkeys(_SPLITS, "int16")}):
+            raise _corrupt(where, "exemplar file does not hold float32 exemplars, alone or with splits of the layers")
+        splits = Splits(*(cast("I16", tensors[name]) for name in _SPLITS)) if len(found) > 1 else None
+        made = cls(parsed, cast("F32", tensors["exemplars"]), splits)
         _check(made, where)
         return made
 
@@ -214,8 +225,9 @@ def decode_live(data: bytes, *, where: str = "live pointer") -> SetId:
     raise _corrupt(where, "does not name a set_id")
 
 
-def _encode(exemplars: F32) -> bytes:
-    return arrays.encode({"exemplars": np.asarray(exemplars, np.float32)}, {"format": "premoe-exemplars/1"})
+def _encode(exemplars: F32, splits: Splits | None) -> bytes:
+    tables = {} if splits is None else dict(zip(_SPLITS, (splits.common, splits.wanted), strict=True))
+    return arrays.encode({"exemplars": np.asarray(exemplars, np.float32), **tables}, {"format": "premoe-exemplars/1"})
 
 
 def _check(pattern_set: PatternSet, where: str) -> None:
@@ -239,8 +251,24 @@ def _check(pattern_set: PatternSet, where: str) -> None:
         member.kind == "generalist" and member.pattern_id == document.generalist_id for member in document.members
     ):
         wrong = "generalist_id names no generalist of the set"
+    elif pattern_set.splits is not None and not _lawful(pattern_set.splits):
+        wrong = "splits of the layers do not add up to their budgets"
     if wrong:
         raise _corrupt(where, wrong)
+
+
+def _lawful(splits: Splits) -> bool:
+    """Whether row b - 1 shares b x L experts, at most E a layer, and no layer loses any as budgets grow."""
+    shared, wanted = splits.common.astype(np.int64), splits.wanted.astype(np.int64)
+    if shared.ndim != 2 or 0 in shared.shape or wanted.shape != shared.shape:
+        return False
+    experts, layers = shared.shape
+    sums = np.arange(1, experts + 1) * layers
+    return bool(
+        (shared.sum(axis=1) == sums).all()
+        and (np.diff(shared, axis=0, prepend=0) >= 0).all()
+        and ((wanted >= 1) & (wanted <= experts)).all()
+    )
 
 
 def _corrupt(where: str, what: str) -> CorruptData:

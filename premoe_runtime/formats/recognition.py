@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from premoe_runtime.formats.arrays import F32, F64
-from premoe_runtime.formats.pattern_set import Member, OnUnknown, PatternSet
-
-DecisionKind = Literal["specialist", "generalist", "full", "reject"]
+from premoe_runtime.formats.choices import DecisionKind, OnUnknown
+from premoe_runtime.formats.pattern_set import Member, PatternSet
 
 
 @dataclass(frozen=True, slots=True)

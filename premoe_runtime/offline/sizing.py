@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from premoe_runtime.families.base import BaseConfig, parse_config
-from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
+from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import DTYPE_BYTES, Manifest
 
@@ -123,13 +123,6 @@ def shape_of(manifest: Manifest, config_json: bytes) -> Shape:
     )
 
 
-def default_budgets(shape: Shape) -> tuple[Budget, ...]:
-    """The model's own top-k out of all, 3/4, 1/2, 1/4 and 1/8 of the experts."""
-    shares = ((1, 1), (3, 4), (1, 2), (1, 4), (1, 8))
-    kept = {shape.num_experts * part // whole for part, whole in shares}
-    return tuple(Budget(shape.top_k, count) for count in sorted(kept, reverse=True) if count >= shape.top_k)
-
-
 def size(shape: Shape, request: SizeRequest) -> SizeReport:
     """Skeleton + slots × layers × blob + KV bytes × context × rows + workspace, against the memory given.
 
@@ -140,7 +133,7 @@ def size(shape: Shape, request: SizeRequest) -> SizeReport:
     workspace = (STEP_TOKENS + request.rows) * shape.activation_token_bytes + request.rows * shape.logits_row_bytes
     rest = request.memory - shape.skeleton_bytes - kv - workspace
     max_slots = min(shape.num_experts, max(0, rest // shape.slot_bytes))
-    budgets = request.budgets or default_budgets(shape)
+    budgets = request.budgets or usual_budgets(shape.top_k, shape.num_experts)
     return SizeReport(
         memory=request.memory,
         context=context,

@@ -15,13 +15,13 @@ from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
 from premoe_gateway.adapters.worker import GrpcWorker
-from premoe_gateway.domain import OnUnknown
 from premoe_gateway.http import create_app
 from premoe_gateway.http_server import HttpServer
 from premoe_gateway.service import Gateway
 from premoe_servicekit.clients import channel
 from support.fake_worker import MODEL, WEIGHTS, FakeRetrieval, FakeWorker, serving, until
 
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Exhausted, InvalidInput, PremoeError, Unavailable
 
 CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "add 1 and 2"}]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.arrays import F32, F64
-from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.budget import Budget, usual_budgets
+from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern
-from premoe_runtime.formats.pattern_set import Member, OnUnknown, PatternSet, Retention, SetDocument
+from premoe_runtime.formats.pattern_set import Member, PatternSet, Retention, SetDocument
 from premoe_runtime.formats.recognition import task_scores
 from premoe_runtime.formats.signature import unit
 from premoe_runtime.offline.patterns.derive import generalist, mean_retained_mass, specialist
@@ -23,6 +25,8 @@ DEFAULT_QUANTILE = 0.985
 WIDE_QUANTILE = 0.9
 MARGIN = 0.25
 NEAREST_OTHERS = 0.99
+COMPARABLE = frozenset({"impact"})
+"""Metrics whose scores carry the scale of their layer, so that experts of different layers compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +34,12 @@ class BuildOptions:
     """How patterns are scored and tasks recognised (``cutoff_of`` says how the cutoffs come about).
 
     exemplars  at most this many calibration prompts a task are stored; never more than half of them
-    budgets    at which the generalist's retained mass is recorded; by default 1/2, 1/4 and 1/8 of the experts
+    budgets    at which the generalist's retained mass is recorded; by default the usual ones
+    allocation how budgets spread over the layers; None: shared where the metric compares between layers
     """
 
     metric: Metric = "peu"
+    allocation: Allocation | None = None
     quantile: float = DEFAULT_QUANTILE
     wide_quantile: float = WIDE_QUANTILE
     margin: float = MARGIN
@@ -42,6 +48,11 @@ class BuildOptions:
     seed: int = 0
     budgets: tuple[Budget, ...] = ()
     on_unknown: OnUnknown = "generalist"
+
+    @property
+    def spread(self) -> Allocation:
+        """The allocation, settled."""
+        return self.allocation or ("shared" if self.metric in COMPARABLE else "uniform")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +74,13 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
     _check(profiles, options)
     tasks = _by_task(profiles)
     specialists = [specialist(profile, options.metric, seed=options.seed) for profile in tasks]
-    pool = generalist(tasks, options.metric, seed=options.seed)
+    *specialists, pool = (
+        replace(pattern, allocation=options.spread)
+        for pattern in (*specialists, generalist(tasks, options.metric, seed=options.seed))
+    )
     splits = [_split(profile, options) for profile in tasks]
     cutoffs = [_cutoff(index, splits, options) for index in range(len(tasks))]
-    budgets = options.budgets or default_budgets(tasks[0].top_k, pool.num_experts)
+    budgets = options.budgets or usual_budgets(tasks[0].top_k, pool.num_experts)
     document = SetDocument(
         weights_id=tasks[0].weights_id,
         metric=options.metric,
@@ -84,7 +98,10 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
         on_unknown=options.on_unknown,
         exemplars_digest="",
     )
-    made = PatternSet.make(document, np.concatenate([split.exemplars for split in splits]))
+    shared = None
+    if options.spread == "shared":
+        shared = Splits.of([pattern.scores for pattern in specialists], tasks[0].top_k)
+    made = PatternSet.make(document, np.concatenate([split.exemplars for split in splits]), shared)
     return BuiltSet(made, (*specialists, pool), tuple(_notes(tasks, splits, options)))
 
 
@@ -123,12 +140,6 @@ def cutoff_of(own: F64, others: F64, options: BuildOptions) -> float:
 def _distance(own: F64, quantile: float) -> float:
     """The distance within which at least ``quantile`` of these prompts lie."""
     return 1.0 - float(np.quantile(own, 1 - quantile, method="lower"))
-
-
-def default_budgets(top_k: int, num_experts: int) -> tuple[Budget, ...]:
-    """A half, a quarter and an eighth of the experts, at the model's own top-k."""
-    kept = [num_experts // share for share in (2, 4, 8) if num_experts // share >= top_k]
-    return tuple(Budget(top_k, count) for count in kept or [num_experts])
 
 
 def _check(profiles: Sequence[Profile], options: BuildOptions) -> None:

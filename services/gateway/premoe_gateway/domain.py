@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Decision = Literal["specialist", "generalist", "full", "reject"]
-OnUnknown = Literal["generalist", "full", "reject"]
+from premoe_runtime.formats.choices import DecisionKind
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -49,7 +49,7 @@ class Ask:
 class PatternChoice:
     """What was decided, and why."""
 
-    decision: Decision
+    decision: DecisionKind
     pattern_id: str = ""
     task: str = ""
     score: float = 0.0

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from premoe_gateway.domain import Ask, Event, OnUnknown, PatternChoice, Prompt, StoredPattern, WorkerState
+from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, StoredPattern, WorkerState
+from premoe_runtime.formats.choices import OnUnknown
 
 
 class Worker(Protocol):

@@ -13,9 +13,7 @@ from premoe_servicekit.telemetry import tracer
 
 from premoe_gateway.domain import (
     Ask,
-    Decision,
     Event,
-    OnUnknown,
     PatternChoice,
     Recognition,
     Started,
@@ -24,6 +22,7 @@ from premoe_gateway.domain import (
 )
 from premoe_gateway.ports import Retrieval, Worker
 from premoe_gateway.routing import choose_worker
+from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
 
 _REMEMBERED_PATTERNS = 8
@@ -243,7 +242,7 @@ class Gateway:
         if member is None:
             known = ", ".join(sorted({pattern.task for pattern in members}))
             raise NotFound(f"pattern {name!r} is not in the live set; there is {known}", reason="PATTERN_NOT_FOUND")
-        decision: Decision = "generalist" if member.generalist else "specialist"
+        decision: DecisionKind = "generalist" if member.generalist else "specialist"
         return PatternChoice(decision, member.pattern_id, member.task, reason="named in the request")
 
 

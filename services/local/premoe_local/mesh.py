@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from premoe_servicekit.server import check_port_is_free
-from premoe_worker.domain import OnUnknown
 from premoe_worker.limits import check_limits
 
 from premoe_local.processes import Child, LogSink, wait_serving
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.patterns.library import store_of

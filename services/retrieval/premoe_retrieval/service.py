@@ -15,9 +15,10 @@ import numpy as np
 from premoe_retrieval.ports import PatternIndex
 from premoe_retrieval.repository import PatternRepository
 from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import Decision, decide
 
 NORM_TOLERANCE = 1e-3

@@ -12,9 +12,10 @@ from premoe.patterns.v1 import patterns_pb2_grpc
 from premoe_servicekit.server import Registration, registration
 
 from premoe_retrieval.service import PatternService
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import Pattern, PatternKind
-from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import Decision
 
 SERVICE_NAME = "premoe.patterns.v1.PatternService"

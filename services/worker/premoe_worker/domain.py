@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from premoe_runtime.engines.base import FinishReason, SamplingParams
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import DecisionKind, OnUnknown, Semantics
 
 if TYPE_CHECKING:
     # It brings torch, and a wrong budget should be told before that is imported.
     from premoe_runtime.serving.swapping import SwapReport
-
-Decision = Literal["specialist", "generalist", "full", "reject"]
-OnUnknown = Literal["generalist", "full", "reject"]
-Semantics = Literal["selection", "slice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,7 @@ Prompt = str | tuple[int, ...] | tuple[Turn, ...]
 class PatternChoice:
     """What to run, and why."""
 
-    decision: Decision
+    decision: DecisionKind
     pattern_id: str = ""
     task: str = ""
     score: float = 0.0

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.manifest import Manifest
-from premoe_worker.domain import OnUnknown
 
 
 @dataclass(frozen=True, slots=True)

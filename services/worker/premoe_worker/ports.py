@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from premoe_worker.domain import OnUnknown, PatternChoice, Ranking
+from premoe_runtime.formats.choices import OnUnknown
+from premoe_worker.domain import PatternChoice, Ranking
 
 
 class Retrieval(Protocol):

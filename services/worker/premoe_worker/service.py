@@ -16,11 +16,12 @@ from premoe_servicekit.telemetry import tracer
 
 from premoe_runtime.engines.base import SequenceRequest, TokenEvent
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
 from premoe_runtime.serving.manager import Residency
 from premoe_runtime.serving.requests import KeptPattern, ManagedRequest
 from premoe_runtime.serving.swapping import SwapReport
-from premoe_worker.domain import Ask, Delta, Event, Finished, OnUnknown, PatternChoice, Ranking, Started
+from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Ranking, Started
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
 from premoe_worker.ports import Retrieval

@@ -52,7 +52,7 @@ def test_build_writes_a_set_that_can_be_made_live(store: str) -> None:
     assert made["live"] is False
     assert library.live_set_id(open_store(store), weights(store)) == live
     assert [member["task"] for member in made["members"]] == [*sorted(ALPHABETS), "generalist"]  # type: ignore[attr-defined]
-    assert [entry["budget"] for entry in made["generalist_retention"]] == ["4/8", "4/4"]  # type: ignore[attr-defined]
+    assert [entry["budget"] for entry in made["generalist_retention"]] == ["4/16", "4/12", "4/8", "4/4"]  # type: ignore[attr-defined]
     again = document("build", store, "--metric", "seer", "--quantile", "0.9", "--set-live")
     assert again["set_id"] == made["set_id"] == library.live_set_id(open_store(store), weights(store))
     document("build", store, "--set-live")

@@ -11,9 +11,10 @@ from premoe_retrieval.service import PatternService
 from support.stored_patterns import DIMENSION, FAR, TASKS, WEIGHTS, StoredSet, direction, store_set
 
 from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, Unavailable
 from premoe_runtime.formats.pattern import pattern_path
-from premoe_runtime.formats.pattern_set import OnUnknown, decode_live, live_path, set_paths
+from premoe_runtime.formats.pattern_set import decode_live, live_path, set_paths
 from premoe_runtime.formats.recognition import recognise
 from premoe_runtime.storage import Store, open_store
 

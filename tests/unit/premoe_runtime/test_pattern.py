@@ -1,4 +1,5 @@
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from support.profiles import EXPERTS, LAYERS, profile
 from premoe_runtime.formats import arrays
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.formats.ids import ExpertId, WeightsId
+from premoe_runtime.formats.ids import WeightsId
 from premoe_runtime.formats.pattern import Pattern, pattern_path, rank
 from premoe_runtime.offline.patterns.derive import generalist, mean_retained_mass, overlap, specialist
 
@@ -60,11 +61,29 @@ def test_ranking_is_the_plain_sort_and_kept_sets_are_its_prefixes(
     assert np.array_equal(again.ranking, value.ranking)
 
 
-def test_kept_experts_are_the_mask_and_too_many_are_refused() -> None:
+def test_more_experts_than_there_are_cannot_be_kept() -> None:
     value = pattern([[3, 2, 1], [1, 2, 3]])
-    assert value.kept_experts(Budget(1, 1)) == {ExpertId(0, 0), ExpertId(1, 2)}
     with pytest.raises(InvalidInput, match="the model has 3"):
         value.kept(Budget(1, 4))
+
+
+def test_a_shared_budget_takes_the_best_of_all_layers_within_the_slots() -> None:
+    value = replace(pattern([[9, 8, 7, 6], [5, 1, 0, 0]]), allocation="shared")
+    assert value.kept(Budget(1, 2)).tolist() == [[True, True, True, False], [True, False, False, False]]
+    assert value.kept(Budget(1, 2), [2, 4]).tolist() == [[True, True, False, False], [True, True, False, False]]
+    with pytest.raises(InvalidInput, match="MoE layer 1 has room for 1 experts, but every token needs 2"):
+        value.kept(Budget(2, 2), [4, 1])
+
+
+def test_patterns_written_before_there_was_a_choice_are_uniform() -> None:
+    value = pattern([[3, 2, 1]])
+    assert b"allocation" not in value.to_bytes()
+    assert Pattern.from_bytes(value.to_bytes()).allocation == "uniform"
+    shared = replace(value, allocation="shared")
+    assert Pattern.from_bytes(shared.to_bytes()).allocation == "shared"
+    assert shared.pattern_id != value.pattern_id
+    with pytest.raises(CorruptData, match="'allocation' is 'sharks', expected one of shared, uniform"):
+        Pattern.from_bytes(shared.to_bytes().replace(b"shared", b"sharks"))
 
 
 def test_a_pattern_comes_back_through_a_store_with_its_metadata() -> None:

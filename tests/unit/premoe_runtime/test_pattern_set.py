@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from support.profiles import EXPERTS, WEIGHTS, profile
+from support.profiles import EXPERTS, LAYERS, TOP_K, WEIGHTS, profile
 
+from premoe_runtime.formats import arrays
+from premoe_runtime.formats.allocation import Splits, one_split
 from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
@@ -16,7 +18,6 @@ from premoe_runtime.offline.patterns.build import (
     BuiltSet,
     build_set,
     cutoff_of,
-    default_budgets,
     split_signatures,
 )
 from premoe_runtime.storage import open_store
@@ -144,8 +145,50 @@ def test_the_generalists_retention_is_recorded_by_budget() -> None:
     assert everything is not None
     assert 0 < half.mass < everything.mass == pytest.approx(1)
     assert found.retention(Budget(2, 5)) is None
-    assert default_budgets(4, 64) == (Budget(4, 32), Budget(4, 16), Budget(4, 8))
-    assert default_budgets(8, 8) == (Budget(8, 8),)
+
+
+def test_a_shared_set_freezes_one_split_for_every_budget() -> None:
+    result = built(options=BuildOptions(metric="seer", allocation="shared"))
+    found = PatternSet.from_files(*result.pattern_set.to_files())
+    assert found.set_id == result.pattern_set.set_id
+    assert all(pattern.allocation == "shared" for pattern in result.patterns)
+    scores = [pattern.scores for pattern in result.patterns[:-1]]
+    for kept in range(TOP_K, EXPERTS + 1):
+        assert found.layer_slots(kept, 0) == tuple(one_split(scores, kept * LAYERS, TOP_K))
+        slots = found.layer_slots(kept, 1)
+        assert slots is not None
+        assert sum(slots) == min(kept + 1, EXPERTS) * LAYERS
+        for pattern in result.patterns:
+            mask = pattern.kept(Budget(TOP_K, kept), slots)
+            assert mask.sum() == kept * LAYERS
+            assert (mask.sum(axis=1) <= slots).all()
+    with pytest.raises(InvalidInput, match="the model has 8"):
+        found.layer_slots(9, 0)
+
+
+def test_sets_without_splits_are_uniform_and_read_as_before() -> None:
+    result = built()
+    found = PatternSet.from_files(*result.pattern_set.to_files())
+    assert found.layer_slots(4, 2) is None
+    assert {pattern.allocation for pattern in result.patterns} == {"uniform"}
+    assert arrays.decode(result.pattern_set.to_files()[1], where="set")[0].keys() == {"exemplars"}
+
+
+@pytest.mark.parametrize("fault", ["sum", "shrinks", "wanted", "shape"])
+def test_splits_that_do_not_add_up_are_damage(fault: str) -> None:
+    made = built(options=BuildOptions(allocation="shared")).pattern_set
+    assert made.splits is not None
+    common, wanted = made.splits.common.copy(), made.splits.wanted.copy()
+    if fault == "sum":
+        common[3, 0] += 1
+    elif fault == "shrinks":
+        common[3] = [EXPERTS, 0]
+    elif fault == "wanted":
+        wanted[2, 1] = EXPERTS + 1
+    else:
+        wanted = wanted[:-1]
+    with pytest.raises(CorruptData, match="splits of the layers do not add up"):
+        PatternSet.make(made.document, made.exemplars, Splits(common, wanted))
 
 
 def test_few_prompts_are_said_to_be_few() -> None:

@@ -4,7 +4,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.profiles import EXPERTS, profile
 
-from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
+from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import Decision, Neighbour, decide, nearest, recognise, task_scores
 from premoe_runtime.formats.signature import signature, unit
 from premoe_runtime.offline.patterns.build import build_set

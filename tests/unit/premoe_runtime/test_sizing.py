@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 
-from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.offline.sizing import Shape, SizeRequest, default_budgets, shape_of, size
+from premoe_runtime.offline.sizing import Shape, SizeRequest, shape_of, size
 
 SHAPE = Shape(
     top_k=4,
@@ -74,7 +74,7 @@ def test_longest_context_and_most_slots_are_exact(memory: int, kept: int, contex
 
 def test_the_largest_fitting_budget_is_named() -> None:
     report = size(SHAPE, SizeRequest(memory=450_000, context=10, rows=1))
-    assert [fit.budget for fit in report.fits] == list(default_budgets(SHAPE))
+    assert [fit.budget for fit in report.fits] == list(usual_budgets(SHAPE.top_k, SHAPE.num_experts))
     assert report.largest is not None
     assert report.largest.budget == Budget(4, 32)
 

@@ -7,12 +7,10 @@ from premoe.worker.v1 import worker_pb2
 
 from premoe_gateway.domain import (
     Ask,
-    Decision,
     Delta,
     Event,
     Finished,
     FinishReason,
-    OnUnknown,
     PatternChoice,
     Prompt,
     Sampling,
@@ -21,9 +19,10 @@ from premoe_gateway.domain import (
     Turn,
     WorkerState,
 )
+from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import Unavailable
 
-_DECISIONS: dict[Decision, patterns_pb2.Decision.ValueType] = {
+_DECISIONS: dict[DecisionKind, patterns_pb2.Decision.ValueType] = {
     "specialist": patterns_pb2.DECISION_SPECIALIST,
     "generalist": patterns_pb2.DECISION_GENERALIST,
     "full": patterns_pb2.DECISION_FULL,
@@ -86,7 +85,7 @@ def policy(on_unknown: OnUnknown | None) -> patterns_pb2.OnUnknown.ValueType:
     return _POLICIES[on_unknown]
 
 
-def decision(number: patterns_pb2.Decision.ValueType) -> Decision:
+def decision(number: patterns_pb2.Decision.ValueType) -> DecisionKind:
     """Raises Unavailable for a number this gateway does not know."""
     if number not in _DECISION_NAMES:
         raise Unavailable(f"unknown decision {number} in an answer", reason="UNKNOWN_DECISION")

@@ -9,7 +9,8 @@ from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe_servicekit.errors import rpc_errors
 
 from premoe_gateway.adapters import messages
-from premoe_gateway.domain import OnUnknown, PatternChoice, StoredPattern
+from premoe_gateway.domain import PatternChoice, StoredPattern
+from premoe_runtime.formats.choices import OnUnknown
 
 
 class GrpcRetrieval:

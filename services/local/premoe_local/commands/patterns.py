@@ -10,9 +10,10 @@ import click
 
 from premoe_local.console import json_option, note, print_json, print_table
 from premoe_local.output_file import write_file
-from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.budget import Budget, usual_budgets
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
-from premoe_runtime.formats.pattern_set import OnUnknown, PatternSet
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns import library
 from premoe_runtime.offline.patterns.build import (
     DEFAULT_QUANTILE,
@@ -20,7 +21,6 @@ from premoe_runtime.offline.patterns.build import (
     MAX_EXEMPLARS,
     BuildOptions,
     build_set,
-    default_budgets,
 )
 from premoe_runtime.offline.patterns.derive import mean_retained_mass
 from premoe_runtime.offline.profile.record import Profile
@@ -252,7 +252,7 @@ def _print_set(found: PatternSet, title: str) -> None:
 
 
 def _print_masses(patterns: Sequence[Pattern], profiles: Sequence[Profile], options: BuildOptions) -> None:
-    budgets = options.budgets or default_budgets(profiles[0].top_k, patterns[0].num_experts)
+    budgets = options.budgets or usual_budgets(profiles[0].top_k, patterns[0].num_experts)
     by_task: dict[str, list[Profile]] = {}
     for profile in profiles:
         by_task.setdefault(profile.task, []).append(profile)

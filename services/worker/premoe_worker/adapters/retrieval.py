@@ -12,12 +12,13 @@ from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe_servicekit.deadlines import bounded
 from premoe_servicekit.errors import rpc_errors
 
+from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import CorruptData, Unavailable
-from premoe_worker.domain import Decision, OnUnknown, PatternChoice, Ranking
+from premoe_worker.domain import PatternChoice, Ranking
 
 _CACHED_RANKINGS = 1024
 
-DECISIONS: dict[patterns_pb2.Decision.ValueType, Decision] = {
+DECISIONS: dict[patterns_pb2.Decision.ValueType, DecisionKind] = {
     patterns_pb2.DECISION_SPECIALIST: "specialist",
     patterns_pb2.DECISION_GENERALIST: "generalist",
     patterns_pb2.DECISION_FULL: "full",

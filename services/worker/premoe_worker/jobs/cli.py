@@ -17,9 +17,9 @@ from premoe_servicekit.telemetry import setup_telemetry, tracer
 from premoe_servicekit.termination import failure, write_last_words
 
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
 from premoe_runtime.formats.pattern import METRICS, Metric
-from premoe_runtime.formats.pattern_set import OnUnknown
 from premoe_runtime.offline.calibration import Answers
 from premoe_runtime.offline.patterns.build import BuildOptions
 from premoe_worker.jobs import work
