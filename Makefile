@@ -13,6 +13,8 @@ CRD_PAGE := docs/reference/prunedmodel.md
 PYTEST := $(BIN)/python -m pytest
 # What needs no services, and so runs two at a time.
 FAST   := tests/unit tests/architecture
+# Marks of what needs helm, a control plane or a node: the tiers that `make test` leaves out.
+KUBERNETES := cluster or node
 # Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
 export OMP_WAIT_POLICY := PASSIVE
 export OMP_NUM_THREADS ?= 2
@@ -53,18 +55,28 @@ up: install ## Serve a pack on this machine: make up ARGS="--model URL --budget 
 test test-fast test-cluster: export OMP_NUM_THREADS := 1
 
 .PHONY: test
-test: install services cluster-tools $(if $(filter 0,$(shell id -u)),node-tools) ## Run every tier of tests and the checks
+# The cluster's programs are hidden, so a test that needs them without its mark fails here instead of running now and then.
+test: export PREMOE_CLUSTER_BIN := /nonexistent
+test: export REQUIRE_CLUSTER := 1
+test: install services ## Set up and run the checks and every tier of tests but the Kubernetes ones
 	@$(MAKE) --no-print-directory check
-	@$(PYTEST) $(FAST) -n 2 $(ARGS)
-	@$(PYTEST) $(FAST:%=--ignore=%) $(ARGS)
+	@$(PYTEST) $(FAST) -n 2 -m "not ($(KUBERNETES))" $(ARGS)
+	@$(PYTEST) $(FAST:%=--ignore=%) -m "not ($(KUBERNETES))" $(ARGS)
+
+.PHONY: test-all
+test-all: ## The same and the Kubernetes tiers
+	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-cluster
 
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no services, two at a time (about 80 s on two cores)
 	@$(PYTEST) $(FAST) -m "not slow" -n 2 $(ARGS)
 
 .PHONY: test-cluster
-test-cluster: install cluster-tools ## Run the tests against a real control plane
-	@REQUIRE_CLUSTER=1 $(PYTEST) tests/cluster $(ARGS)
+test-cluster: export REQUIRE_CLUSTER := 1
+test-cluster: install cluster-tools $(if $(filter 0,$(shell id -u)),node-tools) ## Run the Kubernetes tiers: charts, control plane and, when root, a node
+	@$(PYTEST) $(FAST) -n 2 -m "$(KUBERNETES)" $(ARGS)
+	@$(PYTEST) $(FAST:%=--ignore=%) -m "$(KUBERNETES)" $(ARGS)
 
 .PHONY: check
 check: install ## Formatting, lint, types, architecture contracts, stubs up to date
