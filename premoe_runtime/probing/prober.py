@@ -13,13 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
-from premoe_runtime.engines.hf.attention import attention_mask
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.signature import signature
-from premoe_runtime.offline.prompts import Turn, encode_prompt
+from premoe_runtime.probing.attention import with_blockwise
 
 
 class _Reached(Exception):
@@ -33,8 +31,9 @@ class _Reached(Exception):
 class Prober:
     """Computes signatures on the caller's thread. Safe from several threads; probes queue behind each other.
 
-    It reads weights that an engine reads too, and writes nothing that an engine reads: the block's MoE part is replaced
-    by a stand-in that hands back its input, on a shallow copy of the block that shares all other modules.
+    It reads weights that an engine reads too, and writes nothing that an engine reads: blocks are shallow copies that
+    attend block by block (memory grows with the prompt, not with its square), and the last one's MoE part is a stand-in
+    that hands back its input.
     """
 
     def __init__(self, slot_model: SlotModel, *, max_tokens: int | None = None) -> None:
@@ -43,10 +42,13 @@ class Prober:
         first = manifest.layers[0].block
         self._config = slot_model.model.config.get_text_config()
         self._max_tokens = max_tokens or int(self._config.max_position_embeddings)
-        self._device, self._dtype = slot_model.model.device, slot_model.model.dtype
+        self._device = slot_model.model.device
         self._embedding: nn.Module = decoder.embed_tokens
         self._rotary: nn.Module = decoder.rotary_emb
-        self._blocks: list[nn.Module] = [*decoder.layers[:first], _probing_copy(decoder.layers[first])]
+        self._blocks = [
+            *(_probing_copy(block) for block in decoder.layers[:first]),
+            _probing_copy(decoder.layers[first], mlp=_StandIn()),
+        ]
         self._router_weight: torch.Tensor = decoder.layers[first].mlp.gate.weight
         self._lock = threading.Lock()
 
@@ -91,12 +93,10 @@ class Prober:
         hidden = self._embedding(input_ids)
         length = input_ids.shape[1]
         positions = torch.arange(length, device=self._device)[None]
-        window = getattr(self._config, "sliding_window", None)
-        mask = attention_mask(positions, length, dtype=self._dtype, window=window)
         rotary = self._rotary(hidden, position_ids=positions)
         try:
             for block in self._blocks:
-                hidden = block(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
+                hidden = block(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
         except _Reached as reached:
             return nn.functional.linear(reached.hidden.reshape(length, -1), self._router_weight)
         raise RuntimeError("the first MoE block never called its MoE part")
@@ -109,18 +109,9 @@ class _StandIn(nn.Module):
         raise _Reached(hidden_states)
 
 
-def _probing_copy(block: nn.Module) -> nn.Module:
-    """The block with the MoE part left out; every other module is shared with the original, not copied."""
-    copy = object.__new__(type(block))
-    copy.__dict__ = dict(block.__dict__)
-    copy.__dict__["_modules"] = {**block._modules, "mlp": _StandIn()}
-    return copy
-
-
-def user_span(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Turn]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of the rendered conversation, and the indices of the last user turn's own tokens.
-
-    Template, system and tool tokens are left out. Raises InvalidInput when there is no user turn with text.
-    """
-    prompt = encode_prompt(tokenizer, messages)
-    return prompt.token_ids, tuple(range(prompt.span.start, prompt.span.stop))
+def _probing_copy(block: nn.Module, **replaced: nn.Module) -> nn.Module:
+    """The block with other attention and what is ``replaced``; all other modules are the original's."""
+    made = object.__new__(type(block))
+    modules = {**block._modules, "self_attn": with_blockwise(block.get_submodule("self_attn")), **replaced}
+    made.__dict__ = {**block.__dict__, "_modules": modules}
+    return made

@@ -12,11 +12,14 @@ import torch
 from support.engines import EXPERTS, hf_bench, prompt
 from support.sources import MemorySource
 from support.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.probing.prober import Prober, user_span
+from premoe_runtime.offline.prompts import encode_prompt
+from premoe_runtime.probing.attention import QUERY_BLOCK
+from premoe_runtime.probing.prober import Prober
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,35 @@ def test_a_sliding_window_is_kept(tmp_path: Path) -> None:
     prober = Prober(load_slot_model(MemorySource(folder), slots=2))
     asked = prompt(24)
     assert np.allclose(prober.signature(asked), stock_signature(folder, asked, list(range(24))), atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_long_prompts_are_probed_in_blocks(tmp_path: Path, window: int | None) -> None:
+    folder = tiny_checkpoint(tmp_path, "mixtral", sliding_window=window)
+    prober = Prober(load_slot_model(MemorySource(folder), slots=2), max_tokens=2000)
+    asked = prompt(2 * QUERY_BLOCK + 70)
+    expected = stock_signature(folder, asked, list(range(len(asked))))
+    assert np.allclose(prober.signature(asked), expected, atol=1e-5)
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the values of the largest tensor that an operator makes."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else (out,)
+        self.values = max([self.values, *(one.numel() for one in made if isinstance(one, torch.Tensor))])
+        return out
+
+
+def test_no_tensor_of_a_probe_is_tokens_by_tokens(tmp_path: Path) -> None:
+    tokens = 16 * QUERY_BLOCK
+    prober = Prober(load_slot_model(MemorySource(tiny_checkpoint(tmp_path)), slots=2), max_tokens=tokens)
+    with Largest() as largest:  # type: ignore[no-untyped-call]
+        prober.signature(prompt(tokens))
+    assert tokens < largest.values < tokens * tokens / 2
 
 
 def test_probing_does_not_disturb_a_running_engine(tmp_path: Path) -> None:
@@ -135,7 +167,9 @@ TEMPLATES = {
 def test_the_span_is_the_last_user_turns_own_tokens(template: str, messages: list[Said], expected: str) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = TEMPLATES[template] or tokenizer.chat_template
-    token_ids, indices = user_span(tokenizer, messages)
+    rendered_prompt = encode_prompt(tokenizer, messages)
+    token_ids, span = rendered_prompt.token_ids, rendered_prompt.span
+    indices = range(span.start, span.stop)
     rendered = tokenizer.apply_chat_template(
         [{"role": m.role, "content": m.content} for m in messages], tokenize=False, add_generation_prompt=True
     )
@@ -152,4 +186,4 @@ def test_the_span_is_the_last_user_turns_own_tokens(template: str, messages: lis
 @pytest.mark.parametrize("messages", [[], [Said("user", "  ")], [Said("system", "x")]])
 def test_a_conversation_without_a_user_turn_is_refused(messages: list[Said]) -> None:
     with pytest.raises(InvalidInput):
-        user_span(tiny_tokenizer(), messages)
+        encode_prompt(tiny_tokenizer(), messages)
