@@ -17,7 +17,7 @@ from premoe_runtime.formats.choices import Allocation, Semantics
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import PatternId, WeightsId
 
-Metric = Literal["peu", "seer", "tcess", "counts", "random"]
+Metric = Literal["impact", "peu", "seer", "norm", "tcess", "counts", "random"]
 PatternKind = Literal["specialist", "generalist"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)

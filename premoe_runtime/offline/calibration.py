@@ -18,7 +18,7 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.pattern import GENERALIST_TASK
 from premoe_runtime.storage import open_store
 
-Answers = Literal["given", "none"]
+Answers = Literal["given", "own", "none"]
 _ROLES = ("system", "user", "assistant", "tool")
 _TASK = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 

@@ -22,7 +22,8 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.offline.batches import MAX_TOKENS, Batch, pad, plan_batches
 from premoe_runtime.offline.calibration import Example
-from premoe_runtime.offline.profile.measure import Sample, encode_examples, end_token, make_full
+from premoe_runtime.offline.profile.measure import make_full
+from premoe_runtime.offline.profile.samples import Sample, encode_examples, end_token, targets
 from premoe_runtime.offline.profile.scores import random_scores
 
 Variant = Literal["full", "specialist", "generalist", "random", "wrong"]
@@ -187,17 +188,11 @@ def _answers(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Per sample: log-probability f32[A] of every answer token, and bool[A] whether it is the argmax."""
     hidden = model.model.get_decoder()(input_ids=batch.token_ids, use_cache=False).last_hidden_state
-    starts = [len(sample.prompt.token_ids) for sample in samples]
-    counts = [len(sample.answer) for sample in samples]
-    rows = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)], device=hidden.device)
-    places = torch.tensor(
-        [start + step - 1 for start, count in zip(starts, counts, strict=True) for step in range(count)],
-        device=hidden.device,
-    )
+    rows, places, wanted = targets(batch.token_ids, samples)
+    counts = [len(sample.predicted) for sample in samples]
     logits = model.model.get_output_embeddings()(hidden[rows, places]).float()
-    targets = batch.token_ids[rows, places + 1]
-    logp = logits.log_softmax(dim=-1).gather(1, targets[:, None])[:, 0].cpu()
-    right = (logits.argmax(dim=-1) == targets).cpu()
+    logp = logits.log_softmax(dim=-1).gather(1, wanted[:, None])[:, 0].cpu()
+    right = (logits.argmax(dim=-1) == wanted).cpu()
     return list(logp.split(counts)), list(right.split(counts))
 
 

@@ -165,7 +165,7 @@ class RestrictedRouter(nn.Module):
         routing = route(
             self.spec, self.top_k, logits, bank.mask[self.layer, rows], bank.sliced[rows], state.active[:tokens]
         )
-        state.mass[self.layer, :tokens] = routing.mass
+        state.mass[self.layer, :tokens] = routing.mass.detach()
         if state.recorder is not None:
             state.recorder(self.layer, logits.float(), routing.ids, routing.weights)
         return logits, routing.weights, bank.lut[self.layer, routing.ids]

@@ -1,4 +1,4 @@
-"""Patterns from profiles: one specialist per task, one token-pooled generalist."""
+"""Patterns from profiles: one specialist per task, one generalist pooled over them."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern, PatternKind
 from premoe_runtime.offline.profile.record import Profile, check_same_weights
 from premoe_runtime.offline.profile.scores import counts, retained_mass, scores
-from premoe_runtime.offline.profile.state import ProfileState, pooled
 
 
 def specialist(profile: Profile, metric: Metric = "peu", *, seed: int = 0) -> Pattern:
     """The profile's own ranking by ``metric``. Raises InvalidInput for a profile of no tokens."""
-    return _pattern([profile], profile.state, profile.task, "specialist", metric, seed)
+    return _pattern([profile], profile.task, "specialist", metric, seed)
 
 
 def generalist(profiles: Sequence[Profile], metric: Metric = "peu", *, seed: int = 0) -> Pattern:
-    """The ranking of the token-pooled state (PreMoE v3, eq. 11). Raises InvalidInput for mixed weights."""
+    """The ranking of the tasks' mean score: a task counts once, however long its texts (unlike PreMoE v3, eq. 11).
+
+    Impact, whose scale differs between tasks, counts as a share of the task's total. Raises InvalidInput for mixed
+    weights.
+    """
     check_same_weights(profiles)
-    state = pooled(profile.state for profile in profiles)
-    return _pattern(profiles, state, GENERALIST_TASK, "generalist", metric, seed)
+    return _pattern(profiles, GENERALIST_TASK, "generalist", metric, seed)
 
 
 def mean_retained_mass(pattern: Pattern, profiles: Sequence[Profile], budget: Budget) -> float:
@@ -38,13 +40,14 @@ def overlap(patterns: Sequence[Pattern], budget: Budget) -> F64:
     return np.asarray(kept @ kept.T / kept[0].sum())
 
 
-def _pattern(
-    profiles: Sequence[Profile], state: ProfileState, task: str, kind: PatternKind, metric: Metric, seed: int
-) -> Pattern:
+def _pattern(profiles: Sequence[Profile], task: str, kind: PatternKind, metric: Metric, seed: int) -> Pattern:
+    each = [scores(profile.state, metric, seed=seed) for profile in profiles]
+    if metric == "impact" and len(each) > 1:
+        each = [score / max(score.sum(), np.finfo(np.float64).tiny) for score in each]
     return Pattern.from_scores(
-        scores(state, metric, seed=seed),
-        scores(state, "seer"),
-        counts(state),
+        np.mean(each, axis=0),
+        np.mean([scores(profile.state, "seer") for profile in profiles], axis=0),
+        np.sum([counts(profile.state) for profile in profiles], axis=0),
         weights_id=profiles[0].weights_id,
         task=task,
         kind=kind,

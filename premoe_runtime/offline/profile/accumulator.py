@@ -8,7 +8,7 @@ from torch import Tensor
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
-from premoe_runtime.offline.profile.state import P_BINS, QUANTUM, ProfileState
+from premoe_runtime.offline.profile.state import IMPACT_QUANTUM, P_BINS, QUANTUM, ProfileState
 
 
 class ProfileAccumulator:
@@ -24,6 +24,9 @@ class ProfileAccumulator:
         self._mass = self._zeros(device, num_layers, num_experts)
         self._top_logit = self._zeros(device, num_layers, num_experts)
         self._tokens = [0] * num_layers
+        self._norm = self._zeros(device, num_layers, num_experts)
+        self._impact = self._zeros(device, num_layers, num_experts)
+        self._weighed = [0] * num_layers
 
     def add(self, layer: int, logits: Tensor, ids: Tensor, weights: Tensor) -> None:
         """Add one layer's tokens, padding already left out.
@@ -52,6 +55,20 @@ class ProfileAccumulator:
         self._top_logit[layer].scatter_add_(0, top, _rounded(top_logit))
         self._tokens[layer] += int(logits.shape[0])
 
+    def weigh(self, layer: int, ids: Tensor, change: Tensor, norm: Tensor, sensitivity: Tensor) -> None:
+        """Add what one layer's tokens, padding left out, say about the experts that they chose.
+
+        ids i64[T, k]; change [T, k] of the layer's routed output without the expert, norm [T, k] of its weighted
+        output, sensitivity [T] of the answers' margin to the routed output (all norms). Raises CorruptData when a
+        value is not finite.
+        """
+        squares = (change.double() * sensitivity.double()[:, None]).square()
+        if not (torch.isfinite(squares).all() and torch.isfinite(norm).all()):
+            raise CorruptData(f"gradients of MoE layer {layer} are not finite", reason="GRADIENT_NOT_FINITE")
+        self._impact[layer].scatter_add_(0, ids.flatten(), _rounded(squares, IMPACT_QUANTUM).flatten())
+        self._norm[layer].scatter_add_(0, ids.flatten(), _rounded(norm.double()).flatten())
+        self._weighed[layer] += int(ids.shape[0])
+
     def state(self) -> ProfileState:
         """What has been added so far."""
         binned = (*self._shape, P_BINS)
@@ -63,6 +80,9 @@ class ProfileAccumulator:
             mass=self._mass.cpu().numpy().copy(),
             top_logit=self._top_logit.cpu().numpy().copy(),
             tokens=np.array(self._tokens, np.int64),
+            norm=self._norm.cpu().numpy().copy(),
+            impact=self._impact.cpu().numpy().copy(),
+            weighed=np.array(self._weighed, np.int64),
         )
 
     def _probabilities(self, logits: Tensor) -> Tensor:
@@ -76,6 +96,6 @@ class ProfileAccumulator:
         return torch.zeros(*shape, dtype=torch.float64, device=device)
 
 
-def _rounded(values: Tensor) -> Tensor:
-    """Round to multiples of 2⁻²⁴, which float64 then adds exactly in any order."""
-    return torch.round(values / QUANTUM) * QUANTUM
+def _rounded(values: Tensor, quantum: float = QUANTUM) -> Tensor:
+    """Round to multiples of ``quantum``, which float64 then adds exactly in any order."""
+    return torch.round(values / quantum) * quantum

@@ -1,10 +1,9 @@
-"""The profile pass: one streaming forward over calibration text, with every expert resident."""
+"""The profile pass over calibration text, with every expert resident: one forward, and one backward for impact."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 
 import numpy as np
@@ -19,53 +18,13 @@ from premoe_runtime.formats.signature import SignatureSpec, signature
 from premoe_runtime.offline.batches import MAX_TOKENS, Batch, pad, plan_batches
 from premoe_runtime.offline.calibration import Answers, Example, calibration_digest
 from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
+from premoe_runtime.offline.profile.gradient import traced, weigh
 from premoe_runtime.offline.profile.record import Calibration, Profile
-from premoe_runtime.offline.prompts import Prompt, encode_prompt, encode_text
+from premoe_runtime.offline.profile.samples import encode_examples, with_own_answers
 from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.residency.swap import bring
 
 Advance = Callable[[int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One example as the model sees it: the prompt's tokens, then the answer's and the end token."""
-
-    prompt: Prompt
-    answer: tuple[int, ...]
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return self.prompt.token_ids + self.answer
-
-
-def encode_examples(model: SlotModel, examples: Sequence[Example], *, answers: Answers, where: str) -> list[Sample]:
-    """Tokenise. Raises InvalidInput, with the line, for an example that is longer than the model's context."""
-    context = getattr(model.model.config, "max_position_embeddings", None)
-    end = end_token(model)
-    samples: list[Sample] = []
-    for example in examples:
-        try:
-            prompt = encode_prompt(model.tokenizer, example.messages)
-        except InvalidInput as error:
-            raise InvalidInput(f"{where}:{example.line}: {error}", reason=error.reason) from error
-        answer: tuple[int, ...] = ()
-        if answers == "given" and example.answer is not None:
-            answer = (*encode_text(model.tokenizer, example.answer), *end)
-        sample = Sample(prompt, answer)
-        if context is not None and len(sample.token_ids) > context:
-            raise InvalidInput(
-                f"{where}:{example.line}: {len(sample.token_ids)} tokens exceed the model's context of {context}",
-                reason="PROMPT_TOO_LONG",
-            )
-        samples.append(sample)
-    return samples
-
-
-def end_token(model: SlotModel) -> tuple[int, ...]:
-    """The token that ends an answer, as a tuple of one; empty when the tokenizer names none."""
-    end = model.tokenizer.eos_token_id
-    return () if end is None else (int(end),)
 
 
 def make_full(model: SlotModel) -> None:
@@ -120,15 +79,20 @@ def measure_profile(
     where: str = "calibration",
     layers: tuple[int, ...] = (0,),
     max_tokens: int = MAX_TOKENS,
+    impact: bool = True,
     advance: Advance = lambda _: None,
 ) -> Profile:
-    """Run prompts (and answers) through the full model once; collect routing sums and prompt signatures.
+    """Run prompts and answers through the full model; collect routing sums, impact and prompt signatures.
 
-    ``model`` needs slots for all experts and gets them filled. ``layers`` are the signature layers; ``advance`` is
-    told how many examples each batch had. Raises InvalidInput (see ``encode_examples``), CorruptData, Unavailable.
+    ``model`` needs slots for all experts and gets them filled. ``answers`` are those given, the model's own, or none:
+    then every token counts as answer. ``impact=False`` leaves the backward pass out, a third of the time. ``layers``
+    are the signature layers; ``advance`` is told how many examples each batch had. Raises InvalidInput (see
+    ``encode_examples``), CorruptData, Unavailable.
     """
     samples = encode_examples(model, examples, answers=answers, where=where)
     make_full(model)
+    if answers == "own":
+        samples = with_own_answers(model, samples, max_tokens)
     manifest = model.manifest
     accumulator = ProfileAccumulator(
         manifest.num_layers, manifest.num_experts, manifest.router, device=str(model.device)
@@ -137,7 +101,10 @@ def measure_profile(
     tokens = [sample.token_ids for sample in samples]
     for indices in plan_batches([len(ids) for ids in tokens], max_tokens):
         batch = pad(tokens, indices, device=model.device)
-        probabilities = _forward(model, batch, accumulator, layers)
+        with traced(model) if impact else nullcontext() as trace:
+            probabilities = _forward(model, batch, accumulator, layers)
+        if trace is not None:
+            weigh(model, batch, [samples[index] for index in indices], trace, accumulator)
         for row, index in enumerate(indices):
             span = samples[index].prompt.span
             signatures[index] = signature([part[row, span.start : span.stop] for part in probabilities])

@@ -18,6 +18,8 @@ from premoe_runtime.formats.signature import SignatureSpec
 from premoe_runtime.offline.calibration import Answers
 from premoe_runtime.offline.profile.state import P_BINS, ProfileState, pooled
 
+_SINCE_2 = {"norm", "impact", "weighed"}
+
 
 class Calibration(BaseModel):
     """One calibration text that went into a profile."""
@@ -61,7 +63,7 @@ class Profile:
 
     def to_bytes(self) -> bytes:
         metadata = {
-            "format": "premoe-profile/1",
+            "format": "premoe-profile/2",
             "weights_id": self.weights_id,
             "task": self.task,
             "top_k": str(self.top_k),
@@ -157,6 +159,11 @@ def check_same_weights(profiles: Sequence[Profile]) -> None:
 
 def _state(tensors: dict[str, arrays.Array], where: str) -> ProfileState:
     names = {field.name for field in fields(ProfileState)}
+    if tensors.keys() == names - _SINCE_2 and tensors["soft"].ndim == 2:
+        # A profile of the first format: router statistics alone, which is what one without gradients holds.
+        layers = tensors["soft"].shape[0]
+        tensors = {name: np.zeros_like(tensors["soft"]) for name in _SINCE_2} | tensors
+        tensors["weighed"] = np.zeros(layers, np.int64)
     if tensors.keys() != names or tensors["soft"].ndim != 2 or 0 in tensors["soft"].shape:
         raise _corrupt(where, f"arrays are {sorted(tensors)}, expected {sorted(names)}")
     wanted = ProfileState.zeros(*tensors["soft"].shape)

@@ -10,12 +10,24 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.offline.profile.state import P_BINS, ProfileState
 
+GRADIENT_METRICS: tuple[Metric, ...] = ("impact", "norm")
+
 
 def scores(state: ProfileState, metric: Metric, *, seed: int = 0) -> F64:
     """f64[L, E] of one metric; ``seed`` matters for "random" only. Raises InvalidInput for a profile of no tokens."""
     if not state.tokens.all():
         raise InvalidInput("the profile has seen no tokens, so it ranks nothing", reason="PROFILE_EMPTY")
+    if metric in GRADIENT_METRICS and not state.has_impact:
+        raise InvalidInput(
+            f"the profile has no gradients, which the metric {metric!r} needs: profile the task again (without "
+            "--router-only), or rank by peu",
+            reason="PROFILE_WITHOUT_IMPACT",
+        )
     tokens = state.tokens[:, None].astype(np.float64)
+    if metric == "impact":
+        return state.impact / tokens
+    if metric == "norm":
+        return state.norm / tokens
     if metric == "peu":
         return _peu(state)
     if metric == "seer":

@@ -1,7 +1,8 @@
 """The mergeable statistics of a profile.
 
-Every sum is taken over values rounded to multiples of 2⁻²⁴, so float64 adds them without rounding as long as a
-sum stays below 2²⁹ in magnitude: the order of batches, the cut into halves and the device cannot change a bit.
+Every sum is taken over values rounded to multiples of 2⁻²⁴ (``impact``: 2⁻³⁶, being a square), so float64 adds them
+without rounding as long as a sum stays below 2²⁹ (2¹⁷) in magnitude: the order of batches, the cut into halves and the
+device cannot change a bit.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from premoe_runtime.formats.errors import InvalidInput
 
 P_BINS = 256
 QUANTUM = 2.0**-24
+IMPACT_QUANTUM = 2.0**-36
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +32,9 @@ class ProfileState:
     mass       f64[L, E]       Σ full-width router probability
     top_logit  f64[L, E]       Σ raw logit of the single largest logit (TCESS as PreMoE v1 published it, k = 1)
     tokens     i64[L]          tokens seen
+    norm       f64[L, E]       Σ combine weight × norm of the expert's output
+    impact     f64[L, E]       Σ (change of the answers' margin that going without the expert would bring about)²
+    weighed    i64[L]          tokens in ``norm`` and ``impact``: 0 where no gradient was taken
     """
 
     utility: F64
@@ -39,6 +44,9 @@ class ProfileState:
     mass: F64
     top_logit: F64
     tokens: I64
+    norm: F64
+    impact: F64
+    weighed: I64
 
     @classmethod
     def zeros(cls, num_layers: int, num_experts: int) -> ProfileState:
@@ -51,7 +59,15 @@ class ProfileState:
             mass=np.zeros(shape),
             top_logit=np.zeros(shape),
             tokens=np.zeros(num_layers, np.int64),
+            norm=np.zeros(shape),
+            impact=np.zeros(shape),
+            weighed=np.zeros(num_layers, np.int64),
         )
+
+    @property
+    def has_impact(self) -> bool:
+        """Whether every token seen was weighed by a gradient."""
+        return bool(self.tokens.any() and np.array_equal(self.weighed, self.tokens))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,5 +85,5 @@ class ProfileState:
 
 
 def pooled(states: Iterable[ProfileState]) -> ProfileState:
-    """Token-pooled sum (PreMoE v3, eq. 11): every calibration token weighs the same, whatever its task."""
+    """The sum of parts of one calibration text."""
     return reduce(ProfileState.plus, states)

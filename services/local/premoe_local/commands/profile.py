@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import cast
+from typing import cast, get_args
 
 import click
 
@@ -23,11 +23,12 @@ from premoe_runtime.offline.calibration import Answers, check_task, read_calibra
 )
 @click.option(
     "--answers",
-    type=click.Choice(["given", "none"]),
+    type=click.Choice(get_args(Answers)),
     default="given",
     show_default=True,
-    help="Run prompts with the answers in the file (better), or prompts alone.",
+    help="Run prompts with the answers in the file, with the model's own, or alone (open text: every token counts).",
 )
+@click.option("--router-only", is_flag=True, help="Leave the backward pass out: quicker, but no ranking by impact.")
 @click.option("--to", help="Object store to write to.  [default: the one MODEL lies in]")
 @click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples.")
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out this many examples first.")
@@ -46,6 +47,7 @@ def command(
     task: str,
     data: Path,
     answers: str,
+    router_only: bool,
     to: str | None,
     limit: int | None,
     skip: int,
@@ -54,7 +56,7 @@ def command(
     dtype: str,
     as_json: bool,
 ) -> None:
-    """Measure in one pass which experts a task's prompts use.
+    """Measure which experts a task's prompts use, and what its answers would lose without them.
 
     MODEL is a pack (…/models/<id>) or an object store with one pack. The profile holds sums that merge exactly: a
     file profiled in two parts (--limit, --skip) gives the same patterns as in one. Its name is printed;
@@ -75,7 +77,13 @@ def command(
     started = time.perf_counter()
     with progress(f"profiling {task}", total=len(examples)) as bar:
         profile = measure_profile(
-            slot_model, examples, task=task, answers=how, where=str(data), advance=lambda count: bar.advance(count)
+            slot_model,
+            examples,
+            task=task,
+            answers=how,
+            where=str(data),
+            impact=not router_only,
+            advance=lambda count: bar.advance(count),
         )
     seconds = time.perf_counter() - started
     profile_id = put_profile(store, profile)

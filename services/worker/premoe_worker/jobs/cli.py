@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, cast, get_args
 
 import click
 from premoe_servicekit.logs import setup_logging
@@ -44,7 +44,7 @@ model_option = click.option("--model-id", required=True, help="The pack, as `pre
 tasks_option = click.option(
     "--tasks", "tasks_file", required=True, type=click.Path(path_type=Path), help="JSON list of tasks."
 )
-answers_option = click.option("--answers", type=click.Choice(["given", "none"]), default="given", show_default=True)
+answers_option = click.option("--answers", type=click.Choice(get_args(Answers)), default="given", show_default=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
