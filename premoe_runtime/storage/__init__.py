@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 from obstore.store import MemoryStore, S3Store
 
 from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.storage.aws_profile import endpoint_of, profile_options
 from premoe_runtime.storage.base import READ_PART_BYTES, WRITE_PART_BYTES, ObjectInfo, Store, Writer
 from premoe_runtime.storage.failures import mapped_errors
 from premoe_runtime.storage.local import LocalStore
@@ -27,8 +28,9 @@ _memory_stores: dict[str, MemoryStore] = {}
 def open_store(url: str) -> Store:
     """Open ``file:///folder``, a plain folder, ``memory://name`` or ``s3://bucket/prefix``.
 
-    S3 takes the usual ``AWS_*`` variables (``AWS_ENDPOINT_URL``, ``AWS_ALLOW_HTTP``, …). Memory stores of one
-    name are shared within the process. Nothing is created or contacted yet. Raises InvalidInput on a bad URL.
+    S3 takes the usual ``AWS_*`` variables (``AWS_ENDPOINT_URL``, ``AWS_ALLOW_HTTP``, ``AWS_PROFILE``, …). Memory stores
+    of one name are shared within the process. Nothing is created or contacted yet. Raises InvalidInput on a bad URL
+    or profile.
     """
     if not url:
         raise InvalidInput("the object store URL is empty; give file://, s3:// or a folder", reason="STORE_URL")
@@ -44,16 +46,16 @@ def open_store(url: str) -> Store:
     if parts.scheme == "s3":
         if not parts.netloc:
             raise InvalidInput(f"{url}: no bucket; write s3://bucket/prefix", reason="STORE_URL")
-        _check_endpoint()
+        options = profile_options(os.environ)
+        _check_endpoint(endpoint_of(os.environ) or options.get("endpoint", ""))
         with mapped_errors(url):
             prefix = unquote(parts.path).strip("/") or None
-            return Store(url, S3Store(parts.netloc, prefix=prefix, retry_config=_RETRY))
+            return Store(url, S3Store(parts.netloc, prefix=prefix, retry_config=_RETRY, **options))
     raise InvalidInput(f"{url}: unknown scheme {parts.scheme!r}; use file, memory or s3", reason="STORE_URL")
 
 
-def _check_endpoint() -> None:
+def _check_endpoint(endpoint: str) -> None:
     """Raise InvalidInput for an unencrypted endpoint that nobody allowed: the client's own words do not say that."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL") or os.environ.get("AWS_ENDPOINT") or ""
     if endpoint.startswith("http://") and not os.environ.get("AWS_ALLOW_HTTP"):
         raise InvalidInput(
             f"the S3 endpoint {endpoint} is not encrypted; set AWS_ALLOW_HTTP=true to use it", reason="STORE_URL"

@@ -43,7 +43,8 @@ def mapped_errors(where: str) -> Iterator[None]:
             raise _refused(where) from error
         if _METADATA_HOST in text:
             raise InvalidInput(
-                f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", reason="ACCESS_REFUSED"
+                f"{where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+                reason="ACCESS_REFUSED",
             ) from error
         raise Unavailable(f"{where}: {_first_line(error)}", reason="STORE_FAILED") from error
 
