@@ -14,6 +14,8 @@ from premoe_runtime.families.base import MoeModel
 from premoe_runtime.families.registry import parse_json_object, read_model, refuse_remote_code
 from premoe_runtime.formats import safetensors
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_runtime.packs.impostors import START_BYTES, refuse_impostor, refuse_non_weights
+from premoe_runtime.packs.source import is_skeleton_file
 from premoe_runtime.storage import ObjectInfo, Store
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -64,10 +66,12 @@ def read_header(store: Store, path: str, size: int) -> list[TensorInfo]:
     """The tensors of one safetensors file of ``size`` bytes.
 
     Raises CorruptData (reason HEADER_INVALID) when the header lies about its length, about offsets or shapes, when
-    tensors overlap or leave holes, and InvalidInput (PICKLE_REFUSED) when the file is a pickle or a zip archive.
+    tensors overlap or leave holes, and InvalidInput when the file is something else: a pickle or a zip archive
+    (PICKLE_REFUSED), or what ``refuse_non_weights`` knows.
     """
     where = store.at(path)
-    start = store.get_range(path, 0, min(8, size))
+    start = store.get_range(path, 0, min(START_BYTES, size))
+    refuse_non_weights(start, where)
     if start.startswith(_PICKLE_MAGIC) and not _plausible_length(start, size):
         raise _pickle(where, "its content is a pickle or a zip archive")
     length = safetensors.header_length(start, size, where=where)
@@ -84,6 +88,9 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     sizes = {info.path: info.size for info in files}
     if "config.json" not in sizes:
         raise NotFound(f"{store.url}: no config.json; is this a checkpoint folder?", reason="CHECKPOINT_NOT_FOUND")
+    for path in sorted(sizes):
+        if is_skeleton_file(path) or path == INDEX_FILE:
+            refuse_impostor(store.get_range(path, 0, min(START_BYTES, sizes[path])), store.at(path))
     config = store.get("config.json")
     model = read_model(config, store.at("config.json"))
     for path in sorted(sizes):
@@ -234,7 +241,7 @@ def _mtp_names(tensors: Iterable[str], config: bytes, model: MoeModel) -> frozen
 
 def _plausible_length(start: bytes, size: int) -> bool:
     """A real header may begin with these bytes by chance: its length is then a small number that fits the file."""
-    return len(start) == 8 and int.from_bytes(start, "little") + 8 <= min(size, safetensors.MAX_HEADER_BYTES)
+    return len(start) >= 8 and int.from_bytes(start[:8], "little") + 8 <= min(size, safetensors.MAX_HEADER_BYTES)
 
 
 def _pickle(where: str, why: str) -> InvalidInput:

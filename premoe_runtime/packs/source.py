@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from pathlib import Path
 
 import blake3
-from obstore.store import HTTPStore
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from premoe_runtime.formats.errors import InvalidInput, NotFound, Unavailable
+from premoe_runtime.formats.errors import NotFound
+from premoe_runtime.packs.hub import HUB, open_repository
 from premoe_runtime.storage import ObjectInfo, Store, open_store
 from premoe_runtime.storage.failures import mapped_errors
 
 PACKER_VERSION = 1
 """Part of every staging key: raise it when the bytes that the packer writes change."""
 
-DEFAULT_HUB = "https://huggingface.co"
 CHAT_TEMPLATES = "additional_chat_templates/"
 SKELETON_FILES = (
     "added_tokens.json",
@@ -37,7 +34,6 @@ SKELETON_FILES = (
     "vocab.txt",
 )
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-_REPOSITORY = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,68 +67,48 @@ def open_source(text: str) -> Source:
 
     Raises NotFound when nothing is there, InvalidInput on a bad address, Unavailable when it does not answer.
     """
-    if text.startswith("hf://"):
-        return _open_hub(text)
+    if text.startswith(HUB):
+        repository = open_repository(text)
+        return Source(repository.url, repository.store, relevant(repository.files), repository.commit)
     store = open_store(text)
-    if not store.list_names():
+    if store.local_root is not None:
+        with mapped_errors(store.url):
+            _check_folder(text, store.local_root)
+    elif not store.list_names():
         raise NotFound(f"{text}: no such folder, or an empty one", reason="CHECKPOINT_NOT_FOUND")
-    return Source(store.url, store, _relevant(store.list()))
+    return Source(store.url, store, relevant(store.list()))
 
 
-def _relevant(files: Iterable[ObjectInfo]) -> tuple[ObjectInfo, ...]:
-    return tuple(
-        info for info in files if is_skeleton_file(info.path) or ("/" not in info.path and info.path.endswith(_WEIGHTS))
+def relevant(files: Iterable[ObjectInfo]) -> tuple[ObjectInfo, ...]:
+    """The files that packing looks at, by name."""
+    return tuple(sorted((info for info in files if _matters(info.path)), key=lambda info: info.path))
+
+
+def _matters(path: str) -> bool:
+    return is_skeleton_file(path) or ("/" not in path and path.endswith(_WEIGHTS))
+
+
+def _check_folder(text: str, folder: Path) -> None:
+    """Raise NotFound for a folder that cannot hold a checkpoint's files, with what is there instead."""
+    if folder.is_file():
+        raise NotFound(f"{text} is a file; give the folder of the checkpoint", reason="CHECKPOINT_NOT_FOUND")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        raise NotFound(
+            f"{text}: {_dead_link(folder) or 'no such folder, or an empty one'}", reason="CHECKPOINT_NOT_FOUND"
+        )
+    for place in sorted(folder.iterdir()):
+        if _matters(place.name) and (dead := _dead_link(place)):
+            raise NotFound(f"{text}: {place.name} {dead}", reason="DEAD_LINK")
+    if not (folder / "config.json").exists() and (snapshots := sorted(folder.glob("snapshots/*/config.json"))):
+        found = snapshots[-1].parent.relative_to(folder)
+        raise NotFound(f"{text} is a hub's cache; give a snapshot in it, as {found}", reason="CHECKPOINT_NOT_FOUND")
+
+
+def _dead_link(place: Path) -> str:
+    """What is wrong with a link that leads nowhere; empty for all else."""
+    if not place.is_symlink() or place.exists():
+        return ""
+    return (
+        f"is a link to {os.readlink(place)}, which is not there; mount or copy what the links lead to as well "
+        "(of a hub's cache the whole folder of the model)"
     )
-
-
-class _HubInfo(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    sha: str = Field(pattern=r"^[0-9a-f]{7,64}$")
-
-
-class _HubFile(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    type: str
-    path: str
-    size: int = 0
-    oid: str = ""
-
-
-_HUB_FILES = TypeAdapter(list[_HubFile])
-
-
-def _open_hub(text: str) -> Source:
-    """A model repository, pinned to the commit that its revision names now; ranged reads follow the hub's redirects.
-
-    ``HF_ENDPOINT`` names another hub, ``HF_TOKEN`` is sent as bearer token.
-    """
-    match = _REPOSITORY.fullmatch(text.removeprefix("hf://").rstrip("/"))
-    if match is None:
-        raise InvalidInput(f"{text}: write hf://org/name or hf://org/name@revision", reason="STORE_URL")
-    name, revision = match[1], match[2] or "main"
-    endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_HUB).rstrip("/")
-    if not re.fullmatch(r"https?://[^/]+.*", endpoint):
-        raise InvalidInput(f"HF_ENDPOINT {endpoint!r} is no http:// or https:// address", reason="STORE_URL")
-    api = _http_store(f"{endpoint}/api/models/{name}")
-    try:
-        commit = _HubInfo.model_validate_json(api.get(f"revision/{revision}")).sha
-        files = _HUB_FILES.validate_json(api.get(f"tree/{commit}"))
-    except NotFound as error:
-        raise NotFound(f"{text}: no such model or revision at {endpoint}", reason="CHECKPOINT_NOT_FOUND") from error
-    except ValidationError as error:
-        raise Unavailable(f"{api.url}: this is not a model hub's answer", reason="HUB_ANSWER") from error
-    found = [ObjectInfo(file.path, file.size, file.oid) for file in files if file.type == "file"]
-    store = _http_store(f"{endpoint}/{name}/resolve/{commit}")
-    return Source(f"hf://{name}", store, _relevant(sorted(found, key=lambda info: info.path)), commit)
-
-
-def _http_store(url: str) -> Store:
-    token = os.environ.get("HF_TOKEN")
-    options: dict[str, object] = {"allow_http": url.startswith("http://"), "timeout": timedelta(minutes=5)}
-    if token:
-        options["default_headers"] = {"authorization": f"Bearer {token}"}
-    retry = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
-    with mapped_errors(url):
-        return Store(url, HTTPStore.from_url(url, client_options=options, retry_config=retry))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qsl, quote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -24,6 +25,11 @@ class Hub:
     """(path, Range header) of every request, in order."""
     tokens: set[str] = field(default_factory=set)
     """Authorization headers seen."""
+    refusals: list[tuple[str, int, dict[str, str]]] = field(default_factory=list)
+    """What to answer once each: (part of the path, status, headers)."""
+    revisions: tuple[str, ...] = ("main", COMMIT)
+    page: int = 1000
+    """Files in one answer of the tree."""
 
 
 @contextmanager
@@ -54,12 +60,20 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.hub.requests.append((self.path, self.headers.get("Range", "")))
         self.hub.tokens.add(self.headers.get("Authorization", ""))
-        if self.path in ("/api/models/org/name/revision/main", f"/api/models/org/name/revision/{COMMIT}"):
+        path, _, query = self.path.partition("?")
+        for refusal in self.hub.refusals:
+            if refusal[0] in path:
+                self.hub.refusals.remove(refusal)
+                return self._answer(refusal[1], b"refused", refusal[2])
+        if path in [f"/api/models/org/name/revision/{quote(each, safe='')}" for each in self.hub.revisions]:
             self._answer(200, json.dumps({"id": "org/name", "sha": COMMIT}).encode())
-        elif self.path == f"/api/models/org/name/tree/{COMMIT}":
-            self._answer(200, json.dumps(self._tree()).encode())
+        elif path == f"/api/models/org/name/tree/{COMMIT}":
+            start = int(dict(parse_qsl(query)).get("cursor", 0))
+            tree, end = self._tree(), start + self.hub.page
+            more = {"Link": f'<{path}?recursive=true&cursor={end}>; rel="next"'} if end < len(tree) else None
+            self._answer(200, json.dumps(tree[start:end]).encode(), more)
         elif self.path.startswith(f"/org/name/resolve/{COMMIT}/"):
-            self._answer(302, b"", {"Location": "/cdn/" + self.path.rsplit("/", 1)[-1]})
+            self._answer(302, b"", {"Location": "/cdn/" + self.path.split(COMMIT + "/", 1)[1]})
         elif self.path.startswith("/cdn/") and (self.hub.folder / self.path[5:]).is_file():
             self._file(self.hub.folder / self.path[5:])
         else:
@@ -67,8 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tree(self) -> list[dict[str, object]]:
         files = [
-            {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": f"oid-{path.name}"}
-            for path in sorted(self.hub.folder.iterdir())
+            {"type": "file", "path": name, "size": path.stat().st_size, "oid": f"oid-{name}"}
+            for path in sorted(self.hub.folder.rglob("*"))
+            if path.is_file() and (name := path.relative_to(self.hub.folder).as_posix())
         ]
         return [{"type": "directory", "path": "original", "oid": "x"}, *files]
 

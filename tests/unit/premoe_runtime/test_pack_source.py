@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.checkpoints import checkpoint
-from support.hub import COMMIT, Hub, hub
 
-from premoe_runtime.formats.errors import InvalidInput, NotFound, Unavailable
+from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import LocalStore, open_store
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub(checkpoint(tmp_path / "model", shards=2)) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        yield server
 
 
 def test_a_folder_by_path_and_by_url(tmp_path: Path) -> None:
@@ -78,67 +68,37 @@ def test_from_one_store_to_another(tmp_path: Path) -> None:
     assert through.url == f"memory://checkpoint-target/models/{direct.manifest.model_id}"
 
 
-# --- hub -------------------------------------------------------------------------------------------------------
+def test_a_dead_link_is_named_with_its_target(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "model", shards=2)
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to("nobody-reads-this")
+    open_source(str(folder))
+    shard = folder / "model-00001-of-00002.safetensors"
+    shard.unlink()
+    shard.symlink_to("../blobs/0123")
+    with pytest.raises(NotFound, match=r"model-00001-of-00002.safetensors is a link to \.\./blobs/0123, which is not"):
+        open_source(str(folder))
+    gone = tmp_path / "gone"
+    gone.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(NotFound, match=r"gone: is a link to .*/unmounted, which is not there"):
+        open_source(str(gone))
 
 
-@pytest.mark.parametrize("text", ["hf://org/name", "hf://org/name@main", f"hf://org/name@{COMMIT}"])
-def test_a_hub_model_is_pinned_to_its_commit(served: Hub, text: str) -> None:
-    source = open_source(text)
-    assert (source.url, source.revision) == ("hf://org/name", COMMIT)
-    assert "tokenizer.json" in source.skeleton_files
+def test_links_that_lead_somewhere_are_files(tmp_path: Path) -> None:
+    blobs = checkpoint(tmp_path / "blobs")
+    for kind, target in (("relative", Path("../blobs")), ("absolute", blobs)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        for path in blobs.iterdir():
+            (folder / path.name).symlink_to(target / path.name)
+        assert [info.path for info in open_source(str(folder)).files] == [
+            info.path for info in open_source(str(blobs)).files
+        ]
 
 
-@pytest.mark.slow
-def test_packing_from_a_hub_by_ranged_reads(served: Hub, tmp_path: Path) -> None:
-    direct = write_pack(open_source(str(served.folder)), LocalStore(tmp_path / "a"))
-    result = write_pack(open_source("hf://org/name"), LocalStore(tmp_path / "b"))
-    assert result.manifest.model_id == direct.manifest.model_id
-    assert (result.manifest.origin.url, result.manifest.origin.revision) == ("hf://org/name", COMMIT)
-    shards = [span for path, span in served.requests if path.startswith("/cdn/") and path.endswith(".safetensors")]
-    assert shards
-    assert all(shards), "a shard was read without a range"
-    assert served.tokens == {""}
-    count = len(served.requests)
-    assert write_pack(open_source("hf://org/name"), LocalStore(tmp_path / "b")).already_packed
-    assert len(served.requests) == count + 2  # revision and file list
-
-
-def test_the_hub_token_is_sent(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_TOKEN", "secret-token")
-    open_source("hf://org/name")
-    assert served.tokens == {"Bearer secret-token"}
-
-
-@pytest.mark.parametrize("text", ["hf://org/unknown", "hf://org/name@other"])
-def test_a_hub_model_that_does_not_exist(served: Hub, text: str) -> None:
-    with pytest.raises(NotFound, match="no such model or revision at http"):
-        open_source(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["hf://", "hf://name", "hf://a/b/c", "hf://a/b@", "hf://a/b@refs/pr/1", "hf://../x@y@z"]
-)
-def test_bad_hub_addresses(text: str) -> None:
-    with pytest.raises(InvalidInput, match="write hf://org/name"):
-        open_source(text)
-
-
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
-        open_source("hf://org/name")
-
-
-def test_a_server_that_is_no_hub(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its answers are JSON of another kind."""
-    monkeypatch.setattr("support.hub.COMMIT", "not a commit!")
-    with pytest.raises(Unavailable, match="not a model hub's answer"):
-        open_source("hf://org/name")
-
-
-@pytest.mark.parametrize("endpoint", ["nonsense", "ftp://hub", "http://", "http://:x"])
-def test_a_hub_address_that_is_none(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    with pytest.raises(InvalidInput, match=r"HF_ENDPOINT|http") as error:
-        open_source("hf://org/name")
-    assert "\n" not in str(error.value)
+def test_a_file_and_a_whole_cache_are_no_checkpoint_folder(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "models--org--name/snapshots/0123abc")
+    with pytest.raises(NotFound, match="give a snapshot in it, as snapshots/0123abc"):
+        open_source(str(tmp_path / "models--org--name"))
+    with pytest.raises(NotFound, match=r"config\.json is a file; give the folder"):
+        open_source(str(tmp_path / "models--org--name/snapshots/0123abc/config.json"))

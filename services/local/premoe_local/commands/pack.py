@@ -47,8 +47,9 @@ def command() -> None:
 
     SRC is a checkpoint folder, or a file://, s3:// or hf://org/name[@revision] URL; URL is an object store root
     (a folder, file://, s3://bucket/prefix), where the pack appears as models/MODEL_ID. Running it again continues
-    a killed run, and does nothing when the pack is there already. S3 takes the usual AWS_* variables, hf:// takes
-    HF_ENDPOINT and HF_TOKEN.
+    a killed run, and does nothing when the pack is there already. A revision is a branch, a tag, a commit or refs/pr/N.
+    S3 takes the usual AWS_* variables and the shared files that AWS_PROFILE leads to, hf:// takes HF_ENDPOINT, HF_TOKEN
+    and the token of `hf auth login`.
     """
 
 
