@@ -135,6 +135,13 @@ def kept(ranking: Integers, counts: Sequence[int] | Integers) -> Mask:
     return mask
 
 
+def slots_text(slots: Sequence[int]) -> str:
+    """``18``; ``34/10/8/12`` where layers differ; ``7 to 34`` where there are many of them."""
+    if len(set(slots)) == 1:
+        return str(slots[0])
+    return "/".join(map(str, slots)) if len(slots) <= 8 else f"{min(slots)} to {max(slots)}"
+
+
 def _falling(scores: Floats) -> F64:
     return -np.sort(-np.asarray(scores, np.float64), axis=1)
 

@@ -14,9 +14,10 @@ import numpy as np
 
 from premoe_runtime.engines.base import SamplingParams, TokenEvent
 from premoe_runtime.engines.base import Sequence as EngineSequence
+from premoe_runtime.formats.allocation import slots_text
+from premoe_runtime.formats.choices import Semantics
 from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.bank import Semantics
 from premoe_runtime.serving.swapping import SwapReport
 from premoe_runtime.serving.turns import KeptTable, experts_of, pattern_key
 
@@ -74,11 +75,6 @@ class ManagedRequest:
     active: int
     token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
-
-
-def slots_text(slots: Sequence[int]) -> str:
-    """``18``, or ``34/10/8/12`` where layers differ."""
-    return str(slots[0]) if len(set(slots)) == 1 else "/".join(map(str, slots))
 
 
 class State(Enum):

@@ -82,6 +82,8 @@ def test_generate_reports_what_it_did_and_residency_agrees(mesh: Mesh, worker: S
     residency = worker.GetResidency(worker_pb2.GetResidencyRequest())
     assert residency.generation >= started.generation > 0
     assert (residency.budget, residency.slots_per_layer, residency.experts_per_layer) == (BUDGET, 6, 16)
+    assert [len(layer.slots) for layer in residency.layers] == list(residency.layer_slots)
+    assert sum(residency.layer_slots) == 6 * len(residency.layers)
     assert residency.device_bytes == 6 * 2 * mesh.manifest.layout.blob_bytes
     assert residency.total_bytes == mesh.manifest.experts_bytes
     with blocking_channel(mesh.retrieval_address) as opened:

@@ -124,6 +124,10 @@ class WorkerState:
     running: int
     waiting: int
     slots: int
+    """Expert slots per layer, on average."""
+    layer_slots: tuple[int, ...]
+    """Those of every MoE layer; empty when an older worker did not say."""
+    allocation: str
     experts: int
     context_length: int
     budget: str

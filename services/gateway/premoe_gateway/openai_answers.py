@@ -122,7 +122,9 @@ def model(state: WorkerState, created: int) -> Json:
     details = {
         "weights_id": state.weights_id,
         "budget": state.budget,
+        "allocation": state.allocation,
         "slots_per_layer": state.slots,
+        "layer_slots": list(state.layer_slots),
         "experts_per_layer": state.experts,
     }
     return {

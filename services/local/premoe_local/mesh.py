@@ -17,7 +17,7 @@ from premoe_servicekit.server import check_port_is_free
 from premoe_worker.limits import check_limits
 
 from premoe_local.processes import Child, LogSink, wait_serving
-from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.patterns.library import store_of
@@ -36,6 +36,7 @@ class MeshOptions:
     model: str
     """Pack URL, or a store root that holds exactly one pack."""
     budget: str
+    allocation: Allocation = "shared"
     slots: int | None = None
     spare: int = 2
     generalist_budget: str = ""
@@ -115,6 +116,7 @@ def _check(options: MeshOptions) -> tuple[str, Manifest]:
         slots=options.slots,
         spare=options.spare,
         on_unknown=options.on_unknown,
+        allocation=options.allocation,
     )
     return store_of(options.model).url, manifest
 
@@ -182,6 +184,7 @@ def _worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieva
         "model-id": manifest.model_id,
         "model-name": options.model_name,
         "budget": options.budget,
+        "allocation": options.allocation,
         "slots": options.slots,
         "spare": options.spare,
         "generalist-budget": options.generalist_budget,

@@ -79,16 +79,22 @@ class PatternServicer(patterns_pb2_grpc.PatternServiceServicer):
 
     async def GetPattern(self, request: pb.GetPatternRequest, context: Context) -> pb.GetPatternResponse:
         pattern = await self._service.pattern(request.pattern_id)
-        layers = [pb.LayerRanking(experts=layer.tolist()) for layer in pattern.ranking]
+        scores = np.take_along_axis(pattern.scores, pattern.ranking.astype(np.intp), axis=1)
+        layers = [
+            pb.LayerRanking(experts=experts.tolist(), scores=values.tolist())
+            for experts, values in zip(pattern.ranking, scores, strict=True)
+        ]
         return pb.GetPatternResponse(pattern=_pattern(request.pattern_id, pattern), layers=layers)
 
     async def ListPatterns(self, request: pb.ListPatternsRequest, context: Context) -> pb.ListPatternsResponse:
         set_id, pattern_set = await self._service.list_patterns(request.set_id, request.weights_id)
+        slots = pattern_set.layer_slots(request.kept, request.spare) if request.kept else None
         return pb.ListPatternsResponse(
             set_id=set_id,
             patterns=_members(pattern_set),
             generalist_id=pattern_set.generalist_id or "",
             weights_id=pattern_set.weights_id,
+            layer_slots=slots or (),
         )
 
     async def DeleteSet(self, request: pb.DeleteSetRequest, context: Context) -> pb.DeleteSetResponse:
@@ -108,6 +114,7 @@ def _pattern(pattern_id: str, pattern: Pattern) -> pb.Pattern:
         weights_id=pattern.weights_id,
         metric=pattern.metric,
         semantics=pattern.semantics,
+        allocation=pattern.allocation,
     )
 
 
@@ -121,6 +128,7 @@ def _members(pattern_set: PatternSet) -> list[pb.Pattern]:
             weights_id=document.weights_id,
             metric=document.metric,
             semantics=document.semantics,
+            allocation="uniform" if pattern_set.splits is None else "shared",
         )
         for member in pattern_set.members
     ]

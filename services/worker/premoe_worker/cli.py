@@ -12,12 +12,14 @@ from premoe_servicekit.clients import blocking_channel, channel
 from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer, check_port_is_free
 
+from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.manifest import Manifest
 from premoe_worker.adapters.expert_store import GrpcExpertSource
 from premoe_worker.adapters.retrieval import GrpcRetrieval
 from premoe_worker.limits import Limits, check_limits, model_name
 from premoe_worker.settings import WorkerSettings
+from premoe_worker.split import split_slots
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +48,7 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
         if settings.retrieval:
             client = await stack.enter_async_context(channel(settings.retrieval, tls=process.tls))
             retrieval = GrpcRetrieval(settings.retrieval, client)
+        limits = await split_slots(limits, retrieval, manifest.weights_id, wait_s=settings.store_wait_s)
         await _serve_model(settings, process, source, limits, retrieval, stack)
 
 
@@ -84,7 +87,7 @@ async def _serve_model(
         tls=process.tls,
     )
     await worker.verify()
-    log.info("serving %s: budget %s, %d slots a layer", name, limits.budget, limits.slots)
+    log.info("serving %s: budget %s, %s slots a layer", name, limits.budget, slots_text(limits.slots))
     await server.start()
     await admin.start()
     if keeper is not None:
@@ -116,6 +119,7 @@ def _limits(settings: WorkerSettings, manifest: Manifest) -> Limits:
         slots=settings.slots,
         spare=settings.spare,
         on_unknown=settings.on_unknown,
+        allocation=settings.allocation,
     )
 
 

@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.choices import OnUnknown
-from premoe_runtime.formats.errors import Conflict, InvalidInput
+from premoe_runtime.formats.choices import Allocation, OnUnknown
+from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Budgets and slots that fit the model and each other."""
+    """Budgets and slots that fit the model and each other. ``slots``: those of every MoE layer."""
 
     budget: Budget
     generalist_budget: Budget
-    slots: int
+    slots: tuple[int, ...]
     on_unknown: OnUnknown
+    allocation: Allocation = "shared"
+
+    @property
+    def kept(self) -> int:
+        """Experts a layer, on average, of the larger budget."""
+        return max(self.budget.kept, self.generalist_budget.kept)
+
+    @property
+    def spare(self) -> int:
+        """Slots a layer, on average, beside those."""
+        return sum(self.slots) // len(self.slots) - self.kept
+
+    def split(self, slots: Sequence[int]) -> Limits:
+        """The same slots as a pattern set spreads them over the layers.
+
+        Raises CorruptData: other layers or more slots in all. Raises Conflict: a layer with fewer slots than a budget
+        activates experts.
+        """
+        if len(slots) != len(self.slots) or sum(slots) > sum(self.slots):
+            raise CorruptData(
+                f"the live pattern set spreads {sum(slots)} slots over {len(slots)} layers, but this worker has "
+                f"{sum(self.slots)} in {len(self.slots)}; build the set again for this model",
+                reason="SPLIT_INVALID",
+            )
+        for budget in (self.budget, self.generalist_budget):
+            if min(slots) < budget.active:
+                raise Conflict(
+                    f"the live pattern set leaves MoE layer {list(slots).index(min(slots))} {min(slots)} slots, but "
+                    f"budget {budget} activates {budget.active} experts; keep more, or give --allocation uniform",
+                    reason="SPLIT_TOO_NARROW",
+                )
+        return replace(self, slots=tuple(slots))
 
 
 def check_limits(
@@ -28,8 +61,9 @@ def check_limits(
     slots: int | None = None,
     spare: int,
     on_unknown: OnUnknown,
+    allocation: Allocation = "shared",
 ) -> Limits:
-    """Read the budgets and settle the slots per layer.
+    """Read the budgets and settle the slots, equally many a layer. ``slots``: per layer.
 
     Raises InvalidInput: budget syntax, a > top-k, b < a, b > experts, slots < b + spare. Raises Conflict for the
     policy `full` without a slot for every expert.
@@ -54,7 +88,7 @@ def check_limits(
             f"give --slots {manifest.num_experts}, or choose generalist or reject",
             reason="FULL_NEEDS_ALL_SLOTS",
         )
-    return Limits(own, pooled, slots, on_unknown)
+    return Limits(own, pooled, (slots,) * manifest.num_layers, on_unknown, allocation)
 
 
 def model_name(manifest: Manifest, given: str = "") -> str:

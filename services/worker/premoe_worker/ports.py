@@ -33,6 +33,10 @@ class Retrieval(Protocol):
         """Pattern id of every task of the live set; the generalist goes by that name."""
         ...
 
+    async def layer_slots(self, weights_id: str, kept: int, spare: int) -> tuple[int, ...]:
+        """Slots of every MoE layer that the live set wants, ``kept + spare`` on average; empty if it is uniform."""
+        ...
+
     async def first_pattern(self, weights_id: str) -> str:
         """The live set's generalist, else its first member; empty for an empty set."""
         ...

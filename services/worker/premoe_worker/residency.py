@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Protocol
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import PremoeError, Unavailable
 from premoe_runtime.serving.requests import KeptPattern
 from premoe_runtime.serving.swapping import SwapReport
@@ -58,8 +59,8 @@ class Preloader(Protocol):
     def weights_id(self) -> str: ...
 
     @property
-    def slots(self) -> int:
-        """Expert slots per layer."""
+    def slots(self) -> tuple[int, ...]:
+        """Expert slots of every MoE layer."""
         ...
 
     async def pattern(self, pattern_id: str) -> KeptPattern: ...
@@ -69,13 +70,13 @@ class Preloader(Protocol):
         ...
 
 
-def reachable(patterns: Mapping[str, KeptPattern], slots: int) -> dict[str, KeptPattern]:
+def reachable(patterns: Mapping[str, KeptPattern], slots: Sequence[int]) -> dict[str, KeptPattern]:
     """The tasks' patterns, in their order, whose experts fit into the slots of every layer all together."""
     chosen: dict[str, KeptPattern] = {}
     taken = None
     for task, pattern in patterns.items():
         together = pattern.kept if taken is None else taken | pattern.kept
-        if int(np.sum(together, axis=1).max()) <= slots:
+        if (np.sum(together, axis=1) <= np.asarray(slots)).all():
             taken = together
             chosen[task] = pattern
     return chosen
@@ -186,7 +187,9 @@ class ResidencyKeeper:
         if unknown:
             self._say(f"the live pattern set has no task {', '.join(unknown)} to preload")
         elif len(chosen) < len(patterns):
-            self._say(f"{self._worker.slots} slots a layer hold {len(chosen)} of {len(patterns)} tasks to preload")
+            self._say(
+                f"{slots_text(self._worker.slots)} slots a layer hold {len(chosen)} of {len(patterns)} tasks to preload"
+            )
         else:
             self._said = ""
         return chosen

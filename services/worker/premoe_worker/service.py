@@ -25,6 +25,7 @@ from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Ran
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
 from premoe_worker.ports import Retrieval
+from premoe_worker.split import SplitWatch
 from premoe_worker.tracing import SwapSpan, describe_choice, describe_request, record_steps
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Worker:
         self.limits = limits
         self.name = name
         self._retrieval = retrieval
+        self._splits = None if retrieval is None else SplitWatch(limits, retrieval, model.manifest.weights_id)
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
 
@@ -82,8 +84,8 @@ class Worker:
         return self.model.manifest.weights_id
 
     @property
-    def slots(self) -> int:
-        """Expert slots per layer."""
+    def slots(self) -> tuple[int, ...]:
+        """Expert slots of every MoE layer."""
         return self.limits.slots
 
     async def pattern(self, pattern_id: str) -> KeptPattern:
@@ -132,7 +134,7 @@ class Worker:
                     return (await self._pattern(pattern_id))[0]
         except PremoeError as error:
             log.info("no pattern for the verified forward, any experts will do: %s", error)
-        return self.model.any_pattern(self.limits.budget.kept)
+        return self.model.any_pattern(min(self.limits.budget.kept, *self.limits.slots))
 
     def _check_model(self, model: str) -> None:
         if model not in ("", self.name, self.model.manifest.model_id):
@@ -181,8 +183,12 @@ class Worker:
     async def _pattern(self, pattern_id: str) -> tuple[KeptPattern, Budget]:
         ranking = await self._require_retrieval().ranking(pattern_id)
         self._check_ranking(ranking)
-        budget = self.limits.generalist_budget if ranking.generalist else self.limits.budget
-        return KeptPattern(pattern_id, ranking.kept(budget), ranking.semantics), budget
+        if self._splits is not None:
+            await self._splits.saw(pattern_id)
+        limits = self.limits
+        budget = limits.generalist_budget if ranking.generalist else limits.budget
+        kept = ranking.kept(budget, limits.slots, limits.allocation)
+        return KeptPattern(pattern_id, kept, ranking.semantics), budget
 
     def _check_ranking(self, ranking: Ranking) -> None:
         manifest = self.model.manifest
@@ -203,9 +209,10 @@ class Worker:
 
     def _active(self, wanted: int | None, pattern: KeptPattern, budget: Budget) -> int:
         active = budget.active if wanted is None else wanted
-        if active > budget.kept:
+        least = int(np.sum(pattern.kept, axis=1).min())
+        if active > least:
             raise InvalidInput(
-                f"{active} active experts asked for, but pattern {pattern.id} keeps {budget.kept} a layer",
+                f"{active} active experts asked for, but pattern {pattern.id} keeps {least} in some layer",
                 reason="ACTIVE_EXPERTS_INVALID",
             )
         return active

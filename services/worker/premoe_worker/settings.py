@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from premoe_servicekit.settings import ServerSettings
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.ids import bare_digest
 
 
@@ -25,14 +24,17 @@ class WorkerSettings(ServerSettings):
     model_name: str = ""
     """Name under which the model is served; empty: the last part of where its checkpoint came from."""
     budget: str
-    """Experts activated per token out of experts kept per layer, for example 4/16."""
+    """Experts activated per token out of experts kept per layer on average, for example 4/16."""
+    allocation: Allocation = "shared"
+    """How the experts of a budget and the slots spread over the layers: `shared` as the live pattern set says, or
+    `uniform`, equally many in each."""
     slots: int | None = Field(default=None, ge=1)
-    """Expert slots per layer; default: those of the largest budget and the spare ones, at most all experts."""
+    """Expert slots per layer, on average; default: the largest budget's and the spare ones, at most all experts."""
     spare: int = Field(default=2, ge=0)
-    """Slots per layer beside those of a budget, so that the next pattern can come in while one runs."""
+    """Slots per layer, on average, beside those of a budget, so that the next pattern can come in while one runs."""
     generalist_budget: str = ""
     """Budget of the generalist; empty: the same as `budget`."""
-    on_unknown: Literal["generalist", "full", "reject"] = "generalist"
+    on_unknown: OnUnknown = "generalist"
     """What runs when no stored task fits; `full` needs slots for all experts."""
     host_memory_bytes: int | None = Field(default=None, ge=0)
     """Host memory for expert blobs outside slots; default: room to pass them through."""

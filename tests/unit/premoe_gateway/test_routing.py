@@ -6,7 +6,19 @@ from premoe_gateway.routing import AFFINITY_SLACK, choose_worker
 
 
 def state(address: str, running: int = 0, waiting: int = 0) -> WorkerState:
-    return WorkerState(address, "m", "w", running, waiting, slots=6, experts=16, context_length=64, budget="2/4")
+    return WorkerState(
+        address,
+        "m",
+        "w",
+        running,
+        waiting,
+        slots=6,
+        layer_slots=(7, 5),
+        allocation="shared",
+        experts=16,
+        context_length=64,
+        budget="2/4",
+    )
 
 
 CASES: dict[str, tuple[list[WorkerState], dict[str, list[str]], str | None]] = {

@@ -1,30 +1,31 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from premoe_worker.limits import Limits, check_limits, model_name
 
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.errors import Conflict, InvalidInput
+from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import Manifest, Origin
 
 
 def manifest(url: str = "hf://org/tiny-moe@main") -> Manifest:
-    """16 experts a layer, top-4; nothing else is looked at."""
-    return Manifest.model_construct(top_k=4, num_experts=16, model_id="ab" * 32, origin=Origin(url=url))
+    """2 layers of 16 experts, top-4; nothing else is looked at."""
+    return Manifest.model_construct(top_k=4, num_layers=2, num_experts=16, model_id="ab" * 32, origin=Origin(url=url))
 
 
 GOOD: dict[str, tuple[dict[str, Any], Limits]] = {
-    "kept and spare by default": ({"budget": "2/4"}, Limits(Budget(2, 4), Budget(2, 4), 6, "generalist")),
-    "never more than all experts": ({"budget": "4/15"}, Limits(Budget(4, 15), Budget(4, 15), 16, "generalist")),
+    "kept and spare by default": ({"budget": "2/4"}, Limits(Budget(2, 4), Budget(2, 4), (6, 6), "generalist")),
+    "never more than all experts": ({"budget": "4/15"}, Limits(Budget(4, 15), Budget(4, 15), (16, 16), "generalist")),
     "the larger budget counts": (
         {"budget": "2/4", "generalist_budget": "4/8"},
-        Limits(Budget(2, 4), Budget(4, 8), 10, "generalist"),
+        Limits(Budget(2, 4), Budget(4, 8), (10, 10), "generalist"),
     ),
     "full with a slot for each": (
         {"budget": "2/4", "slots": 16, "on_unknown": "full"},
-        Limits(Budget(2, 4), Budget(2, 4), 16, "full"),
+        Limits(Budget(2, 4), Budget(2, 4), (16, 16), "full"),
     ),
 }
 
@@ -52,6 +53,31 @@ def test_limits_that_do_not(case: tuple[dict[str, Any], type[Exception], str]) -
     with pytest.raises(kind, match=message) as caught:
         check_limits(manifest(), **{"spare": 2, "on_unknown": "generalist", **arguments})
     assert "\n" not in str(caught.value)
+
+
+def limits(budget: str = "2/4") -> Limits:
+    return check_limits(manifest(), budget=budget, spare=2, on_unknown="generalist")
+
+
+def test_a_set_spreads_the_same_slots_over_the_layers() -> None:
+    found = limits()
+    assert (found.kept, found.spare) == (4, 2)
+    split = found.split([9, 3])
+    assert split == replace(found, slots=(9, 3))
+    assert (split.kept, split.spare) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("slots", "kind", "message"),
+    [
+        ((4, 4, 4), CorruptData, "12 slots over 3 layers, but this worker has 12 in 2"),
+        ((9, 4), CorruptData, "13 slots over 2 layers, but this worker has 12 in 2"),
+        ((11, 1), Conflict, "leaves MoE layer 1 1 slots, but budget 2/4 activates 2 experts"),
+    ],
+)
+def test_splits_that_do_not_fit_this_worker(slots: tuple[int, ...], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        limits().split(slots)
 
 
 @pytest.mark.parametrize(

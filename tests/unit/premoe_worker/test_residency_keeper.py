@@ -32,14 +32,14 @@ A, B, C = kept("p-a", 0, 1, 2), kept("p-b", 3, 4, 5), kept("p-c", 1, 2, 3)
 
 @pytest.mark.parametrize(("slots", "expected"), [(2, []), (3, ["a"]), (4, ["a", "c"]), (6, ["a", "b", "c"])])
 def test_reachable_takes_what_fits_together_in_order(slots: int, expected: list[str]) -> None:
-    assert list(reachable({"a": A, "b": B, "c": C}, slots)) == expected
+    assert list(reachable({"a": A, "b": B, "c": C}, (slots, 6))) == expected
 
 
 @dataclass
 class Worker:
     """Remembers what it was told to preload."""
 
-    slots: int = 6
+    slots: tuple[int, ...] = (6, 6)
     weights_id: str = "w"
     busy: bool = False
     fault: PremoeError | None = None
@@ -76,6 +76,9 @@ class Retrieval:
         raise NotImplementedError
 
     async def ranking(self, pattern_id: str) -> Ranking:
+        raise NotImplementedError
+
+    async def layer_slots(self, weights_id: str, kept: int, spare: int) -> tuple[int, ...]:
         raise NotImplementedError
 
     async def generalist(self, weights_id: str) -> str:
@@ -167,7 +170,7 @@ async def test_the_state_says_what_is_done_and_why_not_all(bench: Bench) -> None
 
 
 async def test_the_state_follows_slots_and_live_set(bench: Bench) -> None:
-    bench.worker.slots = 4
+    bench.worker.slots = (4, 4)
     bench.listing("add", "rev")
     await bench.step()
     problem = "4 slots a layer hold 1 of 2 tasks to preload"
@@ -180,7 +183,7 @@ async def test_the_state_follows_slots_and_live_set(bench: Bench) -> None:
 
 
 async def test_a_task_that_a_new_list_leaves_no_room_for_is_done_no_longer(bench: Bench) -> None:
-    bench.worker.slots = 4
+    bench.worker.slots = (4, 4)
     bench.listing("add")
     await bench.step()
     assert bench.keeper.state() == Preload(("add",), ("add",))
@@ -222,7 +225,7 @@ async def test_unknown_tasks_are_told_once_and_the_others_come_in(
 
 
 async def test_tasks_beyond_the_slots_are_told(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    bench.worker.slots = 4
+    bench.worker.slots = (4, 4)
     bench.listing("add", "rev")
     for _ in range(2):
         assert await bench.step() == ["p-a"]

@@ -342,18 +342,26 @@ class LayerRanking(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXPERTS_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def experts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Expert ids, most needed first; all experts of the layer."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Score of each of them by the pattern's metric, in the same order. Comparable between layers where the pattern is
+        shared.
+        """
 
     def __init__(
         self,
         *,
         experts: _abc.Iterable[_builtins.int] | None = ...,
+        scores: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "scores", b"scores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -371,6 +379,7 @@ class Pattern(_message.Message):
     WEIGHTS_ID_FIELD_NUMBER: _builtins.int
     METRIC_FIELD_NUMBER: _builtins.int
     SEMANTICS_FIELD_NUMBER: _builtins.int
+    ALLOCATION_FIELD_NUMBER: _builtins.int
     pattern_id: _builtins.str
     """Content id of the pattern."""
     task: _builtins.str
@@ -383,6 +392,10 @@ class Pattern(_message.Message):
     """Score that made the ranking, e.g. "peu"."""
     semantics: _builtins.str
     """"selection" or "slice"."""
+    allocation: _builtins.str
+    """How a budget's experts spread over the layers: "shared" (the best of all layers together) or "uniform" (equally
+    many a layer). Empty: uniform.
+    """
     def __init__(
         self,
         *,
@@ -392,10 +405,11 @@ class Pattern(_message.Message):
         weights_id: _builtins.str = ...,
         metric: _builtins.str = ...,
         semantics: _builtins.str = ...,
+        allocation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "metric", b"metric", "pattern_id", b"pattern_id", "semantics", b"semantics", "task", b"task", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "kind", b"kind", "metric", b"metric", "pattern_id", b"pattern_id", "semantics", b"semantics", "task", b"task", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -439,19 +453,27 @@ class ListPatternsRequest(_message.Message):
 
     SET_ID_FIELD_NUMBER: _builtins.int
     WEIGHTS_ID_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    SPARE_FIELD_NUMBER: _builtins.int
     set_id: _builtins.str
     """Set to list; empty for the live one of weights_id."""
     weights_id: _builtins.str
     """Weights; needed when set_id is empty."""
+    kept: _builtins.int
+    """Experts a layer, on average, for which to answer layer_slots; 0 for no answer."""
+    spare: _builtins.int
+    """Slots a layer, on average, beside those."""
     def __init__(
         self,
         *,
         set_id: _builtins.str = ...,
         weights_id: _builtins.str = ...,
+        kept: _builtins.int = ...,
+        spare: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["set_id", b"set_id", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept", "set_id", b"set_id", "spare", b"spare", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -467,6 +489,7 @@ class ListPatternsResponse(_message.Message):
     PATTERNS_FIELD_NUMBER: _builtins.int
     GENERALIST_ID_FIELD_NUMBER: _builtins.int
     WEIGHTS_ID_FIELD_NUMBER: _builtins.int
+    LAYER_SLOTS_FIELD_NUMBER: _builtins.int
     set_id: _builtins.str
     """Set listed."""
     generalist_id: _builtins.str
@@ -477,6 +500,10 @@ class ListPatternsResponse(_message.Message):
     def patterns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pattern]:
         """Members."""
 
+    @_builtins.property
+    def layer_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Slots of every MoE layer for what was asked, kept + spare on average; empty where the set is uniform."""
+
     def __init__(
         self,
         *,
@@ -484,10 +511,11 @@ class ListPatternsResponse(_message.Message):
         patterns: _abc.Iterable[Global___Pattern] | None = ...,
         generalist_id: _builtins.str = ...,
         weights_id: _builtins.str = ...,
+        layer_slots: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generalist_id", b"generalist_id", "patterns", b"patterns", "set_id", b"set_id", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generalist_id", b"generalist_id", "layer_slots", b"layer_slots", "patterns", b"patterns", "set_id", b"set_id", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

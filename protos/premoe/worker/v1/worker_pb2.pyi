@@ -596,6 +596,8 @@ class GetResidencyResponse(_message.Message):
     PRELOAD_FIELD_NUMBER: _builtins.int
     PRELOADED_FIELD_NUMBER: _builtins.int
     PRELOAD_PROBLEM_FIELD_NUMBER: _builtins.int
+    LAYER_SLOTS_FIELD_NUMBER: _builtins.int
+    ALLOCATION_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     weights_id: _builtins.str
@@ -611,7 +613,7 @@ class GetResidencyResponse(_message.Message):
     total_bytes: _builtins.int
     """Bytes of all experts of the model."""
     slots_per_layer: _builtins.int
-    """Slots per layer."""
+    """Slots per layer, on average."""
     experts_per_layer: _builtins.int
     """Experts per layer."""
     context_length: _builtins.int
@@ -624,6 +626,8 @@ class GetResidencyResponse(_message.Message):
     """Sequences waiting now."""
     preload_problem: _builtins.str
     """Why these are not all, one line; empty when they are, or while it is at work."""
+    allocation: _builtins.str
+    """How the budget's experts spread over the layers: "shared" or "uniform"."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerResidency]:
         """One entry per MoE layer."""
@@ -635,6 +639,10 @@ class GetResidencyResponse(_message.Message):
     @_builtins.property
     def preloaded(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Those of them whose experts it has brought in. What requests displace comes back, and stays listed meanwhile."""
+
+    @_builtins.property
+    def layer_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Slots of every MoE layer."""
 
     def __init__(
         self,
@@ -656,10 +664,12 @@ class GetResidencyResponse(_message.Message):
         preload: _abc.Iterable[_builtins.str] | None = ...,
         preloaded: _abc.Iterable[_builtins.str] | None = ...,
         preload_problem: _builtins.str = ...,
+        layer_slots: _abc.Iterable[_builtins.int] | None = ...,
+        allocation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "running", b"running", "slots_per_layer", b"slots_per_layer", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "running", b"running", "slots_per_layer", b"slots_per_layer", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

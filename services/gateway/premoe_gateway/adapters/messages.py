@@ -100,6 +100,8 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         running=residency.running,
         waiting=residency.waiting,
         slots=residency.slots_per_layer,
+        layer_slots=tuple(residency.layer_slots),
+        allocation=residency.allocation or "uniform",
         experts=residency.experts_per_layer,
         context_length=residency.context_length,
         budget=residency.budget,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,14 +13,24 @@ from premoe_local.console import interrupt_on_sigterm, json_option, note, parse_
 
 if TYPE_CHECKING:
     from premoe_local.mesh import Mesh
+    from premoe_runtime.formats.choices import Allocation, OnUnknown
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
 
 @click.command(short_help="Start the whole mesh on this machine and serve the OpenAI API.")
 @click.option("--model", required=True, help="Pack URL, or a store root that holds exactly one pack.")
-@click.option("--budget", required=True, help="Experts activated per token out of experts kept per layer, e.g. 4/16.")
-@click.option("--slots", type=click.IntRange(1), help="Expert slots per layer [default: kept + spare].")
+@click.option(
+    "--budget", required=True, help="Experts activated per token out of experts kept per layer on average, e.g. 4/16."
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(["shared", "uniform"]),
+    default="shared",
+    show_default=True,
+    help="How experts and slots spread over the layers: as the live pattern set says, or equally many in each.",
+)
+@click.option("--slots", type=click.IntRange(1), help="Expert slots per layer on average [default: kept + spare].")
 @click.option("--spare", type=click.IntRange(0), default=2, show_default=True, help="Slots beside a budget's.")
 @click.option("--generalist-budget", default="", help="Budget of the generalist [default: that of --budget].")
 @click.option(
@@ -46,10 +56,11 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 def command(
     model: str,
     budget: str,
+    allocation: Allocation,
     slots: int | None,
     spare: int,
     generalist_budget: str,
-    on_unknown: Literal["generalist", "full", "reject"],
+    on_unknown: OnUnknown,
     host: str,
     port: int,
     workers: int,
@@ -75,6 +86,7 @@ def command(
     options = MeshOptions(
         model=model,
         budget=budget,
+        allocation=allocation,
         slots=slots,
         spare=spare,
         generalist_budget=generalist_budget,

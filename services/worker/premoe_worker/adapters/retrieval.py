@@ -62,7 +62,7 @@ class GrpcRetrieval:
         with rpc_errors(self._peer):
             request = patterns_pb2.GetPatternRequest(pattern_id=pattern_id)
             response = await self._stub.GetPattern(request, timeout=bounded(self._timeout_s))
-        ranking = _ranking(response, self._peer)
+        ranking = read_ranking(response, self._peer)
         self._rankings[pattern_id] = ranking
         if len(self._rankings) > _CACHED_RANKINGS:
             self._rankings.popitem(last=False)
@@ -74,23 +74,33 @@ class GrpcRetrieval:
     async def live_tasks(self, weights_id: str) -> Mapping[str, str]:
         return {pattern.task: pattern.pattern_id for pattern in (await self._live_set(weights_id)).patterns}
 
+    async def layer_slots(self, weights_id: str, kept: int, spare: int) -> tuple[int, ...]:
+        return tuple((await self._live_set(weights_id, kept, spare)).layer_slots)
+
     async def first_pattern(self, weights_id: str) -> str:
         live = await self._live_set(weights_id)
         return live.generalist_id or next((pattern.pattern_id for pattern in live.patterns), "")
 
-    async def _live_set(self, weights_id: str) -> patterns_pb2.ListPatternsResponse:
+    async def _live_set(self, weights_id: str, kept: int = 0, spare: int = 0) -> patterns_pb2.ListPatternsResponse:
         with rpc_errors(self._peer):
-            request = patterns_pb2.ListPatternsRequest(weights_id=weights_id)
+            request = patterns_pb2.ListPatternsRequest(weights_id=weights_id, kept=kept, spare=spare)
             return await self._stub.ListPatterns(request, timeout=bounded(self._timeout_s))
 
 
-def _ranking(response: patterns_pb2.GetPatternResponse, peer: str) -> Ranking:
+def read_ranking(response: patterns_pb2.GetPatternResponse, peer: str) -> Ranking:
     pattern = response.pattern
     rows = [np.asarray(layer.experts, np.int64) for layer in response.layers]
     if not rows or any(not np.array_equal(np.sort(row), np.arange(len(rows[0]))) for row in rows):
         raise CorruptData(f"{peer}: the ranking of {pattern.pattern_id} is not a permutation of experts")
     if pattern.semantics not in ("selection", "slice"):
         raise CorruptData(f"{peer}: {pattern.pattern_id} has unknown mask semantics {pattern.semantics!r}")
+    shared = pattern.allocation == "shared"
+    if not shared and pattern.allocation not in ("", "uniform"):
+        raise CorruptData(f"{peer}: {pattern.pattern_id} has unknown allocation {pattern.allocation!r}")
+    # A service of before there were scores sends none, and its patterns are uniform.
+    scores = [np.asarray(layer.scores or np.zeros(len(rows[0])), np.float64) for layer in response.layers]
+    if any(len(row) != len(rows[0]) or not np.isfinite(row).all() for row in scores):
+        raise CorruptData(f"{peer}: {pattern.pattern_id} does not come with one finite score an expert")
     return Ranking(
         pattern.pattern_id,
         pattern.task,
@@ -98,4 +108,6 @@ def _ranking(response: patterns_pb2.GetPatternResponse, peer: str) -> Ranking:
         "slice" if pattern.semantics == "slice" else "selection",
         pattern.kind == patterns_pb2.PATTERN_KIND_GENERALIST,
         np.stack(rows),
+        np.stack(scores),
+        "shared" if shared else "uniform",
     )

@@ -1,0 +1,74 @@
+"""How a worker's slots spread over the layers: taken from the live pattern set at the start, compared with it later."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from premoe_runtime.formats.allocation import slots_text
+from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
+from premoe_worker.limits import Limits
+from premoe_worker.ports import Retrieval
+
+log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
+
+
+async def split_slots(limits: Limits, retrieval: Retrieval | None, weights_id: str, *, wait_s: float) -> Limits:
+    """The limits with slots spread as the live set says, for as long as the process lives.
+
+    Equal slots stay where the worker is uniform, and, with a line in the log, where there is no set, a uniform one, or
+    no answer within ``wait_s`` seconds. Raises Conflict and CorruptData for a split that does not fit the limits.
+    """
+    if limits.allocation == "uniform" or retrieval is None:
+        return limits
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            slots = await retrieval.layer_slots(weights_id, limits.kept, limits.spare)
+            break
+        except NotFound:
+            return _equal(limits, "there is no live pattern set yet")
+        except Unavailable as error:
+            if time.monotonic() >= deadline:
+                return _equal(limits, f"the live pattern set cannot be asked ({error})")
+        await asyncio.sleep(RETRY_S)
+    return limits.split(slots) if slots else _equal(limits, "the live pattern set was built with uniform allocation")
+
+
+class SplitWatch:
+    """Says, once for each, that a later live set spreads its slots otherwise than this worker does."""
+
+    def __init__(self, limits: Limits, retrieval: Retrieval, weights_id: str) -> None:
+        self._limits = limits
+        self._retrieval = retrieval
+        self._weights_id = weights_id
+        self._seen: set[str] = set()
+        self._said: tuple[int, ...] = limits.slots
+
+    async def saw(self, pattern_id: str) -> None:
+        """Look at the live set when ``pattern_id`` is new. Never raises a PremoeError."""
+        if self._limits.allocation == "uniform" or pattern_id in self._seen:
+            return
+        self._seen.add(pattern_id)
+        try:
+            found = await self._retrieval.layer_slots(self._weights_id, self._limits.kept, self._limits.spare)
+        except PremoeError:
+            # The next new pattern asks again; this one runs whatever the answer.
+            return
+        wanted = found or (self._limits.kept + self._limits.spare,) * len(self._limits.slots)
+        if wanted != self._said and wanted != self._limits.slots:
+            log.warning(
+                "the live pattern set spreads slots over the layers as %s, this worker as %s: tasks keep their best "
+                "experts within the worker's; restart it to follow the set",
+                slots_text(wanted),
+                slots_text(self._limits.slots),
+            )
+        self._said = wanted
+
+
+def _equal(limits: Limits, why: str) -> Limits:
+    log.info("%s: every layer has %s slots until a restart", why, slots_text(limits.slots))
+    return limits
