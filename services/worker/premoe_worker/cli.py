@@ -69,7 +69,16 @@ async def _serve_model(
     model = await asyncio.to_thread(load_model, source, limits, settings)
     stack.push_async_callback(asyncio.to_thread, model.close)
     name = model_name(model.manifest, settings.model_name)
-    worker = Worker(model, retrieval, limits, name=name, max_tokens=settings.max_tokens)
+    worker = Worker(
+        model,
+        retrieval,
+        limits,
+        name=name,
+        max_tokens=settings.max_tokens,
+        max_sequences=settings.max_sequences,
+        queue_limit=settings.queue_limit,
+    )
+    stack.callback(worker.close)
     keeper = None
     if settings.residency_dir and retrieval is not None:
         keeper = ResidencyKeeper(worker, retrieval, Path(settings.residency_dir))

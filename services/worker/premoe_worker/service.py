@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, Prem
 from premoe_runtime.serving.manager import Residency
 from premoe_runtime.serving.requests import KeptPattern, ManagedRequest
 from premoe_runtime.serving.swapping import SwapReport
+from premoe_worker.admission import Admission, Lane
 from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Ranking, Started
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
@@ -30,12 +32,23 @@ from premoe_worker.tracing import SwapSpan, describe_choice, describe_request, r
 
 log = logging.getLogger(__name__)
 
+_ENCODERS = 2
+"""Threads that turn prompts into tokens; one long prompt does not hold up the others."""
+
 
 class Worker:
     """One served model. Use from one event loop."""
 
     def __init__(
-        self, model: ServedModel, retrieval: Retrieval | None, limits: Limits, *, name: str, max_tokens: int = 256
+        self,
+        model: ServedModel,
+        retrieval: Retrieval | None,
+        limits: Limits,
+        *,
+        name: str,
+        max_tokens: int = 256,
+        max_sequences: int = 8,
+        queue_limit: int = 256,
     ) -> None:
         self.model = model
         self.limits = limits
@@ -44,6 +57,10 @@ class Worker:
         self._splits = None if retrieval is None else SplitWatch(limits, retrieval, model.manifest.weights_id)
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
+        self._admission = Admission(max_sequences=max_sequences, queue_limit=queue_limit)
+        self._encoding = Lane("encode", threads=_ENCODERS, waiting=queue_limit)
+        # Probes of one model queue behind each other in any case.
+        self._probing = Lane("probe", threads=1, waiting=queue_limit)
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """Started, deltas, Finished. Closing the iterator early stops the sequence at the next step.
@@ -53,8 +70,17 @@ class Worker:
         """
         received_ns = time.time_ns()
         self._check_model(ask.model)
-        ask = self._with_defaults(ask)
-        encoded = await asyncio.to_thread(self.model.encode, ask.prompt)
+        with self._admission.request() as start:
+            request, answer = await self._prepare(self._with_defaults(ask), received_ns)
+            async with aclosing(answer.run(self.model, request)) as events:
+                async for event in events:
+                    if isinstance(event, Started):
+                        start()
+                    yield event
+
+    async def _prepare(self, ask: Ask, received_ns: int) -> tuple[ManagedRequest, _Answer]:
+        """Everything that comes before a request can be queued with its pattern."""
+        encoded = await self._encoding.run(self.model.encode, ask.prompt)
         describe_request(ask, self.name, len(encoded.token_ids))
         self._check(encoded, ask)
         choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
@@ -62,14 +88,16 @@ class Worker:
         describe_choice(choice)
         active = self._active(ask.active_experts, pattern, budget)
         request = ManagedRequest(f"r{next(self._numbers)}", pattern, active, encoded.token_ids, ask.sampling)
-        answer = _Answer(choice, len(encoded.token_ids), received_ns)
-        async for event in answer.run(self.model, request):
-            yield event
+        return request, _Answer(choice, len(encoded.token_ids), received_ns)
 
     async def probe(self, ask: Ask) -> tuple[npt.NDArray[np.float32], int, float]:
-        """Signature f32[D] of a prompt, tokens that counted, milliseconds. Raises InvalidInput."""
+        """Signature f32[D] of a prompt, tokens that counted, milliseconds. Raises InvalidInput, Exhausted (queue).
+
+        A probe is refused while a request would be: it is asked for on behalf of one.
+        """
+        self._admission.check()
         started = time.perf_counter()
-        encoded = await asyncio.to_thread(self.model.encode, ask.prompt)
+        encoded = await self._encoding.run(self.model.encode, ask.prompt)
         self._check(encoded, self._with_defaults(ask))
         signature = await self._signature(encoded)
         return signature, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3
@@ -102,6 +130,11 @@ class Worker:
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests; how many still ran after ``timeout_s`` seconds."""
         return await asyncio.to_thread(self.model.manager.drain, timeout_s)
+
+    def close(self) -> None:
+        """Encode and probe no more."""
+        self._encoding.close()
+        self._probing.close()
 
     def residency(self) -> Residency:
         return self.model.manager.residency()
@@ -161,7 +194,7 @@ class Worker:
     async def _signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
         with tracer().start_as_current_span("probe") as span:
             span.set_attribute("premoe.probe.tokens", encoded.span.stop - encoded.span.start)
-            return await asyncio.to_thread(self.model.signature, encoded)
+            return await self._probing.run(self.model.signature, encoded)
 
     async def _resolve(self, choice: PatternChoice) -> tuple[PatternChoice, KeptPattern, Budget]:
         """The experts to keep for a choice, and the budget that says so."""

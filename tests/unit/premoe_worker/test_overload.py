@@ -1,0 +1,100 @@
+"""A worker with too much to do: it says so before it does anything, and operations go on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from premoe_worker.domain import Ask
+from premoe_worker.limits import Limits
+from premoe_worker.model import Encoded, ServedModel
+from premoe_worker.service import Worker
+
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import Exhausted
+from premoe_runtime.offline.prompts import Span
+
+
+class Model:
+    """Encodes and probes only while ``encoding`` and ``probing`` are set."""
+
+    def __init__(self) -> None:
+        self.encoding, self.probing = threading.Event(), threading.Event()
+        self.encoded = 0
+        self.manifest = SimpleNamespace(model_id="m", weights_id="w")
+        self.engine = SimpleNamespace(check=lambda request: None)
+        self.manager = SimpleNamespace(drain=lambda timeout_s: 0)
+
+    def encode(self, prompt: Any) -> Encoded:
+        self.encoded += 1
+        self.encoding.wait()
+        return Encoded((1, 2), Span(0, 2))
+
+    def signature(self, encoded: Encoded) -> Any:
+        self.probing.wait()
+        return np.ones(1, np.float32)
+
+
+def worker_over(model: Model, queue_limit: int) -> Worker:
+    limits = cast(Limits, SimpleNamespace(budget=Budget(2, 4), generalist_budget=Budget(2, 4), on_unknown="generalist"))
+    return Worker(cast(ServedModel, model), None, limits, name="m", queue_limit=queue_limit)
+
+
+async def until(true: Any) -> None:
+    async with asyncio.timeout(20):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_a_full_queue_is_told_before_anything_is_encoded_or_probed() -> None:
+    model = Model()
+    worker = worker_over(model, queue_limit=1)
+    answer = worker.generate(Ask("hello"))
+    first = asyncio.ensure_future(anext(answer))
+    await until(lambda: model.encoded)
+    with pytest.raises(Exhausted) as caught:
+        await anext(worker.generate(Ask("hello")))
+    assert caught.value.reason == "QUEUE_FULL"
+    with pytest.raises(Exhausted):
+        await worker.probe(Ask("hello"))
+    assert model.encoded == 1
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    model.encoding.set()
+    model.probing.set()
+    await worker.probe(Ask("hello"))  # the request that left has left the queue too
+    worker.close()
+
+
+async def test_operations_do_not_wait_behind_probes() -> None:
+    model = Model()
+    model.encoding.set()
+    worker = worker_over(model, queue_limit=200)
+    probes = [asyncio.ensure_future(worker.probe(Ask("hello"))) for _ in range(100)]
+    await until(lambda: model.encoded == len(probes))
+    assert await asyncio.wait_for(worker.drain(1.0), 20) == 0
+    assert not any(probe.done() for probe in probes)
+    model.probing.set()
+    await asyncio.gather(*probes)
+    worker.close()
+
+
+async def test_probes_beyond_the_bound_are_refused() -> None:
+    model = Model()
+    model.encoding.set()
+    worker = worker_over(model, queue_limit=3)
+    probes = []
+    for number in range(1, 11):
+        probes.append(asyncio.ensure_future(worker.probe(Ask("hello"))))
+        await until(lambda number=number: model.encoded == number)
+    await until(lambda: sum(probe.done() for probe in probes) == 6)  # one runs and three wait
+    model.probing.set()
+    results = await asyncio.gather(*probes, return_exceptions=True)
+    refused = [result for result in results if isinstance(result, Exhausted)]
+    assert len(refused) == 6
+    assert "waiting to be probed" in str(refused[0])
+    worker.close()
