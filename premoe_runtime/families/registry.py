@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from premoe_runtime.families import mixtral, olmoe, qwen3_moe
-from premoe_runtime.families.base import MoeModel
+from premoe_runtime.families import mixtral, olmoe, qwen2_moe, qwen3_moe
+from premoe_runtime.families.spec import FamilySpec, MoeModel
 from premoe_runtime.formats.errors import InvalidInput
 
-FAMILIES: Mapping[str, Callable[[Mapping[str, object], str], MoeModel]] = {
-    module.MODEL_TYPE: module.read for module in (qwen3_moe, mixtral, olmoe)
+FAMILIES: Mapping[str, FamilySpec] = {
+    module.SPEC.name: module.SPEC for module in (qwen3_moe, qwen2_moe, mixtral, olmoe)
 }
 
 
@@ -25,17 +25,17 @@ def parse_json_object(data: bytes, where: str) -> dict[str, object]:
     return found
 
 
-def read_model(config: bytes, where: str = "config.json") -> MoeModel:
-    """Work out a checkpoint's content from its ``config.json``.
+def parse_config(config: bytes, where: str = "config.json") -> tuple[FamilySpec, dict[str, object]]:
+    """The family and the fields of a ``config.json``.
 
-    Raises InvalidInput for broken fields (CONFIG_INVALID), families that are not supported (UNKNOWN_FAMILY),
-    custom code (REMOTE_CODE) and quantised checkpoints (QUANTISED).
+    Raises InvalidInput for files that are no JSON object (CONFIG_INVALID), families that are not supported
+    (UNKNOWN_FAMILY), custom code (REMOTE_CODE) and quantised checkpoints (QUANTISED).
     """
     data = parse_json_object(config, where)
     refuse_remote_code(data, where)
     model_type = data.get("model_type")
-    read = FAMILIES.get(model_type) if isinstance(model_type, str) else None
-    if read is None:
+    spec = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if spec is None:
         raise InvalidInput(
             f"{where}: model type {model_type!r} is not supported; supported families: {', '.join(sorted(FAMILIES))}",
             reason="UNKNOWN_FAMILY",
@@ -47,11 +47,23 @@ def read_model(config: bytes, where: str = "config.json") -> MoeModel:
             f"{where}: quantised checkpoints ({method}) are not supported yet; give the bf16, fp16 or fp32 one",
             reason="QUANTISED",
         )
-    return read(data, where)
+    return spec, data
+
+
+def read_model(config: bytes, where: str = "config.json") -> MoeModel:
+    """Work out a checkpoint's content from its ``config.json`` alone; what the stock class ignores changes nothing.
+
+    Raises what ``parse_config`` raises, and InvalidInput for what transformers refuses (CONFIG_REFUSED) and for
+    models without experts or with impossible counts (CONFIG_INVALID).
+    """
+    spec, data = parse_config(config, where)
+    from premoe_runtime.families import stock  # torch: seconds, for the first config only
+
+    return stock.describe(spec, stock.build(stock.stock_config(spec, data, where), where), where)
 
 
 def refuse_remote_code(data: Mapping[str, object], where: str) -> None:
-    """Raise InvalidInput when a config asks for Python code from the checkpoint."""
+    """Raise InvalidInput when a file asks for Python code from the checkpoint."""
     code = data.get("auto_map")
     if code:
         names = sorted(str(name) for name in code) if isinstance(code, dict) else [str(code)]

@@ -6,42 +6,40 @@ Nothing here loads a whole shard or runs anything from the checkpoint.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
-from premoe_runtime.families.base import MoeModel
 from premoe_runtime.families.registry import parse_json_object, read_model, refuse_remote_code
+from premoe_runtime.families.spec import ExpertField, MoeModel
 from premoe_runtime.formats import safetensors
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_runtime.packs.contents import LeftOut, TensorInfo, experts_dtype, match, stored_names
 from premoe_runtime.packs.impostors import START_BYTES, refuse_impostor, refuse_non_weights
 from premoe_runtime.packs.source import is_skeleton_file
 from premoe_runtime.storage import ObjectInfo, Store
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-WEIGHT_DTYPES = ("BF16", "F16", "F32")
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_MTP = re.compile(r"(model\.)?mtp\b.*")
-_BLOCK = re.compile(r"model\.layers\.(\d+)\..*")
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where a tensor lies: ``offset`` from the start of ``file``, ``num_bytes`` of row-major data."""
+class FieldSource:
+    """Where one field of one expert's blob lies: ranges one after another, then the field's transform."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: str
-    offset: int
-    num_bytes: int
+    field: ExpertField
+    ranges: tuple[TensorInfo, ...]
+    fused: bool
+    """The ranges are one piece of a fused tensor, which may be transposed or interleaved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A checked checkpoint: every tensor that its family expects is there, with the right shape, exactly once."""
+    """A checked checkpoint: every tensor that its family expects is there, with the right shape, exactly once.
+
+    ``tensors``: the skeleton's by their canonical names, the experts' as they are stored, one by one or fused.
+    """
 
     store: Store
     config: bytes
@@ -49,17 +47,25 @@ class Checkpoint:
     dtype: str
     """dtype of the routed experts."""
     tensors: Mapping[str, TensorInfo]
-    dropped: tuple[str, ...]
-    """Names of multi-token-prediction tensors that are left out."""
+    dropped: tuple[LeftOut, ...]
 
     def skeleton(self) -> list[TensorInfo]:
         """Every tensor that is not a routed expert, by name."""
         return [self.tensors[name] for name in sorted(self.model.skeleton) if name in self.tensors]
 
-    def expert(self, layer: int, expert: int) -> list[TensorInfo]:
-        """One expert's tensors in the order of ``model.expert_tensors``."""
-        names = (self.model.expert_name(layer, expert, tensor) for tensor in self.model.expert_tensors)
-        return [self.tensors[name] for name in names]
+    def expert(self, layer: int, expert: int) -> list[FieldSource]:
+        """Where one expert's fields lie, in the order of the family's fields."""
+        return [self._source(layer, expert, field) for field in self.model.spec.fields]
+
+    def _source(self, layer: int, expert: int, field: ExpertField) -> FieldSource:
+        whole = self.tensors.get(self.model.fused_names(layer, field)[0])
+        if whole is not None:
+            size = whole.num_bytes // self.model.num_experts
+            part = replace(whole, shape=whole.shape[1:], offset=whole.offset + expert * size, num_bytes=size)
+            return FieldSource(field, (part,), fused=True)
+        prefix = self.model.experts_prefix[layer]
+        parts = (self.tensors[f"{prefix}.{expert}.{part}"] for part in field.parts)
+        return FieldSource(field, tuple(parts), fused=False)
 
 
 def read_header(store: Store, path: str, size: int) -> list[TensorInfo]:
@@ -85,7 +91,8 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     Raises NotFound (no config or weights), InvalidInput (unknown family, custom code, pickle, unexpected tensors)
     and CorruptData (headers, index, missing or misshapen tensors), naming the first fault.
     """
-    sizes = {info.path: info.size for info in files}
+    sizes = {info.path: info.size for info in files if not is_side_file(info.path)}
+    side = [LeftOut(info.path, "side file of an operating system") for info in files if is_side_file(info.path)]
     if "config.json" not in sizes:
         raise NotFound(f"{store.url}: no config.json; is this a checkpoint folder?", reason="CHECKPOINT_NOT_FOUND")
     for path in sorted(sizes):
@@ -96,19 +103,33 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     for path in sorted(sizes):
         if path.endswith(".json") and path not in ("config.json", INDEX_FILE):
             found = parse_json_object(store.get(path), store.at(path))
-            if path == "tokenizer_config.json":
+            if path.endswith("config.json"):  # a vocabulary may well have such a word
                 refuse_remote_code(found, store.at(path))
-    tensors = _read_tensors(store, sizes)
-    dropped = _mtp_names(tensors, config, model)
-    kept = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    dtype = _check_tensors(kept, model, store.url)
-    return Checkpoint(store, config, model, dtype, kept, tuple(sorted(dropped)))
+    tensors, stale = _read_tensors(store, sizes, stored_names(model).keys())
+    kept, needless = match(tensors, model, _predicted_blocks(config, store.at("config.json")), store.url)
+    left_out = (*side, *(LeftOut(name, "stale entry of the index") for name in stale), *needless)
+    return Checkpoint(store, config, model, experts_dtype(kept, model, store.url), kept, left_out)
 
 
-def _read_tensors(store: Store, sizes: Mapping[str, int]) -> dict[str, TensorInfo]:
-    """All tensors of all shards by name, checked against the index."""
+def is_side_file(path: str) -> bool:
+    """Files that operating systems put beside others: ``.DS_Store``, ``._model.safetensors``, ``__MACOSX/``."""
+    return path.rpartition("/")[2].startswith(".") or path.startswith("__MACOSX/")
+
+
+def _predicted_blocks(config: bytes, where: str) -> int:
+    """How many blocks of multi-token prediction follow the last block."""
+    extra = parse_json_object(config, where).get("num_nextn_predict_layers") or 0
+    if not isinstance(extra, int):
+        raise InvalidInput(f"{where}: num_nextn_predict_layers is no number", reason="CONFIG_INVALID")
+    return extra
+
+
+def _read_tensors(store: Store, sizes: Mapping[str, int], wanted: Set[str]) -> tuple[dict[str, TensorInfo], list[str]]:
+    """All tensors of all shards by name, checked against the index; then entries of it that nothing needs."""
     index = _read_index(store) if INDEX_FILE in sizes else None
-    shards = sorted(set(index.values())) if index is not None else [_single_shard(store, sizes)]
+    stale = {name for name, file in (index or {}).items() if name not in wanted and file not in sizes}
+    entries = {name: file for name, file in (index or {}).items() if name not in stale}
+    shards = sorted(set(entries.values())) if index is not None else [_single_shard(store, sizes)]
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         _check_shard_name(shard, store.at(INDEX_FILE))
@@ -122,8 +143,9 @@ def _read_tensors(store: Store, sizes: Mapping[str, int]) -> dict[str, TensorInf
                 )
             tensors[tensor.name] = tensor
     if index is not None:
-        _check_index(index, tensors, store.at(INDEX_FILE))
-    return tensors
+        stale |= entries.keys() - wanted - tensors.keys()
+        _check_index({name: entries[name] for name in entries.keys() - stale}, tensors, wanted, store)
+    return tensors, sorted(stale)
 
 
 def _read_index(store: Store) -> dict[str, str]:
@@ -145,7 +167,8 @@ def _check_shard_name(shard: str, where: str) -> None:
         raise InvalidInput(f"{where}: {shard!r} is no safetensors file of this folder", reason="SHARD_NAME")
 
 
-def _check_index(index: Mapping[str, str], tensors: Mapping[str, TensorInfo], where: str) -> None:
+def _check_index(index: Mapping[str, str], tensors: Mapping[str, TensorInfo], wanted: Set[str], store: Store) -> None:
+    where = store.at(INDEX_FILE)
     for name, file in sorted(index.items()):
         tensor = tensors.get(name)
         if tensor is None:
@@ -157,7 +180,7 @@ def _check_index(index: Mapping[str, str], tensors: Mapping[str, TensorInfo], wh
                 f"{where}: tensor {name} should be in {file} but is in {tensor.file}; were shards swapped?",
                 reason="SHARDS_SWAPPED",
             )
-    for name in sorted(tensors.keys() - index.keys()):
+    for name in sorted((tensors.keys() & wanted) - index.keys()):
         raise CorruptData(f"{where}: no entry for tensor {name} of {tensors[name].file}", reason="INDEX_INCOMPLETE")
 
 
@@ -175,68 +198,6 @@ def _single_shard(store: Store, sizes: Mapping[str, int]) -> str:
         if path.endswith(PICKLE_SUFFIXES):
             raise _pickle(store.at(path), "its weights are pickled")
     raise NotFound(f"{store.url}: no safetensors weights in this folder", reason="CHECKPOINT_NOT_FOUND")
-
-
-def _check_tensors(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> str:
-    """Names, shapes and dtypes against the family's expectation; returns the experts' dtype."""
-    experts = _expert_shapes(model)
-    for name in sorted(tensors.keys() - model.skeleton.keys() - experts.keys()):
-        raise InvalidInput(
-            f"{where}: unexpected tensor {name} for a {model.family} with {model.num_experts} experts a layer "
-            f"(fused shared experts and other variants are not supported)",
-            reason="UNEXPECTED_TENSOR",
-        )
-    required = [name for name, spec in model.skeleton.items() if not spec.optional]
-    for name in sorted((experts.keys() | required) - tensors.keys()):
-        raise CorruptData(f"{where}: tensor {name} is missing", reason="TENSOR_MISSING")
-    for name, tensor in sorted(tensors.items()):
-        shape = experts[name] if name in experts else model.skeleton[name].shape
-        if tensor.shape != shape:
-            raise CorruptData(
-                f"{where}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shape)}",
-                reason="TENSOR_SHAPE",
-            )
-        if tensor.dtype not in WEIGHT_DTYPES:
-            raise InvalidInput(
-                f"{where}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(WEIGHT_DTYPES)}",
-                reason="DTYPE_UNSUPPORTED",
-            )
-    return _one_dtype(experts, tensors, where)
-
-
-def _expert_shapes(model: MoeModel) -> dict[str, tuple[int, int]]:
-    return {
-        model.expert_name(layer, expert, tensor): tensor.shape
-        for layer in range(len(model.blocks))
-        for expert in range(model.num_experts)
-        for tensor in model.expert_tensors
-    }
-
-
-def _one_dtype(names: Iterable[str], tensors: Mapping[str, TensorInfo], where: str) -> str:
-    first, *others = sorted(names)
-    dtype = tensors[first].dtype
-    for name in others:
-        if tensors[name].dtype != dtype:
-            raise InvalidInput(
-                f"{where}: routed experts of two dtypes: {first} is {dtype}, {name} is {tensors[name].dtype}",
-                reason="DTYPE_UNSUPPORTED",
-            )
-    return dtype
-
-
-def _mtp_names(tensors: Iterable[str], config: bytes, model: MoeModel) -> frozenset[str]:
-    """Multi-token-prediction tensors, by name: ``mtp.*``, or blocks after the last when the config declares some."""
-    fields = parse_json_object(config, "config.json")
-    blocks, extra = fields.get("num_hidden_layers"), fields.get("num_nextn_predict_layers") or 0
-    if not isinstance(blocks, int) or not isinstance(extra, int):
-        raise InvalidInput("config.json: num_nextn_predict_layers is no number", reason="CONFIG_INVALID")
-    found = set()
-    for name in tensors:
-        block = _BLOCK.fullmatch(name)
-        if _MTP.fullmatch(name) or (block is not None and blocks <= int(block[1]) < blocks + extra):
-            found.add(name)
-    return frozenset(found)
 
 
 def _plausible_length(start: bytes, size: int) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 import blake3
+import numpy as np
 
-from premoe_runtime.families.base import MoeModel
+from premoe_runtime.families.spec import ExpertField, MoeModel
 from premoe_runtime.formats.manifest import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_ALIGNMENT, BlobField, BlobLayout
 from premoe_runtime.formats.safetensors import encode_header
-from premoe_runtime.packs.checkpoint import TensorInfo
+from premoe_runtime.packs.contents import TensorInfo
 
 PIECE_BYTES = 1_048_512  # 1 MiB less 64: a Redis value of this size stays within one allocator class
 SHARD_BYTES = 1 << 30
@@ -25,29 +26,38 @@ def align(value: int, to: int) -> int:
 
 
 def blob_layout(model: MoeModel, dtype: str) -> BlobLayout:
-    """Fields one after another at multiples of 256, the blob's end at a multiple of 4096."""
-    rows: dict[str, tuple[int, int]] = {}
-    for tensor in model.expert_tensors:
-        height, width = rows.get(tensor.field, (0, tensor.shape[1]))
-        rows[tensor.field] = (max(height, tensor.row + tensor.shape[0]), width)
+    """Fields one after another at multiples of 256, the blob's end at a multiple of 4096.
+
+    ``dtype`` is that of the weights; a field that names its own keeps it.
+    """
     fields: list[BlobField] = []
     end = 0
-    for name, shape in rows.items():
-        field = BlobField(name=name, dtype=dtype, shape=shape, offset=align(end, FIELD_ALIGNMENT))
-        fields.append(field)
-        end = field.offset + field.num_bytes
+    for spec in model.spec.fields:
+        shape, offset = model.shapes[spec.name], align(end, FIELD_ALIGNMENT)
+        fields.append(BlobField(name=spec.name, dtype=spec.dtype or dtype, shape=shape, offset=offset))
+        end = offset + fields[-1].num_bytes
     return BlobLayout(fields=tuple(fields), blob_bytes=align(end, BLOB_ALIGNMENT))
 
 
-def blob_places(model: MoeModel, layout: BlobLayout) -> tuple[tuple[int, int], ...]:
-    """``(offset, num_bytes)`` inside the blob of each of ``model.expert_tensors``."""
+def expert_parts(model: MoeModel, layout: BlobLayout, layer: int, expert: int) -> list[TensorInfo]:
+    """One expert's canonical tensors, whatever form its checkpoint had; ``offset`` is that inside its blob."""
     fields = {field.name: field for field in layout.fields}
-    places = []
-    for tensor in model.expert_tensors:
-        field = fields[tensor.field]
-        item = DTYPE_BYTES[field.dtype]
-        places.append((field.offset + tensor.row * field.shape[1] * item, prod(tensor.shape) * item))
-    return tuple(places)
+    found = []
+    for one in model.expert_tensors:
+        field = fields[one.field]
+        row = DTYPE_BYTES[field.dtype] * prod(one.shape[1:])
+        name, offset = model.expert_name(layer, expert, one), field.offset + one.row * row
+        found.append(TensorInfo(name, field.dtype, one.shape, layer_file(layer), offset, one.shape[0] * row))
+    return found
+
+
+def straighten(spec: ExpertField, field: BlobField, data: bytes | bytearray) -> bytes:
+    """One expert's piece of a fused tensor as its blob holds it: rows by columns, one part above the other."""
+    items = np.frombuffer(data, dtype=f"V{DTYPE_BYTES[field.dtype]}")
+    rows = items.reshape(field.shape[::-1]).T if spec.transposed else items.reshape(field.shape)
+    if spec.interleaved:
+        rows = np.concatenate([rows[part :: len(spec.parts)] for part in range(len(spec.parts))])
+    return rows.tobytes()
 
 
 def expert_file_header(num_experts: int, blob_bytes: int) -> bytes:
@@ -87,7 +97,10 @@ def shard_file(index: int, count: int) -> str:
 
 
 def weights_id(tensors: Mapping[str, TensorInfo], digests: Mapping[str, str]) -> str:
-    """blake3 over (name, dtype, shape, blake3 of the data) of every tensor, by name: free of sharding and layout."""
+    """blake3 over (name, dtype, shape, blake3 of the data) of every canonical tensor, by name.
+
+    Free of sharding, of layout, and of the form that experts were stored in.
+    """
     whole = blake3.blake3()
     for name in sorted(digests):
         tensor = tensors[name]

@@ -8,14 +8,15 @@ from itertools import chain
 
 import blake3
 
-from premoe_runtime.families.base import MoeModel
 from premoe_runtime.families.registry import read_model
+from premoe_runtime.families.spec import MoeModel
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest, PackFile
 from premoe_runtime.packs import layout as lay
-from premoe_runtime.packs.checkpoint import TensorInfo, read_header
+from premoe_runtime.packs.checkpoint import read_header
 from premoe_runtime.packs.checks import Checks, piece_checks, read_checks
+from premoe_runtime.packs.contents import TensorInfo
 from premoe_runtime.packs.progress import Progress, Silent
 from premoe_runtime.packs.ranges import read_ahead
 from premoe_runtime.packs.reader import PackReader
@@ -168,8 +169,7 @@ class _Verifier:
 
     def _note_tensors(self, model: MoeModel, layer: int, expert: int, blob: bytes) -> None:
         """The expert's source tensors, for ``weights_id``."""
-        places = lay.blob_places(model, self.manifest.layout)
-        for tensor, (offset, size) in zip(model.expert_tensors, places, strict=True):
-            name = model.expert_name(layer, expert, tensor)
-            self.tensors[name] = TensorInfo(name, self.manifest.dtype, tensor.shape, "", 0, size)
-            self.digests[name] = blake3.blake3(memoryview(blob)[offset : offset + size]).hexdigest()
+        for part in lay.expert_parts(model, self.manifest.layout, layer, expert):
+            self.tensors[part.name] = part
+            view = memoryview(blob)[part.offset : part.offset + part.num_bytes]
+            self.digests[part.name] = blake3.blake3(view).hexdigest()

@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 
 import blake3
 
+from premoe_runtime.families.spec import ExpertField
 from premoe_runtime.formats.errors import Exhausted
-from premoe_runtime.formats.manifest import BlobLayout, ExpertLayer, Manifest, Origin, PackFile
+from premoe_runtime.formats.manifest import BlobField, BlobLayout, ExpertLayer, Manifest, Origin, PackFile
 from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs import layout as lay
-from premoe_runtime.packs.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from premoe_runtime.packs.checkpoint import Checkpoint, open_checkpoint
 from premoe_runtime.packs.checks import checks_file, piece_checks
+from premoe_runtime.packs.contents import LeftOut, TensorInfo
 from premoe_runtime.packs.progress import Progress, Silent
 from premoe_runtime.packs.ranges import Read, read_ahead, read_all
 from premoe_runtime.packs.source import Source
@@ -39,7 +41,7 @@ class PackResult:
     bytes_written: int = 0
     resumed_layers: int = 0
     already_packed: bool = False
-    dropped: tuple[str, ...] = ()
+    dropped: tuple[LeftOut, ...] = ()
 
 
 def write_pack(source: Source, store: Store, progress: Progress | None = None) -> PackResult:
@@ -79,6 +81,8 @@ class _Packer:
     bytes_written: int = 0
     resumed_layers: int = 0
     layout: BlobLayout = field(init=False)
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
+    """The canonical tensors written so far, and what identifies their data."""
     tensor_digests: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> Manifest:
@@ -91,7 +95,7 @@ class _Packer:
         header = lay.expert_file_header(model.num_experts, self.layout.blob_bytes)
         manifest = Manifest(
             model_id="",
-            weights_id=lay.weights_id(checkpoint.tensors, self.tensor_digests),
+            weights_id=lay.weights_id(self.tensors, self.tensor_digests),
             family=model.family,
             router=model.router,
             top_k=model.top_k,
@@ -133,6 +137,7 @@ class _Packer:
             )
 
     def _shards(self) -> Iterator[PackFile]:
+        self.tensors |= {tensor.name: tensor for tensor in self.checkpoint.skeleton()}
         shards = lay.skeleton_shards(self.checkpoint.skeleton())
         for index, tensors in enumerate(shards):
             file = lay.shard_file(index, len(shards))
@@ -191,6 +196,9 @@ class _Packer:
             self.resumed_layers += 1
             self.progress.advance(self.checkpoint.model.num_experts * self.layout.blob_bytes)
         self.tensor_digests |= record.tensors
+        for expert in range(self.checkpoint.model.num_experts):
+            parts = lay.expert_parts(self.checkpoint.model, self.layout, layer, expert)
+            self.tensors |= {part.name: part for part in parts}
         return record
 
     def _write_layer(self, layer: int, file: str) -> LayerRecord:
@@ -206,8 +214,9 @@ class _Packer:
             for expert, blob in enumerate(blobs):
                 digests.append(blake3.blake3(blob).hexdigest())
                 checks.append(piece_checks(blob))
-                for tensor, view in self._parts(layer, expert, blob):
-                    tensors[tensor.name] = blake3.blake3(view).hexdigest()
+                for part in lay.expert_parts(model, self.layout, layer, expert):
+                    view = memoryview(blob)[part.offset : part.offset + part.num_bytes]
+                    tensors[part.name] = blake3.blake3(view).hexdigest()
                 out.write(blob)
                 self.progress.advance(blob_bytes)
         size = len(header) + model.num_experts * blob_bytes
@@ -215,17 +224,22 @@ class _Packer:
         return LayerRecord(num_bytes=size, tensors=tensors, digests=tuple(digests), checks=tuple(checks))
 
     def _blob(self, layer: int, expert: int) -> bytearray:
-        """One expert's blob, read from wherever its tensors lie; what no tensor fills stays zero."""
+        """One expert's blob, read from wherever its fields lie; what no field fills stays zero."""
         blob = bytearray(self.layout.blob_bytes)
-        parts = self._parts(layer, expert, blob)
-        read_all(self.checkpoint.store, [Read(tensor.file, tensor.offset, view) for tensor, view in parts])
+        reads: list[Read] = []
+        turned: list[tuple[ExpertField, BlobField, bytearray]] = []
+        for source, place in zip(self.checkpoint.expert(layer, expert), self.layout.fields, strict=True):
+            room = memoryview(blob)[place.offset : place.offset + place.num_bytes]
+            if source.fused and (source.field.transposed or source.field.interleaved):
+                turned.append((source.field, place, bytearray(place.num_bytes)))
+                room = memoryview(turned[-1][2])
+            for part in source.ranges:
+                reads.append(Read(part.file, part.offset, room[: part.num_bytes]))
+                room = room[part.num_bytes :]
+        read_all(self.checkpoint.store, reads)
+        for spec, place, data in turned:
+            blob[place.offset : place.offset + place.num_bytes] = lay.straighten(spec, place, data)
         return blob
-
-    def _parts(self, layer: int, expert: int, blob: bytearray) -> list[tuple[TensorInfo, memoryview]]:
-        places = lay.blob_places(self.checkpoint.model, self.layout)
-        view = memoryview(blob)
-        tensors = self.checkpoint.expert(layer, expert)
-        return [(tensor, view[offset : offset + size]) for tensor, (offset, size) in zip(tensors, places, strict=True)]
 
 
 def _version() -> str:

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints without torch: every tensor that the family expects, written by the safetensors library."""
+"""Tiny random checkpoints of numpy arrays: every tensor that the family expects, written by the safetensors library."""
 
 from __future__ import annotations
 
@@ -27,6 +27,12 @@ CONFIGS: Mapping[str, Mapping[str, object]] = {
         "decoder_sparse_step": 1,
         "mlp_only_layers": [],
     },
+    "qwen2_moe": {
+        "model_type": "qwen2_moe",
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 16,
+        "num_experts": 6,
+    },
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4},
     "olmoe": {"model_type": "olmoe", "num_experts": 5, "norm_topk_prob": False},
 }
@@ -39,6 +45,8 @@ COMMON: Mapping[str, object] = {
     "num_key_value_heads": 2,
     "num_experts_per_tok": 2,
     "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "eos_token_id": 0,
 }
 EXTRA_FILES: Mapping[str, str] = {
     "tokenizer.json": '{"version": "1.0"}',

@@ -12,22 +12,10 @@ from safetensors.torch import load_file, save
 from premoe_runtime.families.registry import read_model
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.formats.manifest import (
-    BLOB_ALIGNMENT,
-    FIELD_ALIGNMENT,
-    BlobField,
-    BlobLayout,
-    ExpertLayer,
-    Manifest,
-    Origin,
-    PackFile,
-)
+from premoe_runtime.formats.manifest import BLOB_ALIGNMENT, ExpertLayer, Manifest, Origin, PackFile
+from premoe_runtime.packs.layout import blob_layout
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-
-
-def _up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 class MemorySource:
@@ -87,7 +75,8 @@ class MemorySource:
         for shard in shards:
             tensors |= load_file(shard)
         dtype = next(iter(tensors.values())).dtype
-        fields, blob_bytes = self._layout(model.intermediate_size, model.hidden_size, dtype)
+        layout = blob_layout(model, _NAMES[dtype])
+        fields, blob_bytes = layout.fields, layout.blob_bytes
         expert_names = set()
         layers = []
         for layer, block in enumerate(model.blocks):
@@ -130,7 +119,7 @@ class MemorySource:
             num_experts=model.num_experts,
             hidden_size=model.hidden_size,
             dtype=_NAMES[dtype],
-            layout=BlobLayout(fields=fields, blob_bytes=blob_bytes),
+            layout=layout,
             layers=tuple(layers),
             skeleton=tuple(
                 PackFile(path=path, num_bytes=len(data), digest=blake3.blake3(data).hexdigest())
@@ -142,10 +131,3 @@ class MemorySource:
         manifest = manifest.model_copy(update={"model_id": manifest.content_id()})
         manifest.check()
         return manifest
-
-    @staticmethod
-    def _layout(inner: int, hidden: int, dtype: torch.dtype) -> tuple[tuple[BlobField, ...], int]:
-        name = _NAMES[dtype]
-        gate_up = BlobField(name="gate_up", dtype=name, shape=(2 * inner, hidden), offset=0)
-        down = BlobField(name="down", dtype=name, shape=(hidden, inner), offset=_up(gate_up.num_bytes, FIELD_ALIGNMENT))
-        return (gate_up, down), _up(down.offset + down.num_bytes, BLOB_ALIGNMENT)

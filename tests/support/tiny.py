@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -13,11 +13,12 @@ from transformers import (
     OlmoeConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
 
-Family = Literal["qwen3_moe", "mixtral", "olmoe"]
-FAMILIES: tuple[Family, ...] = ("qwen3_moe", "mixtral", "olmoe")
+Family = Literal["qwen3_moe", "qwen2_moe", "mixtral", "olmoe"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 SPECIAL_TOKENS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS) + 3
@@ -69,6 +70,9 @@ def tiny_config(family: Family = "qwen3_moe", **overrides: Any) -> Any:
             "head_dim": 16,
         }
         return Qwen3MoeConfig(**{**values, **extra, "norm_topk_prob": True, **overrides})
+    if family == "qwen2_moe":
+        extra = {"num_experts": 16, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}
+        return Qwen2MoeConfig(**{**values, **extra, "intermediate_size": 96, **overrides})
     if family == "mixtral":
         extra = {"num_local_experts": 16, "intermediate_size": 32, "head_dim": 16, "sliding_window": None}
         return MixtralConfig(**{**values, **extra, **overrides})

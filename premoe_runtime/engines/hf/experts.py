@@ -6,7 +6,21 @@ import torch
 from torch import nn
 from transformers.integrations.moe import grouped_mm_experts_forward
 
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.residency.arena import SlotArena
+
+FLOATS = frozenset({"F32", "F16", "BF16"})
+
+
+def slot_experts(arena: SlotArena, stock: nn.Module) -> SlotExperts:
+    """The kernel for the arena's layout, with the stock experts' activation. Raises InvalidInput: there is none."""
+    fields = arena.layout.fields
+    names, dtypes = tuple(field.name for field in fields), {field.dtype for field in fields}
+    if names != ("gate_up", "down") or len(dtypes) > 1 or not dtypes <= FLOATS:
+        described = ", ".join(f"{field.name} {field.dtype}" for field in fields)
+        raise InvalidInput(f"no kernel runs expert blobs of {described}", reason="BLOB_LAYOUT_UNSUPPORTED")
+    act_fn = stock.get_submodule("act_fn")
+    return SlotExperts(arena, act_fn)
 
 
 class SlotExperts(nn.Module):

@@ -8,20 +8,27 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import TracebackType
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from premoe_runtime.engines.hf.experts import SlotExperts
-from premoe_runtime.engines.hf.modelling import MoeBlock, modelling_of
+from premoe_runtime.engines.hf.experts import slot_experts
 from premoe_runtime.engines.hf.router import Recorder, RestrictedRouter, StepState
 from premoe_runtime.engines.hf.skeleton import fill_skeleton
-from premoe_runtime.formats.errors import InvalidInput, PremoeError
+from premoe_runtime.families import stock
+from premoe_runtime.families.registry import FAMILIES, parse_config, parse_json_object, refuse_remote_code
+from premoe_runtime.families.spec import FamilySpec, MoeModel
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.packs.layout import blob_layout
 from premoe_runtime.residency.bank import ExpertBank
 from premoe_runtime.residency.slot_layout import torch_dtype
 from premoe_runtime.residency.source import ExpertSource
 
+CONFIG_FILE = "skeleton/config.json"
+GENERATION_FILE = "skeleton/generation_config.json"
+TOKENIZER_CONFIG_FILE = "skeleton/tokenizer_config.json"
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
@@ -67,8 +74,11 @@ class SlotModel:
         # Without files transformers makes an empty tokenizer, which knows no word.
         if not any(PurePosixPath(file.path).name in _VOCABULARIES for file in self.manifest.skeleton):
             raise InvalidInput("the pack has no tokenizer; pack a checkpoint with one", reason="TOKENIZER_MISSING")
-        with _skeleton_folder(self.source) as folder, _refusals("tokenizer"):
-            return AutoTokenizer.from_pretrained(folder)
+        if any(file.path == TOKENIZER_CONFIG_FILE for file in self.manifest.skeleton):
+            data = parse_json_object(self.source.read_file(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
+            refuse_remote_code(data, TOKENIZER_CONFIG_FILE)
+        with _skeleton_folder(self.source) as folder, stock.refusals("tokenizer", "skeleton"):
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
     def steps(self, rows: torch.Tensor | int, active: torch.Tensor | int | None = None) -> Steps:
         """Fix mask row (i64[T]) and number of active experts (i64[T], default top-k) of each flattened token.
@@ -110,64 +120,76 @@ def load_slot_model(
     raises.
     """
     manifest = source.manifest()
-    modelling = modelling_of(manifest.family)
-    with _skeleton_folder(source) as folder, _refusals("config"):
-        config = AutoConfig.from_pretrained(folder)
-        generation = folder / "generation_config.json"
-        generation_config = GenerationConfig.from_pretrained(folder) if generation.exists() else None
-    config.output_router_logits = False
+    spec, config, generation = _configs(source)
     config._attn_implementation = "sdpa"
-    with torch.device("meta"), _refusals("config"):
-        model = modelling.model_class(config)
+    model = stock.build(config, CONFIG_FILE)
+    facts = stock.describe(spec, model, CONFIG_FILE)
+    _check_fit(facts, manifest)
     bank = ExpertBank(manifest, slots=slots, max_rows=max_rows, device=device, dtype=dtype, host_bytes=host_bytes)
     state = StepState(bank.num_layers, manifest.top_k, bank.device)
-    for layer, entry in enumerate(manifest.layers):
-        block = modelling.moe_block(model, entry.block)
-        experts = SlotExperts(bank.arenas[layer], block.experts.act_fn)
-        _check_fit(block, experts, manifest, layer)
-        block.experts = experts
-        block.gate = RestrictedRouter(layer, manifest.router, manifest.top_k, block.gate.weight, bank, state)
+    for layer, block in enumerate(facts.blocks):
+        sparse: Any = stock.sparse_part(model, spec, block)
+        router = getattr(sparse, spec.router_module)
+        restricted = RestrictedRouter(layer, manifest.router, manifest.top_k, router.weight, bank, state)
+        setattr(sparse, spec.router_module, restricted)
+        stock_experts = getattr(sparse, spec.experts_module)
+        setattr(sparse, spec.experts_module, slot_experts(bank.arenas[layer], stock_experts))
     model_dtype = dtype or torch_dtype(manifest.dtype)
-    fill_skeleton(model, modelling, source, device=bank.device, dtype=model_dtype)
+    fill_skeleton(model, facts.skeleton, source, device=bank.device, dtype=model_dtype)
     config.dtype = model_dtype
-    if generation_config is not None:
-        model.generation_config = generation_config
+    if generation is not None:
+        model.generation_config = generation
     model.eval()
     return SlotModel(model, bank, state, source)
 
 
-def _check_fit(block: MoeBlock, experts: SlotExperts, manifest: Manifest, layer: int) -> None:
-    stock = block.experts
-    fits = block.gate.weight.shape == (manifest.num_experts, manifest.hidden_size) and all(
-        getattr(stock, name).shape[1:] == getattr(experts, name).shape[1:] for name in ("gate_up_proj", "down_proj")
-    )
-    if not fits:
+def _configs(source: ExpertSource) -> tuple[FamilySpec, Any, GenerationConfig | None]:
+    """The pack's family, stock configuration and sampling defaults. Raises InvalidInput."""
+    manifest = source.manifest()
+    if manifest.family not in FAMILIES:
         raise InvalidInput(
-            f"MoE layer {layer} of the pack does not have the shapes that its config.json says", reason="PACK_MISMATCH"
+            f"family {manifest.family!r} cannot be run; supported: {', '.join(sorted(FAMILIES))}",
+            reason="UNKNOWN_FAMILY",
         )
+    spec, data = parse_config(source.read_file(CONFIG_FILE), CONFIG_FILE)
+    config: Any = stock.stock_config(spec, data, CONFIG_FILE)
+    config.output_router_logits = False
+    if not any(file.path == GENERATION_FILE for file in manifest.skeleton):
+        return spec, config, None
+    sampling = parse_json_object(source.read_file(GENERATION_FILE), GENERATION_FILE)
+    return spec, config, stock.generation_config(sampling, GENERATION_FILE)
 
 
-@contextmanager
-def _refusals(what: str) -> Iterator[None]:
-    """Make one line of whatever transformers raises for files that it cannot use."""
-    try:
-        yield
-    except PremoeError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InvalidInput(
-            f"transformers refuses the pack's {what}: {reason}; correct the checkpoint and pack it again",
-            reason=f"{what.upper()}_REFUSED",
-        ) from error
+def _check_fit(facts: MoeModel, manifest: Manifest) -> None:
+    """Raise InvalidInput where arenas, masks or routers would not fit the stock class."""
+    blocks = tuple(layer.block for layer in manifest.layers)
+    wrong = ""
+    if facts.family != manifest.family:
+        wrong = f"its family is {manifest.family}, its config's {facts.family}"
+    elif blocks != facts.blocks:
+        wrong = f"its MoE layers are blocks {list(blocks)}, its config's {list(facts.blocks)}"
+    elif (manifest.num_experts, manifest.hidden_size) != (facts.num_experts, facts.hidden_size):
+        wrong = "it has another number of experts or hidden size than its config"
+    elif manifest.layout != blob_layout(facts, manifest.dtype):
+        wrong = "its expert blobs do not have the shapes of its config"
+    if wrong:
+        raise InvalidInput(f"the pack contradicts itself: {wrong}; pack the model again", reason="PACK_MISMATCH")
 
 
 @contextmanager
 def _skeleton_folder(source: ExpertSource) -> Iterator[Path]:
-    """A folder with the skeleton's small files (config, tokenizer, template), as transformers wants to read them."""
+    """A folder with the skeleton's small files (config, tokenizer, templates), as transformers wants to read them.
+
+    Raises CorruptData for a path that leads out of it.
+    """
     with tempfile.TemporaryDirectory(prefix="premoe-") as name:
-        folder = Path(name)
         for file in source.manifest().skeleton:
-            if not file.path.endswith(".safetensors"):
-                (folder / PurePosixPath(file.path).name).write_bytes(source.read_file(file.path))
-        yield folder
+            if file.path.endswith(".safetensors"):
+                continue
+            path = PurePosixPath(file.path)
+            if path.parts[0] != "skeleton" or ".." in path.parts:
+                raise CorruptData(f"the pack lists a skeleton file {file.path!r}", reason="MANIFEST_INVALID")
+            place = Path(name, *path.parts[1:])
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(source.read_file(file.path))
+        yield Path(name)

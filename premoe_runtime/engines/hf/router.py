@@ -160,7 +160,7 @@ class RestrictedRouter(nn.Module):
         tokens = hidden.shape[0]
         if self.layer == 0:
             state.take(tokens)
-        logits = nn.functional.linear(hidden, self.weight)
+        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight)  # routers may be wider than the model
         rows = state.rows[:tokens]
         routing = route(
             self.spec, self.top_k, logits, bank.mask[self.layer, rows], bank.sliced[rows], state.active[:tokens]

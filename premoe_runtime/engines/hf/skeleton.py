@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from premoe_runtime.engines.hf.modelling import Modelling
+from premoe_runtime.families.spec import SkeletonTensor
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.safetensors import parse_file
-from premoe_runtime.residency.slot_layout import TORCH_DTYPES
+from premoe_runtime.residency.slot_layout import TORCH_DTYPES, torch_dtype
 from premoe_runtime.residency.source import ExpertSource
 
 _DTYPES = TORCH_DTYPES | {"F64": torch.float64, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
@@ -34,21 +34,37 @@ def read_tensors(data: bytes, where: str) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def fill_skeleton(
-    model: PreTrainedModel, modelling: Modelling, source: ExpertSource, *, device: torch.device, dtype: torch.dtype
+    model: PreTrainedModel,
+    skeleton: Mapping[str, SkeletonTensor],
+    source: ExpertSource,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> None:
-    """Give every parameter its weights (cast to ``dtype``), every non-persistent buffer its values, and tie.
+    """Give every parameter its weights, every non-persistent buffer its values, and tie.
 
-    The model's routed experts must have been replaced before. Raises CorruptData or InvalidInput when the skeleton does
-    not fit the model.
+    ``skeleton``: what the family expects, by name on disk. Tensors are cast to ``dtype``; a router that the checkpoint
+    stores wider than its experts stays so. The model's routed experts must have been replaced before. Raises
+    CorruptData or InvalidInput when the skeleton does not fit the model.
     """
+    stored = torch_dtype(source.manifest().dtype)
     missing = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
     for file in source.manifest().skeleton:
         if not file.path.endswith(".safetensors"):
             continue
-        for disk_name, tensor in read_tensors(source.read_file(file.path), file.path):
-            name = modelling.in_memory(disk_name)
-            _assign(model, name, tensor.to(device=device, dtype=dtype), f"{file.path}: {disk_name}")
-            missing.discard(name)
+        for name, tensor in read_tensors(source.read_file(file.path), file.path):
+            where = f"{file.path}: {name}"
+            if (known := skeleton.get(name)) is None:
+                raise InvalidInput(f"{where}: the model has no such tensor", reason="SKELETON_UNEXPECTED")
+            if tuple(tensor.shape) != known.shape:
+                raise InvalidInput(
+                    f"{where}: shape {list(tensor.shape)} where the config says {list(known.shape)}",
+                    reason="SKELETON_SHAPE",
+                )
+            own = known.own_dtype and tensor.dtype != stored
+            wanted = torch.promote_types(tensor.dtype, dtype) if own else dtype
+            _assign(model, known.memory, tensor.to(device=device, dtype=wanted))
+            missing.discard(known.memory)
     _fill_buffers(model, device)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     if missing:
@@ -60,17 +76,9 @@ def fill_skeleton(
         parameter.requires_grad_(False)
 
 
-def _assign(model: nn.Module, name: str, tensor: torch.Tensor, where: str) -> None:
+def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     parent_name, _, leaf = name.rpartition(".")
-    try:
-        parent = model.get_submodule(parent_name)
-        present = getattr(parent, leaf)
-    except AttributeError as error:
-        raise InvalidInput(f"{where}: the model has no such tensor", reason="SKELETON_UNEXPECTED") from error
-    if present.shape != tensor.shape:
-        raise InvalidInput(
-            f"{where}: shape {list(tensor.shape)} where the config says {list(present.shape)}", reason="SKELETON_SHAPE"
-        )
+    parent = model.get_submodule(parent_name)
     if leaf in parent._parameters:
         setattr(parent, leaf, nn.Parameter(tensor, requires_grad=False))
     else:

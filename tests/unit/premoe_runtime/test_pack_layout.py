@@ -12,7 +12,7 @@ from support.checkpoints import config
 from premoe_runtime.families.registry import read_model
 from premoe_runtime.formats.safetensors import parse_header
 from premoe_runtime.packs import layout as lay
-from premoe_runtime.packs.checkpoint import TensorInfo
+from premoe_runtime.packs.contents import TensorInfo
 from premoe_runtime.packs.ranges import Read, coalesce, read_ahead
 
 SHAPES = st.lists(st.integers(0, 9), max_size=3).map(tuple)
@@ -52,7 +52,9 @@ def test_fields_are_aligned_and_tensors_tile_them(hidden: int, inner: int, dtype
     covered = [byte for field in layout.fields for byte in (field.offset, field.offset + field.num_bytes)]
     assert covered == sorted(covered)
     assert layout.blob_bytes - covered[-1] < 4096
-    gate, up, down = lay.blob_places(model, layout)
+    parts = lay.expert_parts(model, layout, 0, 0)
+    assert [part.name for part in parts] == [model.expert_name(0, 0, one) for one in model.expert_tensors]
+    gate, up, down = ((part.offset, part.num_bytes) for part in parts)
     assert gate[0] == layout.fields[0].offset
     assert gate[0] + gate[1] == up[0]
     assert up[0] + up[1] == layout.fields[0].offset + layout.fields[0].num_bytes

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import tempfile
 import tracemalloc
 import uuid
@@ -335,23 +333,9 @@ def test_memory_stays_far_below_a_layer(tmp_path: Path) -> None:
 def test_multi_token_prediction_layers_are_reported(tmp_path: Path) -> None:
     values = config(num_nextn_predict_layers=1)
     data = {**tensors(values), "mtp.fc.weight": np.zeros((2, 2), dtype=np.float16)}
-    assert pack(write(tmp_path / "model", values, data), tmp_path / "store").dropped == ("mtp.fc.weight",)
-
-
-@pytest.mark.slow
-def test_packing_needs_no_torch() -> None:
-    modules = [
-        "storage",
-        "packs.checkpoint",
-        "families.registry",
-        "packs.writer",
-        "packs.verify",
-        "packs.reader",
-        "packs.source",
-    ]
-    code = "\n".join(f"import premoe_runtime.{name}" for name in modules)
-    code += "\nimport sys\nassert not {'torch', 'transformers', 'grpc'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert pack(write(tmp_path / "model", values, data), tmp_path / "store").dropped == (
+        ("mtp.fc.weight", "multi-token prediction"),
+    )
 
 
 def test_the_manifest_round_trips(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
+
 import click
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -72,8 +75,9 @@ def write(source: str, url: str, as_json: bool) -> None:
     else:
         resumed = f", {result.resumed_layers} layers kept from an earlier run" if result.resumed_layers else ""
         click.echo(f"packed {manifest.family}, {size}{resumed}: {result.url}")
-    for name in result.dropped:
-        click.echo(f"left out (multi-token prediction): {name}", err=True)
+    for why, group in groupby(sorted(result.dropped, key=itemgetter(1, 0)), itemgetter(1)):
+        first, *more = (name for name, _ in group)
+        click.echo(f"left out ({why}): {first}{f' and {len(more)} more' if more else ''}", err=True)
 
 
 @command.command("verify")
@@ -107,7 +111,7 @@ def _written(result: PackResult) -> dict[str, object]:
         "bytes_written": result.bytes_written,
         "resumed_layers": result.resumed_layers,
         "already_packed": result.already_packed,
-        "dropped": list(result.dropped),
+        "dropped": [name for name, _ in result.dropped],
         "url": result.url,
     }
 

@@ -1,0 +1,159 @@
+"""The stock class of a family, built without memory: it says which tensors exist, what they are called, how large.
+
+Names on disk come from transformers' own conversion mapping, read backwards. This module imports torch; whoever only
+wants a family's spec does not need it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange, WeightRenaming, rename_source_key
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
+
+from premoe_runtime.families.spec import FamilySpec, MoeModel, SkeletonTensor
+from premoe_runtime.formats.errors import InvalidInput, PremoeError
+
+MAX_BLOCKS = 1000
+MAX_EXPERTS = 32_767
+
+
+@contextmanager
+def refusals(what: str, where: str) -> Iterator[None]:
+    """Make one line of whatever transformers raises for files that it cannot use, and nothing of what it logs."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    except PremoeError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InvalidInput(
+            f"{where}: transformers refuses the {what}: {reason}; correct the checkpoint",
+            reason=f"{what.upper().replace(' ', '_')}_REFUSED",
+        ) from error
+    finally:
+        logging.set_verbosity(before)
+
+
+def stock_config(spec: FamilySpec, data: Mapping[str, Any], where: str) -> PreTrainedConfig:
+    """The family's own configuration. Raises InvalidInput (CONFIG_REFUSED, CONFIG_INVALID)."""
+    with refusals("config", where):
+        config: PreTrainedConfig = CONFIG_MAPPING[spec.name].from_dict(dict(data))
+        blocks = config.num_hidden_layers
+    if not 1 <= blocks <= MAX_BLOCKS:
+        raise InvalidInput(f"{where}: num_hidden_layers {blocks} is outside 1 to {MAX_BLOCKS}", reason="CONFIG_INVALID")
+    return config
+
+
+def generation_config(data: Mapping[str, Any], where: str) -> GenerationConfig:
+    """The checkpoint's sampling defaults. Raises InvalidInput (GENERATION_CONFIG_REFUSED)."""
+    with refusals("generation config", where):
+        return GenerationConfig.from_dict(dict(data))
+
+
+def build(config: PreTrainedConfig, where: str) -> PreTrainedModel:
+    """The stock causal LM on the meta device: modules and shapes, no bytes. Raises InvalidInput (CONFIG_REFUSED)."""
+    with refusals("config", where), torch.device("meta"):
+        model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    return model
+
+
+def sparse_part(model: PreTrainedModel, spec: FamilySpec, block: int) -> nn.Module | None:
+    """The sparse part of a transformer block; None where the block is dense or does not exist."""
+    layers = model.get_submodule(spec.layers)
+    if not isinstance(layers, nn.ModuleList) or not 0 <= block < len(layers):
+        return None
+    part = layers[block].get_submodule(spec.sparse)
+    return part if hasattr(part, spec.experts_module) and hasattr(part, spec.router_module) else None
+
+
+def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
+    """What a checkpoint of this model holds. Raises InvalidInput (CONFIG_INVALID)."""
+    config: Any = model.config
+    blocks = tuple(block for block in range(config.num_hidden_layers) if sparse_part(model, spec, block) is not None)
+    if not blocks:
+        raise InvalidInput(f"{where}: no block is a MoE block; there is nothing to prune", reason="CONFIG_INVALID")
+    on_disk = _disk_names(model)
+    memory = [f"{spec.layers}.{block}.{spec.sparse}.{spec.experts_module}" for block in blocks]
+    routers = [f"{spec.layers}.{block}.{spec.sparse}.{spec.router_module}.weight" for block in blocks]
+    experts, shapes = _experts(model.get_submodule(memory[0]), spec)
+    with refusals("config", where):
+        top_k, router = int(config.num_experts_per_tok), spec.router(config)
+    if not 1 <= top_k <= experts <= MAX_EXPERTS:
+        raise InvalidInput(
+            f"{where}: num_experts_per_tok {top_k} and {experts} experts a layer do not go together "
+            f"(1 to {MAX_EXPERTS} experts)",
+            reason="CONFIG_INVALID",
+        )
+    return MoeModel(
+        spec=spec,
+        router=router,
+        top_k=top_k,
+        num_experts=experts,
+        hidden_size=config.hidden_size,
+        num_blocks=config.num_hidden_layers,
+        blocks=blocks,
+        experts_prefix=tuple(on_disk(f"{name}.").removesuffix(".") for name in memory),
+        experts_memory=tuple(memory),
+        routers=tuple(map(on_disk, routers)),
+        shapes=shapes,
+        skeleton=_skeleton(model, spec, tuple(f"{name}." for name in memory), on_disk),
+        recomputed=_recomputed(model),
+    )
+
+
+def _experts(experts: nn.Module, spec: FamilySpec) -> tuple[int, dict[str, tuple[int, ...]]]:
+    """Number of experts, and one expert's shape of every field as it lies in a blob."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    count = 0
+    for field in spec.fields:
+        count, *shape = experts.get_parameter(field.fused).shape
+        shapes[field.name] = tuple(reversed(shape)) if field.transposed else tuple(shape)
+    return count, shapes
+
+
+def _skeleton(
+    model: PreTrainedModel, spec: FamilySpec, experts: tuple[str, ...], on_disk: Callable[[str], str]
+) -> dict[str, SkeletonTensor]:
+    router = re.compile(rf"{re.escape(spec.layers)}\.\d+\.{re.escape(spec.sparse)}\.{re.escape(spec.router_module)}\.")
+    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    wide = re.compile("|".join(rf"(?:^|\.){name}(?:\.|$)" for name in kept) or r"(?!)")
+    return {
+        on_disk(name): SkeletonTensor(
+            memory=name,
+            shape=tuple(tensor.shape),
+            optional=name in model.all_tied_weights_keys,
+            own_dtype=bool(router.match(name) or wide.search(name)),
+        )
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(experts)
+    }
+
+
+def _disk_names(model: PreTrainedModel) -> Callable[[str], str]:
+    """The name that ``save_pretrained`` gives a tensor of the module tree; experts' own conversions aside."""
+    conversions = get_model_conversion_mapping(model, add_legacy=False)
+    backwards = [one.reverse_transform() for one in reversed(conversions) if not isinstance(one, PrefixChange)]
+    renamings = [one for one in backwards if isinstance(one, WeightRenaming)]
+    return lambda name: str(rename_source_key(name, renamings, [], reverse=True)[0])
+
+
+def _recomputed(model: PreTrainedModel) -> frozenset[str]:
+    """Last names of modules that hold nothing but buffers which no checkpoint needs (rotary frequencies)."""
+    found = set()
+    for name, module in model.named_modules():
+        buffers = {leaf for leaf, _ in module.named_buffers()}
+        if buffers and not module.state_dict() and not next(module.parameters(), None):
+            found.add(name.rpartition(".")[2])
+    return frozenset(found)
