@@ -16,7 +16,7 @@ from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, Prem
 from premoe_runtime.formats.ids import bare_digest
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs.progress import Progress
-from premoe_runtime.packs.source import PACKER_VERSION, open_source
+from premoe_runtime.packs.source import PACKER_VERSION, check_tokenizer, open_source
 from premoe_runtime.packs.staging import Staging, is_complete
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import Store
@@ -61,6 +61,7 @@ def ensure_pack(
 
 def _packed(source: str, store: Store, progress: Progress | None) -> Manifest:
     opened = open_source(source)
+    check_tokenizer(opened)
     try:
         return write_pack(opened, store, progress).manifest
     except PremoeError:

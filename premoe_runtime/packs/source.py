@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import blake3
 
-from premoe_runtime.formats.errors import NotFound
+from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.packs.hub import HUB, open_repository
 from premoe_runtime.storage import ObjectInfo, Store, open_store
 from premoe_runtime.storage.failures import mapped_errors
@@ -33,6 +34,7 @@ SKELETON_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+_VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
@@ -53,9 +55,29 @@ class Source:
         return blake3.blake3(text.encode()).hexdigest()[:32]
 
     @property
+    def origin(self) -> str:
+        """``url`` for others to read: of a folder its name only, since its path tells of the packing machine."""
+        return unquote(self.url.rsplit("/", 1)[-1]) if self.url.startswith("file://") else self.url
+
+    @property
     def skeleton_files(self) -> list[str]:
         """Config, tokenizer and template files, by name."""
         return [info.path for info in self.files if is_skeleton_file(info.path)]
+
+
+def check_tokenizer(source: Source) -> None:
+    """Raise InvalidInput (reason TOKENIZER_MISSING) when no file of the source holds a vocabulary."""
+    if not has_vocabulary(source.skeleton_files):
+        raise InvalidInput(
+            f"{source.url} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json with merges.txt, vocab.txt); "
+            "add the model's own, or allow it with --without-tokenizer",
+            reason="TOKENIZER_MISSING",
+        )
+
+
+def has_vocabulary(names: Collection[str]) -> bool:
+    """Whether a tokenizer can be made of files of these names."""
+    return any(set(needed) <= set(names) for needed in _VOCABULARIES)
 
 
 def is_skeleton_file(path: str) -> bool:

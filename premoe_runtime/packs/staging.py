@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from premoe_runtime.formats.errors import Conflict, CorruptData, NotFound
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs.layout import MANIFEST_FILE
-from premoe_runtime.storage import Store
+from premoe_runtime.storage import READ_PART_BYTES, ObjectInfo, Store
+from premoe_runtime.storage.failures import mapped_errors
 
 
 class _Record(BaseModel):
@@ -79,22 +80,39 @@ class Staging:
     def publish(self, manifest: Manifest) -> None:
         """Make the staged pack visible under its id, manifest last, and clear the staging area.
 
-        The mark is written first: a run killed in between finds the staged files and publishes again.
+        The mark is written first: a run killed in between finds the staged files and publishes again. Where a pack of
+        this id is there already, files that are equal stay as they are, and all others are replaced.
         """
         self.store.put(self._mark, _SourceMark(model_id=manifest.model_id).model_dump_json().encode())
         target = f"models/{manifest.model_id}"
-        if not is_complete(self.store, manifest.model_id):
+        if read_manifest(self.store, manifest.model_id) is None:
             self.store.put(self.path(MANIFEST_FILE), manifest.to_json())
-            self.store.move_prefix(f"{self.root}/pack", target, last=MANIFEST_FILE)
+        for info in self.store.list(target):
+            staged = self.path(info.path.removeprefix(f"{target}/"))
+            if _same(self.store, staged, info):
+                self.store.delete(staged)
+        self.store.move_prefix(f"{self.root}/pack", target, last=MANIFEST_FILE)
         self.clear()
 
     def published(self) -> Manifest | None:
         """The manifest of the complete pack that this source state was packed into before."""
+        model_id = self._marked()
+        return is_complete(self.store, model_id) if model_id else None
+
+    def packed(self) -> Manifest | None:
+        """Like ``published``, whatever state the pack's other files are in."""
+        model_id = self._marked()
+        return read_manifest(self.store, model_id) if model_id else None
+
+    def forget(self) -> None:
+        """Forget what this source state was packed into."""
+        self.store.delete(self._mark)
+
+    def _marked(self) -> str:
         try:
-            mark = _SourceMark.model_validate_json(self.store.get(self._mark))
-            return is_complete(self.store, mark.model_id)
+            return _SourceMark.model_validate_json(self.store.get(self._mark)).model_id
         except (NotFound, ValidationError):
-            return None
+            return ""
 
     def clear(self) -> None:
         """Remove everything staged."""
@@ -114,8 +132,10 @@ class Staging:
             yield
             return
         folder = root / self.root
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock#0", "wb") as file:  # '#' and digits: no listing shows it
+        with mapped_errors(self.store.url):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = open(folder / "lock#0", "wb")  # noqa: SIM115, '#' and digits: no listing shows it
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -136,13 +156,33 @@ class Staging:
 
 def is_complete(store: Store, model_id: str) -> Manifest | None:
     """The manifest of a published pack whose files are all there with the right lengths, else None."""
-    prefix = f"models/{model_id}"
-    try:
-        manifest = Manifest.parse(store.get(f"{prefix}/{MANIFEST_FILE}"), where=f"{prefix}/{MANIFEST_FILE}")
-    except (NotFound, CorruptData):
+    manifest = read_manifest(store, model_id)
+    if manifest is None:
         return None
+    prefix = f"models/{model_id}"
     sizes = {info.path.removeprefix(f"{prefix}/"): info.size for info in store.list(prefix)}
     expected = {file.path: file.num_bytes for file in (*manifest.skeleton, manifest.checks)}
     expected |= {layer.file: layer.data_offset + layer.stride * manifest.num_experts for layer in manifest.layers}
-    complete = manifest.model_id == model_id and all(sizes.get(path) == size for path, size in expected.items())
-    return manifest if complete else None
+    return manifest if all(sizes.get(path) == size for path, size in expected.items()) else None
+
+
+def read_manifest(store: Store, model_id: str) -> Manifest | None:
+    """The manifest of a published pack, if it is there and is that of this model."""
+    path = f"models/{model_id}/{MANIFEST_FILE}"
+    try:
+        manifest = Manifest.parse(store.get(path), where=path)
+    except (NotFound, CorruptData):
+        return None
+    return manifest if manifest.model_id == model_id else None
+
+
+def _same(store: Store, path: str, other: ObjectInfo) -> bool:
+    """Whether two objects hold the same bytes."""
+    try:
+        size = store.head(path).size
+    except NotFound:
+        return False
+    parts = ((start, min(READ_PART_BYTES, size - start)) for start in range(0, size, READ_PART_BYTES))
+    return size == other.size and all(
+        store.get_range(path, *part) == store.get_range(other.path, *part) for part in parts
+    )

@@ -29,10 +29,15 @@ DAMAGE = (NotFound, CorruptData, InvalidInput)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One object that is not what the manifest says."""
+    """One file, or one blob in it, that is not what the manifest says."""
 
-    object: str
+    file: str
     problem: str
+    expert: ExpertId | None = None
+
+    @property
+    def object(self) -> str:
+        return self.file if self.expert is None else f"{self.file} {self.expert}"
 
     def __str__(self) -> str:
         return f"{self.object}: {self.problem}"
@@ -160,11 +165,11 @@ class _Verifier:
         depth = min(AHEAD_BYTES // blob_bytes, AHEAD_BLOBS)
         for expert, blob in enumerate(read_ahead(range(manifest.num_experts), load, depth)):
             self.progress.advance(blob_bytes)
-            name = f"{described.file} {ExpertId(layer, expert)}"
+            known = ExpertId(layer, expert)
             if blake3.blake3(blob).hexdigest() != described.digests[expert]:
-                yield Fault(name, "does not match its digest")
+                yield Fault(described.file, "does not match its digest", known)
             elif checks is not None and piece_checks(blob) != tuple(checks[layer, expert].tolist()):
-                yield Fault(name, f"does not match its piece checks in {lay.CHECKS_FILE}")
+                yield Fault(lay.CHECKS_FILE, f"does not match {described.file} {known}")
             self._note_tensors(model, layer, expert, blob)
 
     def _note_tensors(self, model: MoeModel, layer: int, expert: int, blob: bytes) -> None:

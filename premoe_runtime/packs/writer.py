@@ -41,6 +41,8 @@ class PackResult:
     bytes_written: int = 0
     resumed_layers: int = 0
     already_packed: bool = False
+    repaired: tuple[str, ...] = ()
+    """Files of a pack that was there that were damaged and were written again."""
     dropped: tuple[LeftOut, ...] = ()
 
 
@@ -57,7 +59,7 @@ def write_pack(source: Source, store: Store, progress: Progress | None = None) -
         return PackResult(manifest, store.at(f"models/{manifest.model_id}"), already_packed=True)
     checkpoint = open_checkpoint(source.store, source.files)
     with staging.locked():
-        packer = _Packer(source, checkpoint, staging, progress or Silent())
+        packer = Packer(source, checkpoint, staging, progress or Silent())
         manifest = packer.run()
         staging.publish(manifest)
     return PackResult(
@@ -71,7 +73,7 @@ def write_pack(source: Source, store: Store, progress: Progress | None = None) -
 
 
 @dataclass(slots=True)
-class _Packer:
+class Packer:
     """One run: fills the staging area and works out the manifest."""
 
     source: Source
@@ -115,8 +117,8 @@ class _Packer:
                 for layer, record in enumerate(records)
             ),
             skeleton=tuple(sorted(skeleton, key=lambda file: file.path)),
-            checks=self._put(lay.CHECKS_FILE, data),
-            origin=Origin(url=self.source.url, revision=self.source.revision, tool=f"premoe {_version()}"),
+            checks=self.put(lay.CHECKS_FILE, data),
+            origin=Origin(url=self.source.origin, revision=self.source.revision, tool=f"premoe {_version()}"),
         )
         return manifest.model_copy(update={"model_id": manifest.content_id()})
 
@@ -144,14 +146,14 @@ class _Packer:
             self.progress.stage(file)
             record = self.staging.load(file, ShardRecord)
             if record is None:
-                record = self._write_shard(file, tensors)
+                record = self.write_shard(file, tensors)
                 self.staging.save(file, record)
             else:
                 self.progress.advance(sum(tensor.num_bytes for tensor in tensors))
             self.tensor_digests |= record.tensors
             yield PackFile(path=file, num_bytes=record.num_bytes, digest=record.digest)
 
-    def _write_shard(self, file: str, tensors: Sequence[TensorInfo]) -> ShardRecord:
+    def write_shard(self, file: str, tensors: Sequence[TensorInfo]) -> ShardRecord:
         header = encode_header([(one.name, one.dtype, one.shape) for one in tensors], {"format": "pt"})
         whole = blake3.blake3(header)
         digests: dict[str, str] = {}
@@ -177,10 +179,14 @@ class _Packer:
 
     def _files(self) -> Iterator[PackFile]:
         for path in self.source.skeleton_files:
-            data = self.checkpoint.config if path == "config.json" else self.source.store.get(path)
-            yield self._put(f"skeleton/{path}", data)
+            yield self.write_file(path)
 
-    def _put(self, file: str, data: bytes) -> PackFile:
+    def write_file(self, path: str) -> PackFile:
+        """A small skeleton file, as it is."""
+        data = self.checkpoint.config if path == "config.json" else self.source.store.get(path)
+        return self.put(f"skeleton/{path}", data)
+
+    def put(self, file: str, data: bytes) -> PackFile:
         self.staging.store.put(self.staging.path(file), data)
         self.bytes_written += len(data)
         return PackFile(path=file, num_bytes=len(data), digest=blake3.blake3(data).hexdigest())
@@ -190,7 +196,7 @@ class _Packer:
         self.progress.stage(file)
         record = self.staging.load(file, LayerRecord)
         if record is None:
-            record = self._write_layer(layer, file)
+            record = self.write_layer(layer, file)
             self.staging.save(file, record)
         else:
             self.resumed_layers += 1
@@ -201,7 +207,7 @@ class _Packer:
             self.tensors |= {part.name: part for part in parts}
         return record
 
-    def _write_layer(self, layer: int, file: str) -> LayerRecord:
+    def write_layer(self, layer: int, file: str) -> LayerRecord:
         model, blob_bytes = self.checkpoint.model, self.layout.blob_bytes
         header = lay.expert_file_header(model.num_experts, blob_bytes)
         digests: list[str] = []

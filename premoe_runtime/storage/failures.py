@@ -12,6 +12,7 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Inva
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXT = ("No space left", "QuotaExceeded", "InsufficientStorage", "StorageFull", "Disk quota")
+_READ_ONLY_TEXT = "Read-only file system"
 _REFUSED_TEXT = ("Permission denied (os error", "Operation not permitted (os error")
 _METADATA_HOST = "169.254.169.254"  # where the AWS client looks for credentials when no variable gives any
 _ABSENT_TEXT = ("404 Not Found", "Not a directory (os error", "Is a directory (os error")
@@ -35,6 +36,10 @@ def mapped_errors(where: str) -> Iterator[None]:
         text = str(error)
         if getattr(error, "errno", None) in _FULL or any(mark in text for mark in _FULL_TEXT):
             raise _full(where) from error
+        if getattr(error, "errno", None) == errno.EROFS or _READ_ONLY_TEXT in text:
+            raise InvalidInput(
+                f"{where} is on a read-only file system; choose another place", reason="READ_ONLY"
+            ) from error
         if any(mark in text for mark in _RANGE_TEXT):
             raise CorruptData(f"{where} is too short; write the object again", reason="OBJECT_TRUNCATED") from error
         if any(mark in text for mark in _ABSENT_TEXT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -34,10 +35,49 @@ def test_pack_then_pack_again_then_verify(source: Path, tmp_path: Path) -> None:
     (pack,) = (store / "models").iterdir()
     assert first.stdout == f"packed qwen3_moe, {first.stdout.split(', ')[1].split(':')[0]}: {pack.as_uri()}\n"
     again = premoe("pack", "--to", store, source)
-    assert (again.exit_code, again.stdout) == (0, f"already packed: {pack.as_uri()}\n")
+    assert (again.exit_code, again.stdout) == (0, f"already packed, every digest checked: {pack.as_uri()}\n")
     verified = premoe("pack", "verify", store)
     assert verified.exit_code == 0
     assert verified.stdout.startswith("good: 18 blobs, ")
+
+
+def test_a_damaged_pack_is_repaired(source: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    premoe("pack", source, "--to", store)
+    file = pack_file(store, "experts/layer-001.safetensors")
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    assert premoe("pack", "verify", store).exit_code == 5
+    again = premoe("pack", source, "--to", store)
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert again.stdout == f"repaired experts/layer-001.safetensors: {file.parent.parent.as_uri()}\n"
+    assert premoe("pack", "verify", store).exit_code == 0
+
+
+@pytest.mark.parametrize("kept", [(), ("vocab.json",)])
+def test_a_folder_without_tokenizer_is_refused_unless_that_is_wanted(
+    source: Path, tmp_path: Path, kept: tuple[str, ...]
+) -> None:
+    (source / "tokenizer.json").unlink()
+    for name in kept:
+        (source / name).write_text("{}")
+    refused = premoe("pack", source, "--to", tmp_path / "store")
+    assert refused.exit_code == 2
+    assert "has no tokenizer" in refused.stderr
+    assert "--without-tokenizer" in refused.stderr
+    assert not (tmp_path / "store").exists()
+    assert premoe("pack", source, "--to", tmp_path / "store", "--without-tokenizer").exit_code == 0
+
+
+def test_a_read_only_place_is_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    found = premoe("pack", source, "--to", tmp_path / "store")
+    assert found.exit_code == 2
+    assert (
+        found.stderr == f"error: {(tmp_path / 'store').as_uri()} is on a read-only file system; choose another place\n"
+    )
 
 
 def test_json_results(source: Path, tmp_path: Path) -> None:
@@ -126,7 +166,9 @@ def test_a_full_disk_is_exit_code_seven(source: Path, tmp_path: Path, monkeypatc
 
 
 def test_usage() -> None:
-    assert "SRC --to URL" in premoe("pack", "--help").stdout
+    usage = premoe("pack", "--help").stdout
+    assert "SRC" in usage
+    assert "--to URL" in usage
     missing = premoe("pack", "somewhere")
     assert missing.exit_code == 2
     assert "--to" in missing.stderr

@@ -13,9 +13,10 @@ from rich.progress import Progress as RichProgress
 from premoe_local.console import human_bytes, json_option, print_json
 from premoe_local.default_group import DefaultGroup
 from premoe_runtime.packs.reader import open_pack
-from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.repair import pack_or_repair
+from premoe_runtime.packs.source import check_tokenizer, open_source
 from premoe_runtime.packs.verify import Verification, verify_pack
-from premoe_runtime.packs.writer import PackResult, write_pack
+from premoe_runtime.packs.writer import PackResult
 from premoe_runtime.storage import open_store
 
 
@@ -48,30 +49,38 @@ class Bar:
 def command() -> None:
     """Turn a checkpoint into a pack in object storage, or verify one.
 
-    SRC is a checkpoint folder, or a file://, s3:// or hf://org/name[@revision] URL; URL is an object store root
-    (a folder, file://, s3://bucket/prefix), where the pack appears as models/MODEL_ID. Running it again continues
-    a killed run, and does nothing when the pack is there already. A revision is a branch, a tag, a commit or refs/pr/N.
-    S3 takes the usual AWS_* variables and the shared files that AWS_PROFILE leads to, hf:// takes HF_ENDPOINT, HF_TOKEN
-    and the token of `hf auth login`.
+    SRC is a checkpoint folder, or a file://, s3:// or hf://org/name[@revision] URL (a branch, a tag, a commit, or
+    refs/pr/N); URL is an object store root (a folder, file://, s3://bucket/prefix), where the pack appears as
+    models/MODEL_ID. Running it again continues a killed run; a pack that is there already is read whole, and what is
+    damaged in it is written again. S3 takes the usual AWS_* variables and the files that AWS_PROFILE leads to, hf://
+    takes HF_ENDPOINT, HF_TOKEN and the token of `hf auth login`.
     """
 
 
 @command.command("write")
 @click.argument("source", metavar="SRC")
 @click.option("--to", "url", metavar="URL", required=True, help="Object store root: file://, s3:// or a folder.")
+@click.option(
+    "--without-tokenizer", is_flag=True, help="Pack a checkpoint that has none; only token ids can be served."
+)
 @json_option
-def write(source: str, url: str, as_json: bool) -> None:
+def write(source: str, url: str, without_tokenizer: bool, as_json: bool) -> None:
     """Write the pack of the checkpoint SRC to the object store at URL."""
+    opened, store = open_source(source), open_store(url)
+    if not without_tokenizer:
+        check_tokenizer(opened)
     bar = Bar()
     with bar.rich:
-        result = write_pack(open_source(source), open_store(url), bar)
+        result = pack_or_repair(opened, store, bar)
     if as_json:
         print_json(_written(result))
         return
     manifest = result.manifest
     size = human_bytes(manifest.experts_bytes + manifest.skeleton_bytes)
     if result.already_packed:
-        click.echo(f"already packed: {result.url}")
+        click.echo(f"already packed, every digest checked: {result.url}")
+    elif result.repaired:
+        click.echo(f"repaired {', '.join(result.repaired)}: {result.url}")
     else:
         resumed = f", {result.resumed_layers} layers kept from an earlier run" if result.resumed_layers else ""
         click.echo(f"packed {manifest.family}, {size}{resumed}: {result.url}")
@@ -111,6 +120,7 @@ def _written(result: PackResult) -> dict[str, object]:
         "bytes_written": result.bytes_written,
         "resumed_layers": result.resumed_layers,
         "already_packed": result.already_packed,
+        "repaired": list(result.repaired),
         "dropped": [name for name, _ in result.dropped],
         "url": result.url,
     }
