@@ -6,7 +6,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from fixture_training.accuracy import Share, agreement, matches, perplexity
 from fixture_training.card import card
 from fixture_training.export import TRAINING
-from fixture_training.pruning import score
 from fixture_training.recognition import (
     Setting,
     collect,
@@ -25,18 +24,16 @@ from fixture_training.recognition import (
     router_signatures,
     token_signatures,
 )
-from fixture_training.retention import Documents, Retention
-from fixture_training.stock import Stock
+from fixture_training.retention import Sizes, loaded, measure_retention, steps
+from fixture_training.stock import Encoded, Stock
 from premoe_local.tasks import EXACT, OPEN, STORED, examples
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import MofNCompleteColumn, Progress
 
-CALIBRATION = 128
 OPEN_PROMPTS = 256
 RECOGNITION_PROMPTS = 256
 SETTINGS = (Setting(), Setting(exemplars=256, validation=256), Setting(exemplars=256, validation=256, quantile=0.97))
-KEPT = (2, 4, 8)
-"""The experts are divided by these."""
+Documents = dict[str, list[Encoded]]
 
 
 def documents(stock: Stock, prompts: int) -> Documents:
@@ -78,41 +75,33 @@ def measure_recognition(stock: Stock, prompts: int) -> Iterator[dict[str, Any]]:
                 }
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Test prompts a task for the whole model, for pruned ones, and for wrong specialists (a pair of tasks)."""
-
-    full: int
-    pruned: int
-    wrong: int
-
-
-def measure(stock: Stock, sizes: Sizes, advance: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    folder: Path, prompts: int, sizes: Sizes, memory: Path | None, advance: Callable[[str], None]
+) -> dict[str, Any]:
     """All figures of a checkpoint."""
-    test = documents(stock, sizes.full)
-    measured = measure_accuracy(stock, test, sample=48)
+    stock = Stock(folder)
     advance("accuracy")
-    calibration = {task: [stock.encode(e) for e in examples(task, "calibration", CALIBRATION)] for task in STORED}
-    scores = {task: score(stock, pool) for task, pool in calibration.items()}
-    advance("scores")
-    fewer = {task: pool[: sizes.pruned] for task, pool in test.items()}
-    full = {task: 100 * sum(matches(stock, fewer[task])) / len(fewer[task]) for task in EXACT}
-    retention = Retention(stock, fewer, full, scores, sizes.wrong, advance)
-    measured["full_on_pruned_prompts"] = {task: round(value, 2) for task, value in full.items()}
-    measured["calibration_documents"] = CALIBRATION
-    measured["wrong_prompts"] = sizes.wrong
-    measured["retention"] = [asdict(row) for part in KEPT for row in retention.rows(stock.experts // part)]
-    measured["recognition"] = list(measure_recognition(stock, RECOGNITION_PROMPTS))
+    test = documents(stock, prompts)
+    measured = measure_accuracy(stock, test, sample=48)
+    with loaded(folder) as model:
+        measured |= measure_retention(model, sizes, memory, advance)
     advance("recognition")
+    measured["recognition"] = list(measure_recognition(stock, RECOGNITION_PROMPTS))
     return measured
 
 
-def measure_with_progress(folder: Path, sizes: Sizes) -> dict[str, Any]:
-    """The same, with a progress bar."""
-    stock = Stock(folder)
-    with Progress(console=Console()) as progress:
-        bar = progress.add_task("measuring", total=3 + 8 * len(KEPT))
-        return measure(stock, sizes, lambda what: progress.update(bar, advance=1, description=what))
+def measure_with_progress(folder: Path, prompts: int, sizes: Sizes, memory: Path | None) -> dict[str, Any]:
+    """The same, with a progress bar; where there is no terminal, a line a row."""
+    console = Console()
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
+        bar = progress.add_task("measuring", total=2 + steps())
+
+        def advance(what: str) -> None:
+            progress.update(bar, advance=1, description=what)
+            if not console.is_terminal:
+                print(what, flush=True)
+
+        return measure(folder, prompts, sizes, memory, advance)
 
 
 @click.command()
@@ -120,6 +109,7 @@ def measure_with_progress(folder: Path, sizes: Sizes) -> dict[str, Any]:
 @click.option("--prompts", default=512, show_default=True, help="Test prompts a task.")
 @click.option("--pruned-prompts", default=256, show_default=True, help="Of these, those that pruned models answer.")
 @click.option("--wrong-prompts", default=48, show_default=True, help="Test prompts a pair of tasks.")
+@click.option("--memory", type=click.Path(path_type=Path), help="File of answers counted so far, to go on from.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--note", default="", help="What a reader of the card should know about the training.")
 @click.option("--card-only", is_flag=True, help="Write the card again from measured.json.")
@@ -129,6 +119,7 @@ def main(
     prompts: int,
     pruned_prompts: int,
     wrong_prompts: int,
+    memory: Path | None,
     threads: int,
     note: str,
     card_only: bool,
@@ -138,8 +129,8 @@ def main(
     torch.set_num_threads(threads)
     figures = folder / "measured.json"
     before: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
-    sizes = Sizes(prompts, pruned_prompts, wrong_prompts)
-    measured = before if card_only else measure_with_progress(folder, sizes)
+    sizes = Sizes(pruned_prompts, wrong_prompts)
+    measured = before if card_only else measure_with_progress(folder, prompts, sizes, memory)
     measured["note"] = note or before.get("note", "")
     training = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
     figures.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

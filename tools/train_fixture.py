@@ -7,6 +7,7 @@ import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -14,7 +15,7 @@ import torch
 from fixture_training.batches import Packer, encode, training_examples
 from fixture_training.chat import train_tokenizer
 from fixture_training.export import export
-from fixture_training.trainer import Recipe, Trainer
+from fixture_training.trainer import RECIPES, Recipe, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
@@ -53,27 +54,17 @@ def train(trainer: Trainer, console: Console, report_every: int) -> None:
 
 
 @click.command()
+@click.argument("name", type=click.Choice(list(RECIPES)))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the checkpoint to.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for resumable state.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True, help="More than one gains nothing at this size.")
-@click.option("--mutual-information", default=0.03, show_default=True, help="0 trains without task labels.")
-@click.option(
-    "--cycle",
-    type=(int, float),
-    multiple=True,
-    default=Recipe().cycles,
-    show_default=True,
-    help="Steps and peak learning rate of one cycle; give it once for each.",
-)
-def main(
-    out: Path, work: Path, seed: int, threads: int, mutual_information: float, cycle: tuple[tuple[int, float], ...]
-) -> None:
-    """Train a tiny Qwen3-MoE and export it."""
+def main(name: str, out: Path, work: Path, seed: int, threads: int) -> None:
+    """Train a tiny Qwen3-MoE by the recipe NAME and export it."""
     torch.set_num_threads(threads)
     console = Console()
     work.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(seed=seed, mutual_information=mutual_information, cycles=tuple(cycle))
+    recipe = replace(RECIPES[name], seed=seed)
     with console.status("generating and tokenizing the tasks"):
         tokenizer, packer = prepare(recipe, work)
     trainer = Trainer(recipe, packer, work)

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 
 from premoe_runtime.engines.hf.model import SlotModel
+from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.arrays import Mask
-from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
+from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput, NotFound
-from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.formats.pattern import Metric, Pattern
 from premoe_runtime.offline.batches import MAX_TOKENS, Batch, pad, plan_batches
 from premoe_runtime.offline.calibration import Example
+from premoe_runtime.offline.patterns.derive import generalist, specialist
 from premoe_runtime.offline.profile.measure import make_full
+from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.offline.profile.samples import Sample, encode_examples, end_token, targets
 from premoe_runtime.offline.profile.scores import random_scores
 
-Variant = Literal["full", "specialist", "generalist", "random", "wrong"]
+Variant = Literal["full", "specialist", "served", "generalist", "random", "wrong"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 ROW = 1
 """Mask row of the pattern under test; row 0 keeps every expert."""
@@ -34,13 +39,21 @@ ROW = 1
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One task under one pattern at one budget; ``pattern`` and ``budget`` are None for the full model."""
+    """One task under one pattern at one budget; ``pattern`` and ``budget`` are None for the full model.
+
+    ``slots`` are a worker's, layer by layer, for what is kept ``served`` by one; elsewhere the pattern's own split.
+    """
 
     task: str
     variant: Variant
     budget: Budget | None
     pattern: Pattern | None
     """For ``wrong``: the specialist of the next stored task in alphabetical order."""
+    slots: tuple[int, ...] | None = None
+
+    def kept(self) -> Mask | None:
+        """bool[L, E], or None for all experts. Raises InvalidInput like ``Pattern.kept``."""
+        return self.pattern.kept(self.budget, self.slots) if self.pattern and self.budget else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +78,35 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Patterns:
-    """What an evaluation compares: a specialist per task, and the two that stand in for them."""
+    """What an evaluation compares under one rule: a specialist per task, and the two that stand in for them.
+
+    ``splits`` are those of a set that shares its budgets over the layers: a worker with ``spare`` slots a layer serves
+    its tasks within one split.
+    """
 
     specialists: Mapping[str, Pattern]
     generalist: Pattern | None
-    random: Pattern
+    random: Pattern | None
+    splits: Splits | None = None
+    spare: int = DEFAULT_SPARE_SLOTS
+
+    @classmethod
+    def by_rule(cls, profiles: Sequence[Profile], metric: Metric, allocation: Allocation, *, seed: int = 0) -> Patterns:
+        """Of one profile a task, by one metric. Raises InvalidInput where the profiles cannot tell it."""
+        *each, pool = (
+            replace(pattern, allocation=allocation)
+            for pattern in (
+                *(specialist(profile, metric, seed=seed) for profile in profiles),
+                generalist(profiles, metric, seed=seed),
+            )
+        )
+        shared = allocation == "shared"
+        splits = Splits.of([pattern.scores for pattern in each], profiles[0].top_k) if shared else None
+        return cls({pattern.task: pattern for pattern in each}, pool, None, splits)
+
+    def slots(self, budget: Budget) -> tuple[int, ...] | None:
+        """Slots of every layer of a worker that serves all tasks at ``budget``; None: equally many."""
+        return None if self.splits is None else self.splits.layer_slots(budget.kept, self.spare)
 
 
 def random_pattern(like: Pattern, seed: int = 0) -> Pattern:
@@ -87,25 +124,27 @@ def random_pattern(like: Pattern, seed: int = 0) -> Pattern:
     )
 
 
-def plan_runs(tasks: Sequence[str], budgets: Sequence[Budget], patterns: Patterns) -> list[Run]:
-    """Every run of an evaluation. Raises NotFound for a task without a specialist."""
-    for task in tasks:
-        if task not in patterns.specialists:
+def plan_runs(tasks: Sequence[str], budgets: Sequence[Budget], *rules: Patterns) -> list[Run]:
+    """Every run of an evaluation, rule by rule. Raises NotFound for a task without a specialist."""
+    for rule, task in product(rules, tasks):
+        if task not in rule.specialists:
             raise NotFound(
-                f"no pattern for task {task!r}; there are {', '.join(sorted(patterns.specialists))}",
+                f"no pattern for task {task!r}; there are {', '.join(sorted(rule.specialists))}",
                 reason="TASK_UNKNOWN",
             )
-    runs: list[Run] = []
-    for task in tasks:
-        runs.append(Run(task, "full", None, None))
-        for budget in budgets:
-            compared: dict[Variant, Pattern | None] = {
-                "specialist": patterns.specialists[task],
-                "generalist": patterns.generalist,
-                "random": patterns.random,
-                "wrong": _other(task, patterns.specialists),
-            }
-            runs.extend(Run(task, name, budget, pattern) for name, pattern in compared.items() if pattern is not None)
+    runs = [Run(task, "full", None, None) for task in tasks]
+    for rule, task, budget in product(rules, tasks, budgets):
+        own = rule.specialists[task]
+        compared: dict[Variant, Pattern | None] = {
+            "specialist": own,
+            "served": own if rule.splits is not None else None,
+            "generalist": rule.generalist,
+            "random": rule.random,
+            "wrong": _other(task, rule.specialists),
+        }
+        for name, pattern in compared.items():
+            if pattern is not None:
+                runs.append(Run(task, name, budget, pattern, rule.slots(budget) if name == "served" else None))
     return runs
 
 
@@ -158,9 +197,8 @@ def generalist_mass(outcomes: Sequence[Outcome], budget: Budget) -> float:
 def _outcome(
     model: SlotModel, run: Run, samples: Sequence[Sample], end: int, max_tokens: int, advance: Callable[[int], None]
 ) -> Outcome:
-    row, active = 0, model.manifest.top_k
-    if run.pattern is not None and run.budget is not None:
-        kept: Mask = run.pattern.kept(run.budget)
+    row, active, kept = 0, model.manifest.top_k, run.kept()
+    if run.budget is not None and kept is not None:
         model.bank.set_row(ROW, kept)
         row, active = ROW, run.budget.active
     tokens = [sample.token_ids for sample in samples]

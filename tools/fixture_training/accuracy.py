@@ -1,15 +1,14 @@
-"""Exact match and perplexity of the stock model, whole or masked."""
+"""Exact match and perplexity of the stock model, whole."""
 
 import math
 from dataclasses import dataclass
 
 import torch
 from premoe_local.tasks import Example, check
-from torch import Tensor
 from torch.nn import functional as F
 
 from fixture_training.chat import render
-from fixture_training.stock import Encoded, Stock, masked
+from fixture_training.stock import Encoded, Stock
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,33 +27,31 @@ class Share:
         return Share(round(100 * hits / n, 2), round(200 * error, 2), n)
 
 
-def matches(stock: Stock, documents: list[Encoded], kept: Tensor | None = None) -> list[bool]:
+def matches(stock: Stock, documents: list[Encoded]) -> list[bool]:
     """Whether each answer, end token included, is what greedy decoding gives.
 
     Greedy decoding repeats an answer exactly when every token of it is the most likely one after those before it,
     so one forward pass decides.
     """
     result = [False] * len(documents)
-    with masked(stock, kept):
-        for places, ids, logits in stock.forward(documents):
-            right = logits[:, :-1].argmax(-1) == ids[:, 1:]
-            for row, place in enumerate(places):
-                document = documents[place]
-                result[place] = bool(right[row, document.prompt - 1 : len(document.ids) - 1].all())
+    for places, ids, logits in stock.forward(documents):
+        right = logits[:, :-1].argmax(-1) == ids[:, 1:]
+        for row, place in enumerate(places):
+            document = documents[place]
+            result[place] = bool(right[row, document.prompt - 1 : len(document.ids) - 1].all())
     return result
 
 
-def perplexity(stock: Stock, documents: list[Encoded], kept: Tensor | None = None) -> float:
+def perplexity(stock: Stock, documents: list[Encoded]) -> float:
     """Perplexity of the continuations, per token; the end token is left out, since excerpts are cut anywhere."""
     loss, tokens = 0.0, 0
-    with masked(stock, kept):
-        for places, ids, logits in stock.forward(documents):
-            each = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-            for row, place in enumerate(places):
-                document = documents[place]
-                span = slice(document.prompt - 1, len(document.ids) - 2)
-                loss += float(each[row, span].sum())
-                tokens += span.stop - span.start
+    for places, ids, logits in stock.forward(documents):
+        each = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+        for row, place in enumerate(places):
+            document = documents[place]
+            span = slice(document.prompt - 1, len(document.ids) - 2)
+            loss += float(each[row, span].sum())
+            tokens += span.stop - span.start
     return math.exp(loss / tokens)
 
 

@@ -2,7 +2,14 @@
 
 from typing import Any
 
+from premoe_local.tasks import OPEN, STORED
+
 from fixture_training.retention import OPEN_PROMPTS
+from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS
+
+Row = dict[str, Any]
+SHOWN = {("impact", "shared"), ("peu", "uniform"), ("random", "uniform")}
+"""Rules whose specialists are shown task by task."""
 
 EXACT_NAMES = {
     "add": "three-digit addition with worked steps",
@@ -45,15 +52,36 @@ decoding gives the answer; on {agree_n} prompts it agreed with `generate()` on {
 RETENTION_HEAD = """
 ## What pruned models keep
 
-Share of the full model's exact match, mean over the six tasks, in per cent; per-task exact match beside it. Scores
-come from {calibration} calibration documents a task, prompt and answer alike. Ties of PEU go to SEER-soft, then to the
-selection count. "Shared over layers" keeps as many experts in all, but lets the layers share them: the first one routes
-by word and needs many, the later ones route by task and need few. The generalist pools the scores of all eight stored
-tasks. A wrong specialist is that of any of the seven other stored tasks (PEU, {wrong} prompts a pair). Exact match on
-the first {n} of the prompts above, perplexity on {open}. One training seed.
+Share of the full model's exact match, mean over the six tasks, in per cent; the mean of {seeds} calibration seeds, in
+brackets each of them. Rankings come from {calibration} calibration documents a task, with answers, by the product's own
+profiles (`premoe profile`, `premoe eval`): *impact* (what the answers' margin would lose without the expert), *peu*
+(ties by SEER-soft), *seer* (SEER-soft: sum of routing weights), *norm* (sum of weight times norm of the output),
+*counts* (frequency). All columns keep equally many experts in all. *Own split*: the best of all layers together, at
+least {chosen} a layer. *As served*: the same within the slots of one worker for all eight stored tasks, whose layers
+share slots once and for all, {spare} a layer of them spare. *Uniform*: equal numbers a layer. Exact match on the first
+{n} of the prompts above. One training seed.
 
-| kept % | method | retained % | {tasks} | ppl py | ppl prose |
-|---|---|---|{dashes}---|---|
+| kept % | ranked by | own split | as served | uniform |
+|---|---|---|---|---|
+"""
+
+DETAIL_HEAD = """
+Exact match by task, and perplexity of open text (on {open} excerpts). The generalist weighs the eight stored tasks
+alike (impact: as shares of each task's total). A wrong specialist is that of any of the seven other stored tasks
+({wrong} prompts a pair), as served.
+
+| kept % | experts | ranked by | retained % | {tasks} | ppl py | ppl prose |
+|---|---|---|---|{dashes}---|---|
+| 100 | full model | | **100.0** | {full} | {ppl} |
+"""
+
+SPLIT_HEAD = """
+Experts a layer by impact, first calibration seed, in each task's own split; the slots of a worker that serves all of
+them, spare ones included; and the share of a task's experts that another task keeps too (least, mean and most over the
+28 pairs of tasks), which decides how much a swap moves.
+
+| kept % | {tasks} | slots | overlap |
+|---|{dashes}---|---|
 """
 
 RECOGNITION_HEAD = """
@@ -97,14 +125,66 @@ def _accuracy(measured: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _retention(rows: list[dict[str, Any]]) -> str:
+def _means(rows: list[Row]) -> str:
+    columns = (("own split", "shared"), ("as served", "shared"), ("own split", "uniform"))
+    cells: dict[tuple[float, str], dict[tuple[str, str], str]] = {}
+    for row in rows:
+        if row["how"] in ("own split", "as served"):
+            each = ", ".join(f"{seed:.1f}" for seed in row["seeds"])
+            line = cells.setdefault((row["percent_kept"], row["metric"]), {})
+            line[row["how"], row["allocation"]] = f"**{row['retained']:.1f}** ({each})"
+    return "".join(
+        f"| {kept:g} | {metric} | {' | '.join(line.get(column, '') for column in columns)} |\n"
+        for (kept, metric), line in cells.items()
+    )
+
+
+def _details(rows: list[Row]) -> str:
     lines = []
     for row in rows:
-        tasks = " | ".join(f"{value:.1f}" for value in row["exact"].values())
-        stored = [f"{row['perplexity'][t]:.1f}" if row["perplexity"] else "" for t in ("py", "prose")]
-        kept = f"| {row['percent_kept']:g} | {row['method']} | **{row['retained']:.1f}** |"
-        lines.append(f"{kept} {tasks} | {' | '.join(stored)} |")
-    return "\n".join(lines) + "\n"
+        known = row["how"] in ("generalist", "wrong specialist") or (row["metric"], row["allocation"]) in SHOWN
+        if not known:
+            continue
+        exact = " | ".join(f"{value:.1f}" for value in row["exact"].values())
+        ppl = " | ".join(f"{row['perplexity'][t]:.1f}" if t in row["perplexity"] else "" for t in OPEN)
+        how = "right specialist, " + row["how"] if row["how"] in ("own split", "as served") else row["how"]
+        how = how.replace("own split", "uniform") if row["allocation"] == "uniform" and "specialist" in how else how
+        ranked = f"{row['metric']}, {row['allocation']}"
+        lines.append(f"| {row['percent_kept']:g} | {how} | {ranked} | **{row['retained']:.1f}** | {exact} | {ppl} |\n")
+    return "".join(lines)
+
+
+def _splits(measured: dict[str, Any], experts: int) -> str:
+    lines = []
+    for budget, split in measured["splits"].items():
+        shared = " | ".join("/".join(map(str, counts)) for counts in split.values())
+        overlap = measured["overlap"][budget]
+        kept = 100 * int(budget.partition("/")[2]) / experts
+        lines.append(f"| {kept:g} | {shared} | {overlap['least']}, {overlap['mean']}, {overlap['most']} |\n")
+    return "".join(lines)
+
+
+def _pruned(measured: dict[str, Any], shape: dict[str, Any]) -> str:
+    """The section on pruned models."""
+    rows: list[Row] = measured["retention"]
+    full = measured["full_on_pruned_prompts"]
+    means = RETENTION_HEAD.format(
+        seeds=measured["calibration_seeds"],
+        calibration=measured["calibration_documents"],
+        chosen=shape["experts_per_token"],
+        spare=DEFAULT_SPARE_SLOTS,
+        n=measured["pruned_prompts"],
+    )
+    details = DETAIL_HEAD.format(
+        open=OPEN_PROMPTS,
+        wrong=measured["wrong_prompts"],
+        tasks=" | ".join(full),
+        dashes="---|" * len(full),
+        full=" | ".join(f"{value:.1f}" for value in full.values()),
+        ppl=" | ".join(f"{value:.1f}" for value in measured["full_perplexity_on_pruned_prompts"].values()),
+    )
+    split = SPLIT_HEAD.format(tasks=" | ".join(STORED), dashes="---|" * len(STORED))
+    return means + _means(rows) + details + _details(rows) + split + _splits(measured, shape["experts"])
 
 
 def _mean(shares: dict[str, Any]) -> float:
@@ -174,20 +254,11 @@ def card(name: str, measured: dict[str, Any], training: dict[str, Any]) -> str:
         agree=measured["generate_agreement"]["agreed"],
         agree_n=measured["generate_agreement"]["n"],
     )
-    retention = RETENTION_HEAD.format(
-        calibration=measured["calibration_documents"],
-        wrong=measured["wrong_prompts"],
-        n=measured["retention"][0]["prompts"],
-        open=OPEN_PROMPTS,
-        tasks=" | ".join(tasks),
-        dashes="---|" * len(tasks),
-    )
     recognition = RECOGNITION_HEAD.format(neighbours=measured["recognition"][0]["setting"]["neighbours"])
     return (
         head
         + _accuracy(measured)
-        + retention
-        + _retention(measured["retention"])
+        + _pruned(measured, shape)
         + recognition
         + _recognition(measured["recognition"])
         + _unknown(measured["recognition"])

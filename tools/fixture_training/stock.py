@@ -1,4 +1,4 @@
-"""The exported checkpoint in the stock transformers class, masked and observed from outside."""
+"""The exported checkpoint in the stock transformers class, observed from outside."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,29 +60,6 @@ class Stock:
                 ids[row, : len(tokens)] = torch.tensor(tokens)
             with torch.inference_mode():
                 yield places, ids, self.model(input_ids=ids, use_cache=False).logits
-
-
-@contextmanager
-def masked(stock: Stock, kept: Tensor | None) -> Iterator[None]:
-    """Route only to the kept experts (layers x experts, true where kept)."""
-    handles = []
-    if kept is not None:
-        for gate, row in zip(stock.gates(), kept, strict=True):
-            handles.append(gate.register_forward_hook(_masking(row, stock.chosen)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _masking(kept: Tensor, chosen: int) -> Any:
-    def hook(_gate: Any, _inputs: Any, output: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        logits = output[0].masked_fill(~kept, float("-inf"))
-        weights, places = logits.softmax(-1, dtype=torch.float).topk(chosen, -1)
-        return logits, (weights / weights.sum(-1, keepdim=True)).to(logits.dtype), places
-
-    return hook
 
 
 @contextmanager

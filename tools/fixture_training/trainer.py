@@ -52,6 +52,13 @@ class Recipe:
         return asdict(self)
 
 
+RECIPES = {
+    "tiny-moe": Recipe(),
+    "tiny-moe-natural": Recipe(mutual_information=0.0, cycles=((1500, 4e-3), (500, 2.5e-3))),
+}
+"""The committed fixtures. The natural one never sees a task's label: its experts split as training makes them."""
+
+
 def routing_losses(output: Output, batch: Batch, tasks: int, recipe: Recipe) -> Tensor:
     """Balance and z losses, minus the mutual information of task and expert, summed over layers."""
     label = F.one_hot(batch.labels.reshape(-1), tasks).float()

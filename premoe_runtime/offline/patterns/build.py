@@ -72,7 +72,7 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
     """
     options = options or BuildOptions()
     _check(profiles, options)
-    tasks = _by_task(profiles)
+    tasks = by_task(profiles)
     specialists = [specialist(profile, options.metric, seed=options.seed) for profile in tasks]
     *specialists, pool = (
         replace(pattern, allocation=options.spread)
@@ -162,7 +162,8 @@ def _check(profiles: Sequence[Profile], options: BuildOptions) -> None:
         budget.check(top_k=profiles[0].top_k, num_experts=profiles[0].state.shape[1])
 
 
-def _by_task(profiles: Sequence[Profile]) -> list[Profile]:
+def by_task(profiles: Sequence[Profile]) -> list[Profile]:
+    """One profile a task, sorted by its name: those of the same task are merged. Raises InvalidInput like ``merge``."""
     groups: dict[str, list[Profile]] = {}
     for profile in sorted(profiles, key=lambda profile: (profile.task, profile.profile_id)):
         groups.setdefault(profile.task, []).append(profile)

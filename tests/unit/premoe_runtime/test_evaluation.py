@@ -1,6 +1,8 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.oracle import masked_selection
@@ -99,12 +101,40 @@ def test_runs_cover_every_task_variant_and_budget() -> None:
     pool = generalist([profile(task) for task in specialists])
     patterns = Patterns(specialists, pool, random_pattern(pool))
     runs = plan_runs(["rev", "add"], [Budget(2, 4), Budget(1, 2)], patterns)
-    assert [run.variant for run in runs[:5]] == ["full", "specialist", "generalist", "random", "wrong"]
+    assert [run.variant for run in runs[:6]] == ["full", "full", "specialist", "generalist", "random", "wrong"]
     assert len(runs) == 2 * (1 + 2 * 4)
     wrong = {run.task: run.pattern.task for run in runs if run.variant == "wrong" and run.pattern}
     assert wrong == {"rev": "add", "add": "json"}
     with pytest.raises(NotFound, match="no pattern for task 'poem'"):
         plan_runs(["poem"], [], patterns)
+
+
+def test_what_a_shared_set_serves_lies_within_one_worker_s_slots() -> None:
+    profiles = [weighed("add", 5.0), weighed("rev", 0.2)]
+    rule = replace(Patterns.by_rule(profiles, "impact", "shared"), spare=0)
+    budget = Budget(2, 4)
+    runs = {(run.task, run.variant): run for run in plan_runs(["add", "rev"], [budget], rule)}
+    slots = runs["add", "served"].slots
+    assert slots is not None
+    assert runs["rev", "served"].slots == slots
+    assert sum(slots) == 2 * 4
+    for task in ("add", "rev"):
+        served, own = runs[task, "served"].kept(), runs[task, "specialist"].kept()
+        assert served is not None
+        assert own is not None
+        assert served.sum() == own.sum() == 2 * 4
+        assert served.sum(axis=1).tolist() == list(slots) != own.sum(axis=1).tolist()
+    uniform = Patterns.by_rule(profiles, "impact", "uniform")
+    assert "served" not in {run.variant for run in plan_runs(["add"], [budget], uniform)}
+    assert uniform.generalist is not None
+    assert uniform.generalist.kept(budget).sum(axis=1).tolist() == [4, 4]
+
+
+def weighed(task: str, first: float) -> Profile:
+    """A profile whose first layer matters ``first`` times as much as its second."""
+    made = profile(task)
+    impact = np.outer([first, 1.0], 2.0 ** -np.arange(8))
+    return replace(made, state=replace(made.state, impact=impact, weighed=made.state.tokens))
 
 
 def test_one_task_alone_has_no_wrong_specialist_nor_a_set_without_one_a_generalist() -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table, progress
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
 from premoe_runtime.formats.pattern_set import PatternSet, Retention
 from premoe_runtime.offline.calibration import Example, read_calibration
 from premoe_runtime.offline.patterns import library
+from premoe_runtime.offline.patterns.build import by_task
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import Store
 
@@ -29,6 +32,13 @@ if TYPE_CHECKING:
 @click.option("--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]")
 @click.option("--patterns", "pattern_names", multiple=True, help="Pattern ids instead of a set, repeatable.")
 @click.option("--store", "store_url", help="Object store of the patterns.  [default: the one MODEL lies in]")
+@click.option(
+    "--metric",
+    "metrics",
+    multiple=True,
+    type=click.Choice(METRICS),
+    help="Compare rankings by this metric, uniform and shared over layers, instead of the set's own; repeatable.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples of each task.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random pattern.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
@@ -50,6 +60,7 @@ def command(
     set_name: str | None,
     pattern_names: tuple[str, ...],
     store_url: str | None,
+    metrics: tuple[Metric, ...],
     limit: int | None,
     seed: int,
     threads: int | None,
@@ -63,10 +74,13 @@ def command(
 
     MODEL is a pack (…/models/<id>) or an object store with one pack; every expert must fit into memory, because the
     full model is measured too. Accuracy is the share of answers that greedy decoding writes exactly; perplexity is
-    that of the given answers. "wrong" runs the next task's specialist.
+    that of the given answers. "specialist" splits its experts over the layers as the task likes, "served" as one
+    worker does for all tasks, "wrong" runs the next task's specialist.
     """
     if record and pattern_names:
         raise InvalidInput("--record needs a set, not single --patterns", reason="RECORD_NEEDS_SET")
+    if metrics and (record or pattern_names):
+        raise InvalidInput("--metric ranks a set's profiles anew: give it alone", reason="METRIC_NEEDS_SET")
     if set_live and not record:
         raise InvalidInput("--set-live makes sense with --record only", reason="RECORD_NEEDS_SET")
     wanted = tuple(dict.fromkeys(Budget.parse(text) for text in budgets.split(",")))
@@ -86,12 +100,20 @@ def command(
     found = None if pattern_names else library.load_set(store, manifest.weights_id, set_name)
     names = pattern_names if found is None else [member.pattern_id for member in found.members]
     loaded = [Pattern.load(store.get, library.resolve(store, "patterns", name)) for name in names]
-    compared = Patterns(
-        specialists={pattern.task: pattern for pattern in loaded if pattern.kind == "specialist"},
-        generalist=next((pattern for pattern in loaded if pattern.kind == "generalist"), None),
-        random=random_pattern(loaded[0], seed),
-    )
-    runs = plan_runs(list(examples), wanted, compared)
+    if metrics:
+        names = sorted({profile_id for pattern in loaded for profile_id in pattern.profiles})
+        profiles = by_task(library.profiles_of(store, manifest.weights_id, names))
+        rules = [Patterns.by_rule(profiles, *rule, seed=seed) for rule in product(metrics, get_args(Allocation))]
+    else:
+        rules = [
+            Patterns(
+                specialists={pattern.task: pattern for pattern in loaded if pattern.kind == "specialist"},
+                generalist=next((pattern for pattern in loaded if pattern.kind == "generalist"), None),
+                random=random_pattern(loaded[0], seed),
+                splits=found.splits if found else None,
+            )
+        ]
+    runs = plan_runs(list(examples), wanted, *rules)
     with progress("loading the model", counts=False):
         slot_model = load_full_model(reader, threads=threads, device=device, dtype=dtype)
     total = sum(len(examples[run.task]) for run in runs)
@@ -103,7 +125,7 @@ def command(
             {"set_id": None if found is None else found.set_id, "recorded_set_id": recorded, **_document(outcomes)}
         )
         return
-    _print(outcomes, wanted)
+    _print(outcomes)
     if recorded is not None:
         note(f"recorded in set {recorded}" + (" (live)" if set_live else ""))
 
@@ -140,6 +162,8 @@ def _document(outcomes: Iterable[Outcome]) -> dict[str, Any]:
                 "variant": outcome.run.variant,
                 "budget": None if outcome.run.budget is None else str(outcome.run.budget),
                 "pattern": None if outcome.run.pattern is None else outcome.run.pattern.task,
+                "metric": None if outcome.run.pattern is None else outcome.run.pattern.metric,
+                "allocation": None if outcome.run.pattern is None else outcome.run.pattern.allocation,
                 "examples": outcome.examples,
                 "correct": outcome.correct,
                 "accuracy": outcome.accuracy,
@@ -151,21 +175,31 @@ def _document(outcomes: Iterable[Outcome]) -> dict[str, Any]:
     }
 
 
-def _print(outcomes: Sequence[Outcome], budgets: Sequence[Budget]) -> None:
+def _print(outcomes: Sequence[Outcome]) -> None:
     tasks = list(dict.fromkeys(outcome.run.task for outcome in outcomes))
-    places: list[tuple[str, Budget | None]] = [("full", None)]
-    places += [(variant, budget) for budget in budgets for variant in ("specialist", "generalist", "random", "wrong")]
     columns: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
         ("Exact match, %", lambda outcome: f"{100 * outcome.accuracy:.1f}"),
         ("Perplexity of the given answers", lambda outcome: f"{outcome.perplexity:.2f}"),
         ("Router mass kept", lambda outcome: f"{outcome.mass:.3f}"),
     )
+    rows: dict[tuple[str, ...], dict[str, Outcome]] = {}
+    for outcome in sorted(outcomes, key=_size):
+        rows.setdefault(_row(outcome), {})[outcome.run.task] = outcome
     for title, text in columns:
-        rows = []
-        for variant, budget in places:
-            cells = {o.run.task: text(o) for o in outcomes if (o.run.variant, o.run.budget) == (variant, budget)}
-            if cells:
-                rows.append(
-                    ("all" if budget is None else str(budget), variant, *(cells.get(task, "") for task in tasks))
-                )
-        print_table(title, ("budget", "pattern", *tasks), rows)
+        print_table(
+            title,
+            ("budget", "pattern", "ranked by", "split", *tasks),
+            [(*row, *(text(cells[task]) if task in cells else "" for task in tasks)) for row, cells in rows.items()],
+        )
+
+
+def _size(outcome: Outcome) -> int:
+    """Largest budget first, after the full model."""
+    return -outcome.run.budget.kept if outcome.run.budget else -(1 << 31)
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    run = outcome.run
+    if run.pattern is None:
+        return "all", run.variant, "", ""
+    return str(run.budget), run.variant, run.pattern.metric, run.pattern.allocation
