@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,9 +16,11 @@ from premoe_local.mesh import Mesh
 from premoe_local.processes import Child
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
-from support.mesh import mesh_over, prompts
+from support.mesh import mesh_over, prepare_store, prompts
 
 from premoe_runtime.formats.errors import Unavailable
+from premoe_runtime.formats.pattern import pattern_path
+from premoe_runtime.formats.pattern_set import encode_live, live_path
 from premoe_runtime.offline.patterns.library import find_set
 from premoe_runtime.storage import open_store
 
@@ -83,6 +87,34 @@ def test_store_killed_in_mid_request(store_url: str) -> None:
             assert again.json()["premoe"]["decision"] == "specialist"
         assert answer(mesh, "vowels").status_code == 503
         assert answer(mesh, "digits").status_code == 200
+
+
+def refused_by_server(response: httpx.Response, store_url: str, says: str) -> None:
+    """A 5xx that names the fault, gives one hint at most, and no place."""
+    error = response.json()["error"]
+    assert response.status_code == 500, response.text
+    assert says in error["message"]
+    assert error["message"].count(";") <= 1
+    assert store_url.removeprefix("file://") not in error["message"]
+
+
+def test_what_the_store_has_lost_is_the_servers_fault(tmp_path: Path) -> None:
+    store_url = prepare_store(tmp_path)
+    store = open_store(store_url)
+    live = find_set(store)
+    ids = {member.task: member.pattern_id for member in live.members}
+    with mesh_over(store_url) as mesh:
+        assert answer(mesh, "digits").status_code == 200
+        store.delete(pattern_path(ids["capitals"]))
+        for fields in ({}, {"pattern": "capitals"}):
+            refused_by_server(answer(mesh, "capitals", **fields), store_url, "there is no pattern")
+        store.delete_prefix(f"models/{mesh.manifest.model_id}/experts")
+        refused_by_server(answer(mesh, "vowels"), store_url, "is missing in the object store; run premoe pack verify")
+        store.put(live_path(mesh.manifest.weights_id), encode_live("0" * 64))
+        while (broken := answer(mesh, "digits")).status_code == 200:
+            time.sleep(0.2)  # retrieval looks at the pointer now and then
+        refused_by_server(broken, store_url, "leads nowhere: there is no pattern set")
+        assert httpx.get(f"{mesh.url}/health").status_code == 200
 
 
 def test_a_worker_killed_in_mid_answer_ends_the_stream_with_an_error(store_url: str) -> None:

@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_servicekit.faults import storage_fault
+
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest, PackFile
 from premoe_runtime.storage import Store
@@ -79,14 +81,19 @@ class Catalogue:
             raise NotFound(
                 f"no pack {model_id} in {self._store.url}; make it with premoe pack", reason="MODEL_NOT_FOUND"
             ) from error
-        where = self._store.at(f"{folder}/{MANIFEST}")
+        except PremoeError as error:
+            raise storage_fault(f"the manifest of pack {model_id}", error, "run premoe pack verify") from error
+        where = f"the manifest of pack {model_id}"
         manifest = Manifest.parse(document, where=where)
         if manifest.model_id != model_id:
-            raise CorruptData(f"{where} is the manifest of pack {manifest.model_id}", reason="MANIFEST_INVALID")
+            raise CorruptData(f"{where} is that of pack {manifest.model_id}", reason="MANIFEST_INVALID")
         return Pack(manifest, document, folder)
 
     def _only(self) -> str:
-        names = [name for name in self._store.list_names(MODELS) if self._is_pack(name)]
+        try:
+            names = [name for name in self._store.list_names(MODELS) if self._is_pack(name)]
+        except PremoeError as error:
+            raise storage_fault("the list of packs", error, "run premoe pack verify") from error
         if not names:
             raise NotFound(f"no pack in {self._store.url}; make one with premoe pack", reason="MODEL_NOT_FOUND")
         if len(names) > 1:

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import blake3
 from opentelemetry.trace import SpanKind
 from premoe_servicekit.deadlines import carried
+from premoe_servicekit.faults import storage_fault
 from premoe_servicekit.telemetry import tracer
 
 from premoe_expert_store.breaker import GuardedCache
@@ -26,6 +27,7 @@ from premoe_runtime.storage import Store
 T = TypeVar("T")
 TierName = Literal["redis", "object"]
 
+VERIFY = "run premoe pack verify"
 CACHE_BACKLOG_BYTES = 128 << 20
 """Bytes waiting to be cached beyond which blobs are not cached: a slow cache must not hold memory."""
 
@@ -74,9 +76,12 @@ class BlobLoader:
         digests = [pack.manifest.digest(expert) for expert in experts]
         return await self._in_thread(lambda: cache.holds(digests, pack.blob_bytes))
 
-    async def read(self, path: str, offset: int, length: int) -> bytes:
-        """A range of any object."""
-        return await self._in_thread(lambda: self._store.get_range(path, offset, length))
+    async def read(self, pack: Pack, path: str, offset: int, length: int) -> bytes:
+        """A range of one of the pack's files."""
+        try:
+            return await self._in_thread(lambda: self._store.get_range(f"{pack.folder}/{path}", offset, length))
+        except PremoeError as error:
+            raise storage_fault(f"{path} of pack {pack.manifest.model_id}", error, VERIFY) from error
 
     async def close(self) -> None:
         """Wait for what is being cached, then let the threads go."""
@@ -149,7 +154,7 @@ class BlobLoader:
             await self._fill(pack, drafts)
         except PremoeError as error:
             if len(drafts) == 1:
-                return [error]
+                return [storage_fault(f"{drafts[0].expert} of pack {pack.manifest.model_id}", error, VERIFY)]
             return [result for draft in drafts for result in await self._fill_all(pack, [draft])]
         right = await self._in_thread(lambda: [_matches(draft) for draft in drafts])
         return [
@@ -185,9 +190,8 @@ class BlobLoader:
             draft.holes = (Hole(0, len(draft.data)),)
             (result,) = await self._fill_all(pack, [draft])
             return result
-        path, _ = pack.place(draft.expert)
         return CorruptData(
-            f"{self._store.at(path)}: {draft.expert} does not match its digest; run premoe pack verify",
+            f"{draft.expert} of pack {pack.manifest.model_id} does not match its digest; {VERIFY}",
             reason="DIGEST_MISMATCH",
         )
 

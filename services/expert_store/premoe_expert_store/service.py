@@ -106,7 +106,7 @@ class ExpertStore:
         digest = blake3.blake3()
 
         async def read(part: Sequence[tuple[int, int]]) -> bytes:
-            return await self._loader.read(f"{pack.folder}/{path}", *part[0])
+            return await self._loader.read(pack, path, *part[0])
 
         async with aclosing(self._ahead([[one] for one in ranges], read, MAX_READ_BYTES)) as loaded:
             async for data in loaded:

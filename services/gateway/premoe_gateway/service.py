@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence, Set
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
 
+from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
 from premoe_gateway.domain import (
@@ -143,6 +144,10 @@ class Gateway:
                         opening.clear()
                         yield event
                 return
+            except NotFound as error:
+                if error.reason == "PATTERN_NOT_FOUND":  # the live set named it, not the caller
+                    raise own_fault(error) from error
+                raise
             except Unavailable as error:
                 failed.add(member.worker)
                 if began or error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):

@@ -9,7 +9,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import TypeVar
 
-from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_servicekit.faults import storage_fault
+
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.pattern import Pattern, pattern_path
 from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live, live_path
 from premoe_runtime.storage import Store
@@ -39,16 +41,18 @@ class PatternRepository:
     async def pattern_set(self, set_id: str) -> PatternSet:
         found = self._sets.get(checked(set_id, "set id"))
         if found is None:
-            with_reason = f"no pattern set {set_id} in {self._store.url}; build it with premoe patterns build"
-            found = await _read(lambda: PatternSet.load(self._store.get, set_id), with_reason, "SET_NOT_FOUND")
+            missing = NotFound(
+                f"there is no pattern set {set_id}; build it with premoe patterns build", reason="SET_NOT_FOUND"
+            )
+            found = await _read(lambda: PatternSet.load(self._store.get, set_id), f"pattern set {set_id}", missing)
             _remember(self._sets, set_id, found, CACHED_SETS)
         return found
 
     async def pattern(self, pattern_id: str) -> Pattern:
         found = self._patterns.get(checked(pattern_id, "pattern id"))
         if found is None:
-            missing = f"no pattern {pattern_id} in {self._store.url}"
-            found = await _read(lambda: Pattern.load(self._store.get, pattern_id), missing, "PATTERN_NOT_FOUND")
+            missing = NotFound(f"there is no pattern {pattern_id}", reason="PATTERN_NOT_FOUND")
+            found = await _read(lambda: Pattern.load(self._store.get, pattern_id), f"pattern {pattern_id}", missing)
             _remember(self._patterns, pattern_id, found, CACHED_PATTERNS)
         return found
 
@@ -61,8 +65,11 @@ class PatternRepository:
         if known is not None and not fresh and self._clock() < known[1] + self._live_refresh_s:
             return known[0]
         path = live_path(weights_id)
-        missing = f"no pattern set is live for weights {weights_id}; publish one and set it live"
-        set_id = await _read(lambda: decode_live(self._store.get(path), where=path), missing, "NO_LIVE_SET")
+        missing = NotFound(
+            f"no pattern set is live for weights {weights_id}; publish one and set it live", reason="NO_LIVE_SET"
+        )
+        what = f"the live pointer of weights {weights_id}"
+        set_id = await _read(lambda: decode_live(self._store.get(path), where=path), what, missing)
         self._live[weights_id] = (set_id, self._clock())
         return set_id
 
@@ -90,8 +97,12 @@ def _remember(cache: OrderedDict[str, V], key: str, value: V, limit: int) -> Non
         cache.popitem(last=False)
 
 
-async def _read(load: Callable[[], V], missing: str, reason: str) -> V:
+async def _read(load: Callable[[], V], what: str, missing: NotFound) -> V:
     try:
         return await asyncio.to_thread(load)
     except NotFound as error:
-        raise NotFound(missing, reason=reason) from error
+        raise missing from error
+    except CorruptData:
+        raise  # said by whoever parses it, who knows no place
+    except PremoeError as error:
+        raise storage_fault(what, error, "") from error

@@ -16,7 +16,7 @@ from premoe_retrieval.ports import PatternIndex
 from premoe_retrieval.repository import PatternRepository
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import OnUnknown
-from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
+from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import Decision, decide
@@ -67,9 +67,7 @@ class PatternService:
         """Decide for a unit signature f32[D]; ``set_id`` empty means the live set of ``weights_id``."""
         if not weights_id:
             raise InvalidInput("weights_id is empty; say which weights made the signature", reason="WEIGHTS_MISSING")
-        searched = set_id or await self._repository.live(weights_id)
-        pattern_set = await self._repository.pattern_set(searched)
-        _check_weights(searched, pattern_set, weights_id)
+        searched, pattern_set = await self._named_or_live(set_id, weights_id)
         vector = pattern_set.embed(check_signature(signature))
         if set_id and searched not in self._published and not await self._is_indexed(searched, pattern_set):
             raise NotFound(f"pattern set {searched} is not published; publish it first", reason="SET_NOT_PUBLISHED")
@@ -129,14 +127,29 @@ class PatternService:
         """The set named, or the live one of ``weights_id``."""
         if not set_id and not weights_id:
             raise InvalidInput("give set_id, or weights_id for its live set", reason="SET_MISSING")
-        listed = set_id or await self._repository.live(weights_id)
-        pattern_set = await self._repository.pattern_set(listed)
-        if weights_id:
-            _check_weights(listed, pattern_set, weights_id)
-        return listed, pattern_set
+        return await self._named_or_live(set_id, weights_id)
 
     async def close(self) -> None:
         await self._index.close()
+
+    async def _named_or_live(self, set_id: str, weights_id: str) -> tuple[str, PatternSet]:
+        """The set named, or the live one. A live pointer to what is not there, or does not fit, is our own fault."""
+        if set_id:
+            return set_id, await self._checked(set_id, weights_id)
+        live = await self._repository.live(weights_id)
+        try:
+            return live, await self._checked(live, weights_id)
+        except (NotFound, InvalidInput) as error:
+            raise CorruptData(
+                f"the live pointer of weights {weights_id} leads nowhere: {error}", reason="LIVE_SET_BROKEN"
+            ) from error
+
+    async def _checked(self, set_id: str, weights_id: str) -> PatternSet:
+        """A set, made for these weights if any are named."""
+        pattern_set = await self._repository.pattern_set(set_id)
+        if weights_id:
+            _check_weights(set_id, pattern_set, weights_id)
+        return pattern_set
 
     async def _ensure_indexed(self, set_id: str, pattern_set: PatternSet) -> None:
         if set_id in self._published:

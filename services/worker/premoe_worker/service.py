@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 from opentelemetry import trace
+from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
 from premoe_runtime.engines.base import SequenceRequest, TokenEvent
@@ -84,7 +85,13 @@ class Worker:
         describe_request(ask, self.name, len(encoded.token_ids))
         self._check(encoded, ask)
         choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
-        choice, pattern, budget = await self._resolve(choice)
+        try:
+            choice, pattern, budget = await self._resolve(choice)
+        except (NotFound, InvalidInput) as error:
+            # A pattern that the live set named and that is not there, or does not fit, is no mistake of the caller.
+            if ask.choice is None:
+                raise own_fault(error) from error
+            raise
         describe_choice(choice)
         active = self._active(ask.active_experts, pattern, budget)
         request = ManagedRequest(f"r{next(self._numbers)}", pattern, active, encoded.token_ids, ask.sampling)

@@ -18,7 +18,7 @@ from premoe_expert_store.ports import PIECE_BYTES, Hole
 from premoe_expert_store.service import FRAME_BYTES, ExpertStore
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
 
-from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, Unavailable
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.storage import LocalStore, Store, open_store
 
@@ -245,7 +245,9 @@ async def test_a_flipped_byte_is_corrupt_and_others_still_come(store: CountingSt
     data = bytearray(store.get(path))
     data[DATA_OFFSET + A.expert * 8192 + 100] ^= 1
     store.put(path, bytes(data))
-    with pytest.raises(CorruptData, match="layer 0 expert 1 does not match its digest") as caught:
+    with pytest.raises(
+        CorruptData, match=r"layer 0 expert 1 of pack \w+ does not match its digest; run premoe pack verify"
+    ) as caught:
         await bench.fetch(A)
     assert caught.value.reason == "DIGEST_MISMATCH"
     assert await bench.fetch(C) == bench.expected(C, tier="object")
@@ -268,22 +270,45 @@ async def test_a_truncated_object_is_corrupt(store: CountingStore) -> None:
     bench = Bench(store, window=1 << 30)
     path = bench.pack.layer_path(0)
     store.put(path, store.get(path)[: DATA_OFFSET + 2 * 8192 + 5])
-    with pytest.raises(CorruptData, match="too short") as caught:
+    with pytest.raises(CorruptData, match="is damaged in the object store; run premoe pack verify") as caught:
         await bench.fetch(ExpertId(0, 0), C)
     assert caught.value.reason == "OBJECT_TRUNCATED"
     assert await bench.fetch(ExpertId(0, 0)) == bench.expected(ExpertId(0, 0), tier="object")
 
 
-async def test_a_missing_object_is_not_found_and_a_dead_store_unavailable(store: CountingStore) -> None:
+STORED: dict[str, tuple[Exception, type[PremoeError], str]] = {
+    "missing": (NotFound("no such object", reason="OBJECT_NOT_FOUND"), CorruptData, "is missing"),
+    "cut": (CorruptData("too short", reason="OBJECT_TRUNCATED"), CorruptData, "is damaged"),
+    "refused": (InvalidInput("access refused", reason="ACCESS_REFUSED"), PremoeError, "the object store refuses"),
+    "down": (Unavailable("s3 is down", reason="STORE_FAILED"), Unavailable, "does not answer"),
+}
+
+
+@pytest.mark.parametrize("case", STORED.values(), ids=STORED.keys())
+async def test_faults_of_the_object_store_are_the_servers_and_tell_no_path(
+    store: CountingStore, case: tuple[Exception, type[PremoeError], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    error, kind, message = case
     bench = Bench(store)
-    store.delete(bench.pack.layer_path(0))
-    with pytest.raises(NotFound):
+    store.error = type(error)(f"{store.at(bench.pack.layer_path(0))}: {error}", reason=error.reason)  # type: ignore[call-arg,attr-defined]
+    with pytest.raises(PremoeError, match=message) as caught:
         await bench.fetch(A)
-    store.error = Unavailable("s3 is down", reason="STORE_FAILED")
-    with pytest.raises(Unavailable, match="s3 is down"):
-        await bench.fetch(B)
+    assert type(caught.value) is kind
+    assert caught.value.reason == error.reason  # type: ignore[attr-defined]
+    assert str(A) in str(caught.value)
+    assert store.url not in str(caught.value)
+    assert store.url in caplog.text
     store.error = None
-    assert await bench.fetch(B) == bench.expected(B, tier="object")
+    assert await bench.fetch(A) == bench.expected(A, tier="object")
+
+
+async def test_a_missing_file_of_a_pack_is_the_servers_fault(store: CountingStore) -> None:
+    bench = Bench(store)
+    path = "skeleton/config.json"
+    store.delete(f"models/{bench.pack.manifest.model_id}/{path}")
+    with pytest.raises(CorruptData, match=f"{path} of pack .* is missing") as caught:
+        await read_file(bench, path)
+    assert store.url not in str(caught.value)
 
 
 async def test_what_does_not_exist_is_named() -> None:
@@ -382,5 +407,5 @@ async def test_a_changed_or_shortened_file_is_corrupt(store: CountingStore) -> N
     with pytest.raises(CorruptData, match="does not match its digest"):
         await read_file(bench, "skeleton/config.json")
     store.put(path, bytes(5))
-    with pytest.raises(CorruptData, match="too short"):
+    with pytest.raises(CorruptData, match="is damaged in the object store"):
         await read_file(bench, "skeleton/config.json")

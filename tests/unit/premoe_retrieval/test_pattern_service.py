@@ -14,7 +14,7 @@ from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, Unavailable
 from premoe_runtime.formats.pattern import pattern_path
-from premoe_runtime.formats.pattern_set import decode_live, live_path, set_paths
+from premoe_runtime.formats.pattern_set import decode_live, encode_live, live_path, set_paths
 from premoe_runtime.formats.recognition import recognise
 from premoe_runtime.storage import Store, open_store
 
@@ -96,6 +96,18 @@ def bad(name: str) -> F32:
         "twice as long": 2 * direction(0),
         "zero": np.zeros(DIMENSION, np.float32),
     }[name]
+
+
+@pytest.mark.parametrize("live", ["0" * 64, "../../etc", "foreign"])
+async def test_a_live_pointer_that_leads_nowhere_is_the_servers_fault(bench: Bench, live: str) -> None:
+    if live == "foreign":
+        live = store_set(bench.store).set_id
+    bench.store.put(live_path("other"), encode_live(live))
+    for asked in (bench.service.retrieve("other", FAR), bench.service.list_patterns("", "other")):
+        with pytest.raises(CorruptData, match="the live pointer of weights other leads nowhere") as caught:
+            await asked
+        assert caught.value.reason == "LIVE_SET_BROKEN"
+        assert bench.store.url not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["too short", "empty", "not finite", "infinite", "twice as long", "zero"])
@@ -269,6 +281,6 @@ async def test_a_dead_store_is_unavailable_until_it_is_back(bench: Bench, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(bench.store, "get", refuse)
-        with pytest.raises(Unavailable, match="s3 is down"):
+        with pytest.raises(Unavailable, match=r"live pointer .* the object store does not answer"):
             await bench.service.retrieve(WEIGHTS, FAR)
     assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == stored.set_id

@@ -352,6 +352,19 @@ def test_what_will_not_pass_is_not_tried_again(memory: MemorySource) -> None:
     assert store.calls.count("Resolve") == 1
 
 
+def lost(store: Store, request: experts_pb2.FetchRequest, context: Any) -> Iterator[experts_pb2.FetchResponse]:
+    context.abort_with_status(to_status(NotFound("no pack here, in file:///packs", reason="MODEL_NOT_FOUND")))
+    yield from ()
+
+
+def test_what_the_store_has_lost_is_no_mistake_of_whoever_sent_a_prompt(memory: MemorySource) -> None:
+    with served(Store(memory, scripts=deque([lost]))) as source, pytest.raises(CorruptData) as caught:
+        fetch(source)
+    assert caught.value.reason == "MODEL_NOT_FOUND"
+    assert "no longer has what its manifest names; run premoe pack verify" in str(caught.value)
+    assert "file://" not in str(caught.value)
+
+
 def test_no_request_s_deadline_bounds_a_fetch(memory: MemorySource) -> None:
     store = Store(memory)
     with served(store) as source, deadline(0):

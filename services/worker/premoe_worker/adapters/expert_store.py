@@ -6,6 +6,7 @@ checks each blob against the manifest's digest; here only lengths and order are 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +17,19 @@ import grpc
 from premoe.experts.v1 import experts_pb2, experts_pb2_grpc
 from premoe_servicekit.deadlines import no_deadline
 from premoe_servicekit.errors import rpc_errors
+from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
-from premoe_runtime.formats.errors import Conflict, CorruptData, NotFound, Unavailable
+from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, Unavailable
 from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest
 from premoe_worker.adapters.patience import Patience
 from premoe_worker.adapters.watched import Stopped, answer, messages
 
+log = logging.getLogger(__name__)
+
 _GRPC = "grpc"
+_VERIFY = "run premoe pack verify"
 _TIER_NAMES = {experts_pb2.TIER_REDIS: "redis", experts_pb2.TIER_OBJECT: "object"}
 _LONGEST_S = 3600.0
 """Of one stream. A receiver may take its time; silence of the sender is what ends a stream early."""
@@ -59,10 +64,10 @@ class GrpcExpertSource:
         if expected is None:
             raise NotFound(f"the pack has no skeleton file {path}", reason="FILE_NOT_FOUND")
         request = experts_pb2.FetchFileRequest(model_id=manifest.model_id, path=path)
-        with no_deadline(), self._unless_closed():
+        with no_deadline(), self._unless_closed(), self._promised():
             data = self._patience.insist(lambda: self._read(request), self._closed.is_set)
         if len(data) != expected.num_bytes or blake3.blake3(data).hexdigest() != expected.digest:
-            raise CorruptData(f"{self._peer}: {path} does not match its digest; run premoe pack verify")
+            raise CorruptData(f"{self._peer}: {path} does not match its digest; {_VERIFY}")
         return data
 
     def fetch(
@@ -78,13 +83,22 @@ class GrpcExpertSource:
         def stopped() -> bool:
             return self._closed.is_set() or cancelled()
 
-        with no_deadline(), self._unless_closed():
+        with no_deadline(), self._unless_closed(), self._promised():
             if experts:
                 self._patience.insist(lambda: self._deliver(delivery, stopped), stopped, lambda: delivery.delivered)
 
     def close(self) -> None:
         """End what is under way: it raises Unavailable (STOPPING) within a second. The channel stays open."""
         self._closed.set()
+
+    @contextmanager
+    def _promised(self) -> Iterator[None]:
+        """Raise CorruptData for what the manifest named and the store does not have: nobody asked for it by name."""
+        try:
+            yield
+        except (NotFound, InvalidInput) as error:
+            log.error("%s: %s", self._peer, error)
+            raise own_fault(error, f"{self._peer} no longer has what its manifest names; {_VERIFY}") from error
 
     @contextmanager
     def _unless_closed(self) -> Iterator[None]:
