@@ -1,4 +1,5 @@
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound
-from premoe_runtime.offline.calibration import Example, Message, calibration_digest, read_calibration
+from premoe_runtime.offline.calibration import Example, Message, PassedOver, calibration_digest, read_calibration
 
 GOOD = '{"prompt": "1+1", "answer": "2"}'
 
@@ -56,16 +57,11 @@ def test_answers_may_be_missing_when_prompts_alone_are_wanted(tmp_path: Path) ->
         ('{"answer": "2"}', 'has no "prompt" and no "messages"'),
         ('{"prompt": 3, "answer": "2"}', '"prompt" is a int'),
         ('{"prompt": null, "answer": "2"}', '"prompt" is missing'),
-        ('{"prompt": "  ", "answer": "2"}', '"prompt" is empty'),
         ('{"prompt": "a", "answer": ["2"]}', '"answer" is a list'),
-        ('{"prompt": "a", "answer": ""}', '"answer" is empty'),
         ('{"prompt": "a", "messages": []}', "has both"),
         ('{"messages": []}', "at least one message"),
         ('{"messages": ["hi"]}', r'"messages\[0\]" is not an object'),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', "expected one of system, user"),
         ('{"messages": [{"role": "user"}]}', r'"messages\[0\].content" is missing'),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "no user turn"),
-        ('{"prompt": "\\ud800", "answer": "x"}', "half a surrogate pair"),
         (b'{"prompt": "\xff", "answer": "x"}', "is not UTF-8 at byte 13"),
     ],
 )
@@ -76,6 +72,56 @@ def test_a_broken_line_is_named_with_file_and_number(tmp_path: Path, line: str |
     assert str(caught.value).startswith(f"{path}:3: ")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def turns(*roles_and_contents: tuple[str, object], **more: object) -> str:
+    messages = [{"role": role, "content": content, **more} for role, content in roles_and_contents]
+    return json.dumps({"messages": messages})
+
+
+UNUSED = [
+    ('{"prompt": "  ", "answer": "2"}', "the prompt is empty"),
+    ('{"prompt": "a", "answer": ""}', "has no answer"),
+    ('{"prompt": "a"}', "has no answer"),
+    ('{"prompt": "\\ud800", "answer": "x"}', "half a surrogate pair"),
+    (turns(("user", ""), ("assistant", "x")), "the prompt is empty"),
+    (turns(("user", "x"), ("assistant", " ")), "has no answer"),
+    (turns(("assistant", "x")), "no user turn"),
+    (turns(("user", "x"), ("tool", "y"), ("assistant", "z")), "'tool'; requests have system"),
+    (turns(("robot", "x")), "'robot'; requests have system"),
+    (turns(("user", "x"), ("assistant", "y"), tool_calls=[{}]), "calls tools"),
+    (turns(("user", [{"type": "image_url", "image_url": {}}]), ("assistant", "y")), "is no text"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), UNUSED)
+def test_what_no_request_could_send_is_passed_over_and_counted(tmp_path: Path, line: str, reason: str) -> None:
+    path = written(tmp_path, GOOD, line, GOOD)
+    unused = PassedOver()
+    assert [example.line for example in read_calibration(path, passed_over=unused)] == [1, 3]
+    assert unused.places[0].startswith(f"{path}:2: ")
+    assert reason in unused.places[0]
+    assert unused.note == f"1 line passed over; the first: {unused.places[0]}"
+    with pytest.raises(InvalidInput, match=re.escape(reason)):
+        read_calibration(written(tmp_path, line))
+
+
+def test_turns_are_read_as_requests_are(tmp_path: Path) -> None:
+    talk = turns(("developer", ""), ("user", [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]))
+    [example] = read_calibration(written(tmp_path, talk), answers="none")
+    assert example.messages == (Message("system", ""), Message("user", "ab"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_byte_order_marks_are_skipped(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "data.jsonl"
+    mark = "\ufeff" if encoding in ("utf-16-le", "utf-16-be") else ""
+    path.write_bytes((mark + GOOD.replace("1+1", "né") + "\r\n" + GOOD + "\r\n").encode(encoding))
+    assert [example.messages[0].content for example in read_calibration(path)] == ["né", "1+1"]
+    joined = written(tmp_path, GOOD, "\ufeff" + GOOD)
+    assert len(read_calibration(joined)) == 2
+    with pytest.raises(InvalidInput, match="save it as UTF-8"):
+        read_calibration(written(tmp_path, b"\xff\xfeab"))
 
 
 def test_the_limit_does_not_hide_a_broken_line(tmp_path: Path) -> None:
