@@ -155,11 +155,12 @@ def evaluate(
     *,
     max_tokens: int = MAX_TOKENS,
     advance: Callable[[int], None] = lambda _: None,
+    passed_over: Callable[[str], None] = lambda place: None,
 ) -> Iterator[Outcome]:
     """Carry ``runs`` out one by one; ``model`` needs slots for all experts and gets them filled.
 
-    ``data`` holds every task's examples, all with answers. ``advance`` is told how many examples each batch had.
-    Raises InvalidInput: an example too long or without an answer, a budget the model cannot run, patterns of other
+    ``data`` holds every task's examples, all with answers. ``advance`` is told how many examples each batch had,
+    ``passed_over`` which are not used. Raises InvalidInput: no example that fits, a budget the model cannot run, patterns of other
     weights.
     """
     manifest = model.manifest
@@ -172,7 +173,10 @@ def evaluate(
                 f"the model has {manifest.weights_id[:12]}",
                 reason="WEIGHTS_MISMATCH",
             )
-    samples = {task: encode_examples(model, examples, answers="given", where=task) for task, examples in data.items()}
+    samples = {
+        task: encode_examples(model, examples, answers="given", where=task, passed_over=passed_over)
+        for task, examples in data.items()
+    }
     make_full(model)
     scored = 1 if end_token(model) else 0
     for run in runs:

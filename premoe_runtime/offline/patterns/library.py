@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound
@@ -32,9 +33,14 @@ def store_of(model_url: str, to: str | None = None) -> Store:
 
 def ids(store: Store, kind: Kind) -> list[str]:
     """Ids of what lies under ``kind``, sorted."""
+    return sorted(dates(store, kind))
+
+
+def dates(store: Store, kind: Kind) -> dict[str, float]:
+    """When what lies under ``kind`` was written, in seconds since 1970, by id."""
     suffix = ".json" if kind == "sets" else ".safetensors"
-    names = [info.path.rsplit("/", 1)[-1] for info in store.list(kind)]
-    return sorted(name.removesuffix(suffix) for name in names if name.endswith(suffix))
+    found = [(info.path.rsplit("/", 1)[-1], info.modified) for info in store.list(kind)]
+    return {name.removesuffix(suffix): modified for name, modified in found if name.endswith(suffix)}
 
 
 def resolve(store: Store, kind: Kind, name: str) -> str:
@@ -124,10 +130,12 @@ def find_set(store: Store, name: str | None = None) -> PatternSet:
 
 
 def find_pattern(store: Store, name: str, set_name: str | None = None) -> Pattern:
-    """A pattern by id, by the start of its id, or by its task in a set (the live one by default).
+    """A pattern by its task in a set (the live one by default), by id, or by the start of its id.
 
-    Raises NotFound, InvalidInput, CorruptData.
+    Tasks come first: "add" begins many ids. Raises NotFound, InvalidInput, CorruptData.
     """
+    with suppress(NotFound, InvalidInput):
+        return Pattern.load(store.get, find_set(store, set_name).member(name).pattern_id)
     if any(known.startswith(name) for known in ids(store, "patterns")):
         return Pattern.load(store.get, resolve(store, "patterns", name))
     return Pattern.load(store.get, find_set(store, set_name).member(name).pattern_id)

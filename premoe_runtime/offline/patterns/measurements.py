@@ -40,15 +40,20 @@ class Measurement:
     answers: Answers
     calibration: str
     """Digest of the examples."""
+    variant: str = ""
+    """What else a person chose, such as the arithmetic; empty for the defaults."""
 
     @classmethod
-    def of(cls, weights_id: str, task: str, answers: Answers, examples: Sequence[Example]) -> Measurement:
-        return cls(weights_id, task, answers, calibration_digest(examples))
+    def of(
+        cls, weights_id: str, task: str, answers: Answers, examples: Sequence[Example], variant: str = ""
+    ) -> Measurement:
+        return cls(weights_id, task, answers, calibration_digest(examples), variant)
 
     @property
     def path(self) -> str:
         """Key of the record under the object store's root."""
         parts = [MEASURE_VERSION, self.weights_id, self.task, self.answers, self.calibration]
+        parts += [self.variant] if self.variant else []
         return f"measured/{blake3.blake3(json.dumps(parts).encode()).hexdigest()[:32]}.json"
 
 

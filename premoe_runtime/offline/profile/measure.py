@@ -81,15 +81,16 @@ def measure_profile(
     max_tokens: int = MAX_TOKENS,
     impact: bool = True,
     advance: Advance = lambda _: None,
+    passed_over: Callable[[str], None] = lambda place: None,
 ) -> Profile:
     """Run prompts and answers through the full model; collect routing sums, impact and prompt signatures.
 
     ``model`` needs slots for all experts and gets them filled. ``answers`` are those given, the model's own, or none:
     then every token counts as answer. ``impact=False`` leaves the backward pass out, a third of the time. ``layers``
-    are the signature layers; ``advance`` is told how many examples each batch had. Raises InvalidInput (see
-    ``encode_examples``), CorruptData, Unavailable.
+    are the signature layers; ``advance`` is told how many examples each batch had, ``passed_over`` what is not used
+    and why. Raises InvalidInput (see ``encode_examples``), CorruptData, Unavailable.
     """
-    samples = encode_examples(model, examples, answers=answers, where=where)
+    samples = encode_examples(model, examples, answers=answers, where=where, passed_over=passed_over)
     make_full(model)
     if answers == "own":
         samples = with_own_answers(model, samples, max_tokens)

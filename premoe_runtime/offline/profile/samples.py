@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.batches import MAX_TOKENS, plan_batches
-from premoe_runtime.offline.calibration import Answers, Example
+from premoe_runtime.offline.calibration import Answers, Example, PassedOver
 from premoe_runtime.offline.prompts import Prompt, encode_prompt, encode_text
 
 OWN_TOKENS = 256
@@ -36,27 +36,45 @@ class Sample:
         return range(first, len(self.token_ids) - 1)
 
 
-def encode_examples(model: SlotModel, examples: Sequence[Example], *, answers: Answers, where: str) -> list[Sample]:
-    """Tokenise. Raises InvalidInput, with the line, for an example that is longer than the model's context."""
-    context = context_of(model)
-    end = end_token(model)
+def encode_examples(
+    model: SlotModel,
+    examples: Sequence[Example],
+    *,
+    answers: Answers,
+    where: str,
+    passed_over: Callable[[str], None] = lambda place: None,
+) -> list[Sample]:
+    """Tokenise, rendered as requests are.
+
+    Examples that are longer than the model's context or that its chat template refuses are left out, and
+    ``passed_over`` is told ``where:LINE: reason``. Raises InvalidInput when none is left.
+    """
+    unused = PassedOver()
     samples: list[Sample] = []
     for example in examples:
         try:
-            prompt = encode_prompt(model.tokenizer, example.messages)
+            samples.append(_sample(model, example, answers))
         except InvalidInput as error:
-            raise InvalidInput(f"{where}:{example.line}: {error}", reason=error.reason) from error
-        answer: tuple[int, ...] = ()
-        if answers == "given" and example.answer is not None:
-            answer = (*encode_text(model.tokenizer, example.answer), *end)
-        sample = Sample(prompt, answer)
-        if context is not None and len(sample.token_ids) > context:
-            raise InvalidInput(
-                f"{where}:{example.line}: {len(sample.token_ids)} tokens exceed the model's context of {context}",
-                reason="PROMPT_TOO_LONG",
-            )
-        samples.append(sample)
+            unused(f"{where}:{example.line}: {error}")
+    if unused.places and not samples:
+        raise InvalidInput(unused.places[0], reason="CALIBRATION_INVALID")
+    for place in unused.places:
+        passed_over(place)
     return samples
+
+
+def _sample(model: SlotModel, example: Example, answers: Answers) -> Sample:
+    prompt = encode_prompt(model.tokenizer, example.messages)
+    answer: tuple[int, ...] = ()
+    if answers == "given" and example.answer is not None:
+        answer = (*encode_text(model.tokenizer, example.answer), *end_token(model))
+    sample = Sample(prompt, answer)
+    context = context_of(model)
+    if context is not None and len(sample.token_ids) > context:
+        raise InvalidInput(
+            f"{len(sample.token_ids)} tokens exceed the model's context of {context}", reason="PROMPT_TOO_LONG"
+        )
+    return sample
 
 
 def with_own_answers(model: SlotModel, samples: Sequence[Sample], max_tokens: int = MAX_TOKENS) -> list[Sample]:

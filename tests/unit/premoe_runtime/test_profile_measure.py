@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.batches import pad, plan_batches
-from premoe_runtime.offline.calibration import Example, Message, read_calibration
+from premoe_runtime.offline.calibration import Example, Message, PassedOver, read_calibration
 from premoe_runtime.offline.patterns.derive import specialist
 from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
@@ -120,6 +121,21 @@ def test_progress_is_told_and_the_recorder_is_taken_off(tmp_path: Path) -> None:
     model.record(lambda layer, *_: calls.append(layer))
     model.model(input_ids=torch.tensor([[1, 2]]))
     assert calls == [0, 1]
+
+
+def test_examples_that_no_request_could_be_are_left_out_and_counted(tmp_path: Path) -> None:
+    _, model = folder_and_model(tmp_path)
+    good = examples_of(tmp_path, count=4)
+    long = Example((Message("user", "A" * 2000),), "x", 7)
+    unused = PassedOver()
+    with_long = measure_profile(model, [*good, long], task="a", where="cal.jsonl", passed_over=unused)
+    assert with_long.samples == 4
+    assert re.fullmatch(r"cal\.jsonl:7: \d+ tokens exceed the model's context of 1024", *unused.places)
+    assert (with_long.state.chosen == measure_profile(model, good, task="a").state.chosen).all()
+    model.tokenizer.chat_template = "{{ raise_exception('no') if messages[0]['content'] == '' else messages[0]['content'] }}"
+    refused = Example((Message("system", ""), Message("user", "x")), "y", 9)
+    measure_profile(model, [*good, refused], task="a", where="cal.jsonl", passed_over=unused)
+    assert unused.places[-1].startswith("cal.jsonl:9: the chat template refuses")
 
 
 def test_too_long_examples_are_named_and_few_slots_refused(tmp_path: Path) -> None:

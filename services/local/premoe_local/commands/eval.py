@@ -15,7 +15,7 @@ from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
 from premoe_runtime.formats.pattern_set import PatternSet, Retention
-from premoe_runtime.offline.calibration import Example, read_calibration
+from premoe_runtime.offline.calibration import Example, PassedOver, read_calibration
 from premoe_runtime.offline.patterns import library
 from premoe_runtime.offline.patterns.build import by_task
 from premoe_runtime.packs.reader import open_pack
@@ -85,10 +85,11 @@ def command(
         raise InvalidInput("--set-live makes sense with --record only", reason="RECORD_NEEDS_SET")
     wanted = tuple(dict.fromkeys(Budget.parse(text) for text in budgets.split(",")))
     examples: dict[str, list[Example]] = {}
+    unused = PassedOver()
     for task, path in map(_task_file, data):
         if task in examples:
             raise InvalidInput(f"--data names task {task!r} twice; join the files", reason="DATA_SYNTAX")
-        examples[task] = read_calibration(path, limit=limit)
+        examples[task] = read_calibration(path, limit=limit, passed_over=unused)
     from premoe_runtime.offline.evaluation import Patterns, evaluate, plan_runs, random_pattern
     from premoe_runtime.offline.profile.measure import load_full_model
 
@@ -118,7 +119,9 @@ def command(
         slot_model = load_full_model(reader, threads=threads, device=device, dtype=dtype)
     total = sum(len(examples[run.task]) for run in runs)
     with progress("evaluating", total=total) as bar:
-        outcomes = list(evaluate(slot_model, examples, runs, advance=lambda count: bar.advance(count)))
+        outcomes = list(evaluate(slot_model, examples, runs, advance=bar.advance, passed_over=unused))
+    if unused.note:
+        note(unused.note)
     recorded = _record(store, found, outcomes, wanted, set_live) if record and found is not None else None
     if as_json:
         print_json(

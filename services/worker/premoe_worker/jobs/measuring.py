@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from premoe_runtime.offline.calibration import Answers, Example
+from premoe_runtime.offline.calibration import Answers, Example, PassedOver
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.packs.reader import PackReader
 from premoe_worker.jobs.progress import Lines
@@ -14,6 +15,8 @@ from premoe_worker.jobs.tasks import Task
 
 if TYPE_CHECKING:
     from premoe_runtime.engines.hf.model import SlotModel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,16 @@ class Measurer:
             )
         lines = Lines(f"profiling {task.name}", unit="prompts")
         lines.total(len(examples))
-        return measure_profile(
-            self._model, examples, task=task.name, answers=self._answers, where=task.data, advance=lines.advance
+        unused = PassedOver()
+        profile = measure_profile(
+            self._model,
+            examples,
+            task=task.name,
+            answers=self._answers,
+            where=task.data,
+            advance=lines.advance,
+            passed_over=unused,
         )
+        if unused.note:
+            log.warning("task %s: %s", task.name, unused.note)
+        return profile

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound
-from premoe_runtime.offline.calibration import Answers, Example, check_task, load_calibration
+from premoe_runtime.offline.calibration import Answers, Example, PassedOver, check_task, load_calibration
+
+log = logging.getLogger(__name__)
 
 
 class Task(BaseModel):
@@ -22,7 +25,11 @@ class Task(BaseModel):
 
     def examples(self, answers: Answers) -> list[Example]:
         """Its calibration data. Raises NotFound and InvalidInput (with the line), and Unavailable for an object."""
-        return load_calibration(self.data, answers=answers, limit=self.samples)
+        unused = PassedOver()
+        examples = load_calibration(self.data, answers=answers, limit=self.samples, passed_over=unused)
+        if unused.note:
+            log.warning("task %s: %s", self.name, unused.note)
+        return examples
 
 
 _TASKS = TypeAdapter(tuple[Task, ...])
