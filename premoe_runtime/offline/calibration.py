@@ -1,8 +1,8 @@
 """Calibration text: one JSON object a line, ``{"prompt": …, "answer": …?}`` or ``{"messages": […]}``.
 
 The files are written by hand and by scripts, so every fault is reported with file and line number. A line that is no
-example at all ends the reading; one that no request could send either (an empty prompt, a tool's turn before the answer)
-is passed over and counted.
+example at all ends the reading; one that no request could send either (an empty prompt, a tool's turn before the
+answer) is passed over and counted.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def parse_calibration(
 
     All lines are checked, whatever the limit. ``passed_over`` is told of lines that are not used, as
     ``FILE:LINE: reason``: nothing but emptiness, a turn that a request cannot have, or (``answers="given"``) no answer.
-    Raises InvalidInput, with the line number, for broken JSON, a missing prompt or a wrong type, and when no line is left.
+    Raises InvalidInput, with the line number, for broken JSON, a missing prompt or a wrong type, and when no line is
+    left.
     """
     unused = PassedOver()
     examples = list(_examples(data, where, answers, unused))

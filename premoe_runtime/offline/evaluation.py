@@ -160,8 +160,8 @@ def evaluate(
     """Carry ``runs`` out one by one; ``model`` needs slots for all experts and gets them filled.
 
     ``data`` holds every task's examples, all with answers. ``advance`` is told how many examples each batch had,
-    ``passed_over`` which are not used. Raises InvalidInput: no example that fits, a budget the model cannot run, patterns of other
-    weights.
+    ``passed_over`` which are not used. Raises InvalidInput: no example that fits, a budget the model cannot run,
+    patterns of other weights.
     """
     manifest = model.manifest
     for run in runs:

@@ -142,6 +142,25 @@ def _distance(own: F64, quantile: float) -> float:
     return 1.0 - float(np.quantile(own, 1 - quantile, method="lower"))
 
 
+def usable(profiles: Sequence[Profile]) -> tuple[list[Profile], list[str]]:
+    """Profiles of the tasks that have prompts enough for a cutoff, and a note about each task left out."""
+    counts: dict[str, int] = {}
+    for profile in profiles:
+        counts[profile.task] = counts.get(profile.task, 0) + len(profile.signatures)
+    notes = [
+        f"task {task} is left out: it has {count} prompts, and at least {MIN_PROMPTS} are needed; profile more, "
+        f"or remove it with `premoe profile rm … {task}`"
+        for task, count in counts.items()
+        if count < MIN_PROMPTS
+    ]
+    return [profile for profile in profiles if counts[profile.task] >= MIN_PROMPTS], notes
+
+
+def prompts_wanted(quantile: float = DEFAULT_QUANTILE) -> int:
+    """Prompts of a task at which its cutoff is a quantile of those held out, and not their lowest score."""
+    return 2 * round(1 / (1 - quantile))
+
+
 def _check(profiles: Sequence[Profile], options: BuildOptions) -> None:
     if not profiles:
         raise InvalidInput("no profiles given; make some with `premoe profile`", reason="PROFILES_MISSING")
@@ -226,16 +245,20 @@ def _generalist_member(pattern: Pattern) -> Member:
 
 
 def _notes(tasks: Sequence[Profile], splits: Sequence[_Split], options: BuildOptions) -> list[str]:
-    needed = round(1 / (1 - options.quantile))
-    repeated = [
-        f"task {profile.task}: several of its profiles are of the same text, which counts once for each; "
-        "name the right ones with --profiles"
-        for profile in tasks
-        if len({part.digest for part in profile.calibration}) < len(profile.calibration)
-    ]
-    return repeated + [
+    wanted = prompts_wanted(options.quantile)
+    notes = []
+    for profile in tasks:
+        parts = profile.calibration
+        if len({part.digest for part in parts}) < len(parts):
+            notes.append(
+                f"task {profile.task}: several of its profiles are of the same text, which counts once for each; "
+                "name the right ones with --profiles"
+            )
+        elif len(parts) > 1:
+            notes.append(f"task {profile.task}: {len(parts)} profiles are merged; `premoe profile list` shows them")
+    return notes + [
         f"task {profile.task}: {len(split.held_out)} held-out prompts are too few for a {options.quantile:.1%} "
-        f"quantile, so its cutoff rests on their lowest score; give at least {2 * needed} prompts"
+        f"quantile, so its cutoff rests on their lowest score; give at least {wanted} prompts"
         for profile, split in zip(tasks, splits, strict=True)
-        if len(split.held_out) < needed
+        if len(split.held_out) < wanted // 2
     ]

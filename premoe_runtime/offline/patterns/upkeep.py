@@ -22,8 +22,8 @@ def set_live(store: Store, name: str) -> PatternSet:
     for member in found.members:
         if not store.exists(pattern_path(member.pattern_id)):
             raise NotFound(
-                f"pattern {member.pattern_id[:16]} (task {member.task}) of set {found.set_id[:16]} is not in {store.url}; "
-                "build the set again",
+                f"pattern {member.pattern_id[:16]} (task {member.task}) of set {found.set_id[:16]} is not in "
+                f"{store.url}; build the set again",
                 reason="PATTERN_NOT_FOUND",
             )
     store.put(live_path(found.weights_id), encode_live(found.set_id))

@@ -21,8 +21,8 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "size": "Say which budgets, slots and contexts fit into a memory size.",
     },
     "Find the experts of a task": {
-        "profile": "Measure in one pass which experts a task's prompts use.",
-        "patterns": "Build, list, show and plot patterns and pattern sets.",
+        "profile": "Measure which experts tasks' prompts use; list and remove profiles.",
+        "patterns": "Build, list, show, plot, choose and remove pattern sets.",
         "eval": "Measure accuracy and perplexity at several budgets.",
     },
     "Serve": {

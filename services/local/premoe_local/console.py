@@ -10,6 +10,7 @@ import errno
 import json
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -112,6 +113,11 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def date(seconds: float) -> str:
+    """Seconds since 1970 → ``"2026-11-28 15:37 UTC"``."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def parse_bytes(text: str) -> int:

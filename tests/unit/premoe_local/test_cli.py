@@ -157,7 +157,7 @@ def test_tables_cut_no_word(monkeypatch: pytest.MonkeyPatch, width: int) -> None
 
 
 def test_the_options_of_a_default_subcommand_are_shown() -> None:
-    for name, options in {"pack": ("--to", "--json", "verify")}.items():
+    for name, options in {"pack": ("--to", "--json", "verify"), "profile": ("--task", "--json", "list", "rm")}.items():
         text = CliRunner().invoke(command, [name, "--help"]).stdout
         assert all(option in text for option in options), text
 

@@ -164,6 +164,37 @@ def test_a_profile_of_other_weights_is_refused(store: str) -> None:
     open_store(store).delete(f"profiles/{stranger}.safetensors")
 
 
+def test_a_task_with_too_few_prompts_is_left_out_with_a_note(store: str, tmp_path: Path) -> None:
+    few = library.put_profile(open_store(store), profile("few", weights_id=weights(store), prompts=5))
+    result = run("build", store)
+    assert result.exit_code == 0, result.output
+    assert "note: task few is left out: it has 5 prompts, and at least 20 are needed" in result.stderr
+    assert run("build", store, "--profiles", few).exit_code == 2
+    assert premoe_run("profile", "rm", store, few).exit_code == 0
+
+
+def test_sets_are_chosen_and_removed(store: str) -> None:
+    opened = open_store(store)
+    live = library.live_set_id(opened, weights(store))
+    other = document("build", store, "--metric", "seer")["set_id"]
+    entries = document("list", store)["sets"]
+    assert all(str(entry["made"]).endswith("UTC") for entry in entries)  # type: ignore[attr-defined]
+    assert (
+        document("set-live", store, str(other)[:16])["set_id"] == other == library.live_set_id(opened, weights(store))
+    )
+    refused = run("rm", store, str(other)[:16])
+    assert (refused.exit_code, "is live" in refused.stderr) == (4, True)
+    assert run("set-live", store, str(live)).stdout.startswith(f"set {live} is live")
+    before = set(library.ids(opened, "patterns"))
+    removed = document("rm", store, str(other))["removed"][0]  # type: ignore[index]
+    assert removed["set_id"] == other
+    assert other not in library.ids(opened, "sets")
+    assert before - set(library.ids(opened, "patterns")) == set(removed["patterns"])
+    assert run("show", store, "digits").exit_code == 0
+    absent = run("set-live", store, "zzzz")
+    assert (absent.exit_code, absent.stderr.count("\n")) == (3, 1)
+
+
 def test_a_store_without_profiles_says_so(tmp_path: Path) -> None:
     result = run("build", packed_model(tmp_path))
     assert result.exit_code == 2

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
-from support.profiles import packed_model, write_examples
+from support.profiles import ALPHABETS, packed_model, write_examples
 
 from premoe_runtime.offline.patterns.derive import specialist
 from premoe_runtime.offline.profile.record import Profile, merge
@@ -54,6 +54,71 @@ def test_prompts_alone_and_another_store(store: str, tmp_path: Path) -> None:
     assert len(open_store(target).list("profiles")) == 1
 
 
+def test_several_tasks_share_one_run_and_are_measured_once(store: str, tmp_path: Path) -> None:
+    files = {task: write_examples(tmp_path / f"{task}.jsonl", task, 20) for task in ALPHABETS}
+    target = f"file://{tmp_path / 'target'}"
+    tasks = [part for task, file in files.items() for part in ("--task", f"{task}={file}")]
+    first = run(store, *tasks[:4], "--to", target, "--json")
+    assert first.exit_code == 0, first.output
+    assert [each["task"] for each in json.loads(first.stdout)["profiles"]] == list(ALPHABETS)[:2]
+    again = run(store, *tasks, "--to", target, "--json")
+    assert [each["seconds"] is None for each in json.loads(again.stdout)["profiles"]] == [True, True, False]
+    assert "task digits was profiled with this data before" in again.stderr
+    assert len(open_store(target).list("profiles")) == 3
+
+
+def test_profiles_are_listed_and_removed(store: str, tmp_path: Path) -> None:
+    target = f"file://{tmp_path / 'target'}"
+    for task in ALPHABETS:
+        data = write_examples(tmp_path / f"{task}.jsonl", task, 3)
+        made = run(store, "--task", f"{task}={data}", "--to", target)
+        assert f"note: task {task} has 3 prompts; `premoe patterns build` needs at least 20" in made.stderr
+
+    def listed() -> list[dict[str, object]]:
+        found: list[dict[str, object]] = json.loads(run("list", target, "--json").stdout)["profiles"]
+        return found
+
+    first = next(each for each in listed() if each["task"] == "digits")
+    assert str(first["made"]).startswith("20")
+    assert "vowels" in run("list", target).stdout
+    assert run("rm", target, "vowels").stdout.startswith("removed profile ")
+    removed = json.loads(run("rm", target, str(first["profile_id"])[:20], "--json").stdout)
+    assert removed == {"removed": [first["profile_id"]]}
+    assert [each["task"] for each in listed()] == ["capitals"]
+    absent = run("rm", target, "vowels")
+    assert (absent.exit_code, absent.stderr.count("\n")) == (3, 1)
+    [left] = open_store(target).list("profiles")
+    open_store(target).put(left.path, b"damaged")
+    assert "(damaged)" in run("list", target).stdout
+    assert run("rm", target, left.path.split("/")[1][:12]).exit_code == 0
+    assert open_store(target).list("profiles") == []
+
+
+def test_lines_that_are_not_used_are_counted(store: str, tmp_path: Path) -> None:
+    data = write_examples(tmp_path / "digits.jsonl", "digits", 3)
+    with data.open("a") as file:
+        file.write(json.dumps({"prompt": "A" * 2000, "answer": "x"}) + "\n" + '{"prompt": "", "answer": "x"}\n')
+    made = run(store, "--task", f"digits={data}", "--to", tmp_path / "target", "--json")
+    assert json.loads(made.stdout)["profiles"][0]["samples"] == 3
+    assert f"note: 2 lines passed over; the first: {data}:5: the prompt is empty" in made.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--task", "a"], "names no file; give --task a=FILE"),
+        (["--task", "a", "--task", "b", "--data", "x"], "--data goes with one --task NAME"),
+        (["--task", "a=x", "--data", "x"], "--data goes with one --task NAME"),
+        (["--task", "a=x", "--task", "a=y"], "twice"),
+        (["--task", "full=x"], "is no task name"),
+    ],
+)
+def test_tasks_need_files_and_names_of_their_own(store: str, arguments: list[str], what: str) -> None:
+    result = run(store, *arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert what in result.stderr
+
+
 def test_broken_lines_are_named_and_nothing_is_written(store: str, tmp_path: Path) -> None:
     data = write_examples(tmp_path / "digits.jsonl", "digits", 3)
     data.write_text(data.read_text() + '{"prompt": 3}\n')
@@ -78,7 +143,7 @@ def test_bad_files(store: str, tmp_path: Path, text: str, what: str) -> None:
 
 def test_bad_names_devices_and_models(store: str, tmp_path: Path) -> None:
     data = write_examples(tmp_path / "digits.jsonl", "digits", 2)
-    for task in ("generalist", "Two Words", ""):
+    for task in ("generalist", "full", "reject", "Two Words", ""):
         result = run(store, "--task", task, "--data", data)
         assert result.exit_code == 2
         assert "is no task name" in result.stderr

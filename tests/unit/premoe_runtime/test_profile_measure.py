@@ -130,9 +130,11 @@ def test_examples_that_no_request_could_be_are_left_out_and_counted(tmp_path: Pa
     unused = PassedOver()
     with_long = measure_profile(model, [*good, long], task="a", where="cal.jsonl", passed_over=unused)
     assert with_long.samples == 4
-    assert re.fullmatch(r"cal\.jsonl:7: \d+ tokens exceed the model's context of 1024", *unused.places)
+    assert re.fullmatch(r"cal\.jsonl:7: \d+ tokens exceed the model's context of 1024", unused.places[0])
     assert (with_long.state.chosen == measure_profile(model, good, task="a").state.chosen).all()
-    model.tokenizer.chat_template = "{{ raise_exception('no') if messages[0]['content'] == '' else messages[0]['content'] }}"
+    model.tokenizer.chat_template = (
+        "{{ raise_exception('no') if messages[0]['content'] == '' else messages[0]['content'] }}"
+    )
     refused = Example((Message("system", ""), Message("user", "x")), "y", 9)
     measure_profile(model, [*good, refused], task="a", where="cal.jsonl", passed_over=unused)
     assert unused.places[-1].startswith("cal.jsonl:9: the chat template refuses")

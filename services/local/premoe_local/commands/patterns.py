@@ -1,31 +1,35 @@
-"""`premoe patterns`: build patterns and sets from profiles; list, show and plot them."""
+"""`premoe patterns`: build patterns and sets from profiles; list, show, plot, choose and remove them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import click
 
-from premoe_local.console import json_option, note, print_json, print_table
+from premoe_local.console import date, json_option, note, print_json, print_table
 from premoe_local.output_file import write_file
 from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
-from premoe_runtime.offline.patterns import library
+from premoe_runtime.offline.patterns import library, upkeep
 from premoe_runtime.offline.patterns.build import (
     DEFAULT_QUANTILE,
     MARGIN,
     MAX_EXEMPLARS,
     BuildOptions,
     build_set,
+    usable,
 )
 from premoe_runtime.offline.patterns.derive import mean_retained_mass
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.packs.reader import open_pack
-from premoe_runtime.storage import open_store
+from premoe_runtime.storage import Store, open_store
+
+T = TypeVar("T")
 
 set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]"
@@ -34,7 +38,7 @@ set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 
 @click.group("patterns")
 def command() -> None:
-    """Build, list, show and plot patterns and pattern sets."""
+    """Build, list, show and plot patterns and pattern sets; choose the live one, remove others."""
 
 
 @command.command("build")
@@ -99,12 +103,14 @@ def build(
     store = open_store(store_url)
     manifest = open_pack(model or store_url).manifest()
     profiles = library.profiles_of(store, manifest.weights_id, names)
+    enough, left_out = (profiles, []) if names else usable(profiles)
+    profiles = enough or profiles
     built = build_set(profiles, options)
     set_id = library.publish(store, built, live=set_live)
     if as_json:
-        print_json({**_set_document(built.pattern_set), "live": set_live, "notes": list(built.notes)})
+        print_json({**_set_document(built.pattern_set), "live": set_live, "notes": [*left_out, *built.notes]})
         return
-    for text in built.notes:
+    for text in (*left_out, *built.notes):
         note(f"note: {text}")
     _print_set(built.pattern_set, f"Pattern set {set_id}" + (" (live)" if set_live else ""))
     _print_masses(built.patterns, profiles, options)
@@ -117,31 +123,10 @@ def list_(store_url: str, as_json: bool) -> None:
     """List the profiles, patterns and sets of a store."""
     store = open_store(store_url)
     live = set(library.live_sets(store).values())
-    profiles = [Profile.load(store.get, name) for name in library.ids(store, "profiles")]
-    patterns = [Pattern.load(store.get, name) for name in library.ids(store, "patterns")]
-    sets = [PatternSet.load(store.get, name) for name in library.ids(store, "sets")]
     document = {
-        "profiles": [
-            {
-                "profile_id": profile.profile_id,
-                "task": profile.task,
-                "weights_id": profile.weights_id,
-                "samples": profile.samples,
-                "tokens": profile.tokens,
-            }
-            for profile in profiles
-        ],
-        "patterns": [_pattern_document(pattern) for pattern in patterns],
-        "sets": [
-            {
-                "set_id": found.set_id,
-                "weights_id": found.weights_id,
-                "metric": found.document.metric,
-                "tasks": [member.task for member in found.specialists],
-                "live": found.set_id in live,
-            }
-            for found in sets
-        ],
+        "profiles": _entries(store, "profiles", Profile.load, _profile_entry),
+        "patterns": _entries(store, "patterns", Pattern.load, _pattern_document),
+        "sets": _entries(store, "sets", PatternSet.load, lambda found: _set_entry(found, live)),
     }
     if as_json:
         print_json(document)
@@ -149,6 +134,76 @@ def list_(store_url: str, as_json: bool) -> None:
     for title, entries in document.items():
         columns = list(entries[0]) if entries else ["none"]
         print_table(title.capitalize(), columns, [[_short(entry[name]) for name in columns] for entry in entries])
+
+
+def _entries(
+    store: Store,
+    kind: library.Kind,
+    load: Callable[[Callable[[str], bytes], str], T],
+    describe: Callable[[T], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What lies under ``kind``, each with its date. Damaged files are named on stderr."""
+    entries = []
+    for name, made in sorted(library.dates(store, kind).items()):
+        try:
+            entries.append({**describe(load(store.get, name)), "made": date(made)})
+        except CorruptData as error:
+            note(f"note: {error}")
+    return entries
+
+
+def _profile_entry(profile: Profile) -> dict[str, Any]:
+    return {
+        "profile_id": profile.profile_id,
+        "task": profile.task,
+        "weights_id": profile.weights_id,
+        "samples": profile.samples,
+        "tokens": profile.tokens,
+    }
+
+
+def _set_entry(found: PatternSet, live: Collection[str]) -> dict[str, Any]:
+    return {
+        "set_id": found.set_id,
+        "weights_id": found.weights_id,
+        "metric": found.document.metric,
+        "tasks": [member.task for member in found.specialists],
+        "live": found.set_id in live,
+    }
+
+
+@command.command("set-live")
+@click.argument("store_url")
+@click.argument("name", metavar="SET")
+@json_option
+def set_live_(store_url: str, name: str, as_json: bool) -> None:
+    """Make SET, named by the start of its id, the live set of its weights.
+
+    What serves these weights takes it up at its next look, within seconds.
+    """
+    found = upkeep.set_live(open_store(store_url), name)
+    if as_json:
+        print_json({"set_id": found.set_id, "weights_id": found.weights_id})
+    else:
+        click.echo(f"set {found.set_id} is live for weights {found.weights_id[:16]}")
+
+
+@command.command("rm")
+@click.argument("store_url")
+@click.argument("names", metavar="SET...", nargs=-1, required=True)
+@json_option
+def remove(store_url: str, names: tuple[str, ...], as_json: bool) -> None:
+    """Remove sets, named by the start of their ids, with the patterns that no other set names.
+
+    The live set of a model is refused.
+    """
+    store = open_store(store_url)
+    removed = [upkeep.remove_set(store, name) for name in names]
+    if as_json:
+        print_json({"removed": [{"set_id": set_id, "patterns": patterns} for set_id, patterns in removed]})
+        return
+    for set_id, patterns in removed:
+        click.echo(f"removed set {set_id} and {len(patterns)} patterns")
 
 
 @command.command("show")

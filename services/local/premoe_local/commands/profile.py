@@ -1,25 +1,81 @@
-"""`premoe profile`: one pass over a task's calibration text, one mergeable profile."""
+"""`premoe profile`: one pass over a task's calibration text, one mergeable profile; list and remove profiles."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from premoe_local.console import json_option, print_json, print_table, progress
-from premoe_runtime.offline.calibration import Answers, check_task, read_calibration
+from premoe_local.console import Progress, date, json_option, note, print_json, print_table, progress
+from premoe_local.default_group import DefaultGroup
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.offline.calibration import Answers, Example, PassedOver, check_task, read_calibration
+
+if TYPE_CHECKING:
+    from premoe_runtime.engines.hf.model import SlotModel
+    from premoe_runtime.offline.profile.record import Profile
+    from premoe_runtime.storage import Store
 
 
-@click.command("profile")
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task: where its text lies, and what of it is used."""
+
+    task: str
+    data: Path
+    examples: list[Example]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One task's stored profile. ``seconds`` is None where it had been there already."""
+
+    profile_id: str
+    profile: Profile
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How prompts are run."""
+
+    answers: Answers
+    router_only: bool
+    threads: int | None
+    device: str
+    dtype: str
+
+    @property
+    def variant(self) -> str:
+        """What makes profiles of the same text differ."""
+        return " ".join(["router-only"] * self.router_only + [self.dtype] * (self.dtype != "auto"))
+
+
+@click.group("profile", cls=DefaultGroup, default="measure", no_args_is_help=True)
+def command() -> None:
+    """Measure which experts tasks' prompts use, and what their answers would lose without them.
+
+    MODEL is a pack (…/models/<id>) or an object store with one pack. Several tasks in one call share one load of the
+    model; a task that was profiled so before is not measured again, and a stopped run goes on with the next task. A
+    profile holds sums that merge exactly: a file profiled in two parts (--limit, --skip) gives the same patterns as in
+    one. `premoe patterns build` turns profiles into patterns: give each task 20 prompts at least, better 150.
+    """
+
+
+@command.command("measure")
 @click.argument("model")
-@click.option("--task", required=True, help="Name of the task, for example add.")
+@click.option(
+    "--task", "tasks", multiple=True, required=True, metavar="NAME=FILE", help="Task and its data, repeatable."
+)
 @click.option(
     "--data",
-    required=True,
     type=click.Path(path_type=Path),
-    help='JSONL, one object a line: {"prompt": …, "answer": …} or {"messages": […]}.',
+    help='File of a single --task NAME. JSONL, one object a line: {"prompt": …, "answer": …} or {"messages": […]}.',
 )
 @click.option(
     "--answers",
@@ -30,7 +86,7 @@ from premoe_runtime.offline.calibration import Answers, check_task, read_calibra
 )
 @click.option("--router-only", is_flag=True, help="Leave the backward pass out: quicker, but no ranking by impact.")
 @click.option("--to", help="Object store to write to.  [default: the one MODEL lies in]")
-@click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples.")
+@click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples of each task.")
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out this many examples first.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device, for example cuda.")
@@ -42,10 +98,10 @@ from premoe_runtime.offline.calibration import Answers, check_task, read_calibra
     "[default: float32 on a CPU, else the checkpoint's]",
 )
 @json_option
-def command(
+def measure(
     model: str,
-    task: str,
-    data: Path,
+    tasks: tuple[str, ...],
+    data: Path | None,
     answers: str,
     router_only: bool,
     to: str | None,
@@ -56,49 +112,172 @@ def command(
     dtype: str,
     as_json: bool,
 ) -> None:
-    """Measure which experts a task's prompts use, and what its answers would lose without them.
+    """Measure profiles; `premoe profile --help` says how."""
+    how = How(cast("Answers", answers), router_only, threads, device, dtype)
+    unused = PassedOver()
+    jobs = [
+        Job(task, file, read_calibration(file, answers=how.answers, limit=limit, skip=skip, passed_over=unused))
+        for task, file in _files(tasks, data).items()
+    ]
+    done, store = _profiles(model, to, jobs, how, unused)
+    for text in _notes(done, unused):
+        note(f"note: {text}")
+    if as_json:
+        documents = [_document(store, each) for each in done]
+        print_json(documents[0] if data is not None else {"profiles": documents})
+        return
+    columns = ("task", "prompts", "tokens", "tokens/s", "profile")
+    print_table(f"Profiles in {store.url}", columns, [_row(each) for each in done])
 
-    MODEL is a pack (…/models/<id>) or an object store with one pack. The profile holds sums that merge exactly: a
-    file profiled in two parts (--limit, --skip) gives the same patterns as in one. Its name is printed;
-    `premoe patterns build` turns profiles into patterns.
-    """
-    check_task(task)
-    how = cast("Answers", answers)
-    examples = read_calibration(data, answers=how, limit=limit, skip=skip)
+
+def _files(tasks: Sequence[str], data: Path | None) -> dict[str, Path]:
+    """Every task's file: ``NAME=FILE`` each, or one name and ``--data``."""
+    if data is not None:
+        if len(tasks) > 1 or "=" in tasks[0]:
+            raise click.UsageError("--data goes with one --task NAME; give several as --task NAME=FILE")
+        check_task(tasks[0])
+        return {tasks[0]: data}
+    files: dict[str, Path] = {}
+    for text in tasks:
+        task, equals, file = text.partition("=")
+        check_task(task)
+        if not (equals and file):
+            raise click.UsageError(f"--task {task} names no file; give --task {task}=FILE")
+        if task in files:
+            raise InvalidInput(f"--task names {task!r} twice; join the files", reason="TASK_TWICE")
+        files[task] = Path(file)
+    return files
+
+
+def _profiles(
+    model: str, to: str | None, jobs: Sequence[Job], how: How, unused: PassedOver
+) -> tuple[list[Done], Store]:
+    """Measure what is not in the store yet, each task stored before the next begins."""
     # Torch is slow to import, so faults in the files are reported first.
-    from premoe_runtime.offline.patterns.library import put_profile, store_of
-    from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
-    from premoe_runtime.offline.profile.record import profile_path
+    from premoe_runtime.offline.patterns.library import store_of
+    from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile, find_profile
+    from premoe_runtime.offline.profile.record import Profile
     from premoe_runtime.packs.reader import open_pack
 
-    store = store_of(model, to)
-    with progress("loading the model", counts=False):
-        slot_model = load_full_model(open_pack(model), threads=threads, device=device, dtype=dtype)
-    started = time.perf_counter()
-    with progress(f"profiling {task}", total=len(examples)) as bar:
-        profile = measure_profile(
-            slot_model,
-            examples,
-            task=task,
-            answers=how,
-            where=str(data),
-            impact=not router_only,
-            advance=lambda count: bar.advance(count),
-        )
-    seconds = time.perf_counter() - started
-    profile_id = put_profile(store, profile)
+    store, reader = store_of(model, to), open_pack(model)
+    weights_id = reader.manifest().weights_id
+    wanted = [Measurement.of(weights_id, job.task, how.answers, job.examples, how.variant) for job in jobs]
+    found = {one.task: find_profile(store, one) for one in wanted}
+    missing = [job for job in jobs if found[job.task] is None]
+    slot_model: SlotModel | None = None
+    if missing:
+        from premoe_runtime.offline.profile.measure import load_full_model
+
+        with progress("loading the model", counts=False):
+            slot_model = load_full_model(reader, threads=how.threads, device=how.device, dtype=how.dtype)
+    done = []
+    with progress("profiling", total=sum(len(job.examples) for job in missing)) as bar:
+        for one, job in zip(wanted, jobs, strict=True):
+            started, profile_id = time.perf_counter(), found[job.task]
+            if profile_id is None:
+                assert slot_model is not None, "a profile is missing"
+                profile_id = ensure_profile(store, one, partial(_measure, slot_model, job, how, bar, unused))
+            seconds = time.perf_counter() - started if job in missing else None
+            done.append(Done(profile_id, Profile.load(store.get, profile_id), seconds))
+    return done, store
+
+
+def _measure(slot_model: SlotModel, job: Job, how: How, bar: Progress, unused: PassedOver) -> Profile:
+    from premoe_runtime.offline.profile.measure import measure_profile
+
+    bar.update(description=f"profiling {job.task}")
+    return measure_profile(
+        slot_model,
+        job.examples,
+        task=job.task,
+        answers=how.answers,
+        where=str(job.data),
+        impact=not how.router_only,
+        advance=bar.advance,
+        passed_over=unused,
+    )
+
+
+def _notes(done: Sequence[Done], unused: PassedOver) -> list[str]:
+    from premoe_runtime.offline.patterns.build import MIN_PROMPTS, prompts_wanted
+
+    few = [
+        f"task {each.profile.task} has {each.profile.samples} prompts; `premoe patterns build` needs at least "
+        f"{MIN_PROMPTS}, and {prompts_wanted()} for a good cutoff"
+        for each in done
+        if each.profile.samples < MIN_PROMPTS
+    ]
+    known = [f"task {each.profile.task} was profiled with this data before" for each in done if each.seconds is None]
+    return [unused.note] * bool(unused.note) + few + known
+
+
+def _document(store: Store, done: Done) -> dict[str, object]:
+    from premoe_runtime.offline.profile.record import profile_path
+
+    return {
+        "profile_id": done.profile_id,
+        "url": store.at(profile_path(done.profile_id)),
+        "task": done.profile.task,
+        "weights_id": done.profile.weights_id,
+        "samples": done.profile.samples,
+        "tokens": done.profile.tokens,
+        "seconds": done.seconds,
+    }
+
+
+def _row(done: Done) -> tuple[object, ...]:
+    rate = "-" if done.seconds is None else f"{done.profile.tokens / done.seconds:.0f}"
+    return done.profile.task, done.profile.samples, done.profile.tokens, rate, done.profile_id
+
+
+@command.command("list")
+@click.argument("store_url")
+@json_option
+def list_(store_url: str, as_json: bool) -> None:
+    """List the profiles of the object store STORE_URL."""
+    from premoe_runtime.offline.patterns.library import dates, store_of
+    from premoe_runtime.offline.patterns.upkeep import readable_profiles
+
+    store = store_of(store_url)
+    made = dates(store, "profiles")
+    entries: list[dict[str, Any]] = [
+        {
+            "profile_id": profile_id,
+            "task": None if profile is None else profile.task,
+            "samples": None if profile is None else profile.samples,
+            "tokens": None if profile is None else profile.tokens,
+            "weights_id": None if profile is None else profile.weights_id,
+            "made": date(made.get(profile_id, 0.0)),
+        }
+        for profile_id, profile in readable_profiles(store)
+    ]
     if as_json:
-        print_json(
-            {
-                "profile_id": profile_id,
-                "url": store.at(profile_path(profile_id)),
-                "task": task,
-                "weights_id": profile.weights_id,
-                "samples": profile.samples,
-                "tokens": profile.tokens,
-                "seconds": seconds,
-            }
-        )
+        print_json({"profiles": entries})
         return
-    rows = [(task, profile.samples, profile.tokens, f"{profile.tokens / seconds:.0f}", profile_id)]
-    print_table(f"Profile written to {store.url}", ("task", "prompts", "tokens", "tokens/s", "profile"), rows)
+    rows = [
+        (each["task"] or "(damaged)", each["samples"], each["tokens"], each["made"], each["profile_id"][:16])
+        for each in entries
+    ]
+    print_table(f"Profiles in {store.url}", ("task", "prompts", "tokens", "made", "profile"), rows)
+
+
+@command.command("rm")
+@click.argument("store_url")
+@click.argument("names", nargs=-1, required=True)
+@json_option
+def remove(store_url: str, names: tuple[str, ...], as_json: bool) -> None:
+    """Remove profiles from the object store STORE_URL.
+
+    NAMES are tasks, whose profiles are all removed, and starts of profile ids. Patterns made from them stay.
+    """
+    from premoe_runtime.offline.patterns.library import store_of
+    from premoe_runtime.offline.patterns.upkeep import find_profiles, remove_profiles
+
+    store = store_of(store_url)
+    wanted = list(dict.fromkeys(profile_id for name in names for profile_id in find_profiles(store, name)))
+    remove_profiles(store, wanted)
+    if as_json:
+        print_json({"removed": wanted})
+        return
+    for profile_id in wanted:
+        click.echo(f"removed profile {profile_id}")
