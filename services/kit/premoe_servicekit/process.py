@@ -47,9 +47,11 @@ class Process:
             self._drain_delay_s = settings.drain_delay_s
             self._probes = None if settings.health_port is None else ProbeServer(settings, tls)
         self.stopped = asyncio.Event()
-        """Set by the first SIGTERM or SIGINT."""
+        """Set by the first SIGTERM or SIGINT, and by ``fail``."""
         self.forced = asyncio.Event()
         """Set by the second one."""
+        self.failure: PremoeError | None = None
+        """Why the process ends, when that is nobody's wish."""
         self.serving = False
         self.health_address = ""
 
@@ -58,6 +60,11 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+
+    def fail(self, error: PremoeError) -> None:
+        """End the process with ``error``: health turns NOT_SERVING at once, then all is as after a signal."""
+        self.failure = self.failure or error
+        self.stopped.set()
 
     def ready(self, **fields: str | int) -> None:
         """Print the one line on standard output that says that we serve, and where."""
@@ -148,3 +155,5 @@ async def _run(service: str, settings: S, tls: Tls | None, serve: Callable[[S, P
     finally:
         early.cancel()
         await stop_all()
+    if process.failure is not None:
+        raise process.failure

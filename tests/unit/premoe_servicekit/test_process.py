@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from support.processes import environ
 
 pytestmark = pytest.mark.slow
@@ -81,6 +83,26 @@ def test_an_error_at_the_start_is_one_line_and_its_exit_code() -> None:
         script("raise Conflict('the oven\\nis on')"), capture_output=True, text=True, env=environ(), timeout=60
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (4, "", "error: the oven is on\n")
+
+
+@pytest.mark.parametrize("serving", [True, False])
+def test_a_process_that_fails_says_why_and_ends(serving: bool) -> None:
+    fail = "asyncio.get_running_loop().call_later(0.1, process.fail, Conflict('the oven burnt\\nout'))"
+    with oven(fail, *([] if serving else ["await asyncio.Event().wait()"])) as process:
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (4, "error: the oven burnt out\n")
+
+
+def test_a_failure_shows_in_health_while_the_process_drains() -> None:
+    fail = "asyncio.get_running_loop().call_later(0.1, process.fail, Conflict('burnt'))"
+    with oven(fail, arguments=("--drain-delay-s", "3600")) as process:
+        with grpc.insecure_channel(json.loads(first_line(process))["address"]) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            statuses = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60, wait_for_ready=True)
+            assert any(answer.status == health_pb2.HealthCheckResponse.NOT_SERVING for answer in statuses)
+        process.send_signal(signal.SIGTERM)  # after it has begun to stop, one signal is enough
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (4, "error: burnt\n")
 
 
 def test_logs_are_json_lines_on_request() -> None:
