@@ -14,8 +14,9 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from premoe_runtime.engines.hf.experts import slot_experts
-from premoe_runtime.engines.hf.router import Recorder, RestrictedRouter, StepState
+from premoe_runtime.engines.hf.router import RestrictedRouter
 from premoe_runtime.engines.hf.skeleton import fill_skeleton
+from premoe_runtime.engines.hf.step_state import Recorder, StepState
 from premoe_runtime.families import stock
 from premoe_runtime.families.registry import FAMILIES, parse_config, parse_json_object, refuse_remote_code
 from premoe_runtime.families.spec import FamilySpec, MoeModel
@@ -126,11 +127,11 @@ def load_slot_model(
     facts = stock.describe(spec, model, CONFIG_FILE)
     _check_fit(facts, manifest)
     bank = ExpertBank(manifest, slots=slots, max_rows=max_rows, device=device, dtype=dtype, host_bytes=host_bytes)
-    state = StepState(bank.num_layers, manifest.top_k, bank.device)
+    state = StepState(bank.mask, bank.sliced, manifest.top_k)
     for layer, block in enumerate(facts.blocks):
         sparse: Any = stock.sparse_part(model, spec, block)
         router = getattr(sparse, spec.router_module)
-        restricted = RestrictedRouter(layer, manifest.router, manifest.top_k, router.weight, bank, state)
+        restricted = RestrictedRouter(layer, manifest.router, router.weight, bank.lut[layer], state)
         setattr(sparse, spec.router_module, restricted)
         stock_experts = getattr(sparse, spec.experts_module)
         setattr(sparse, spec.experts_module, slot_experts(bank.arenas[layer], stock_experts))

@@ -7,26 +7,49 @@ removed, as in the PreMoE papers: the softmax runs over the kept ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules, StepState
 from premoe_runtime.formats.manifest import RouterSpec
-from premoe_runtime.residency.bank import ExpertBank
-
-Recorder = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""``recorder(layer, logits f32[T, E], ids i64[T, k], weights [T, k])``; id E stands for "no expert"."""
 
 
 class Routing(NamedTuple):
-    """Of T tokens: ``weights`` [T, k], ``ids`` i64[T, k] (E: no expert, weight 0), ``mass`` f32[T]."""
+    """Of T tokens: ``weights`` [T, k], ``ids`` i64[T, k] (E: no expert, weight 0), ``mass`` f32[T] (None: all of it).
+
+    k is the most ranks that a token uses, at most the model's top-k.
+    """
 
     weights: torch.Tensor
     ids: torch.Tensor
-    mass: torch.Tensor
+    mass: torch.Tensor | None
+
+
+def route(spec: RouterSpec, logits: torch.Tensor, rules: LayerRules) -> Routing:
+    """Choose and weigh experts (method.md section 5; runtime decision 3).
+
+    ``logits``: [T, E] in the model's dtype. The family's renormalisation runs over the ranks used and over no others,
+    so a token's weights are, bit for bit, those of a stock router with that top-k. ``mass`` is the share of the full
+    router's scores that lies on kept experts.
+    """
+    values = logits.float()
+    scores = _scores(spec, values)
+    choice = _choice(spec, values, scores, rules)
+    width = max((count for count, _ in rules.ranks), default=1)
+    best, ids = torch.topk(choice, width, dim=-1)
+    if len(rules.ranks) == 1 and rules.ranks[0][1] is ALL_TOKENS:
+        weights = _weigh(spec, best)
+    else:
+        weights, chosen = torch.zeros_like(best), torch.full_like(ids, logits.shape[-1])
+        for count, tokens in rules.ranks:
+            weights[tokens, :count] = _weigh(spec, best[tokens, :count])
+            chosen[tokens, :count] = ids[tokens, :count]
+        ids = chosen
+    if spec.weights_dtype == "model":
+        weights = weights.to(logits.dtype)
+    return Routing(weights, ids, _mass(spec, values, scores, rules))
 
 
 def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
@@ -35,137 +58,53 @@ def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(logits) if spec.score == "sigmoid" else logits
 
 
-def route(
-    spec: RouterSpec,
-    top_k: int,
-    logits: torch.Tensor,
-    mask: torch.Tensor,
-    sliced: torch.Tensor,
-    active: torch.Tensor,
-) -> Routing:
-    """Choose and weigh experts (method.md section 5; runtime decision 3).
+def _choice(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: LayerRules) -> torch.Tensor:
+    """f32[T, E]: what experts are chosen by, -inf for those left out."""
+    if rules.mask is None:
+        return scores
+    # Only a softmax spreads what the removed rows had; for the other scores both semantics coincide.
+    if spec.score == "softmax" and rules.sliced is not False:
+        kept_only = torch.softmax(values + rules.mask, dim=-1)
+        scores = kept_only if rules.sliced is True else torch.where(rules.sliced, kept_only, scores)
+    return scores + rules.mask
 
-    ``logits``: [T, E] in the model's dtype; ``mask``: f32[T, E], 0 or -inf; ``sliced``: bool[T]; ``active``: i64[T],
-    how many of the top-k ranks a token uses. Ranks beyond ``active``, or beyond the kept experts, get weight 0 and id
-    E; the family's renormalisation runs over the ranks used. ``mass`` is the share of the full router's scores that
-    lies on kept experts. With an all-zero mask and ``active == top_k`` the result is the stock routers', bit for bit.
-    """
-    num_experts = logits.shape[-1]
-    values = logits.float()
-    scores = _scores(spec, values)
-    if spec.score == "softmax":
-        # Only a softmax spreads what the removed rows had; for the other scores both semantics coincide.
-        choice = torch.where(sliced[:, None], torch.softmax(values + mask, dim=-1), scores) + mask
-    else:
-        choice = scores + mask
-    best, ids = torch.topk(choice, top_k, dim=-1)
-    ranks = torch.arange(top_k, device=logits.device)
-    used = (best > -torch.inf) & (ranks < active[:, None])
-    if spec.score == "topk_softmax":
-        weights = torch.softmax(best.masked_fill(~used, -torch.inf), dim=-1).masked_fill(~used, 0.0)
-    else:
-        weights = best.masked_fill(~used, 0.0)
+
+def _weigh(spec: RouterSpec, best: torch.Tensor) -> torch.Tensor:
+    """f32[T, n] combine weights of tokens that use all n ranks; ``best``: what these were chosen by."""
+    weights = torch.softmax(best, dim=-1) if spec.score == "topk_softmax" else best
     if spec.renormalise:
-        total = weights.sum(dim=-1, keepdim=True)
-        weights = weights / torch.where(total > 0, total, 1.0)
-    if spec.scale != 1.0:
-        weights = weights * spec.scale
-    if spec.weights_dtype == "model":
-        weights = weights.to(logits.dtype)
+        # Kept experts may all have scores that underflow.
+        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return weights * spec.scale if spec.scale != 1.0 else weights
+
+
+def _mass(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: LayerRules) -> torch.Tensor | None:
+    if rules.mask is None:
+        return None
     share = torch.softmax(values, dim=-1) if spec.score == "topk_softmax" else scores
-    mass = share.masked_fill(mask < 0, 0.0).sum(dim=-1) / share.sum(dim=-1)
-    return Routing(weights, ids.masked_fill(~used, num_experts), mass.clamp_(max=1.0))
-
-
-class StepState:
-    """What the coming forward runs under, in buffers that keep their addresses: a mask row and a width per token."""
-
-    def __init__(self, num_layers: int, top_k: int, device: torch.device) -> None:
-        self._top_k = top_k
-        self._device = device
-        self._layers = num_layers
-        self._tokens: int | None = None
-        self.recorder: Recorder | None = None
-        self._allocate(0)
-        self.set(0, top_k)
-
-    def set(self, rows: torch.Tensor | int, active: torch.Tensor | int) -> None:
-        """Fix rows and widths; plain ints hold for every token of whatever forward comes.
-
-        Raises InvalidInput when the lengths differ or ``active`` is outside 1..top-k.
-        """
-        lengths = {value.numel() for value in (rows, active) if isinstance(value, torch.Tensor)}
-        if len(lengths) > 1:
-            raise InvalidInput(f"rows and active differ in length: {sorted(lengths)}", reason="STEP_SHAPE")
-        low, high = (
-            (int(active.min()), int(active.max()))
-            if isinstance(active, torch.Tensor) and active.numel()
-            else (active, active)
-            if isinstance(active, int)
-            else (1, 1)
-        )
-        if low < 1 or high > self._top_k:
-            raise InvalidInput(f"active experts must be 1 to {self._top_k}, not {low} to {high}", reason="STEP_ACTIVE")
-        self._tokens = lengths.pop() if lengths else None
-        self._defaults = (rows if isinstance(rows, int) else 0, active if isinstance(active, int) else self._top_k)
-        if self._tokens is not None and self._tokens > self.rows.numel():
-            self._allocate(self._tokens)
-        for buffer, value in ((self.rows, rows), (self.active, active)):
-            if isinstance(value, torch.Tensor):
-                buffer[: value.numel()].copy_(value.reshape(-1))
-            else:
-                buffer.fill_(value)
-
-    def take(self, tokens: int) -> None:
-        """A forward of this many tokens begins. Raises InvalidInput when rows were set for another count."""
-        if self._tokens is not None and self._tokens != tokens:
-            raise InvalidInput(
-                f"rows are set for {self._tokens} tokens, but the forward has {tokens}", reason="STEP_SHAPE"
-            )
-        if tokens > self.rows.numel():
-            self._allocate(tokens)
-            self.rows.fill_(self._defaults[0])
-            self.active.fill_(self._defaults[1])
-        self.count = tokens
-
-    def retained_mass(self) -> torch.Tensor:
-        """f32[T] of the last forward: kept share of the full router's scores, mean over MoE layers."""
-        return self.mass[:, : self.count].mean(dim=0)
-
-    def _allocate(self, tokens: int) -> None:
-        capacity = max(64, 1 << max(tokens - 1, 0).bit_length())
-        # Tensors born in inference mode could not be written outside of it, and any forward may be the first long one.
-        with torch.inference_mode(False):
-            self.rows = torch.zeros(capacity, dtype=torch.int64, device=self._device)
-            self.active = torch.full((capacity,), self._top_k, dtype=torch.int64, device=self._device)
-            self.mass = torch.zeros((self._layers, capacity), device=self._device)
-        self.count = 0
+    # No score is negative, so this takes out what the mask made -inf.
+    mass = (share.detach() + rules.mask).clamp_min(0.0).sum(dim=-1)
+    return mass / scores.detach().sum(dim=-1) if spec.score == "sigmoid" else mass
 
 
 class RestrictedRouter(nn.Module):
     """Stands in for a stock top-k router: full-width ``weight`` [E, H], ids mapped to slots through the bank's LUT."""
 
-    def __init__(
-        self, layer: int, spec: RouterSpec, top_k: int, weight: nn.Parameter, bank: ExpertBank, state: StepState
-    ) -> None:
+    def __init__(self, layer: int, spec: RouterSpec, weight: nn.Parameter, lut: torch.Tensor, state: StepState) -> None:
         super().__init__()
-        self.layer, self.spec, self.top_k = layer, spec, top_k
+        self.layer, self.spec = layer, spec
         self.weight = weight
-        self._bank, self._state = bank, state
+        self._lut, self._state = lut, state
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """``(logits [T, E], weights [T, k], slots i64[T, k])``, the order stock blocks expect."""
-        state, bank = self._state, self._bank
+        state = self._state
         hidden = hidden_states.reshape(-1, self.weight.shape[-1])
-        tokens = hidden.shape[0]
         if self.layer == 0:
-            state.take(tokens)
+            state.take(hidden.shape[0])
         logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight)  # routers may be wider than the model
-        rows = state.rows[:tokens]
-        routing = route(
-            self.spec, self.top_k, logits, bank.mask[self.layer, rows], bank.sliced[rows], state.active[:tokens]
-        )
-        state.mass[self.layer, :tokens] = routing.mass.detach()
+        routing = route(self.spec, logits, state.layers[self.layer])
+        state.masses[self.layer] = routing.mass
         if state.recorder is not None:
             state.recorder(self.layer, logits.float(), routing.ids, routing.weights)
-        return logits, routing.weights, bank.lut[self.layer, routing.ids]
+        return logits, routing.weights, self._lut[routing.ids]

@@ -35,9 +35,11 @@ def pair(
     return stock.eval().requires_grad_(False), load_slot_model(MemorySource(checkpoint), slots=slots)
 
 
-def narrow_twin(folder: Path, stock: PreTrainedModel, family: Family, top_k: int) -> PreTrainedModel:
+def narrow_twin(
+    folder: Path, stock: PreTrainedModel, family: Family, top_k: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """The same weights in a stock model that uses ``top_k`` experts a token."""
-    twin, _ = pair(folder, family, torch.float32, 2, num_experts_per_tok=top_k)
+    twin, _ = pair(folder, family, dtype, 2, num_experts_per_tok=top_k)
     twin.load_state_dict(stock.state_dict())
     return twin
 
@@ -160,23 +162,28 @@ def test_the_two_semantics_differ_without_renormalisation_only(tmp_path: Path) -
 
 
 @each_family
-def test_fewer_active_experts_equal_a_stock_model_with_that_top_k(tmp_path: Path, family: Family) -> None:
-    stock, slots = pair(tmp_path, family, torch.float32, 8)
-    narrow = narrow_twin(tmp_path / "narrow", stock, family, 2)
-    kept = random_kept(1, LAYERS, EXPERTS, 7)
+@each_dtype
+@pytest.mark.parametrize("width", [1, 5, 6, 7])
+def test_fewer_active_experts_equal_a_stock_model_with_that_top_k(
+    tmp_path: Path, family: Family, dtype: torch.dtype, width: int
+) -> None:
+    stock, slots = pair(tmp_path, family, dtype, 12, num_experts_per_tok=8)
+    narrow = narrow_twin(tmp_path / "narrow", stock, family, width, dtype)
+    kept = random_kept(1, LAYERS, EXPERTS, 9)
     bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
     with masked_selection(kept, ONE_ROW) as seen:
         expected = stock_logits(narrow, prompts())
     assert seen.share_changed >= 0.3
-    slots.steps(0, 2)
+    slots.steps(0, width)
     assert torch.equal(slot_logits(slots, prompts()), expected)
 
 
 @each_family
-def test_fewer_kept_experts_than_top_k(tmp_path: Path, family: Family) -> None:
-    stock, slots = pair(tmp_path, family, torch.float32, 8)
-    narrow = narrow_twin(tmp_path / "narrow", stock, family, 3)
-    kept = random_kept(1, LAYERS, EXPERTS, 3)
+@pytest.mark.parametrize("count", [3, 6])
+def test_fewer_kept_experts_than_top_k(tmp_path: Path, family: Family, count: int) -> None:
+    stock, slots = pair(tmp_path, family, torch.float32, 8, num_experts_per_tok=8)
+    narrow = narrow_twin(tmp_path / "narrow", stock, family, count)
+    kept = random_kept(1, LAYERS, EXPERTS, count)
     bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
     with masked_selection(kept, ONE_ROW):
         expected = stock_logits(narrow, prompts())

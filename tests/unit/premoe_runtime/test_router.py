@@ -14,7 +14,8 @@ from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
-from premoe_runtime.engines.hf.router import Routing, StepState, route
+from premoe_runtime.engines.hf.router import Routing, route
+from premoe_runtime.engines.hf.step_state import LayerRules, StepState
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
 
@@ -49,13 +50,15 @@ def run(
     kept: torch.Tensor | None = None,
     *,
     sliced: bool = False,
-    active: int | torch.Tensor = TOP_K,
+    active: int | torch.Tensor | None = None,
+    top_k: int = TOP_K,
 ) -> Routing:
     tokens = logits.shape[0]
     kept = torch.ones_like(logits, dtype=torch.bool) if kept is None else kept.expand(logits.shape)
-    mask = torch.zeros(logits.shape).masked_fill(~kept, -torch.inf)
-    width = active if isinstance(active, torch.Tensor) else torch.full((tokens,), active)
-    return route(spec, TOP_K, logits, mask, torch.full((tokens,), sliced), width)
+    state = StepState(torch.where(kept, 0.0, -torch.inf)[None], torch.full((tokens,), sliced), top_k)
+    state.set(torch.arange(tokens), top_k if active is None else active)
+    state.take(tokens)
+    return route(spec, logits, state.layers[0])
 
 
 @pytest.mark.parametrize("name", STOCK)
@@ -72,7 +75,32 @@ def test_without_a_mask_it_is_the_stock_router_bit_for_bit(name: str, dtype: tor
     assert torch.equal(found.ids, ids)
     assert torch.equal(found.weights, weights)
     assert found.weights.dtype == weights.dtype
-    torch.testing.assert_close(found.mass, torch.ones(200))
+    assert found.mass is None
+
+
+@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fewer_experts_weigh_as_a_stock_router_with_that_top_k(name: str, dtype: torch.dtype) -> None:
+    """Of 8 ranks 5 to 7 fill no vector register: a sum over 8 with zeros adds in another order."""
+    stock_class, config, spec = STOCK[name]
+    generator = torch.Generator().manual_seed(0)
+    router = stock_class(config).to(dtype)
+    widths = torch.randint(1, 9, (300,), generator=generator)
+    with torch.no_grad():
+        router.weight.copy_(torch.randn(router.weight.shape, generator=generator))
+        hidden = torch.randn(300, 64, generator=generator).to(dtype)
+        logits, _, _ = router(hidden)
+        mixed = run(spec, logits, active=widths, top_k=8)
+        for width in range(1, 9):
+            router.top_k = width
+            _, weights, ids = router(hidden)
+            alone = run(spec, logits, active=width, top_k=8)
+            assert torch.equal(alone.weights, weights)
+            assert torch.equal(alone.ids, ids)
+            of = widths == width
+            assert torch.equal(mixed.weights[of, :width], weights[of])
+            assert torch.equal(mixed.ids[of, :width], ids[of])
+            assert not mixed.weights[of, width:].any()
 
 
 def reference(
@@ -124,7 +152,7 @@ def test_every_kind_of_router_against_the_reference(data: st.DataObject) -> None
     weights = {expert: weight for expert, weight in pairs if expert != EXPERTS}
     assert weights == pytest.approx(expected, rel=1e-5)
     assert all(w == 0 for e, w in zip(found.ids[0].tolist(), found.weights[0].tolist(), strict=True) if e == EXPERTS)
-    assert float(found.mass[0]) == pytest.approx(mass, rel=1e-5)
+    assert (1.0 if found.mass is None else float(found.mass[0])) == pytest.approx(mass, rel=1e-5)
 
 
 def test_widths_may_differ_per_token() -> None:
@@ -133,8 +161,8 @@ def test_widths_may_differ_per_token() -> None:
     together = run(spec, logits, active=torch.tensor([1, 2, 3, 4]))
     for token, width in enumerate((1, 2, 3, 4)):
         alone = run(spec, logits[token : token + 1], active=width)
-        assert torch.equal(together.ids[token], alone.ids[0])
-        assert torch.equal(together.weights[token], alone.weights[0])
+        assert torch.equal(together.ids[token, :width], alone.ids[0])
+        assert torch.equal(together.weights[token, :width], alone.weights[0])
         assert int((together.ids[token] != EXPERTS).sum()) == width
         assert float(together.weights[token].sum()) == pytest.approx(1.0)
 
@@ -144,39 +172,62 @@ def test_widths_may_differ_per_token() -> None:
 def test_a_row_that_keeps_nothing_gives_zeros_not_nans(score: Any, sliced: bool) -> None:
     spec = RouterSpec(score=score, renormalise=True)
     found = run(spec, torch.randn(3, EXPERTS), torch.zeros(EXPERTS, dtype=torch.bool), sliced=sliced)
-    assert torch.equal(found.weights, torch.zeros(3, TOP_K))
-    assert torch.equal(found.ids, torch.full((3, TOP_K), EXPERTS))
+    assert torch.equal(found.weights, torch.zeros(3, 1))
+    assert torch.equal(found.ids, torch.full((3, 1), EXPERTS))
+    assert found.mass is not None
     assert torch.equal(found.mass, torch.zeros(3))
 
 
-def test_step_state_grows_and_keeps_plain_values() -> None:
-    state = StepState(2, TOP_K, torch.device("cpu"))
-    state.set(3, 2)
-    state.take(5)
-    address = state.rows.data_ptr()
-    state.take(60)
-    assert state.rows.data_ptr() == address
+def tables(*kept: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask f32[2, P, E] and flags of rows that keep this many experts in layer 0 and all in layer 1."""
+    mask = torch.zeros(2, len(kept), EXPERTS)
+    for row, count in enumerate(kept):
+        mask[0, row, count:] = -torch.inf
+    return mask, torch.zeros(len(kept), dtype=torch.bool)
+
+
+def listed(rules: LayerRules) -> list[tuple[int, list[int]]]:
+    """Ranks used, and the tokens that use them."""
+    return [(count, tokens.tolist() if isinstance(tokens, torch.Tensor) else []) for count, tokens in rules.ranks]
+
+
+def test_a_step_with_every_expert_has_no_mask() -> None:
+    state = StepState(*tables(EXPERTS, 3), TOP_K)
     state.take(1000)
-    assert state.rows[:1000].tolist() == [3] * 1000
-    assert state.active[:1000].tolist() == [2] * 1000
-    state.set(torch.arange(3000) % 7, 1)
-    state.take(3000)
-    assert state.rows[:3000].tolist() == [i % 7 for i in range(3000)]
-    assert state.retained_mass().shape == (3000,)
-
-
-def test_step_state_that_grew_in_inference_mode_can_be_set_outside() -> None:
-    state = StepState(2, TOP_K, torch.device("cpu"))
-    with torch.inference_mode():
-        state.take(1000)
-        state.mass[0, :1000] = torch.ones(1000)
+    assert [(rules.mask, rules.ranks) for rules in state.layers] == [(None, [(TOP_K, slice(None))])] * 2
+    assert torch.equal(state.retained_mass(), torch.ones(1000))
     state.set(1, 2)
-    assert state.rows[:1000].tolist() == [1] * 1000
-    assert state.retained_mass()[0] == 0.5
+    state.take(5)
+    assert state.layers[0].mask is not None
+    assert state.layers[0].mask.shape == (1, EXPERTS)
+    assert state.layers[0].ranks == [(2, slice(None))]
+
+
+def test_a_row_that_keeps_less_than_it_may_use_uses_what_it_keeps() -> None:
+    state = StepState(*tables(EXPERTS, 3, 0), TOP_K)
+    state.set(torch.tensor([0, 1, 2, 1]), torch.tensor([4, 4, 4, 2]))
+    state.take(4)
+    assert listed(state.layers[0]) == [(2, [3]), (3, [1]), (4, [0])]
+    assert listed(state.layers[1]) == [(2, [3]), (4, [0, 1, 2])]
+
+
+def test_tables_are_read_when_a_forward_begins() -> None:
+    mask, sliced = tables(EXPERTS, EXPERTS)
+    state = StepState(mask, sliced, TOP_K)
+    state.set(torch.tensor([0, 1]), TOP_K)
+    mask[1, 0, 3] = -torch.inf
+    sliced[1] = True
+    with torch.inference_mode():
+        state.take(2)
+    found = state.layers[1]
+    assert found.mask is not None
+    assert (found.mask < 0).nonzero().tolist() == [[0, 3]]
+    assert isinstance(found.sliced, torch.Tensor)
+    assert found.sliced.tolist() == [[False], [True]]
 
 
 def test_step_state_refuses_what_does_not_fit() -> None:
-    state = StepState(2, TOP_K, torch.device("cpu"))
+    state = StepState(*tables(EXPERTS), TOP_K)
     with pytest.raises(InvalidInput, match="differ in length"):
         state.set(torch.zeros(3, dtype=torch.int64), torch.ones(4, dtype=torch.int64))
     with pytest.raises(InvalidInput, match="1 to 4, not 0 to 0"):
