@@ -17,7 +17,7 @@ from premoe_operator.crd_rules import ROOT_RULES, RULES
 from premoe_operator.crd_schema import structural
 from premoe_operator.resources import GROUP, KIND, PLURAL, VERSION, PrunedModelSpec, PrunedModelStatus
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised by hand with every change of the schema: the chart refuses an older definition than its operator needs."""
 SCHEMA_ANNOTATION = f"{GROUP}/schema"
 
@@ -25,7 +25,7 @@ _HEADER = "# Generated from operator/premoe_operator/resources.py by `make crds`
 _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Ready", '.status.conditions[?(@.type=="Ready")].status', "Whether everything is as the spec says", 0),
     ("Reason", ".status.reason", "Why it is or is not", 0),
-    ("Budget", ".spec.budget", "Experts activated per token out of experts kept per layer", 0),
+    ("Budget", ".spec.budget", "Experts activated per token out of experts kept per layer on average", 0),
     ("Workers", ".status.workersSummary", "Ready out of wanted workers", 0),
     ("Patterns", ".status.patternsSummary", "Profiled out of wanted tasks", 0),
     ("Age", ".metadata.creationTimestamp", "Time since it was created", 0),

@@ -103,10 +103,10 @@ class Patterns(Part):
 
     tasks: Annotated[list[Task], Field(max_length=64)] = []
     """Tasks to profile. None: patterns that exist in the store already are used as they are."""
-    metric: Literal["PEU", "SEER", "TCESS", "Counts", "Random"] = "PEU"
-    """Score that ranks the experts."""
-    answers: Literal["Given", "None"] = "Given"
-    """Profile prompts with the answers of the calibration data, or prompts alone."""
+    metric: Literal["Impact", "PEU", "SEER", "Norm", "TCESS", "Counts", "Random"] = "Impact"
+    """Score that ranks the experts. Impact compares between layers, so budgets may be shared over them."""
+    answers: Literal["Given", "Own", "None"] = "Given"
+    """Profile prompts with the answers of the calibration data, with the model's own, or alone."""
     generalist_budget: BudgetText | None = None
     """Budget of the generalist; default: that of the model."""
     on_unknown: Literal["Generalist", "Full", "Reject"] = "Generalist"
@@ -127,9 +127,9 @@ class Engine(Part):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; default: as many as the CPU limit says, else torch's choice."""
     slots: Annotated[int, Field(ge=1, le=65536)] | None = None
-    """Expert slots per layer; default: those of the largest budget and the spare ones."""
+    """Expert slots per layer on average; default: those of the largest budget and the spare ones."""
     spare: Annotated[int, Field(ge=0, le=4096)] = 2
-    """Slots per layer beside those of a budget, so that the next pattern can come in while one runs."""
+    """Slots per layer on average beside those of a budget, so that the next pattern can come in while one runs."""
     max_sequences: Annotated[int, Field(ge=1, le=4096)] = 8
     """Sequences in one batch."""
     context_length: Annotated[int, Field(ge=8, le=16_777_216)] | None = None
@@ -315,7 +315,9 @@ class PrunedModelSpec(Part):
     model: Model
     """The checkpoint, pinned."""
     budget: BudgetText
-    """Experts activated per token out of experts kept per layer, for example 4/16."""
+    """Experts activated per token out of experts kept per layer on average, for example 4/16."""
+    allocation: Literal["Shared", "Uniform"] = "Shared"
+    """How these experts, and the slots, spread over the layers: as the pattern set says, or equally many in each."""
     patterns: Patterns = Patterns()
     """Which experts each task keeps."""
     engine: Engine = Engine()
@@ -374,7 +376,7 @@ class Resolved(Part):
     expert_bytes: int = 0
     """Bytes of all routed experts."""
     resident_bytes: int = 0
-    """Bytes of the experts of one worker's slots."""
+    """Bytes of one worker's expert slots in all layers together."""
     image: str = ""
     """Worker image in use."""
     spec_hash: str = ""

@@ -18,7 +18,7 @@ from premoe_runtime.formats import arrays
 from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.arrays import F32, I16
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.choices import OnUnknown, Semantics
+from premoe_runtime.formats.choices import Allocation, OnUnknown, Semantics
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import PatternId, SetId, WeightsId
 from premoe_runtime.formats.pattern import Metric, PatternKind
@@ -100,6 +100,11 @@ class PatternSet:
     @property
     def weights_id(self) -> WeightsId:
         return WeightsId(self.document.weights_id)
+
+    @property
+    def allocation(self) -> Allocation:
+        """How its budgets spread over the layers."""
+        return "uniform" if self.splits is None else "shared"
 
     @property
     def members(self) -> tuple[Member, ...]:

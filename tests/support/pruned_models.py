@@ -26,6 +26,7 @@ SMALLEST: Document = {"model": {"uri": "s3://models/tiny"}, "budget": "2/4"}
 FULL: Document = {
     "model": {"uri": "s3://models/mixtral", "modelId": MODEL_ID, "servedName": "mixtral/8x7b"},
     "budget": "2/4",
+    "allocation": "Uniform",
     "patterns": {
         "tasks": [
             {"name": "maths", "calibration": {"configMap": {"name": "prompts", "key": "maths.jsonl"}}, "samples": 100},
@@ -203,8 +204,8 @@ _patterns = _tasks.flatmap(
     lambda tasks: _some(
         {
             "tasks": st.just(tasks),
-            "metric": st.sampled_from(["PEU", "SEER", "TCESS", "Counts", "Random"]),
-            "answers": st.sampled_from(["Given", "None"]),
+            "metric": st.sampled_from(["Impact", "PEU", "SEER", "Norm", "TCESS", "Counts", "Random"]),
+            "answers": st.sampled_from(["Given", "Own", "None"]),
             "generalistBudget": _budgets,
             "onUnknown": st.sampled_from(["Generalist", "Full", "Reject"]),
         }
@@ -272,6 +273,7 @@ def specs() -> st.SearchStrategy[Document]:
     return st.fixed_dictionaries(
         {"model": _models, "budget": _budgets},
         optional={
+            "allocation": st.sampled_from(["Shared", "Uniform"]),
             "patterns": _patterns,
             "engine": _engines,
             "workers": _workers,

@@ -53,7 +53,9 @@ def profile_job(inputs: Inputs) -> Obj | None:
     options = [("--answers", spec.patterns.answers.lower())]
     if spec.engine.device != "cpu":
         options.append(("--device", spec.engine.device))
-    computed_from = {**_profiled_from(inputs), "device": spec.engine.device}
+    # Profiles of before there was impact do for the other metrics.
+    weighed = {"impact": True} if spec.patterns.metric in ("Impact", "Norm") else {}
+    computed_from = {**_profiled_from(inputs), "device": spec.engine.device, **weighed}
     job = _job(inputs, "profile", _on_tasks(inputs, "profile", options), computed_from, *_task_files(inputs))
     tasks = len(spec.patterns.tasks)
     indexed = {"completionMode": "Indexed", "completions": tasks, "parallelism": _parallelism(inputs)}

@@ -135,6 +135,8 @@ def _settings(inputs: Inputs) -> list[Obj]:
         "MODEL_ID": bare_digest(inputs.packed_model_id()),
         "MODEL_NAME": spec.model.served_name or inputs.owner.name,
         "BUDGET": spec.budget,
+        # Left out where it is the worker's default: templates of before there was a choice stay as they are.
+        "ALLOCATION": "uniform" if spec.allocation == "Uniform" else None,
         "GENERALIST_BUDGET": patterns.generalist_budget,
         "ON_UNKNOWN": patterns.on_unknown.lower(),
         "SLOTS": engine.slots,

@@ -35,10 +35,11 @@ class BuildOptions:
 
     exemplars  at most this many calibration prompts a task are stored; never more than half of them
     budgets    at which the generalist's retained mass is recorded; by default the usual ones
+    metric     None: impact where every profile weighs it, else PEU
     allocation how budgets spread over the layers; None: shared where the metric compares between layers
     """
 
-    metric: Metric = "peu"
+    metric: Metric | None = None
     allocation: Allocation | None = None
     quantile: float = DEFAULT_QUANTILE
     wide_quantile: float = WIDE_QUANTILE
@@ -48,11 +49,6 @@ class BuildOptions:
     seed: int = 0
     budgets: tuple[Budget, ...] = ()
     on_unknown: OnUnknown = "generalist"
-
-    @property
-    def spread(self) -> Allocation:
-        """The allocation, settled."""
-        return self.allocation or ("shared" if self.metric in COMPARABLE else "uniform")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +69,16 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
     options = options or BuildOptions()
     _check(profiles, options)
     tasks = by_task(profiles)
-    specialists = [specialist(profile, options.metric, seed=options.seed) for profile in tasks]
-    *specialists, pool = (
-        replace(pattern, allocation=options.spread)
-        for pattern in (*specialists, generalist(tasks, options.metric, seed=options.seed))
-    )
+    metric, allocation = settle(options, tasks)
+    derived = [specialist(profile, metric, seed=options.seed) for profile in tasks]
+    derived.append(generalist(tasks, metric, seed=options.seed))
+    *specialists, pool = (replace(pattern, allocation=allocation) for pattern in derived)
     splits = [_split(profile, options) for profile in tasks]
     cutoffs = [_cutoff(index, splits, options) for index in range(len(tasks))]
     budgets = options.budgets or usual_budgets(tasks[0].top_k, pool.num_experts)
     document = SetDocument(
         weights_id=tasks[0].weights_id,
-        metric=options.metric,
+        metric=metric,
         semantics="selection",
         signature=tasks[0].signature,
         neighbours=options.neighbours,
@@ -98,11 +93,17 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
         on_unknown=options.on_unknown,
         exemplars_digest="",
     )
-    shared = None
-    if options.spread == "shared":
-        shared = Splits.of([pattern.scores for pattern in specialists], tasks[0].top_k)
-    made = PatternSet.make(document, np.concatenate([split.exemplars for split in splits]), shared)
+    shares = None
+    if allocation == "shared":
+        shares = Splits.of([pattern.scores for pattern in specialists], tasks[0].top_k)
+    made = PatternSet.make(document, np.concatenate([split.exemplars for split in splits]), shares)
     return BuiltSet(made, (*specialists, pool), tuple(_notes(tasks, splits, options)))
+
+
+def settle(options: BuildOptions, profiles: Sequence[Profile]) -> tuple[Metric, Allocation]:
+    """The metric and the allocation that a set of these profiles is built with."""
+    metric = options.metric or ("impact" if all(profile.state.has_impact for profile in profiles) else "peu")
+    return metric, options.allocation or ("shared" if metric in COMPARABLE else "uniform")
 
 
 def split_signatures(count: int, max_exemplars: int) -> tuple[list[int], list[int]]:

@@ -19,8 +19,8 @@ from premoe_runtime.offline.patterns.library import put_profile
 from premoe_runtime.offline.profile.record import Profile, profile_path
 from premoe_runtime.storage import Store
 
-MEASURE_VERSION = 1
-"""Part of every key: raise it when the same examples give other profiles than before."""
+MEASURE_VERSION = 2
+"""Part of every key: raise it when the same examples give other profiles than before. Since 2 they weigh impact."""
 
 
 class _Record(BaseModel):
@@ -49,26 +49,29 @@ class Measurement:
     ) -> Measurement:
         return cls(weights_id, task, answers, calibration_digest(examples), variant)
 
-    @property
-    def path(self) -> str:
+    def path(self, version: int = MEASURE_VERSION) -> str:
         """Key of the record under the object store's root."""
-        parts = [MEASURE_VERSION, self.weights_id, self.task, self.answers, self.calibration]
+        parts = [version, self.weights_id, self.task, self.answers, self.calibration]
         parts += [self.variant] if self.variant else []
         return f"measured/{blake3.blake3(json.dumps(parts).encode()).hexdigest()[:32]}.json"
 
 
-def find_profile(store: Store, measurement: Measurement) -> str | None:
+def find_profile(store: Store, measurement: Measurement, version: int = MEASURE_VERSION) -> str | None:
     """Id of the profile that was measured so, if it is in the store."""
     try:
-        found = _Record.model_validate_json(store.get(measurement.path)).profile_id
+        found = _Record.model_validate_json(store.get(measurement.path(version))).profile_id
     except (NotFound, ValidationError):
         return None
     return found if store.exists(profile_path(found)) else None
 
 
 def load_profile(store: Store, measurement: Measurement) -> Profile:
-    """The profile that was measured so. Raises NotFound (PROFILE_NOT_FOUND), CorruptData, Unavailable."""
-    found = find_profile(store, measurement)
+    """The profile that was measured so, or else by an older version.
+
+    Raises NotFound (PROFILE_NOT_FOUND), CorruptData, Unavailable.
+    """
+    versions = range(MEASURE_VERSION, 0, -1)
+    found = next((found for version in versions if (found := find_profile(store, measurement, version))), None)
     if found is None:
         raise NotFound(
             f"task {measurement.task} has not been profiled with this calibration data (answers: "
@@ -90,11 +93,11 @@ def ensure_profile(store: Store, measurement: Measurement, measure: Callable[[],
     profile_id = put_profile(store, profile)
     record = _Record(profile_id=profile_id, task=measurement.task, weights_id=measurement.weights_id)
     with suppress(Conflict):
-        store.put_if_absent(measurement.path, record.model_dump_json().encode())
+        store.put_if_absent(measurement.path(), record.model_dump_json().encode())
         return profile_id
     found = find_profile(store, measurement)
     if found is not None:
         return found
     # A record whose profile is gone, or that cannot be read: ours replaces it.
-    store.put(measurement.path, record.model_dump_json().encode())
+    store.put(measurement.path(), record.model_dump_json().encode())
     return profile_id

@@ -52,7 +52,9 @@ def _heat_map(figure: Figure, axes: matplotlib.axes.Axes, pattern: Pattern, budg
     layers, experts = np.nonzero(pattern.kept(budget))
     for colour, width in _RINGS:
         axes.scatter(experts, layers, s=12, facecolors="none", edgecolors=colour, linewidths=width)
-    axes.set_title(f"{pattern.task}: {pattern.metric} (rings: the {budget.kept} kept of {pattern.num_experts} a layer)")
+    axes.set_title(
+        f"{pattern.task}: {pattern.metric} (rings: the {budget.kept} kept of {pattern.num_experts} a layer, on average)"
+    )
     axes.set_xlabel("expert")
     axes.set_ylabel("MoE layer")
     axes.set_yticks(range(0, pattern.num_layers, max(1, pattern.num_layers // 16)))

@@ -128,7 +128,7 @@ def _members(pattern_set: PatternSet) -> list[pb.Pattern]:
             weights_id=document.weights_id,
             metric=document.metric,
             semantics=document.semantics,
-            allocation="uniform" if pattern_set.splits is None else "shared",
+            allocation=pattern_set.allocation,
         )
         for member in pattern_set.members
     ]

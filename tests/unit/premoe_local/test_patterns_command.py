@@ -58,6 +58,18 @@ def test_build_writes_a_set_that_can_be_made_live(store: str) -> None:
     document("build", store, "--set-live")
 
 
+def test_budgets_are_shared_by_impact_and_uniform_where_asked(store: str) -> None:
+    made = document("build", store)
+    assert made["metric"] == "impact"
+    assert "slots, 2 spare" in run("build", store).stdout
+    shown = document("show", store, "digits", "--set", str(made["set_id"]), "--budget", "4/6")
+    assert len({len(layer) for layer in shown["layers"]}) > 1  # type: ignore[attr-defined]
+    even = document("build", store, "--allocation", "uniform")
+    assert even["set_id"] != made["set_id"]
+    shown = document("show", store, "digits", "--set", str(even["set_id"]), "--budget", "4/6")
+    assert [len(layer) for layer in shown["layers"]] == [6, 6]  # type: ignore[attr-defined]
+
+
 def test_build_prints_tables_and_notes(store: str) -> None:
     result = run("build", store, "--budget", "4/8")
     assert result.exit_code == 0
@@ -78,12 +90,13 @@ def test_list_and_show(store: str) -> None:
     result = run("list", store)
     assert "digits" in result.stdout
     shown = document("show", store, "digits", "--budget", "4/6")
-    assert [len(layer) for layer in shown["layers"]] == [6, 6]  # type: ignore[attr-defined]
+    assert shown["allocation"] == "shared"
+    assert sum(len(layer) for layer in shown["layers"]) == 12  # type: ignore[attr-defined, misc]
     by_id = document("show", store, str(shown["pattern_id"])[:16], "--budget", "4/6")
     assert by_id == shown
     assert document("show", store)["set_id"] == library.live_set_id(open_store(store), weights(store))
     assert "cutoff" in run("show", store).stdout
-    assert "most needed first" in run("show", store, "digits").stdout
+    assert "most needed first" in " ".join(run("show", store, "digits").stdout.split())
 
 
 @pytest.mark.slow

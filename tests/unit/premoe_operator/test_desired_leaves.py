@@ -21,6 +21,7 @@ LEAVES: dict[str, tuple[Changes, Changes]] = {
     "model.modelId": ({}, {"model.modelId": MODEL_ID[:-1] + "0"}),
     "model.servedName": ({}, {"model.servedName": "other"}),
     "budget": ({}, {"budget": "3/5"}),
+    "allocation": ({}, {"allocation": "Shared"}),
     "patterns.tasks[].name": ({}, {"patterns.tasks.1.name": "prose"}),
     "patterns.tasks[].calibration.configMap.name": ({}, {"patterns.tasks.0.calibration.configMap.name": "other"}),
     "patterns.tasks[].calibration.configMap.key": ({}, {"patterns.tasks.0.calibration.configMap.key": "other"}),

@@ -371,6 +371,8 @@ def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
         "patterns": {
             "tasks": [{"name": "code", "calibration": {"uri": "s3://data/code.jsonl"}}],
             "onUnknown": "Reject",
+            # The default of then, which the API server stored.
+            "metric": "PEU",
         },
         "engine": {"spare": 1},
         "workers": {"resources": {"limits": {"cpu": "2"}}, "labels": {"team": "search"}},

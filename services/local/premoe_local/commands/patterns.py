@@ -10,8 +10,9 @@ import click
 
 from premoe_local.console import date, json_option, note, print_json, print_table
 from premoe_local.output_file import write_file
+from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS as SPARE
 from premoe_runtime.formats.budget import Budget, usual_budgets
-from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
@@ -45,7 +46,16 @@ def command() -> None:
 @click.argument("store_url")
 @click.argument("model", required=False)
 @click.option("--profiles", "names", multiple=True, help="Profile id, repeatable.  [default: all of the model's]")
-@click.option("--metric", type=click.Choice(METRICS), default="peu", show_default=True, help="Score that ranks.")
+@click.option(
+    "--metric",
+    type=click.Choice(METRICS),
+    help="Score that ranks.  [default: impact; peu where a profile has no gradients]",
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(["shared", "uniform"]),
+    help="Budgets take the best experts of all layers, or equally many a layer.  [default: shared by impact]",
+)
 @click.option(
     "--quantile",
     type=float,
@@ -76,7 +86,8 @@ def build(
     store_url: str,
     model: str | None,
     names: tuple[str, ...],
-    metric: str,
+    metric: Metric | None,
+    allocation: Allocation | None,
     quantile: float,
     margin: float,
     exemplars: int,
@@ -92,7 +103,8 @@ def build(
     in the store). Profiles of the same task are merged.
     """
     options = BuildOptions(
-        metric=cast("Metric", metric),
+        metric=metric,
+        allocation=allocation,
         quantile=quantile,
         margin=margin,
         exemplars=exemplars,
@@ -167,6 +179,7 @@ def _set_entry(found: PatternSet, live: Collection[str]) -> dict[str, Any]:
         "set_id": found.set_id,
         "weights_id": found.weights_id,
         "metric": found.document.metric,
+        "allocation": found.allocation,
         "tasks": [member.task for member in found.specialists],
         "live": found.set_id in live,
     }
@@ -227,8 +240,8 @@ def show(store_url: str, name: str | None, set_name: str | None, budget: str | N
         return
     pattern = library.find_pattern(store, name, set_name)
     chosen = _budget(budget, pattern)
-    best = pattern.ranking[:, : chosen.kept].tolist()
-    pattern.kept(chosen)
+    counts = pattern.kept(chosen).sum(axis=1)
+    best = [ranking[:count].tolist() for ranking, count in zip(pattern.ranking, counts, strict=True)]
     if as_json:
         print_json({**_pattern_document(pattern), "budget": str(chosen), "layers": best})
         return
@@ -281,6 +294,7 @@ def _pattern_document(pattern: Pattern) -> dict[str, Any]:
         "task": pattern.task,
         "kind": pattern.kind,
         "metric": pattern.metric,
+        "allocation": pattern.allocation,
         "semantics": pattern.semantics,
         "weights_id": pattern.weights_id,
         "profiles": list(pattern.profiles),
@@ -304,6 +318,12 @@ def _print_set(found: PatternSet, title: str) -> None:
         for member in found.members
     ]
     print_table(title, ("task", "kind", "cutoff", "exemplars", "held out", "pattern"), rows)
+    if found.splits is not None:
+        kept = [count for share in (2, 4, 8) if (count := found.splits.num_experts // share)]
+        splits = [
+            [count, *("/".join(map(str, found.splits.layer_slots(count, n))) for n in (0, SPARE))] for count in kept
+        ]
+        print_table("Experts and slots of the layers", ("kept a layer", "experts", f"slots, {SPARE} spare"), splits)
 
 
 def _print_masses(patterns: Sequence[Pattern], profiles: Sequence[Profile], options: BuildOptions) -> None:

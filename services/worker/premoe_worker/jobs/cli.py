@@ -100,7 +100,7 @@ def profile(
 @model_option
 @tasks_option
 @answers_option
-@click.option("--metric", type=click.Choice(METRICS), default="peu", show_default=True, help="Score that ranks.")
+@click.option("--metric", type=click.Choice(METRICS), help="Score that ranks.  [default: impact, else peu]")
 @click.option("--budget", "budgets", multiple=True, help="a/b at which to record the generalist, repeatable.")
 @click.option(
     "--on-unknown", type=click.Choice(["generalist", "full", "reject"]), default="generalist", show_default=True
@@ -110,13 +110,13 @@ def patterns(
     model_id: str,
     tasks_file: Path,
     answers: str,
-    metric: str,
+    metric: Metric | None,
     budgets: tuple[str, ...],
     on_unknown: str,
 ) -> work.Words:
     """Ensure that the pattern set of exactly these tasks is the live one. Their profiles must be there."""
     options = BuildOptions(
-        metric=cast("Metric", metric),
+        metric=metric,
         budgets=tuple(Budget.parse(text) for text in budgets),
         on_unknown=cast("OnUnknown", on_unknown),
     )
