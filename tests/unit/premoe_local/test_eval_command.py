@@ -44,7 +44,7 @@ def test_every_variant_is_measured_at_every_budget(folder: Path) -> None:
     result = run(folder, *data(folder, "digits", "vowels"), "--budgets", "4/16,2/4", "--limit", 6, "--json")
     assert result.exit_code == 0, result.output
     results = json.loads(result.stdout)["results"]
-    assert len(results) == 2 * (1 + 2 * 4)
+    assert len(results) == 2 * (1 + 2 * 5)
     assert {entry["examples"] for entry in results} == {6}
     by_key = {(entry["task"], entry["variant"], entry["budget"]): entry for entry in results}
     full, everything = by_key["digits", "full", None], by_key["digits", "random", "4/16"]
@@ -146,4 +146,4 @@ def test_examples_without_answers_are_named(folder: Path, tmp_path: Path) -> Non
 
 def test_a_budget_given_twice_is_measured_once(folder: Path) -> None:
     result = run(folder, *data(folder, "digits"), "--budgets", "4/8,4/8", "--limit", 2, "--json")
-    assert [entry["budget"] for entry in json.loads(result.stdout)["results"]] == [None, *["4/8"] * 4]
+    assert [entry["budget"] for entry in json.loads(result.stdout)["results"]] == [None, *["4/8"] * 5]
