@@ -7,11 +7,13 @@ A manifest comes from object storage, so it is untrusted input: pydantic checks 
 from __future__ import annotations
 
 import json
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import blake3
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from premoe_runtime.formats.documents import Name, ObjectId, parse_document
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.ids import ExpertId
 
@@ -21,8 +23,29 @@ FIELD_ALIGNMENT = 256
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1, "I8": 1}
 
 
+def _known_dtype(dtype: str) -> str:
+    if dtype not in DTYPE_BYTES:
+        raise ValueError(f"dtype {dtype[:20]!r} is not one of {', '.join(DTYPE_BYTES)}")
+    return dtype
+
+
+def _path_inside(path: str) -> str:
+    if {"", ".", ".."} & set(path.split("/")):
+        raise ValueError("is no path inside a pack")
+    return path
+
+
+# Bounds far above every model, and low enough that no sum or product of them leaves 63 bits.
+Dtype = Annotated[str, AfterValidator(_known_dtype)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
+Dimension = Annotated[int, Field(ge=1, le=1 << 24)]
+Offset = Annotated[int, Field(ge=0, le=1 << 40)]
+BlobBytes = Annotated[int, Field(ge=1, le=1 << 34)]
+PackPath = Annotated[Name, AfterValidator(_path_inside)]
+
+
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RouterSpec(_Frozen):
@@ -43,17 +66,10 @@ class RouterSpec(_Frozen):
 class BlobField(_Frozen):
     """One tensor inside an expert blob; ``offset`` in bytes from the blob's start, a multiple of 256."""
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-
-    @field_validator("dtype")
-    @classmethod
-    def _known_dtype(cls, dtype: str) -> str:
-        if dtype not in DTYPE_BYTES:
-            raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}")
-        return dtype
+    name: Name
+    dtype: Dtype
+    shape: tuple[Annotated[int, Field(ge=1, le=1 << 31)], ...] = Field(min_length=1, max_length=4)
+    offset: Offset
 
     @property
     def num_bytes(self) -> int:
@@ -66,28 +82,28 @@ class BlobField(_Frozen):
 class BlobLayout(_Frozen):
     """Where the fields lie in every expert blob. ``blob_bytes`` is a multiple of 4096; the padding is zero."""
 
-    fields: tuple[BlobField, ...]
-    blob_bytes: int
+    fields: tuple[BlobField, ...] = Field(min_length=1, max_length=100)
+    blob_bytes: BlobBytes
 
 
 class ExpertLayer(_Frozen):
     """One MoE layer's file: blob ``e`` lies at ``data_offset + e * stride``."""
 
-    block: int
+    block: int = Field(ge=0, le=10_000)
     """Index of the transformer block that holds this MoE layer."""
-    file: str
-    data_offset: int
-    stride: int
-    digests: tuple[str, ...]
+    file: PackPath
+    data_offset: Offset
+    stride: Offset
+    digests: tuple[Digest, ...]
     """blake3 of every blob, padding included, ascending by expert."""
 
 
 class PackFile(_Frozen):
     """A file of the pack beside the expert layers."""
 
-    path: str
-    num_bytes: int
-    digest: str
+    path: PackPath
+    num_bytes: Offset
+    digest: Digest
 
 
 class Origin(_Frozen):
@@ -103,15 +119,15 @@ class Manifest(_Frozen):
 
     format_version: Literal[1] = 1
     model_id: str
-    weights_id: str
-    family: str
+    weights_id: ObjectId
+    family: Name
     router: RouterSpec
     top_k: int = Field(ge=1)
-    num_layers: int = Field(ge=1)
+    num_layers: int = Field(ge=1, le=10_000)
     """MoE layers, not transformer blocks."""
-    num_experts: int = Field(ge=1)
-    hidden_size: int
-    dtype: str
+    num_experts: int = Field(ge=1, le=32_767)
+    hidden_size: Dimension
+    dtype: Dtype
     layout: BlobLayout
     layers: tuple[ExpertLayer, ...]
     skeleton: tuple[PackFile, ...]
@@ -122,32 +138,48 @@ class Manifest(_Frozen):
     @classmethod
     def parse(cls, data: bytes, *, where: str = "manifest.json") -> Manifest:
         """Check and read a manifest. Raises CorruptData with the first fault in one line."""
-        try:
-            manifest = cls.model_validate_json(data)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "document"
-            raise CorruptData(f"{where}: {place}: {first['msg']}", reason="MANIFEST_INVALID") from error
+        manifest = parse_document(cls, data, where=where, reason="MANIFEST_INVALID")
         manifest.check(where=where)
         return manifest
 
     def check(self, *, where: str = "manifest.json") -> None:
         """Raise CorruptData when the numbers contradict each other or ``model_id`` is not the content's."""
-        wrong = None
-        if len(self.layers) != self.num_layers:
-            wrong = f"{len(self.layers)} layers listed, num_layers is {self.num_layers}"
-        elif any(len(layer.digests) != self.num_experts for layer in self.layers):
-            wrong = f"a layer does not list {self.num_experts} blob digests"
-        elif self.layout.blob_bytes % BLOB_ALIGNMENT or any(f.offset % FIELD_ALIGNMENT for f in self.layout.fields):
-            wrong = "blob layout is not aligned"
-        elif any(f.offset + f.num_bytes > self.layout.blob_bytes for f in self.layout.fields):
-            wrong = "a field reaches past the end of the blob"
-        elif self.top_k > self.num_experts:
-            wrong = f"top_k {self.top_k} exceeds num_experts {self.num_experts}"
-        elif self.model_id != self.content_id():
+        wrong = self._contradiction()
+        if not wrong and self.model_id != self.content_id():
             wrong = "model_id is not the digest of the content"
         if wrong:
             raise CorruptData(f"{where}: {wrong}", reason="MANIFEST_INVALID")
+
+    def _contradiction(self) -> str:
+        blob_bytes, blocks = self.layout.blob_bytes, [layer.block for layer in self.layers]
+        files = [*(layer.file for layer in self.layers), *(file.path for file in self.skeleton), self.checks.path]
+        if len(self.layers) != self.num_layers:
+            return f"{len(self.layers)} layers listed, num_layers is {self.num_layers}"
+        if any(later <= earlier for earlier, later in pairwise(blocks)):
+            return "its layers are not in the order of their blocks"
+        if any(len(layer.digests) != self.num_experts for layer in self.layers):
+            return f"a layer does not list {self.num_experts} blob digests"
+        if any(layer.stride < blob_bytes for layer in self.layers):
+            return "it places blobs over each other"
+        if len(set(files)) != len(files):
+            return "two of its files have one name"
+        if any(not file.path.startswith("skeleton/") for file in self.skeleton):
+            return "a skeleton file is not in skeleton/"
+        if self.top_k > self.num_experts:
+            return f"top_k {self.top_k} exceeds num_experts {self.num_experts}"
+        return self._layout_contradiction()
+
+    def _layout_contradiction(self) -> str:
+        fields = sorted(self.layout.fields, key=lambda field: field.offset)
+        if self.layout.blob_bytes % BLOB_ALIGNMENT or any(field.offset % FIELD_ALIGNMENT for field in fields):
+            return "blob layout is not aligned"
+        if any(field.offset + field.num_bytes > self.layout.blob_bytes for field in fields):
+            return "a field reaches past the end of the blob"
+        if any(one.offset + one.num_bytes > other.offset for one, other in pairwise(fields)):
+            return "two fields of a blob overlap"
+        if len({field.name for field in fields}) != len(fields):
+            return "two fields of a blob have one name"
+        return ""
 
     def content_id(self) -> str:
         """blake3 over the canonical content: all but ``model_id`` and ``origin``."""

@@ -194,20 +194,22 @@ def _text(metadata: dict[str, str], key: str, where: str) -> str:
     value = metadata.get(key, "")
     if not value:
         raise _corrupt(where, f"metadata lacks {key!r}")
+    if not value.isprintable():
+        raise _corrupt(where, f"metadata {key!r} cannot be printed")
     return value
 
 
 def _choice(metadata: dict[str, str], key: str, choices: tuple[str, ...], where: str) -> str:
     value = _text(metadata, key, where)
     if value not in choices:
-        raise _corrupt(where, f"metadata {key!r} is {value!r}, expected one of {', '.join(choices)}")
+        raise _corrupt(where, f"metadata {key!r} is {value[:80]!r}, expected one of {', '.join(choices)}")
     return value
 
 
 def _ids(text: str, where: str) -> tuple[str, ...]:
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _corrupt(where, "metadata 'profiles' is not JSON") from error
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise _corrupt(where, "metadata 'profiles' is not a list of ids")

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from premoe_runtime.formats import arrays
 from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.arrays import F32, I16
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown, Semantics
+from premoe_runtime.formats.documents import Name, ObjectId, parse_document
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import PatternId, SetId, WeightsId
 from premoe_runtime.formats.pattern import Metric, PatternKind
@@ -26,24 +27,33 @@ from premoe_runtime.formats.signature import SignatureSpec, unit
 
 _SPLITS = ("splits", "wanted")
 """Arrays beside the exemplars of a set that shares its budgets over the layers."""
+_REASON = "PATTERN_SET_INVALID"
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class _Live(BaseModel):
+    """``live/<weights id>.json``."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    set_id: ObjectId
 
 
 class Member(_Frozen):
     """One pattern of the set. The generalist has no exemplars and no cutoff: nothing is recognised as it."""
 
-    pattern_id: str = Field(min_length=1)
-    task: str = Field(min_length=1)
+    pattern_id: ObjectId
+    task: Name
     kind: PatternKind
     cutoff: float | None = None
     """Smallest score at which the task is recognised; set from ``held_out`` prompts' scores."""
-    first_exemplar: int = Field(default=0, ge=0)
+    first_exemplar: int = Field(default=0, ge=0, le=1 << 40)
     """Row of its first exemplar; its exemplars are contiguous."""
-    exemplars: int = Field(default=0, ge=0)
-    held_out: int = Field(default=0, ge=0)
+    exemplars: int = Field(default=0, ge=0, le=1 << 40)
+    held_out: int = Field(default=0, ge=0, le=1 << 40)
     """Calibration prompts that set the cutoff; none of them is an exemplar."""
 
 
@@ -61,11 +71,11 @@ class SetDocument(_Frozen):
     """``sets/<id>.json``."""
 
     format: Literal["premoe-pattern-set/1"] = "premoe-pattern-set/1"
-    weights_id: str = Field(min_length=1)
+    weights_id: ObjectId
     metric: Metric
     semantics: Semantics
     signature: SignatureSpec
-    neighbours: int = Field(default=5, ge=1)
+    neighbours: int = Field(default=5, ge=1, le=10_000)
     """Nearest exemplars of a task whose similarities are averaged into its score."""
     quantile: float = Field(gt=0, lt=1)
     """Share of a task's own held-out prompts that its cutoff recognises at least."""
@@ -74,7 +84,7 @@ class SetDocument(_Frozen):
     margin: float = Field(default=0.0, ge=0, lt=1)
     """How far a cutoff goes from its own prompts towards the nearest of other tasks, on a logarithmic scale."""
     members: tuple[Member, ...] = Field(min_length=1)
-    generalist_id: str | None = None
+    generalist_id: ObjectId | None = None
     generalist_retention: tuple[Retention, ...] = ()
     on_unknown: OnUnknown = "generalist"
     exemplars_digest: str
@@ -176,12 +186,7 @@ class PatternSet:
     @classmethod
     def from_files(cls, document: bytes, exemplars: bytes, *, where: str = "pattern set") -> PatternSet:
         """Read both files. Raises CorruptData: broken JSON, other exemplars, members that do not fit them."""
-        try:
-            parsed = SetDocument.model_validate_json(document)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "document"
-            raise _corrupt(where, f"{place}: {first['msg']}") from error
+        parsed = parse_document(SetDocument, document, where=where, reason=_REASON)
         if arrays.digest(exemplars) != parsed.exemplars_digest:
             raise _corrupt(where, "exemplar file does not match the digest in the document")
         tensors, _ = arrays.decode(exemplars, where=where)
@@ -220,14 +225,7 @@ def encode_live(set_id: str) -> bytes:
 
 def decode_live(data: bytes, *, where: str = "live pointer") -> SetId:
     """Read a live pointer. Raises CorruptData."""
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise _corrupt(where, "is not JSON") from error
-    match value:
-        case {"set_id": str(set_id)} if set_id:
-            return SetId(set_id)
-    raise _corrupt(where, "does not name a set_id")
+    return SetId(parse_document(_Live, data, where=where, reason="LIVE_SET_BROKEN").set_id)
 
 
 def _encode(exemplars: F32, splits: Splits | None) -> bytes:
@@ -277,4 +275,4 @@ def _lawful(splits: Splits) -> bool:
 
 
 def _corrupt(where: str, what: str) -> CorruptData:
-    return CorruptData(f"{where}: {what}", reason="PATTERN_SET_INVALID")
+    return CorruptData(f"{where}: {what}", reason=_REASON)

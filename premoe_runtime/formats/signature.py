@@ -6,7 +6,7 @@ Torch-free, so that the prober, the profiler and the retrieval service share one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,9 +22,9 @@ class SignatureSpec(BaseModel):
 
     transform: Literal["sqrt-l2"] = "sqrt-l2"
     """Mean over tokens of the square root of the router's softmax, layers concatenated, unit length."""
-    layers: tuple[int, ...] = (0,)
+    layers: tuple[Annotated[int, Field(ge=0, le=10_000)], ...] = Field(default=(0,), min_length=1)
     """MoE layers, from 0. The first needs no routed expert."""
-    dimension: int = Field(ge=1)
+    dimension: int = Field(ge=1, le=1 << 30)
     """``len(layers) * experts``."""
     span: Literal["last-user-turn"] = "last-user-turn"
     """Tokens averaged over: template, system and tool tokens are left out."""

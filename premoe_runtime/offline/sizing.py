@@ -100,14 +100,14 @@ def shape_of(manifest: Manifest, config_json: bytes) -> Shape:
     """Read byte counts off a manifest and ``config.json``. Raises CorruptData, InvalidInput (fields missing)."""
     try:
         data = json.loads(config_json)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptData("config.json of the pack is not JSON", reason="CONFIG_INVALID") from error
     if not isinstance(data, dict):
         raise CorruptData("config.json of the pack is not a JSON object", reason="CONFIG_INVALID")
     config = parse_config(SizedConfig, data, "config.json")
     item = DTYPE_BYTES[manifest.dtype]
     hidden = config.hidden_size
-    expert_rows = max(field.shape[0] for field in manifest.layout.fields if len(field.shape) > 1)
+    expert_rows = max(field.shape[0] for field in manifest.layout.fields)
     attention = config.query_size + 2 * config.key_value_size
     return Shape(
         top_k=manifest.top_k,

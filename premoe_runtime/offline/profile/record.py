@@ -86,7 +86,8 @@ class Profile:
             top_k = int(metadata.get("top_k", ""))
         except (ValidationError, ValueError) as error:
             raise _corrupt(where, "metadata is incomplete or malformed") from error
-        if not (metadata.get("weights_id") and metadata.get("task") and calibration):
+        named = metadata.get("weights_id") and metadata.get("task", "").strip()
+        if not (named and calibration and metadata["task"].isprintable()):
             raise _corrupt(where, "metadata lacks weights_id, task or calibration")
         if signatures is None or signatures.dtype != np.float32 or signatures.shape[1:] != (spec.dimension,):
             raise _corrupt(where, f"signatures are not float32 rows of {spec.dimension}")
@@ -166,6 +167,8 @@ def _state(tensors: dict[str, arrays.Array], where: str) -> ProfileState:
         tensors["weighed"] = np.zeros(layers, np.int64)
     if tensors.keys() != names or tensors["soft"].ndim != 2 or 0 in tensors["soft"].shape:
         raise _corrupt(where, f"arrays are {sorted(tensors)}, expected {sorted(names)}")
+    if tensors["utility"].shape != (*tensors["soft"].shape, P_BINS):  # before as much is allocated
+        raise _corrupt(where, f"array 'utility' has the wrong dtype or shape (bins of p: {P_BINS})")
     wanted = ProfileState.zeros(*tensors["soft"].shape)
     for name in names:
         expected = getattr(wanted, name)
