@@ -30,7 +30,7 @@ from premoe_runtime.formats.ids import ExpertId
 
 FRAME = 5000
 WANTED = (ExpertId(0, 3), ExpertId(1, 0), ExpertId(0, 1))
-QUICK = Patience(pause_s=0.01)
+QUICK = Patience(tries=4, pause_s=0.01)
 JOIN_S = 20.0
 """Far below the silence that the tests below would wait for otherwise."""
 
@@ -317,7 +317,7 @@ def test_closing_ends_what_is_under_way(memory: MemorySource) -> None:
 @pytest.mark.parametrize("scripts", [[gone, gone], [busy], [silent], [one_blob, one_blob], [gone, one_blob, gone]])
 def test_what_may_pass_is_tried_again(memory: MemorySource, scripts: list[Script]) -> None:
     store = Store(memory, scripts=deque(scripts))
-    with served(store, Patience(idle_s=0.5, tries=3, pause_s=0.01, longest_pause_s=0.05)) as source:
+    with served(store, Patience(idle_s=0.5, tries=4, pause_s=0.01, longest_pause_s=0.05)) as source:
         source.manifest()
         blobs, done = fetch(source)
     assert done == list(WANTED)
@@ -326,7 +326,9 @@ def test_what_may_pass_is_tried_again(memory: MemorySource, scripts: list[Script
 
 def test_room_is_asked_for_once_a_blob(memory: MemorySource) -> None:
     asked: list[ExpertId] = []
-    with served(Store(memory, scripts=deque([one_blob, silent])), Patience(idle_s=0.5, pause_s=0.01)) as source:
+    with served(
+        Store(memory, scripts=deque([one_blob, silent])), Patience(idle_s=0.5, tries=4, pause_s=0.01)
+    ) as source:
         size = source.manifest().layout.blob_bytes
 
         def into(expert: ExpertId) -> memoryview:
@@ -337,17 +339,17 @@ def test_room_is_asked_for_once_a_blob(memory: MemorySource) -> None:
     assert asked == list(WANTED)
 
 
-@pytest.mark.parametrize(("script", "kind"), [(gone, Unavailable), (busy, Exhausted)])
-def test_it_gives_up_in_the_end(memory: MemorySource, script: Script, kind: type[Exception]) -> None:
+@pytest.mark.parametrize("script", [gone, busy])
+def test_it_gives_up_in_the_end(memory: MemorySource, script: Script) -> None:
     store = Store(memory, scripts=deque([script] * 9))  # the channel makes four of each try
-    with served(store, Patience(tries=2, pause_s=0.01, longest_pause_s=0.05)) as source, pytest.raises(kind):
+    with served(store, Patience(tries=2, pause_s=0.01, longest_pause_s=0.05)) as source, pytest.raises(Unavailable):
         fetch(source)
     assert store.calls.count("Resolve") == 2
 
 
 def test_what_will_not_pass_is_not_tried_again(memory: MemorySource) -> None:
     store = Store(memory, scripts=deque([full]))
-    with served(store) as source, pytest.raises(Exhausted, match="no room left"):
+    with served(store) as source, pytest.raises(Unavailable, match="no room left"):
         fetch(source)
     assert store.calls.count("Resolve") == 1
 
@@ -363,6 +365,14 @@ def test_what_the_store_has_lost_is_no_mistake_of_whoever_sent_a_prompt(memory: 
     assert caught.value.reason == "MODEL_NOT_FOUND"
     assert "no longer has what its manifest names; run premoe pack verify" in str(caught.value)
     assert "file://" not in str(caught.value)
+
+
+def test_the_receivers_own_lack_of_room_stays_what_it_is(memory: MemorySource) -> None:
+    def into(expert: ExpertId) -> memoryview:
+        raise Exhausted("the host tier is full", reason="HOST_TIER_FULL")
+
+    with served(Store(memory)) as source, pytest.raises(Exhausted, match="host tier"):
+        source.fetch(WANTED, into, lambda expert: None)
 
 
 def test_no_request_s_deadline_bounds_a_fetch(memory: MemorySource) -> None:

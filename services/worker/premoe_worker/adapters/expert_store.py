@@ -20,7 +20,7 @@ from premoe_servicekit.errors import rpc_errors
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
-from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, Unavailable
+from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, NotFound, Unavailable
 from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest
 from premoe_worker.adapters.patience import Patience
@@ -93,9 +93,13 @@ class GrpcExpertSource:
 
     @contextmanager
     def _promised(self) -> Iterator[None]:
-        """Raise CorruptData for what the manifest named and the store does not have: nobody asked for it by name."""
+        """The store's errors as faults of the server: whoever sent a prompt asked for no blob, and filled no store."""
         try:
             yield
+        except Exhausted as error:
+            if not isinstance(error.__cause__, grpc.RpcError):
+                raise  # the receiver's own
+            raise Unavailable(f"{self._peer}: {error}", reason=error.reason) from error
         except (NotFound, InvalidInput) as error:
             log.error("%s: %s", self._peer, error)
             raise own_fault(error, f"{self._peer} no longer has what its manifest names; {_VERIFY}") from error

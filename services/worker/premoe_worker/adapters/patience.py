@@ -23,12 +23,14 @@ T = TypeVar("T")
 class Patience:
     """Bounds of waiting: ``idle_s`` seconds for one message, ``tries`` in a row that brought nothing.
 
+    Few tries by default, for another replica: whoever waits for the result may have more patience, and better use for
+    the thread meanwhile.
     Between two tries lies a random part of ``pause_s``, of twice that, …, up to ``longest_pause_s``, so that the
     workers of one store do not come back all at once. A peer that names its own pause gets it, within that bound.
     """
 
-    idle_s: float = 15.0
-    tries: int = 4
+    idle_s: float = 10.0
+    tries: int = 2
     pause_s: float = 0.5
     longest_pause_s: float = 5.0
 
