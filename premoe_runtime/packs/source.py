@@ -81,6 +81,9 @@ def has_vocabulary(names: Collection[str]) -> bool:
 
 
 def is_skeleton_file(path: str) -> bool:
+    """Whether a pack keeps this file of a checkpoint; what operating systems put beside templates is none."""
+    if path.rpartition("/")[2].startswith("."):
+        return False
     return path in SKELETON_FILES or (path.startswith(CHAT_TEMPLATES) and path.endswith(".jinja"))
 
 

@@ -24,6 +24,8 @@ from premoe_runtime.packs.checkpoint import (
     open_checkpoint,
     read_header,
 )
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import LocalStore
 
 FIRST = "model.layers.0.mlp.experts.0.gate_proj.weight"
@@ -315,6 +317,58 @@ def test_multi_token_prediction_layers_are_left_out_by_name(tmp_path: Path) -> N
     found = open_folder(write(tmp_path, values, data))
     assert found.dropped == tuple((name, "multi-token prediction") for name in sorted(extra))
     assert not set(extra) & set(found.tensors)
+
+
+def test_stored_buffers_that_are_computed_anew_are_left_out_with_a_note(tmp_path: Path) -> None:
+    values = config("mixtral")
+    extra = [
+        f"model.layers.{block}.self_attn.rotary_emb.{leaf}" for block in range(3) for leaf in ("cos_cached", "inv_freq")
+    ]
+    extra.append("model.rotary_emb.inv_freq")
+    data = {**tensors(values), **{name: np.zeros(4, dtype=np.float32) for name in extra}}
+    folder = write(tmp_path, values, data, shards=2)
+    edit_index(folder, lambda index: [index.pop(name) for name in extra[:2]])
+    assert open_folder(folder).dropped == tuple((name, "computed anew from the config") for name in sorted(extra))
+
+
+def test_stale_index_entries_that_nothing_needs_are_left_out_with_a_note(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, shards=2)
+    stale = {
+        "vision.patch.weight": "model-00009-of-00009.safetensors",
+        "lm_head.old": "model-00001-of-00002.safetensors",
+        "mtp.fc.weight": "pytorch_model.bin",
+    }
+    edit_index(folder, lambda index: index.update(stale))
+    assert open_folder(folder).dropped == tuple((name, "stale entry of the index") for name in sorted(stale))
+
+
+def test_side_files_of_operating_systems_are_left_out_with_a_note(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "additional_chat_templates").mkdir()
+    side = ["._config.json", "._model.safetensors", ".DS_Store", "additional_chat_templates/._rag.jinja"]
+    for name in side:
+        (folder / name).write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    assert open_folder(folder).dropped == tuple((name, "side file of an operating system") for name in sorted(side))
+    source = open_source(str(folder))
+    assert not any("._" in path or ".DS" in path for path in source.skeleton_files)
+    manifest = write_pack(source, LocalStore(tmp_path / "store")).manifest
+    assert not any("._" in file.path for file in manifest.skeleton)
+
+
+def test_layers_with_different_numbers_of_experts_are_refused_by_what_they_are(tmp_path: Path) -> None:
+    values = config()
+    data = tensors(values)
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        del data[f"model.layers.1.mlp.experts.5.{part}.weight"]
+    gate = "model.layers.1.mlp.gate.weight"
+    data[gate] = data[gate][:5]
+    folder = write(tmp_path, values, data)
+    refused(folder, InvalidInput, rf"different numbers of experts \({gate} has 5 rows, .* has 6\)", "UNEVEN_EXPERTS")
+
+
+@pytest.mark.parametrize("experts", [1, 3, 5, 7])
+def test_evenly_pruned_checkpoints_pack_whatever_the_number(tmp_path: Path, experts: int) -> None:
+    assert open_folder(checkpoint(tmp_path, num_experts=experts, num_experts_per_tok=1)).model.num_experts == experts
 
 
 def test_experts_of_two_dtypes(tmp_path: Path) -> None:
