@@ -74,7 +74,7 @@ class MemorySource:
         shards = sorted(folder.glob("*.safetensors"))
         for shard in shards:
             tensors |= load_file(shard)
-        dtype = next(iter(tensors.values())).dtype
+        dtype = tensors[model.expert_name(0, 0, model.expert_tensors[0])].dtype
         layout = blob_layout(model, _NAMES[dtype])
         fields, blob_bytes = layout.fields, layout.blob_bytes
         expert_names = set()
@@ -106,9 +106,9 @@ class MemorySource:
             names = [name for name in load_file(shard) if name not in expert_names]
             if names:
                 self.files[f"skeleton/{shard.name}"] = save({name: tensors[name] for name in names})
-        for path in folder.iterdir():
-            if path.suffix != ".safetensors" and not path.name.endswith(".index.json"):
-                self.files[f"skeleton/{path.name}"] = path.read_bytes()
+        for path in folder.rglob("*"):
+            if path.is_file() and path.suffix != ".safetensors" and not path.name.endswith(".index.json"):
+                self.files[f"skeleton/{path.relative_to(folder)}"] = path.read_bytes()
         manifest = Manifest(
             model_id="",
             weights_id=blake3.blake3(b"".join(self.blobs.values())).hexdigest(),

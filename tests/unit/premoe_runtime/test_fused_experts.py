@@ -92,9 +92,8 @@ def test_fused_pieces_are_straightened(
     rows: int, columns: int, parts: int, dtype: str, transposed: bool, interleaved: bool
 ) -> None:
     pieces = np.arange(parts * rows * columns).astype(dtype).reshape(parts, rows, columns)
-    stored = pieces.swapaxes(0, 1) if interleaved else pieces
-    stored = stored.reshape(parts * rows, columns)
-    stored = stored.T if transposed else stored
+    whole = (pieces.swapaxes(0, 1) if interleaved else pieces).reshape(parts * rows, columns)
+    stored = whole.T if transposed else whole
     names = tuple(f"part{index}" for index in range(parts))
     spec = ExpertField("field", fused="fused", parts=names, transposed=transposed, interleaved=interleaved)
     named = {"<u1": "U8", "<f2": "F16", "<f4": "F32"}[dtype]

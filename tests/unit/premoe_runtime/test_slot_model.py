@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ from support.sources import MemorySource
 from support.tiny import FAMILIES, Family, tiny_checkpoint
 from transformers import AutoModelForCausalLM
 
+from premoe_runtime.engines.hf.experts import slot_experts
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.manifest import BlobField, BlobLayout, PackFile
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
-from premoe_runtime.residency.arena import zeroed
+from premoe_runtime.residency.arena import SlotArena, zeroed
 from premoe_runtime.residency.swap import bring
 from premoe_runtime.storage import open_store
 
 LAYERS, EXPERTS, TOP_K = 2, 16, 4
+GATE = "model.layers.1.mlp.gate.weight"
 EVERYTHING = frozenset(ExpertId(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS))
 
 
@@ -219,6 +223,91 @@ def test_what_transformers_refuses_is_one_line(tmp_path: Path, path: str, data: 
     with pytest.raises(InvalidInput, match=r"transformers refuses the config|is not JSON") as error:
         load_slot_model(edited(source, f"skeleton/{path}", content), slots=4)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_router_that_is_stored_wider_stays_so(tmp_path: Path, family: Family) -> None:
+    """Against the stock class with the same float32 routers, which are given float32 hidden states."""
+    checkpoint = tiny_checkpoint(tmp_path, family, torch.bfloat16)
+    wide = {}
+    for shard in checkpoint.glob("*.safetensors"):
+        tensors = load(shard.read_bytes())
+        for name in [name for name in tensors if name.endswith(".gate.weight")]:
+            tensors[name] = tensors[name].float() + 1e-5 * torch.randn(tensors[name].shape)
+            wide[name.replace("block_sparse_moe", "mlp")] = tensors[name]
+        shard.write_bytes(save(tensors, {"format": "pt"}))
+    model = load_slot_model(MemorySource(checkpoint), slots=EXPERTS)
+    bring(model.bank, model.source, EVERYTHING, {0: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, experts_implementation="grouped_mm")
+    stock.eval().requires_grad_(False)
+    assert len(wide) == LAYERS
+    for name, tensor in wide.items():
+        assert torch.equal(model.model.get_parameter(name), tensor)
+        router = stock.get_submodule(name.removesuffix(".weight"))
+        router.weight = torch.nn.Parameter(tensor, requires_grad=False)
+        router.register_forward_pre_hook(lambda module, inputs: tuple(one.float() for one in inputs))
+    assert {p.dtype for name, p in model.model.named_parameters() if name not in wide} == {torch.bfloat16}
+    ids = torch.arange(60).reshape(2, 30)
+    logits = stock_logits(model.model, ids)
+    assert logits.dtype == torch.bfloat16
+    assert torch.equal(logits, stock_logits(stock, ids))
+
+
+def test_a_dtype_for_everything_narrows_no_router_that_is_wider_than_the_experts(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe", torch.bfloat16))
+    path = next(path for path, data in source.files.items() if path.endswith("s") and GATE in load(data))
+    data = save(load(source.files[path]) | {GATE: torch.ones(EXPERTS, 64)})
+    for dtype, expected in ((torch.float16, torch.float32), (torch.float32, torch.float32)):
+        model = load_slot_model(edited(source, path, data), slots=4, dtype=dtype).model
+        assert model.get_parameter(GATE).dtype == expected
+        assert model.lm_head.weight.dtype == dtype
+
+
+def test_additional_chat_templates_survive_packing_and_loading(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, "qwen3_moe")
+    (checkpoint / "additional_chat_templates").mkdir()
+    (checkpoint / "additional_chat_templates/tool_use.jinja").write_text("tools: {{ messages[0]['content'] }}")
+    packed = write_pack(open_source(str(checkpoint)), open_store((tmp_path / "store").as_uri()))
+    for source in (MemorySource(checkpoint), open_pack(packed.url)):
+        tokenizer = load_slot_model(source, slots=4).tokenizer
+        turns = [{"role": "user", "content": "2+2"}]
+        render = partial(tokenizer.apply_chat_template, turns, tokenize=False)
+        assert render(chat_template="tool_use") == "tools: 2+2"
+        assert render(add_generation_prompt=True) == "<|user|>2+2<|assistant|>"
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_a_pack_that_asks_for_code_of_its_own_is_refused(tmp_path: Path, file: str) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    path = f"skeleton/{file}"
+    fields = json.loads(source.files[path]) | {"auto_map": {"AutoTokenizer": ["evil.Tok", None]}}
+    with pytest.raises(InvalidInput, match=rf"{path}: auto_map .* never run") as error:
+        _ = load_slot_model(edited(source, path, json.dumps(fields).encode()), slots=4).tokenizer
+    assert error.value.reason == "REMOTE_CODE"
+
+
+def test_a_skeleton_file_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    manifest = source.manifest()
+    for path in ("skeleton/../../evil.jinja", "/etc/evil.jinja"):
+        evil = PackFile(path=path, num_bytes=0, digest="")
+        source._manifest = manifest.model_copy(update={"skeleton": (*manifest.skeleton, evil)})
+        with pytest.raises(CorruptData, match="lists a skeleton file"):
+            _ = load_slot_model(source, slots=4).tokenizer
+
+
+@pytest.mark.parametrize("fields", ["gate_up down_proj", "gate_up down scale", "gate_up"])
+def test_a_layout_that_no_kernel_runs_is_refused(fields: str) -> None:
+    layout = BlobLayout(
+        fields=tuple(
+            BlobField(name=name, dtype="F32", shape=(8, 8), offset=256 * index)
+            for index, name in enumerate(fields.split())
+        ),
+        blob_bytes=4096,
+    )
+    with pytest.raises(InvalidInput, match="no kernel runs expert blobs of gate_up F32") as error:
+        slot_experts(SlotArena(2, layout, torch.device("cpu")), torch.nn.Module())
+    assert error.value.reason == "BLOB_LAYOUT_UNSUPPORTED"
 
 
 def test_a_broken_or_missing_tokenizer_is_one_line(tmp_path: Path) -> None:
