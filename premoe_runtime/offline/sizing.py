@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from premoe_runtime.families.base import BaseConfig, parse_config
+from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import DTYPE_BYTES, Manifest
@@ -16,6 +17,10 @@ DEFAULT_CONTEXT = 4096
 DEFAULT_ROWS = 8
 STEP_TOKENS = 256
 """Prompt tokens that one step takes at most, beside one token of every running sequence."""
+PROCESS_BYTES = 850 << 20
+"""Main memory of a worker before it has a model: torch, transformers, gRPC (measured, torch 2.13 on Linux)."""
+STAGING_BYTES = 64 << 20
+"""The smallest host tier."""
 
 
 class SizedConfig(BaseConfig):
@@ -50,22 +55,33 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class SizeRequest:
-    """``rows`` sequences of ``context`` tokens run at once; ``spare`` slots a layer beyond the kept experts."""
+    """``rows`` sequences of ``context`` tokens run at once; ``spare`` slots a layer beyond the kept experts.
+
+    ``splits``: those of a pattern set that shares its budgets over the layers; the bytes are the same without.
+    """
 
     memory: int
     budgets: tuple[Budget, ...] = ()
     context: int | None = None
     rows: int = DEFAULT_ROWS
     spare: int = DEFAULT_SPARE_SLOTS
+    splits: Splits | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """One budget's bill in bytes, and whether it fits; ``reason`` says why not, and what would help."""
+    """One budget's bill in bytes, and whether it fits; ``reason`` says why not, and what would help.
+
+    slots, layer_slots  a layer on average, and of every layer
+    experts             bytes of all slots
+    host                main memory beside: a blob for each slot, parked keys and values, the process itself
+    """
 
     budget: Budget
     slots: int
+    layer_slots: tuple[int, ...]
     experts: int
+    host: int
     total: int
     fits: bool
     max_context: int
@@ -149,7 +165,10 @@ def size(shape: Shape, request: SizeRequest) -> SizeReport:
 
 def _fit(shape: Shape, request: SizeRequest, budget: Budget, kv: int, workspace: int, max_slots: int) -> Fit:
     slots = min(budget.kept + request.spare, shape.num_experts)
-    experts = slots * shape.slot_bytes
+    layer_slots = (slots,) * shape.num_layers
+    if request.splits is not None:
+        layer_slots = request.splits.layer_slots(budget.kept, slots - budget.kept)
+    experts = sum(layer_slots) * shape.blob_bytes
     base = shape.skeleton_bytes + experts + workspace
     room = request.memory - base
     longest = max(0, room // (shape.kv_token_bytes * request.rows)) if room > 0 else 0
@@ -158,7 +177,9 @@ def _fit(shape: Shape, request: SizeRequest, budget: Budget, kv: int, workspace:
     return Fit(
         budget=budget,
         slots=slots,
+        layer_slots=layer_slots,
         experts=experts,
+        host=max(experts, STAGING_BYTES) + kv + PROCESS_BYTES,
         total=base + kv,
         fits=fits,
         max_context=longest,

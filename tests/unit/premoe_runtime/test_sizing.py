@@ -2,15 +2,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 
+from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.offline.sizing import Shape, SizeRequest, shape_of, size
+from premoe_runtime.offline.sizing import PROCESS_BYTES, STAGING_BYTES, Shape, SizeRequest, shape_of, size
 
 SHAPE = Shape(
     top_k=4,
@@ -36,6 +38,23 @@ def test_the_bill_is_the_sum_of_its_parts() -> None:
     assert fit.reason == ""
     assert report.all_experts == 64 * 10_000
     assert report.largest == fit
+
+
+@given(st.integers(4, 64), st.integers(0, 70), st.integers(0, 2**32 - 1))
+def test_a_shared_budget_costs_what_a_uniform_one_costs(kept: int, spare: int, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    splits = Splits.of([draw.random((10, 64)) ** 8 for _ in range(2)], 4)
+    request = SizeRequest(memory=10**6, budgets=(Budget(4, kept),), spare=spare)
+    even, shared = size(SHAPE, request).fits[0], size(SHAPE, replace(request, splits=splits)).fits[0]
+    assert shared == replace(even, layer_slots=shared.layer_slots)
+    assert sum(shared.layer_slots) == sum(even.layer_slots) == 10 * even.slots
+    assert max(shared.layer_slots) <= 64
+
+
+def test_main_memory_is_counted_beside_the_device() -> None:
+    fit = size(SHAPE, SizeRequest(memory=10**6, budgets=(Budget(4, 16),), context=100, rows=3)).fits[0]
+    # A host tier has a smallest size.
+    assert fit.host == STAGING_BYTES + 10 * 100 * 3 + PROCESS_BYTES
 
 
 def test_slots_never_exceed_the_experts() -> None:
