@@ -203,9 +203,15 @@ def _check(shape: Shape, request: SizeRequest) -> int:
             raise InvalidInput(f"{name} is {value}, but must be at least {least}", reason="SIZE_INVALID")
     for budget in request.budgets:
         budget.check(top_k=shape.top_k, num_experts=shape.num_experts)
-    context = request.context or min(DEFAULT_CONTEXT, shape.max_context or DEFAULT_CONTEXT)
-    if context < 1 or (shape.max_context is not None and context > shape.max_context):
+    return settled_context(shape, request.context)
+
+
+def settled_context(shape: Shape, wanted: int | None) -> int:
+    """Tokens of a sequence: as wanted, else the model's, at most 4096. Raises InvalidInput beyond the model's own."""
+    if wanted is None:
+        return min(DEFAULT_CONTEXT, shape.max_context or DEFAULT_CONTEXT)
+    if wanted < 1 or (shape.max_context is not None and wanted > shape.max_context):
         raise InvalidInput(
-            f"context {context} is outside 1 to {shape.max_context}, the model's own", reason="CONTEXT_INVALID"
+            f"context {wanted} is outside 1 to {shape.max_context}, the model's own", reason="CONTEXT_INVALID"
         )
-    return context
+    return wanted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -109,6 +110,7 @@ def test_a_signal_during_start_leaves_nothing(store_url: str, tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, out) == (130, b"")
+    assert (tmp_path / "logs").read_text().splitlines()[-1] == "stopping"
     gone(children)
 
 
@@ -122,6 +124,9 @@ BAD: dict[str, tuple[list[str], int, str]] = {
     "budget syntax": (["--budget", "quarter"], 2, "not of the form a/b"),
     "no pack": (["--budget", "2/4", "--model", "memory://nothing"], 3, "no pack here"),
     "port": (["--budget", "2/4", "--port", "{taken}"], 6, "is in use"),
+    "context": (["--budget", "2/4", "--context", "100000000"], 2, "outside 1 to 1024"),
+    "device": (["--budget", "2/4", "--device", "zzz"], 2, "device 'zzz' cannot be used here"),
+    "Qdrant": (["--budget", "2/4", "--qdrant-url", "http://127.0.0.1:1"], 6, "Qdrant"),
 }
 
 
@@ -151,12 +156,15 @@ def test_generate_against_a_worker_and_on_its_own(store_url: str, tmp_path: Path
         address = announced["workers"][0]
         plain = CliRunner().invoke(command, ["generate", "0123456789", "--address", address, "--max-tokens", "5"])
         assert plain.exit_code == 0, plain.output
+        assert "greedy · " in plain.stderr
         assert "retained mass" in plain.stderr
         asked = ["generate", "0123456789", "--address", address, "--max-tokens", "5", "--json"]
         document = json.loads(CliRunner().invoke(command, asked).stdout)
         assert plain.stdout == document["text"] + "\n"
         assert document["finish_reason"] in ("stop", "length")
         assert document["decision"] in ("specialist", "generalist")
+        named = json.loads(CliRunner().invoke(command, [*asked, "--pattern", "vowels"]).stdout)
+        assert (named["decision"], named["task"]) == ("specialist", "vowels")
         wrong = CliRunner().invoke(command, [*asked, "--pattern", "f" * 64])
         assert (wrong.exit_code, wrong.stderr.count("\n")) == (3, 1)
     alone = ["generate", "ABC", "--model", store_url, "--budget", BUDGET, "--pattern", "vowels", "--json"]
@@ -164,6 +172,43 @@ def test_generate_against_a_worker_and_on_its_own(store_url: str, tmp_path: Path
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["decision"] == "specialist"
     assert set(psutil.Process().children()) <= before
+
+
+def test_a_live_set_that_cannot_be_read_is_no_reason_to_serve(store_url: str, tmp_path: Path) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(Path(store_url.removeprefix("file://")), copy)
+    arguments = ["up", "--model", str(copy), "--budget", BUDGET, "--port", "0"]
+    victim = next((copy / "patterns").iterdir())
+    victim.write_bytes(b"damaged")
+    damaged = CliRunner().invoke(command, arguments)
+    assert (damaged.exit_code, damaged.stdout, damaged.stderr.count("\n")) == (5, "", 1)
+    victim.unlink()
+    missing = CliRunner().invoke(command, arguments)
+    assert (missing.exit_code, missing.stdout, missing.stderr.count("\n")) == (3, "", 1)
+    assert "is not whole" in missing.stderr
+    pointer = next((copy / "live").iterdir())
+    pointer.write_bytes(b"{}")
+    assert CliRunner().invoke(command, arguments).exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["hi", "--max-tokens", "99999999999"], "--max-tokens"),
+        (["hi", "--seed", str(10**22)], "--seed"),
+        (["hi", "--active-experts", "5000000000"], "--active-experts"),
+        (["hi", "--temperature", "nan"], "--temperature"),
+        (["hi", "--top-p", "nan"], "--top-p"),
+        (["hi", "--timeout", "inf"], "--timeout"),
+        (["\udcff"], "is not UTF-8"),
+        (["hi", "--system", "\udcff"], "is not UTF-8"),
+        (["hi", "--stop", "\udcff"], "is not UTF-8"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_line(arguments: list[str], what: str) -> None:
+    result = CliRunner().invoke(command, ["generate", *arguments, "--address", "127.0.0.1:1"])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert what in result.stderr
 
 
 def test_nobody_at_the_address() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.errors import InvalidInput
@@ -51,23 +52,12 @@ def load_full_model(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    kind = _device_kind(device)
+    kind = device_kind(device)
     if dtype == "auto":
         arithmetic = torch.float32 if kind == "cpu" else None
     else:
         arithmetic = getattr(torch, dtype)
     return load_slot_model(source, slots=source.manifest().num_experts, max_rows=2, device=device, dtype=arithmetic)
-
-
-def _device_kind(device: str) -> str:
-    """``"cpu"`` or ``"cuda"`` …. Raises InvalidInput for a device that holds no data here."""
-    try:
-        kind = torch.empty(0, device=device).device.type
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidInput(f"device {device!r} cannot be used here: {error}", reason="DEVICE_INVALID") from error
-    if kind == "meta":
-        raise InvalidInput("device 'meta' holds no data; give cpu or cuda", reason="DEVICE_INVALID")
-    return kind
 
 
 def measure_profile(

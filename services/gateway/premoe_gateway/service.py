@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence, Set
@@ -25,6 +26,8 @@ from premoe_gateway.ports import Retrieval, Worker
 from premoe_gateway.routing import choose_worker
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
+
+log = logging.getLogger(__name__)
 
 _REMEMBERED_PATTERNS = 8
 
@@ -117,6 +120,8 @@ class Gateway:
             span.set_attribute("premoe.retrieval.score", choice.score)
             span.set_attribute("premoe.retrieval.fallback", choice.decision != "specialist")
         ended = time.perf_counter()
+        if choice.decision != "specialist":
+            log.info("prompt of no stored task: %s (%s)", choice.decision, choice.reason)
         if choice.decision == "reject":
             raise Conflict(f"no stored task fits this prompt: {choice.reason}", reason="UNKNOWN_TASK")
         return Recognition(choice, (probed - started) * 1e3, (ended - probed) * 1e3)

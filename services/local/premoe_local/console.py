@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 import time
@@ -133,10 +134,16 @@ def parse_bytes(text: str) -> int:
         raise click.BadParameter(f"{text!r} is not a size such as 24GiB or 512MB") from None
 
 
-def interrupt_on_sigterm() -> None:
-    """Let SIGTERM stop a command as Ctrl-C does: KeyboardInterrupt, so that everything is cleaned up."""
+def interrupt_on_sigterm(saying: str = "") -> None:
+    """Let SIGTERM stop a command as Ctrl-C does: KeyboardInterrupt, so that everything is cleaned up.
+
+    ``saying`` is said at once, for cleaning up may take a while.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if saying:
+            # Not through click: the signal may come in the middle of a print, whose lock is taken.
+            os.write(2, f"{saying}\n".encode())
         raise KeyboardInterrupt
 
     # SIGINT too: a shell starts background jobs with it ignored, and Python then leaves it so.

@@ -7,24 +7,30 @@ with running(MeshOptions(model="file:///tmp/store", budget="4/16")) as mesh:
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from premoe_servicekit.server import check_port_is_free
 from premoe_worker.limits import check_limits
 
 from premoe_local.processes import Child, LogSink, wait_serving
 from premoe_runtime.formats.choices import Allocation, OnUnknown
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.offline.patterns.library import store_of
+from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.formats.pattern_set import PatternSet
+from premoe_runtime.offline.patterns.library import live_set_id, store_of
+from premoe_runtime.offline.sizing import settled_context, shape_of
 from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.storage import Store
 
 START_TIMEOUT_S = 60.0
 MODEL_TIMEOUT_S = 600.0
+QDRANT_TIMEOUT_S = 10.0
 _CHILD_GRACE_S = "5"
 _WATCH_POLL_S = 0.1
 
@@ -72,6 +78,8 @@ class Mesh:
     worker_addresses: tuple[str, ...]
     admin_addresses: tuple[str, ...]
     model_name: str
+    live: PatternSet | None = None
+    """The live pattern set at the start."""
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -98,17 +106,22 @@ def running(
     ``log`` receives the children's lines, ``step`` what is being waited for. Raises what is wrong with the options
     before any process is started, and Unavailable when a child does not come up.
     """
-    root, manifest = _check(options)
+    step("checking")
+    root, manifest, live = _check(options)
     with ExitStack() as stack:
-        yield _start(options, root, manifest, log, step, stack)
+        yield replace(_start(options, root, manifest, log, step, stack), live=live)
 
 
-def _check(options: MeshOptions) -> tuple[str, Manifest]:
-    """Everything that can be known to fail without waiting for a process. Returns the store root and the manifest."""
+def _check(options: MeshOptions) -> tuple[str, Manifest, PatternSet | None]:
+    """Everything that can be known to fail without waiting for a process.
+
+    Returns the store root, the manifest and the live set.
+    """
     if options.workers < 1:
         raise InvalidInput("at least one worker is needed", reason="WORKERS_INVALID")
     check_port_is_free(options.host, options.port)
-    manifest = open_pack(options.model).manifest()
+    reader = open_pack(options.model)
+    manifest = reader.manifest()
     check_limits(
         manifest,
         budget=options.budget,
@@ -118,7 +131,48 @@ def _check(options: MeshOptions) -> tuple[str, Manifest]:
         on_unknown=options.on_unknown,
         allocation=options.allocation,
     )
-    return store_of(options.model).url, manifest
+    if options.context_length is not None:
+        settled_context(shape_of(manifest, reader.read_file("skeleton/config.json")), options.context_length)
+    if options.device != "cpu":
+        # Torch takes seconds, which only those wait for who need it checked.
+        from premoe_runtime.engines.hf.device import device_kind
+
+        device_kind(options.device)
+    store = store_of(options.model)
+    live = _live_set(store, manifest.weights_id)
+    if options.qdrant_url:
+        asyncio.run(_ask_qdrant(options.qdrant_url, live))
+    return store.url, manifest, live
+
+
+def _live_set(store: Store, weights_id: str) -> PatternSet | None:
+    """The live set, each of its patterns read once. Raises NotFound and CorruptData for what could not be served."""
+    set_id = live_set_id(store, weights_id)
+    if set_id is None:
+        return None
+    try:
+        found = PatternSet.load(store.get, set_id)
+        for member in found.members:
+            Pattern.load(store.get, member.pattern_id)
+    except NotFound as error:
+        raise NotFound(
+            f"the live pattern set {set_id[:16]} is not whole: {error}; make another one live "
+            "(`premoe patterns set-live`), or build it again",
+            reason="SET_NOT_FOUND",
+        ) from error
+    return found
+
+
+async def _ask_qdrant(url: str, live: PatternSet | None) -> None:
+    """Raise Unavailable when no Qdrant server answers: the retrieval service would go on asking it."""
+    # Imported here: the client costs half a second.
+    from premoe_retrieval.adapters.qdrant import QdrantIndex
+
+    index = QdrantIndex(url, timeout_s=QDRANT_TIMEOUT_S)
+    try:
+        await index.count("" if live is None else live.set_id, 1 if live is None else live.dimension)
+    finally:
+        await index.close()
 
 
 def _start(

@@ -84,10 +84,13 @@ class Child:
             self._signal(signal.SIGTERM)
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """Ask it to stop, wait, and kill it when it does not. Safe to call twice."""
+        """Ask it to stop, wait, and kill it when it does not. Safe to call twice.
+
+        One that is not ready yet has nothing to finish, and while it loads a model it would hear nothing: no wait.
+        """
         self.terminate()
         try:
-            self._process.wait(grace_s)
+            self._process.wait(grace_s if self._ready.is_set() else 0)
         except subprocess.TimeoutExpired:
             pass
         finally:

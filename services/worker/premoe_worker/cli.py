@@ -61,11 +61,13 @@ async def _serve_model(
     stack: AsyncExitStack,
 ) -> None:
     # Imported here: torch and transformers take seconds, and a wrong budget should be told at once.
+    from premoe_runtime.engines.hf.device import device_kind
     from premoe_worker.model import load_model
     from premoe_worker.residency import ResidencyKeeper
     from premoe_worker.service import Worker
     from premoe_worker.servicer import admin_service, worker_service
 
+    device_kind(settings.device)
     model = await asyncio.to_thread(load_model, source, limits, settings)
     stack.push_async_callback(asyncio.to_thread, model.close)
     name = model_name(model.manifest, settings.model_name)

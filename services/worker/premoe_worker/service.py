@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _ENCODERS = 2
 """Threads that turn prompts into tokens; one long prompt does not hold up the others."""
+_ID_LENGTH = 64
+"""Hexadecimal digits of a pattern id; a task's name has fewer."""
 
 
 class Worker:
@@ -196,6 +198,8 @@ class Worker:
         with tracer().start_as_current_span("retrieve") as span:
             choice = await retrieval.retrieve(self.model.manifest.weights_id, signature, on_unknown)
             describe_choice(choice, span=span)
+        if choice.decision != "specialist":
+            log.info("prompt of no stored task: %s (%s)", choice.decision, choice.reason)
         return choice
 
     async def _signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
@@ -218,7 +222,17 @@ class Worker:
             choice = replace(choice, pattern_id=pattern_id)
         if not choice.pattern_id:
             raise InvalidInput("a specialist needs a pattern id", reason="PATTERN_MISSING")
+        choice = await self._by_task(choice)
         return (choice, *await self._pattern(choice.pattern_id))
+
+    async def _by_task(self, choice: PatternChoice) -> PatternChoice:
+        """The same choice with the id behind what may be the name of a task of the live set."""
+        if len(choice.pattern_id) == _ID_LENGTH:
+            return choice
+        tasks = await self._require_retrieval().live_tasks(self.model.manifest.weights_id)
+        if choice.pattern_id not in tasks:
+            return choice
+        return replace(choice, pattern_id=tasks[choice.pattern_id], task=choice.task or choice.pattern_id)
 
     async def _pattern(self, pattern_id: str) -> tuple[KeptPattern, Budget]:
         ranking = await self._require_retrieval().ranking(pattern_id)

@@ -34,6 +34,13 @@ def test_json_names_the_largest_budget_that_fits(store: str) -> None:
     assert all(fit["total"] <= document["memory"] for fit in document["fits"])
 
 
+def test_nothing_that_fits_is_an_error(store: str) -> None:
+    result = run(store, "--memory", "10KiB", "--json")
+    assert (result.exit_code, result.stderr.count("\n")) == (7, 1)
+    assert "the skeleton alone" in result.stderr
+    assert json.loads(result.stdout)["largest"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "what"),
     [
@@ -45,6 +52,7 @@ def test_json_names_the_largest_budget_that_fits(store: str) -> None:
         (["--memory", "1GiB", "--budget", "\u0664/\u0668"], 2, "not of the form a/b"),
         (["--memory", "1GiB", "--spare", "-1"], 2, "spare is -1"),
         (["--memory", "1GiB", "--context", "9999"], 2, "outside 1 to 1024"),
+        (["--memory", "1GiB", "--context", "0"], 2, "outside 1 to 1024"),
         (["--memory", "1GiB", "--batch", "0"], 2, "rows is 0"),
     ],
 )

@@ -106,6 +106,7 @@ def test_the_largest_fitting_budget_is_named() -> None:
         (SizeRequest(memory=1, spare=-1), "spare is -1"),
         (SizeRequest(memory=1, context=4096), "context 4096 is outside 1 to 2048"),
         (SizeRequest(memory=1, context=-3), "context -3"),
+        (SizeRequest(memory=1, context=0), "context 0"),
         (SizeRequest(memory=1, budgets=(Budget(5, 8),)), "top-k is 4"),
         (SizeRequest(memory=1, budgets=(Budget(4, 65),)), "the model has 64"),
     ],

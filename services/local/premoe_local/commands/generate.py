@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import click
 from premoe.patterns.v1 import patterns_pb2
@@ -16,6 +17,8 @@ from premoe_servicekit.errors import rpc_errors
 from premoe_local.console import human_bytes, json_option, note, print_json, progress
 from premoe_runtime.formats.errors import Unavailable
 
+_UINT32 = 2**32 - 1
+_UINT64 = 2**64 - 1
 _POLICIES = {
     "generalist": patterns_pb2.ON_UNKNOWN_GENERALIST,
     "full": patterns_pb2.ON_UNKNOWN_FULL,
@@ -43,22 +46,52 @@ class Answer:
     finished: worker_pb2.Finished
 
 
+class Text(click.types.StringParamType):
+    """Text that can be sent: a shell hands over any bytes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self.fail(f"is not UTF-8 at character {error.start + 1}", param, ctx)
+        return text
+
+
+class Number(click.FloatRange):
+    """A float in a range; "nan" lies in none."""
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
+
+
 @click.command(short_help="Send one prompt to a worker and print the answer as it comes.")
-@click.argument("prompt")
+@click.argument("prompt", type=Text())
 @click.option("--address", help="A running worker, host:port (`premoe up` prints it).")
 @click.option("--model", help="Or: a pack URL or store root; a mesh is started for this one prompt.")
 @click.option("--budget", help="With --model: experts activated per token out of experts kept per layer, e.g. 4/16.")
-@click.option("--pattern", default="", help="Pattern id, generalist or full; with --model also a task name.")
-@click.option("--system", default="", help="System message.")
+@click.option("--pattern", default="", type=Text(), help="Task name, pattern id, generalist or full.")
+@click.option("--system", default="", type=Text(), help="System message.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of the answer.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
-@click.option("--stop", multiple=True, help="String that ends the answer, repeatable.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of the random numbers.")
-@click.option("--active-experts", type=click.IntRange(1), help="Experts per token, instead of the budget's.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1, _UINT32), help="Most tokens of the answer.  [default: the worker's, 256]"
+)
+@click.option(
+    "--temperature",
+    type=Number(0, 1e6),
+    default=0.0,
+    show_default=True,
+    help="0 is greedy; over HTTP the default is 1.",
+)
+@click.option("--top-p", type=Number(0, 1, min_open=True), default=1.0, show_default=True, help="Nucleus.")
+@click.option("--stop", type=Text(), multiple=True, help="String that ends the answer, repeatable.")
+@click.option("--seed", type=click.IntRange(0, _UINT64), help="Seed of the random numbers.")
+@click.option("--active-experts", type=click.IntRange(1, _UINT32), help="Experts per token, instead of the budget's.")
 @click.option("--on-unknown", type=click.Choice(list(_POLICIES)), help="Policy when no stored task fits.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=300.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=Number(0, 1e6, min_open=True), default=300.0, show_default=True, help="Seconds.")
 @json_option
 def command(
     prompt: str,
@@ -107,7 +140,7 @@ def command(
         print_json(_document(answer))
     else:
         click.echo()
-        note(_summary(answer))
+        note(f"{_sampled(request.sampling)} · {_summary(answer)}")
 
 
 def _prompt(text: str, system: str, *, raw: bool) -> worker_pb2.Prompt:
@@ -174,6 +207,13 @@ def _read(events: Iterator[worker_pb2.GenerateResponse], shown: Callable[[str], 
         elif kind == "finished":
             return Answer("".join(text), started, event.finished)
     raise Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
+
+
+def _sampled(sampling: worker_pb2.Sampling) -> str:
+    if not sampling.temperature:
+        return "greedy"
+    seed = f", seed {sampling.seed}" if sampling.HasField("seed") else ""
+    return f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}{seed}"
 
 
 def _summary(answer: Answer) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import click
 
-from premoe_local.console import human_bytes, json_option, note, parse_bytes, print_json, print_table
+from premoe_local.console import CommandError, human_bytes, json_option, note, parse_bytes, print_json, print_table
 from premoe_runtime.formats.allocation import Splits, slots_text
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
 from premoe_runtime.formats.choices import Allocation
@@ -45,7 +45,7 @@ def command(
 
     MODEL is a pack (…/models/<id>) or an object store with one pack. Counts the skeleton, slots × layers × blob,
     keys and values of all sequences, and the workspace of one step; nothing is loaded. What the process takes in
-    main memory comes beside it, also where the device is a CPU.
+    main memory comes beside it, also where the device is a CPU. Exit code 7 when none of the budgets fits.
     """
     reader = open_pack(model)
     manifest = reader.manifest()
@@ -60,7 +60,13 @@ def command(
     report = size(shape_of(manifest, reader.read_file("skeleton/config.json")), request)
     if as_json:
         print_json(_document(report))
-        return
+    else:
+        _print(report)
+    if report.largest is None:
+        raise CommandError(f"no budget fits into {human_bytes(report.memory)}: {report.fits[-1].reason}", 7)
+
+
+def _print(report: SizeReport) -> None:
     rows = [
         (
             fit.budget,

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 import click
 
 from premoe_local.console import interrupt_on_sigterm, json_option, note, parse_bytes, print_json, progress
+from premoe_runtime.formats.budget import Budget
 
 if TYPE_CHECKING:
     from premoe_local.mesh import Mesh
     from premoe_runtime.formats.choices import Allocation, OnUnknown
+    from premoe_runtime.formats.pattern_set import PatternSet
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 
@@ -104,16 +107,27 @@ def command(
         redis_url=redis_url,
         log_level=log_level,
     )
-    interrupt_on_sigterm()
+    interrupt_on_sigterm("stopping")
     log = LogStream()
     with ExitStack() as stack:
         with progress("starting", quiet=as_json) as bar:
             mesh = stack.enter_context(running(options, log=log, step=lambda text: bar.update(description=text)))
-        try:
+        with suppress(KeyboardInterrupt):
+            note(_unknown_prompts(mesh.live, on_unknown, Budget.parse(generalist_budget or budget)))
             _announce(mesh, as_json=as_json)
             mesh.watch()
-        except KeyboardInterrupt:
-            note("stopping")
+
+
+def _unknown_prompts(live: PatternSet | None, policy: OnUnknown, budget: Budget) -> str:
+    """What prompts of no stored task get, and what the generalist was measured to keep."""
+    if live is None:
+        return "note: there is no live pattern set; build one with `premoe patterns build … --set-live`"
+    kept = live.retention(budget) if policy == "generalist" else None
+    if kept is None:
+        return f"note: prompts of no stored task: {policy}"
+    right = "" if kept.accuracy is None else f" and {kept.accuracy:.0%} of the right answers"
+    keeps = f"{kept.mass:.0%} of the router's mass{right} at {budget}"
+    return f"note: prompts of no stored task: {policy}, which keeps {keeps}"
 
 
 def _announce(mesh: Mesh, *, as_json: bool) -> None:
@@ -143,5 +157,9 @@ class LogStream:
     def __call__(self, name: str, line: str) -> None:
         with self._lock:
             colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
-            prefix = click.style(f"{name:9} |", fg=colour) if sys.stderr.isatty() else f"{name:9} |"
+            prefix = (
+                click.style(f"{name:9} |", fg=colour)
+                if sys.stderr.isatty() and "NO_COLOR" not in os.environ
+                else f"{name:9} |"
+            )
             click.echo(f"{prefix} {line}", err=True)
