@@ -54,3 +54,16 @@ def parse_config(cls: type[ConfigT], data: Mapping[str, object], where: str) -> 
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InvalidInput(f"{where}: {place}: {first['msg']}", reason="CONFIG_INVALID") from error
+
+
+def context_length(max_positions: int, rope: Mapping[str, object] | None) -> int:
+    """Longest sequence of a config with these positions and rope parameters; scaling lengthens it by its factor.
+
+    YaRN says the length that it starts from; older configs call the kind ``type``.
+    """
+    rope = rope or {}
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    if kind not in ("yarn", "linear") or not isinstance(factor, int | float):
+        return max_positions
+    start = rope.get("original_max_position_embeddings") if kind == "yarn" else None
+    return max(max_positions, int((start if isinstance(start, int) else max_positions) * factor))

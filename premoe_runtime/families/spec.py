@@ -105,6 +105,8 @@ class MoeModel:
     top_k: int
     num_experts: int
     hidden_size: int
+    context: int
+    """Longest sequence, rope scaling included."""
     num_blocks: int
     blocks: tuple[int, ...]
     experts_prefix: tuple[str, ...]

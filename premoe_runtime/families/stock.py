@@ -20,11 +20,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
+from premoe_runtime.families.base import context_length
 from premoe_runtime.families.spec import FamilySpec, MoeModel, SkeletonTensor
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
 
 MAX_BLOCKS = 1000
 MAX_EXPERTS = 32_767
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @contextmanager
@@ -47,12 +49,19 @@ def refusals(what: str, where: str) -> Iterator[None]:
 
 
 def stock_config(spec: FamilySpec, data: Mapping[str, Any], where: str) -> PreTrainedConfig:
-    """The family's own configuration. Raises InvalidInput (CONFIG_REFUSED, CONFIG_INVALID)."""
+    """The family's own configuration. Raises InvalidInput (CONFIG_REFUSED, CONFIG_INVALID, ROPE_UNSUPPORTED)."""
     with refusals("config", where):
         config: PreTrainedConfig = CONFIG_MAPPING[spec.name].from_dict(dict(data))
         blocks = config.num_hidden_layers
     if not 1 <= blocks <= MAX_BLOCKS:
         raise InvalidInput(f"{where}: num_hidden_layers {blocks} is outside 1 to {MAX_BLOCKS}", reason="CONFIG_INVALID")
+    kind = (config.rope_parameters or {}).get("rope_type")
+    if kind in LENGTH_DEPENDENT_ROPE:
+        raise InvalidInput(
+            f"{where}: rope type {kind} changes with the longest sequence of a batch, so that answers would depend on "
+            "their neighbours; it is not supported",
+            reason="ROPE_UNSUPPORTED",
+        )
     return config
 
 
@@ -102,6 +111,7 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
         top_k=top_k,
         num_experts=experts,
         hidden_size=config.hidden_size,
+        context=context_length(config.max_position_embeddings, config.rope_parameters),
         num_blocks=config.num_hidden_layers,
         blocks=blocks,
         experts_prefix=tuple(on_disk(f"{name}.").removesuffix(".") for name in memory),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from premoe_runtime.families.base import BaseConfig, parse_config
+from premoe_runtime.families.base import BaseConfig, context_length, parse_config
 from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
@@ -27,6 +27,14 @@ class SizedConfig(BaseConfig):
     """The fields of ``config.json`` that decide memory."""
 
     max_position_embeddings: int | None = Field(default=None, ge=1)
+    rope_parameters: dict[str, object] | None = None
+    rope_scaling: dict[str, object] | None = None
+
+    @property
+    def max_context(self) -> int | None:
+        """Longest sequence, rope scaling included."""
+        rope = self.rope_scaling or self.rope_parameters
+        return self.max_position_embeddings and context_length(self.max_position_embeddings, rope)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +143,7 @@ def shape_of(manifest: Manifest, config_json: bytes) -> Shape:
         activation_token_bytes=hidden * (4 + 3 * item)
         + item * (manifest.top_k * (2 * hidden + 2 * expert_rows) + attention),
         logits_row_bytes=2 * 4 * config.vocab_size,
-        max_context=config.max_position_embeddings,
+        max_context=config.max_context,
     )
 
 

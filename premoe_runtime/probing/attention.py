@@ -28,6 +28,8 @@ def blockwise(
 
     ``query``: [B, H, T, D]; ``key``, ``value``: [B, G, T, D], each for H / G heads. Returns [B, T, H, D].
     """
+    # Some classes hand their window on, others keep it where attention implementations look for it.
+    sliding_window = sliding_window or getattr(module, "sliding_window", None) or None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -98,7 +98,8 @@ class Prober:
             for block in self._blocks:
                 hidden = block(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
         except _Reached as reached:
-            return nn.functional.linear(reached.hidden.reshape(length, -1), self._router_weight)
+            hidden = reached.hidden.reshape(length, -1).to(self._router_weight.dtype)  # routers may be wider
+            return nn.functional.linear(hidden, self._router_weight)
         raise RuntimeError("the first MoE block never called its MoE part")
 
 

@@ -131,13 +131,17 @@ def load_slot_model(
     for layer, block in enumerate(facts.blocks):
         sparse: Any = stock.sparse_part(model, spec, block)
         router = getattr(sparse, spec.router_module)
-        restricted = RestrictedRouter(layer, manifest.router, router.weight, bank.lut[layer], state)
-        setattr(sparse, spec.router_module, restricted)
+        setattr(
+            sparse,
+            spec.router_module,
+            RestrictedRouter(layer, manifest.router, router.weight, bank.lut[layer], state, spec.router_returns),
+        )
         stock_experts = getattr(sparse, spec.experts_module)
         setattr(sparse, spec.experts_module, slot_experts(bank.arenas[layer], stock_experts))
     model_dtype = dtype or torch_dtype(manifest.dtype)
     fill_skeleton(model, facts.skeleton, source, device=bank.device, dtype=model_dtype)
     config.dtype = model_dtype
+    config.max_position_embeddings = facts.context  # after the frequencies: whoever bounds prompts reads it here
     if generation is not None:
         model.generation_config = generation
     model.eval()

@@ -7,12 +7,14 @@ removed, as in the PreMoE papers: the softmax runs over the kept ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules, StepState
+from premoe_runtime.families.spec import RouterOutput
 from premoe_runtime.formats.manifest import RouterSpec
 
 
@@ -90,14 +92,22 @@ def _mass(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: L
 class RestrictedRouter(nn.Module):
     """Stands in for a stock top-k router: full-width ``weight`` [E, H], ids mapped to slots through the bank's LUT."""
 
-    def __init__(self, layer: int, spec: RouterSpec, weight: nn.Parameter, lut: torch.Tensor, state: StepState) -> None:
+    def __init__(
+        self,
+        layer: int,
+        spec: RouterSpec,
+        weight: nn.Parameter,
+        lut: torch.Tensor,
+        state: StepState,
+        returns: Sequence[RouterOutput] = ("logits", "weights", "ids"),
+    ) -> None:
         super().__init__()
-        self.layer, self.spec = layer, spec
+        self.layer, self.spec, self.returns = layer, spec, tuple(returns)
         self.weight = weight
         self._lut, self._state = lut, state
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``(logits [T, E], weights [T, k], slots i64[T, k])``, the order stock blocks expect."""
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits [T, E], weights [T, k] and, as ids, slots i64[T, k], in the order that the family's block expects."""
         state = self._state
         hidden = hidden_states.reshape(-1, self.weight.shape[-1])
         if self.layer == 0:
@@ -107,4 +117,5 @@ class RestrictedRouter(nn.Module):
         state.masses[self.layer] = routing.mass
         if state.recorder is not None:
             state.recorder(self.layer, logits.float(), routing.ids, routing.weights)
-        return logits, routing.weights, self._lut[routing.ids]
+        given = {"logits": logits, "weights": routing.weights, "ids": self._lut[routing.ids]}
+        return tuple(given[name] for name in self.returns)

@@ -209,6 +209,36 @@ def test_configs_that_cannot_be_run_are_one_line(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        (None, 64),
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 2.0}, 128),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48}, 192),
+        ({"rope_type": "yarn", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
+        (
+            {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}
+            | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            64,
+        ),
+    ],
+)
+def test_rope_scaling_lengthens_the_context(rope: dict[str, object] | None, context: int) -> None:
+    assert read(max_position_embeddings=64, rope_scaling=rope).context == context
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rope_that_depends_on_the_neighbours_in_a_batch_is_refused(kind: str) -> None:
+    rope = {"rope_type": kind, "factor": 2.0, "original_max_position_embeddings": 32}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
+    with pytest.raises(InvalidInput, match=f"rope type {kind} changes with the longest") as error:
+        read(max_position_embeddings=64, rope_scaling=rope)
+    assert error.value.reason == "ROPE_UNSUPPORTED"
+
+
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000])
 def test_a_config_that_is_no_json_object(text: bytes) -> None:
     with pytest.raises(InvalidInput, match=r"config.json is not (a )?JSON"):

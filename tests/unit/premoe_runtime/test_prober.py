@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from support.engines import EXPERTS, hf_bench, prompt
 from support.sources import MemorySource
 from support.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
@@ -57,11 +58,26 @@ def test_leading_dense_blocks_are_run(tmp_path: Path) -> None:
     assert np.allclose(prober.signature(asked), stock_signature(folder, asked, list(range(20))), atol=1e-5)
 
 
-def test_a_sliding_window_is_kept(tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path, "mixtral", sliding_window=4)
+@pytest.mark.parametrize(
+    ("family", "window"),
+    [("mixtral", {}), ("qwen3_moe", {"use_sliding_window": True}), ("qwen2_moe", {"use_sliding_window": True})],
+)
+def test_a_sliding_window_is_kept(tmp_path: Path, family: Family, window: dict[str, Any]) -> None:
+    folder = tiny_checkpoint(tmp_path, family, sliding_window=4, **window)
     prober = Prober(load_slot_model(MemorySource(folder), slots=2))
     asked = prompt(24)
     assert np.allclose(prober.signature(asked), stock_signature(folder, asked, list(range(24))), atol=1e-5)
+
+
+def test_a_router_wider_than_the_model_is_probed(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, dtype=torch.bfloat16)
+    source = MemorySource(folder)
+    for path in [path for path in source.files if path.endswith(".safetensors")]:
+        tensors = load(source.files[path])
+        source.files[path] = save({name: t.float() if ".gate." in name else t for name, t in tensors.items()})
+    found = Prober(load_slot_model(source, slots=2)).signature(prompt(24))
+    narrow = Prober(load_slot_model(MemorySource(folder), slots=2)).signature(prompt(24))
+    assert np.allclose(found, narrow, atol=0.02)
 
 
 @pytest.mark.parametrize("window", [None, 100])

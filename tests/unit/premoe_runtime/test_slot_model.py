@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from premoe_runtime.engines.hf.experts import slot_experts
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
+from premoe_runtime.families import registry
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import BlobField, BlobLayout, PackFile
@@ -87,6 +89,10 @@ def test_scaled_rotary_frequencies_are_the_configs(tmp_path: Path) -> None:
     bring(model.bank, model.source, EVERYTHING, {0: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
     ids = torch.arange(40)[None]
     assert torch.equal(stock_logits(model.model, ids), stock_logits(stock, ids))
+    assert model.model.config.max_position_embeddings == 1024  # 4 x 256; shorter than what the config says anyway
+    rope["original_max_position_embeddings"] = 1000
+    longer = tiny_checkpoint(tmp_path / "longer", "qwen3_moe", rope_parameters=rope)
+    assert load_slot_model(MemorySource(longer), slots=4).model.config.max_position_embeddings == 4000
 
 
 def test_tied_embeddings_stay_tied(tmp_path: Path) -> None:
@@ -294,6 +300,15 @@ def test_a_skeleton_file_that_leads_out_of_its_folder_is_refused(tmp_path: Path)
         source._manifest = manifest.model_copy(update={"skeleton": (*manifest.skeleton, evil)})
         with pytest.raises(CorruptData, match="lists a skeleton file"):
             _ = load_slot_model(source, slots=4).tokenizer
+
+
+def test_a_router_answers_in_the_order_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, hidden = MemorySource(tiny_checkpoint(tmp_path, "olmoe")), torch.randn(3, 64)
+    plain = load_slot_model(source, slots=4).model.model.layers[0].mlp.gate(hidden)
+    spec = replace(registry.FAMILIES["olmoe"], router_returns=("ids", "weights", "logits"))
+    monkeypatch.setattr(registry, "FAMILIES", {"olmoe": spec})
+    turned = load_slot_model(source, slots=4).model.model.layers[0].mlp.gate(hidden)
+    assert all(torch.equal(one, other) for one, other in zip(turned, reversed(plain), strict=True))
 
 
 @pytest.mark.parametrize("fields", ["gate_up down_proj", "gate_up down scale", "gate_up"])
