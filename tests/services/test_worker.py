@@ -17,7 +17,9 @@ from premoe_servicekit.errors import rpc_errors
 from support.mesh import BUDGET, UNKNOWN, mesh_over, prompts
 from support.processes import run_to_end, serving
 
+from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.offline.patterns.library import find_set
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import open_store
@@ -86,11 +88,10 @@ def test_generate_reports_what_it_did_and_residency_agrees(mesh: Mesh, worker: S
     assert sum(residency.layer_slots) == 6 * len(residency.layers)
     assert residency.device_bytes == 6 * 2 * mesh.manifest.layout.blob_bytes
     assert residency.total_bytes == mesh.manifest.experts_bytes
-    with blocking_channel(mesh.retrieval_address) as opened:
-        stub = patterns_pb2_grpc.PatternServiceStub(opened)
-        ranking = stub.GetPattern(patterns_pb2.GetPatternRequest(pattern_id=pattern_id))
-    for layer, row in zip(residency.layers, ranking.layers, strict=True):
-        assert set(row.experts[:4]) <= set(layer.slots)
+    assert tuple(residency.layer_slots) == find_set(open_store(store_url)).layer_slots(4, 2)
+    pattern = Pattern.load(open_store(store_url).get, pattern_id)
+    for layer, kept in zip(residency.layers, pattern.kept(Budget.parse(BUDGET), residency.layer_slots), strict=True):
+        assert set(np.flatnonzero(kept)) <= set(layer.slots)
 
 
 def test_text_token_ids_and_chat_that_say_the_same_answer_the_same(worker: Stub) -> None:
