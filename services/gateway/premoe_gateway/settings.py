@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from premoe_gateway.targets import parse_target
+from premoe_runtime.formats.choices import OnUnknown
 
 
 class GatewaySettings(ServerSettings):
@@ -25,7 +26,7 @@ class GatewaySettings(ServerSettings):
     and again. With names, or with nothing at all, the gateway is ready before any worker is."""
     retrieval: str = ""
     """Address of the retrieval service; without one every request must name its pattern."""
-    on_unknown: Literal["", "generalist", "full", "reject"] = ""
+    on_unknown: OnUnknown | Literal[""] = ""
     """What runs when no stored task fits; empty leaves it to the live pattern set."""
     request_timeout_s: float = Field(default=300.0, gt=0)
     """Seconds a request may take, from its first byte to its last."""

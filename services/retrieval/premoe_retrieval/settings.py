@@ -8,6 +8,8 @@ from premoe_servicekit.settings import ServerSettings
 from pydantic import Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from premoe_runtime.formats.choices import OnUnknown
+
 
 class RetrievalSettings(ServerSettings):
     """Recognises the task of a prompt from its routing signature (premoe.patterns.v1.PatternService).
@@ -27,7 +29,7 @@ class RetrievalSettings(ServerSettings):
     """API key of a Qdrant server; empty: none."""
     qdrant_timeout_s: float = Field(default=10.0, gt=0)
     """Seconds to wait for a Qdrant server."""
-    on_unknown: Literal["generalist", "full", "reject"] | None = None
+    on_unknown: OnUnknown | None = None
     """Policy for unknown tasks when the request names none; without it, the pattern set's own."""
     live_refresh_s: float = Field(default=1.0, ge=0)
     """Seconds for which a live pointer is trusted before it is read again: how soon other replicas' switches count."""

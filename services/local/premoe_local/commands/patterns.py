@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import click
 
@@ -53,7 +53,7 @@ def command() -> None:
 )
 @click.option(
     "--allocation",
-    type=click.Choice(["shared", "uniform"]),
+    type=click.Choice(get_args(Allocation)),
     help="Budgets take the best experts of all layers, or equally many a layer.  [default: shared by impact]",
 )
 @click.option(
@@ -74,7 +74,7 @@ def command() -> None:
 @click.option("--budget", "budgets", multiple=True, help="a/b at which to record the generalist, repeatable.")
 @click.option(
     "--on-unknown",
-    type=click.Choice(["generalist", "full", "reject"]),
+    type=click.Choice(get_args(OnUnknown)),
     default="generalist",
     show_default=True,
     help="What runs when no task is close enough, unless the request says otherwise.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import get_args
 
 import click
 
@@ -25,7 +26,7 @@ from premoe_runtime.packs.reader import open_pack
 @click.option("--spare", type=int, default=DEFAULT_SPARE_SLOTS, show_default=True, help="Spare slots a layer.")
 @click.option(
     "--allocation",
-    type=click.Choice(["shared", "uniform"]),
+    type=click.Choice(get_args(Allocation)),
     default="shared",
     show_default=True,
     help="Slots of the layers as the live pattern set shares them, if there is one, or equally many; equal bytes.",

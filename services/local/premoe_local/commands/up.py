@@ -6,16 +6,16 @@ import os
 import sys
 import threading
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from premoe_local.console import interrupt_on_sigterm, json_option, note, parse_bytes, print_json, progress
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import Allocation, OnUnknown
 
 if TYPE_CHECKING:
     from premoe_local.mesh import Mesh
-    from premoe_runtime.formats.choices import Allocation, OnUnknown
     from premoe_runtime.formats.pattern_set import PatternSet
 
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
@@ -28,7 +28,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 )
 @click.option(
     "--allocation",
-    type=click.Choice(["shared", "uniform"]),
+    type=click.Choice(get_args(Allocation)),
     default="shared",
     show_default=True,
     help="How experts and slots spread over the layers: as the live pattern set says, or equally many in each.",
@@ -38,7 +38,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 @click.option("--generalist-budget", default="", help="Budget of the generalist [default: that of --budget].")
 @click.option(
     "--on-unknown",
-    type=click.Choice(["generalist", "full", "reject"]),
+    type=click.Choice(get_args(OnUnknown)),
     default="generalist",
     show_default=True,
     help="What runs when no stored task fits; full needs slots for all experts.",

@@ -102,9 +102,7 @@ def profile(
 @answers_option
 @click.option("--metric", type=click.Choice(METRICS), help="Score that ranks.  [default: impact, else peu]")
 @click.option("--budget", "budgets", multiple=True, help="a/b at which to record the generalist, repeatable.")
-@click.option(
-    "--on-unknown", type=click.Choice(["generalist", "full", "reject"]), default="generalist", show_default=True
-)
+@click.option("--on-unknown", type=click.Choice(get_args(OnUnknown)), default="generalist", show_default=True)
 def patterns(
     store_url: str,
     model_id: str,
