@@ -62,6 +62,13 @@ def read_model(config: bytes, where: str = "config.json") -> MoeModel:
     return stock.describe(spec, stock.build(stock.stock_config(spec, data, where), where), where)
 
 
+def check_generation(data: Mapping[str, object], where: str = "generation_config.json") -> None:
+    """Raise InvalidInput (GENERATION_CONFIG_REFUSED) for sampling defaults that transformers refuses."""
+    from premoe_runtime.families import stock
+
+    stock.generation_config(data, where)
+
+
 def refuse_remote_code(data: Mapping[str, object], where: str) -> None:
     """Raise InvalidInput when a file asks for Python code from the checkpoint."""
     code = data.get("auto_map")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from premoe_runtime.families.registry import parse_json_object, read_model, refuse_remote_code
+from premoe_runtime.families.registry import check_generation, parse_json_object, read_model, refuse_remote_code
 from premoe_runtime.families.spec import ExpertField, MoeModel
 from premoe_runtime.formats import safetensors
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
@@ -105,6 +105,8 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
             found = parse_json_object(store.get(path), store.at(path))
             if path.endswith("config.json"):  # a vocabulary may well have such a word
                 refuse_remote_code(found, store.at(path))
+            if path == "generation_config.json":
+                check_generation(found, store.at(path))
     tensors, stale = _read_tensors(store, sizes, stored_names(model).keys())
     kept, needless = match(tensors, model, _predicted_blocks(config, store.at("config.json")), store.url)
     left_out = (*side, *(LeftOut(name, "stale entry of the index") for name in stale), *needless)

@@ -102,8 +102,9 @@ def _needless(name: str, model: MoeModel, predicted_blocks: int) -> str:
 
 def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> None:
     _check_even(tensors, model, where)
+    fields = {name: field for field, name in _expert_names(tensors, model)}
     shapes = {name: one.shape for name, one in model.skeleton.items()}
-    shapes |= {name: _expert_shape(name, field, model) for field, name in _expert_names(tensors, model)}
+    shapes |= {name: _expert_shape(name, field, model) for name, field in fields.items()}
     for name in sorted(tensors.keys() - shapes.keys()):
         if name.startswith(tuple(f"{prefix}." for prefix in model.experts_prefix)) and name in stored_names(model):
             raise CorruptData(
@@ -123,9 +124,11 @@ def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> No
                 f"{where}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shapes[name])}",
                 reason="TENSOR_SHAPE",
             )
-        if tensor.dtype not in WEIGHT_DTYPES:
+        own = model.spec.field(fields[name]).dtype if name in fields else None
+        allowed = WEIGHT_DTYPES if own is None else (own,)
+        if tensor.dtype not in allowed:
             raise InvalidInput(
-                f"{where}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(WEIGHT_DTYPES)}",
+                f"{where}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(allowed)}",
                 reason="DTYPE_UNSUPPORTED",
             )
 

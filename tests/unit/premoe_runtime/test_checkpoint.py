@@ -399,6 +399,18 @@ def test_custom_tokenizer_code_is_refused(tmp_path: Path) -> None:
     refused(folder, InvalidInput, r"tokenizer_config.json: auto_map \(AutoTokenizer\)", "REMOTE_CODE")
 
 
+def test_sampling_defaults_that_transformers_refuses(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"max_new_tokens": -1}))
+    refused(folder, InvalidInput, "transformers refuses the generation config", "GENERATION_CONFIG_REFUSED")
+
+
+def test_a_vocabulary_may_have_any_word(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path)
+    (folder / "vocab.json").write_text(json.dumps({"auto_map": 5}))
+    assert open_folder(folder).dropped == ()
+
+
 def edit_index(folder: Path, edit: Callable[[dict[str, str]], object]) -> None:
     index = json.loads((folder / INDEX_FILE).read_text())
     edit(index["weight_map"])

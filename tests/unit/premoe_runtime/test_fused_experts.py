@@ -80,6 +80,27 @@ def test_a_family_may_fuse_experts_transposed_and_interleaved(tmp_path: Path, mo
     assert (again.weights_id, again.model_id) == (alone.weights_id, alone.model_id)
 
 
+def test_every_field_may_have_a_dtype_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = config()
+    data = tensors(values)
+    for name in [name for name in data if name.endswith("down_proj.weight")]:
+        data[name] = data[name].astype("float32")
+    spec = FAMILIES["qwen3_moe"]
+    gate_up, down = spec.fields
+    fields = (gate_up, replace(down, dtype="F32"))
+    monkeypatch.setattr(registry, "FAMILIES", {"qwen3_moe": replace(spec, fields=fields)})
+    alone = packed(tmp_path / "alone", values, data)
+    assert [(field.name, field.dtype, field.offset) for field in alone.layout.fields] == [
+        ("gate_up", "F16", 0),
+        ("down", "F32", 3072),
+    ]
+    assert packed(tmp_path / "fused", values, fused(values, data)).model_id == alone.model_id
+    store = LocalStore(tmp_path / "store")
+    assert verify_pack(PackReader(store, f"models/{alone.model_id}")).faults == ()
+    with pytest.raises(InvalidInput, match=r"down_proj.weight has dtype F16; supported: F32"):
+        packed(tmp_path / "narrow", values, tensors(values))
+
+
 @given(
     rows=st.integers(1, 6),
     columns=st.integers(1, 7),
