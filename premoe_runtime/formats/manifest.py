@@ -54,6 +54,9 @@ class RouterSpec(_Frozen):
     scores   = softmax | sigmoid of the full-width logits, or raw logits for ``topk_softmax``
     choice   = scores (+ correction bias), absent experts at -inf here (``selection`` semantics)
     weights  = scores of the chosen; renormalised when ``renormalise``; times ``scale``
+
+    Arithmetic of later families is added as fields whose defaults are excluded from the dump (``exclude_if``): ids of
+    older packs are counted over it.
     """
 
     score: Literal["softmax", "sigmoid", "topk_softmax"]

@@ -72,8 +72,17 @@ def test_greedy_equals_the_stock_generate_under_the_same_mask(opened: Opener, fa
         assert bench.run(asked, row=row, max_tokens=24).tokens == stock_greedy(bench, asked, row, 24)
 
 
-def test_a_sliding_window_equals_the_stock_generate(opened: Opener) -> None:
-    bench = opened(family="mixtral", prefill_tokens=16, overrides={"sliding_window": 8})
+@pytest.mark.parametrize(
+    ("family", "window"),
+    [
+        ("mixtral", {}),
+        ("qwen3_moe", {"use_sliding_window": True}),
+        # Every other block of Qwen2-MoE sees everything.
+        ("qwen2_moe", {"use_sliding_window": True, "num_hidden_layers": 2}),
+    ],
+)
+def test_a_sliding_window_equals_the_stock_generate(opened: Opener, family: Family, window: dict[str, Any]) -> None:
+    bench = opened(family=family, prefill_tokens=16, overrides={"sliding_window": 8, **window})
     asked = prompt(40)
     assert bench.run(asked, max_tokens=20).tokens == stock_greedy(bench, asked, 0, 20)
 
