@@ -49,7 +49,7 @@ def main(fixture: Path, budget: str, rounds: int, json_file: Path | None) -> Non
         work = stack.enter_context(tempfile.TemporaryDirectory(prefix="premoe-first-token-"))
         url = f"file://{work}/store"
         pack_fixture(fixture, url)
-        prepare(url, lambda text, share: None, lambda: False)
+        prepare(url, lambda text, share: None)
         options = MeshOptions(model=url, budget=budget, threads=1, context_length=512, log_level="warning")
         mesh = stack.enter_context(running(options))
         samples = _measure(mesh, rounds)

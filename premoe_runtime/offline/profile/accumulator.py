@@ -8,7 +8,7 @@ from torch import Tensor
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
-from premoe_runtime.offline.profile.state import IMPACT_QUANTUM, P_BINS, QUANTUM, ProfileState
+from premoe_runtime.offline.profile.state import P_BINS, QUANTUM, ProfileState
 
 
 class ProfileAccumulator:
@@ -65,7 +65,7 @@ class ProfileAccumulator:
         squares = (change.double() * sensitivity.double()[:, None]).square()
         if not (torch.isfinite(squares).all() and torch.isfinite(norm).all()):
             raise CorruptData(f"gradients of MoE layer {layer} are not finite", reason="GRADIENT_NOT_FINITE")
-        self._impact[layer].scatter_add_(0, ids.flatten(), _rounded(squares, IMPACT_QUANTUM).flatten())
+        self._impact[layer].scatter_add_(0, ids.flatten(), _rounded(squares).flatten())
         self._norm[layer].scatter_add_(0, ids.flatten(), _rounded(norm.double()).flatten())
         self._weighed[layer] += int(ids.shape[0])
 
@@ -96,6 +96,6 @@ class ProfileAccumulator:
         return torch.zeros(*shape, dtype=torch.float64, device=device)
 
 
-def _rounded(values: Tensor, quantum: float = QUANTUM) -> Tensor:
-    """Round to multiples of ``quantum``, which float64 then adds exactly in any order."""
-    return torch.round(values / quantum) * quantum
+def _rounded(values: Tensor) -> Tensor:
+    """Round to multiples of 2⁻²⁴, which float64 then adds exactly in any order."""
+    return torch.round(values / QUANTUM) * QUANTUM

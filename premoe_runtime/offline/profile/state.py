@@ -1,8 +1,7 @@
 """The mergeable statistics of a profile.
 
-Every sum is taken over values rounded to multiples of 2⁻²⁴ (``impact``: 2⁻³⁶, being a square), so float64 adds them
-without rounding as long as a sum stays below 2²⁹ (2¹⁷) in magnitude: the order of batches, the cut into halves and the
-device cannot change a bit.
+Every sum is taken over values rounded to multiples of 2⁻²⁴, so float64 adds them without rounding as long as a
+sum stays below 2²⁹ in magnitude: the order of batches, the cut into halves and the device cannot change a bit.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from premoe_runtime.formats.errors import InvalidInput
 
 P_BINS = 256
 QUANTUM = 2.0**-24
-IMPACT_QUANTUM = 2.0**-36
 
 
 @dataclass(frozen=True, slots=True, eq=False)

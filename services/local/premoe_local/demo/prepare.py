@@ -43,18 +43,16 @@ def pack_fixture(fixture: Path, store_url: str) -> Manifest:
     return open_pack(store_url).manifest()
 
 
-def prepare(store_url: str, step: Step, cancelled: Callable[[], bool]) -> Prepared:
-    """Profile the stored tasks and publish a live set. Raises what profiling raises, InterruptedError if cancelled."""
+def prepare(store_url: str, step: Step) -> Prepared:
+    """Profile the stored tasks and publish a live set. Raises what profiling raises."""
     store, pack = open_store(store_url), open_pack(store_url)
     model = load_full_model(pack, dtype="float32")
     profiles = []
     for number, task in enumerate(tasks.STORED):
         step(f"profiling {task}", number / len(tasks.STORED))
-        if cancelled():
-            raise InterruptedError("profiling was cancelled")
         examples = calibration(tasks.examples(task, "calibration", CALIBRATION_PROMPTS))
         profiles.append(measure_profile(model, examples, task=task, where=f"task {task}"))
-    built = build_set(profiles, BuildOptions())
+    built = build_set(profiles, BuildOptions(metric="impact"))
     publish(store, built, live=True)
     generalist = next((pattern for pattern in built.patterns if pattern.kind == "generalist"), None)
     if generalist is None:
@@ -69,7 +67,8 @@ def compare(
 
     One teacher-forced forward per prompt, in this process, over the same weights: an answer counts as right when
     every one of its tokens, the end included, is the model's first choice, which is when greedy decoding writes it.
-    ``random`` keeps as many experts as ``budget``, drawn once.
+    A static set needs no spare slots, so ``generalist`` and ``random`` (drawn once) get them too: ``budget`` is that
+    of equal bytes.
     """
     data = {task: calibration(examples) for task, examples in prompts.items()}
     variants = {"full": (None, None), "generalist": (budget, prepared.generalist)}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.clients import blocking_channel
@@ -51,14 +49,11 @@ def run_demo(
         log_level="warning",
     )
     prompts = plan_prompts(per_task)
+    # The worker takes its slots from the live set when it starts.
+    prepared = prepare(store_url, step)
+    step("starting the services", 0.0)
     with ExitStack() as stack:
-        # Profiling and the start of four processes each keep one core busy, and neither needs the other.
-        pool = stack.enter_context(ThreadPoolExecutor(1, "premoe-profile"))
-        ended = Event()
-        stack.callback(ended.set)
-        preparing = pool.submit(prepare, store_url, step, ended.is_set)
         mesh = stack.enter_context(running(options, log=log))
-        prepared = preparing.result()
         served = []
         for number, example in enumerate(prompts):
             step("sending prompts", number / len(prompts))
@@ -66,7 +61,9 @@ def run_demo(
             served.append(ask(mesh.url, mesh.model_name, example))
         memory = _memory(mesh)
     exact = {task: [example for example in prompts if example.task == task] for task in tasks.EXACT}
-    accuracy = compare(prepared, exact, Budget.parse(budget), step)
+    asked = Budget.parse(budget)
+    equal_bytes = Budget(asked.active, min(asked.kept + options.spare, manifest.num_experts))
+    accuracy = compare(prepared, exact, equal_bytes, step)
     return DemoResult(tuple(served), memory, {**accuracy, "specialist": served_accuracy(served)})
 
 
