@@ -116,6 +116,8 @@ class MoeModel:
     shapes: Mapping[str, tuple[int, ...]]
     skeleton: Mapping[str, SkeletonTensor]
     recomputed: frozenset[str] = frozenset()
+    stated_dtype: str = ""
+    """What the config calls its weights, as safetensors names it; empty when it says nothing."""
 
     @property
     def family(self) -> str:

@@ -27,6 +27,7 @@ from premoe_runtime.formats.errors import InvalidInput, PremoeError
 MAX_BLOCKS = 1000
 MAX_EXPERTS = 32_767
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @contextmanager
@@ -120,6 +121,7 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
         shapes=shapes,
         skeleton=_skeleton(model, spec, tuple(f"{name}." for name in memory), on_disk),
         recomputed=_recomputed(model),
+        stated_dtype=_DTYPE_NAMES.get(str(config.dtype).removeprefix("torch."), ""),
     )
 
 

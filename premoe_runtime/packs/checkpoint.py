@@ -13,6 +13,7 @@ from premoe_runtime.families.registry import check_generation, parse_json_object
 from premoe_runtime.families.spec import ExpertField, MoeModel
 from premoe_runtime.formats import safetensors
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_runtime.packs.consistency import unlikely_dtype
 from premoe_runtime.packs.contents import LeftOut, TensorInfo, experts_dtype, match, stored_names
 from premoe_runtime.packs.impostors import START_BYTES, refuse_impostor, refuse_non_weights
 from premoe_runtime.packs.source import is_skeleton_file
@@ -110,7 +111,10 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     tensors, stale = _read_tensors(store, sizes, stored_names(model).keys())
     kept, needless = match(tensors, model, _predicted_blocks(config, store.at("config.json")), store.url)
     left_out = (*side, *(LeftOut(name, "stale entry of the index") for name in stale), *needless)
-    return Checkpoint(store, config, model, experts_dtype(kept, model, store.url), kept, left_out)
+    checkpoint = Checkpoint(store, config, model, experts_dtype(kept, model, store.url), kept, left_out)
+    if unlikely := unlikely_dtype(checkpoint.dtype, model, checkpoint.skeleton()):
+        raise InvalidInput(f"{store.url}: {unlikely}; make them agree", reason="DTYPE_UNSUPPORTED")
+    return checkpoint
 
 
 def is_side_file(path: str) -> bool:

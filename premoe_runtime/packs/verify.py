@@ -10,12 +10,13 @@ import blake3
 
 from premoe_runtime.families.registry import read_model
 from premoe_runtime.families.spec import MoeModel
-from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest, PackFile
 from premoe_runtime.packs import layout as lay
 from premoe_runtime.packs.checkpoint import read_header
 from premoe_runtime.packs.checks import Checks, piece_checks, read_checks
+from premoe_runtime.packs.consistency import contradiction, skeleton_contradiction
 from premoe_runtime.packs.contents import TensorInfo
 from premoe_runtime.packs.progress import Progress, Silent
 from premoe_runtime.packs.ranges import read_ahead
@@ -76,6 +77,8 @@ class _Verifier:
     progress: Progress
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
+    whole: bool = True
+    """Whether every skeleton file was as the manifest says."""
 
     def faults(self) -> Iterator[Fault]:
         manifest = self.manifest
@@ -93,7 +96,15 @@ class _Verifier:
             try:
                 self._read_file(file)
             except DAMAGE as error:
-                yield Fault(file.path, str(error))
+                self.whole = False
+                yield self._fault(file.path, error)
+
+    def _fault(self, file: str, error: PremoeError) -> Fault:
+        """What is wrong with a file, said once: place and advice are those of the whole verification."""
+        problem = str(error).partition("; ")[0].removeprefix(f"pack {self.reader.url}: ")
+        for place in (self.reader.store.at(self.reader.path(file)), file):
+            problem = problem.removeprefix(place).lstrip(": ")
+        return Fault(file, problem)
 
     def _read_file(self, file: PackFile) -> None:
         """Read a skeleton file once, part by part: header and tensors, or as a whole. Raises CorruptData."""
@@ -113,6 +124,8 @@ class _Verifier:
                 whole.update(chunk)
                 one.update(chunk)
                 self.progress.advance(length)
+            if tensor.name in self.tensors:
+                raise CorruptData(f"tensor {tensor.name} is in {self.tensors[tensor.name].file}, too")
             if tensor.name:
                 self.tensors[tensor.name] = tensor
                 self.digests[tensor.name] = one.hexdigest()
@@ -124,13 +137,13 @@ class _Verifier:
         try:
             model = read_model(self.reader.read_file(CONFIG_FILE), CONFIG_FILE)
         except DAMAGE as error:
-            yield Fault(CONFIG_FILE, str(error))
+            yield self._fault(CONFIG_FILE, error)
             return
-        if (model.num_experts, model.blocks) != (manifest.num_experts, tuple(x.block for x in manifest.layers)):
-            yield Fault(lay.MANIFEST_FILE, f"its layers are not those of {CONFIG_FILE}")
-            return
-        if manifest.layout != lay.blob_layout(model, manifest.dtype):
-            yield Fault(lay.MANIFEST_FILE, f"its blob layout is not that of {CONFIG_FILE}")
+        wrong = contradiction(manifest, model) or self._misplaced()
+        if not wrong and self.whole:
+            wrong = skeleton_contradiction(manifest, model, tuple(self.tensors.values()))
+        if wrong:
+            yield Fault(lay.MANIFEST_FILE, wrong)
             return
         checks = None
         try:
@@ -138,13 +151,19 @@ class _Verifier:
             data = self.reader.read_file(lay.CHECKS_FILE)
             checks = read_checks(data, (manifest.num_layers, manifest.num_experts, pieces), lay.CHECKS_FILE)
         except DAMAGE as error:
-            yield Fault(lay.CHECKS_FILE, str(error))
+            yield self._fault(lay.CHECKS_FILE, error)
         for layer in range(manifest.num_layers):
             self.progress.stage(manifest.layers[layer].file)
             try:
                 yield from self._layer(layer, model, checks)
             except DAMAGE as error:
-                yield Fault(manifest.layers[layer].file, str(error))
+                yield self._fault(manifest.layers[layer].file, error)
+
+    def _misplaced(self) -> str:
+        header = lay.expert_file_header(self.manifest.num_experts, self.manifest.layout.blob_bytes)
+        place = (len(header), self.manifest.layout.blob_bytes)
+        wrong = [one.file for one in self.manifest.layers if (one.data_offset, one.stride) != place]
+        return f"it places the blobs of {wrong[0]} elsewhere" if wrong else ""
 
     def _layer(self, layer: int, model: MoeModel, checks: Checks | None) -> Iterator[Fault]:
         manifest, store = self.manifest, self.reader.store
@@ -154,8 +173,6 @@ class _Verifier:
         size, expected = store.head(path).size, len(header) + manifest.num_experts * blob_bytes
         if size != expected:
             raise CorruptData(f"{size} bytes long, expected {expected}")
-        if (described.data_offset, described.stride) != (len(header), blob_bytes):
-            raise CorruptData("the manifest places its blobs elsewhere")
         if store.get_range(path, 0, len(header)) != header:
             yield Fault(described.file, "its header is damaged")
 

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from premoe_runtime.engines.hf import attention
 from premoe_runtime.engines.hf.experts import slot_experts
 from premoe_runtime.engines.hf.router import RestrictedRouter
 from premoe_runtime.engines.hf.skeleton import fill_skeleton
 from premoe_runtime.engines.hf.step_state import Recorder, StepState
 from premoe_runtime.families import stock
 from premoe_runtime.families.registry import FAMILIES, parse_config, parse_json_object, refuse_remote_code
-from premoe_runtime.families.spec import FamilySpec, MoeModel
-from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.families.spec import FamilySpec
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.packs.layout import blob_layout
+from premoe_runtime.packs.consistency import contradiction, refuse
+from premoe_runtime.packs.source import has_vocabulary
 from premoe_runtime.residency.bank import ExpertBank
 from premoe_runtime.residency.slot_layout import torch_dtype
 from premoe_runtime.residency.source import ExpertSource
@@ -31,7 +31,6 @@ from premoe_runtime.residency.source import ExpertSource
 CONFIG_FILE = "skeleton/config.json"
 GENERATION_FILE = "skeleton/generation_config.json"
 TOKENIZER_CONFIG_FILE = "skeleton/tokenizer_config.json"
-_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 class Steps:
@@ -74,7 +73,7 @@ class SlotModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's own tokenizer and chat template. Raises InvalidInput: there is none, or it is broken."""
         # Without files transformers makes an empty tokenizer, which knows no word.
-        if not any(PurePosixPath(file.path).name in _VOCABULARIES for file in self.manifest.skeleton):
+        if not has_vocabulary([file.path.removeprefix("skeleton/") for file in self.manifest.skeleton]):
             raise InvalidInput("the pack has no tokenizer; pack a checkpoint with one", reason="TOKENIZER_MISSING")
         if any(file.path == TOKENIZER_CONFIG_FILE for file in self.manifest.skeleton):
             data = parse_json_object(self.source.read_file(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
@@ -123,10 +122,10 @@ def load_slot_model(
     """
     manifest = source.manifest()
     spec, config, generation = _configs(source)
-    config._attn_implementation = attention.NAME
+    config._attn_implementation = "sdpa"
     model = stock.build(config, CONFIG_FILE)
     facts = stock.describe(spec, model, CONFIG_FILE)
-    _check_fit(facts, manifest)
+    refuse(contradiction(manifest, facts))
     bank = ExpertBank(manifest, slots=slots, max_rows=max_rows, device=device, dtype=dtype, host_bytes=host_bytes)
     state = StepState(bank.mask, bank.sliced, manifest.top_k)
     for layer, block in enumerate(facts.blocks):
@@ -140,7 +139,7 @@ def load_slot_model(
         stock_experts = getattr(sparse, spec.experts_module)
         setattr(sparse, spec.experts_module, slot_experts(bank.arenas[layer], stock_experts))
     model_dtype = dtype or torch_dtype(manifest.dtype)
-    fill_skeleton(model, facts.skeleton, source, device=bank.device, dtype=model_dtype)
+    fill_skeleton(model, facts, source, device=bank.device, dtype=model_dtype)
     config.dtype = model_dtype
     config.max_position_embeddings = facts.context  # after the frequencies: whoever bounds prompts reads it here
     if generation is not None:
@@ -166,36 +165,14 @@ def _configs(source: ExpertSource) -> tuple[FamilySpec, Any, GenerationConfig | 
     return spec, config, stock.generation_config(sampling, GENERATION_FILE)
 
 
-def _check_fit(facts: MoeModel, manifest: Manifest) -> None:
-    """Raise InvalidInput where arenas, masks or routers would not fit the stock class."""
-    blocks = tuple(layer.block for layer in manifest.layers)
-    wrong = ""
-    if facts.family != manifest.family:
-        wrong = f"its family is {manifest.family}, its config's {facts.family}"
-    elif blocks != facts.blocks:
-        wrong = f"its MoE layers are blocks {list(blocks)}, its config's {list(facts.blocks)}"
-    elif (manifest.num_experts, manifest.hidden_size) != (facts.num_experts, facts.hidden_size):
-        wrong = "it has another number of experts or hidden size than its config"
-    elif manifest.layout != blob_layout(facts, manifest.dtype):
-        wrong = "its expert blobs do not have the shapes of its config"
-    if wrong:
-        raise InvalidInput(f"the pack contradicts itself: {wrong}; pack the model again", reason="PACK_MISMATCH")
-
-
 @contextmanager
 def _skeleton_folder(source: ExpertSource) -> Iterator[Path]:
-    """A folder with the skeleton's small files (config, tokenizer, templates), as transformers wants to read them.
-
-    Raises CorruptData for a path that leads out of it.
-    """
+    """A folder with the skeleton's small files (config, tokenizer, templates), as transformers wants to read them."""
     with tempfile.TemporaryDirectory(prefix="premoe-") as name:
         for file in source.manifest().skeleton:
             if file.path.endswith(".safetensors"):
                 continue
-            path = PurePosixPath(file.path)
-            if path.parts[0] != "skeleton" or ".." in path.parts:
-                raise CorruptData(f"the pack lists a skeleton file {file.path!r}", reason="MANIFEST_INVALID")
-            place = Path(name, *path.parts[1:])
+            place = Path(name, *PurePosixPath(file.path).parts[1:])
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(source.read_file(file.path))
         yield Path(name)

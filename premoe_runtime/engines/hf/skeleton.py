@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from premoe_runtime.families.spec import SkeletonTensor
-from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.formats.safetensors import parse_file
+from premoe_runtime.families.spec import MoeModel
+from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.formats.safetensors import Tensor, parse_file
+from premoe_runtime.packs.consistency import refuse, skeleton_contradiction
 from premoe_runtime.residency.slot_layout import TORCH_DTYPES, torch_dtype
 from premoe_runtime.residency.source import ExpertSource
 
 _DTYPES = TORCH_DTYPES | {"F64": torch.float64, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
 
 
-def read_tensors(data: bytes, where: str) -> Iterator[tuple[str, torch.Tensor]]:
+def read_tensors(data: bytes, where: str) -> Iterator[tuple[Tensor, torch.Tensor]]:
     """Each tensor of a safetensors file, copied out one by one, so that one file plus one tensor are in memory.
 
     Raises CorruptData when the header does not describe the bytes.
@@ -30,12 +31,12 @@ def read_tensors(data: bytes, where: str) -> Iterator[tuple[str, torch.Tensor]]:
             )
         copy = torch.empty(tensor.shape, dtype=_DTYPES[tensor.dtype])
         copy.reshape(-1).view(torch.uint8).numpy()[:] = np.frombuffer(data, np.uint8, tensor.num_bytes, tensor.offset)
-        yield tensor.name, copy
+        yield tensor, copy
 
 
 def fill_skeleton(
     model: PreTrainedModel,
-    skeleton: Mapping[str, SkeletonTensor],
+    facts: MoeModel,
     source: ExpertSource,
     *,
     device: torch.device,
@@ -43,35 +44,27 @@ def fill_skeleton(
 ) -> None:
     """Give every parameter its weights, every non-persistent buffer its values, and tie.
 
-    ``skeleton``: what the family expects, by name on disk. Tensors are cast to ``dtype``; a router that the checkpoint
-    stores wider than its experts stays so. The model's routed experts must have been replaced before. Raises
-    CorruptData or InvalidInput when the skeleton does not fit the model.
+    ``facts``: what the family makes of the config. Tensors are cast to ``dtype``; a router that the checkpoint stores
+    wider than its experts stays so. The model's routed experts must have been replaced before. Raises CorruptData when
+    the skeleton does not fit the model, after as much of it as does.
     """
-    stored = torch_dtype(source.manifest().dtype)
+    stored, found = torch_dtype(source.manifest().dtype), list[Tensor]()
     missing = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
     for file in source.manifest().skeleton:
         if not file.path.endswith(".safetensors"):
             continue
-        for name, tensor in read_tensors(source.read_file(file.path), file.path):
-            where = f"{file.path}: {name}"
-            if (known := skeleton.get(name)) is None:
-                raise InvalidInput(f"{where}: the model has no such tensor", reason="SKELETON_UNEXPECTED")
-            if tuple(tensor.shape) != known.shape:
-                raise InvalidInput(
-                    f"{where}: shape {list(tensor.shape)} where the config says {list(known.shape)}",
-                    reason="SKELETON_SHAPE",
-                )
+        for entry, tensor in read_tensors(source.read_file(file.path), file.path):
+            found.append(entry)
+            known = facts.skeleton.get(entry.name)
+            if known is None or entry.shape != known.shape:
+                continue  # to be refused with all that is wrong in sight
             own = known.own_dtype and tensor.dtype != stored
             wanted = torch.promote_types(tensor.dtype, dtype) if own else dtype
             _assign(model, known.memory, tensor.to(device=device, dtype=wanted))
             missing.discard(known.memory)
+    refuse(skeleton_contradiction(source.manifest(), facts, found))
     _fill_buffers(model, device)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
-    if missing:
-        raise CorruptData(
-            f"the pack's skeleton lacks {sorted(missing)[0]} ({len(missing)} tensors in all); pack the model again",
-            reason="SKELETON_INCOMPLETE",
-        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 

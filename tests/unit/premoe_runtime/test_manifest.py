@@ -89,6 +89,16 @@ def test_layouts_that_cannot_be_are_refused(field: dict[str, object], says: str)
         Manifest.parse(json.dumps(document).encode())
 
 
+@pytest.mark.parametrize(
+    "path", ["skeleton/../../evil.jinja", "/etc/evil", "skeleton//x", "evil.jinja", "skeleton/a\nb"]
+)
+def test_a_path_that_leads_out_of_its_folder_is_refused(path: str) -> None:
+    document = json.loads(manifest().to_json())
+    document["skeleton"] = [{"path": path, "num_bytes": 1, "digest": "aa"}]
+    with pytest.raises(CorruptData, match=r"no path inside a pack|not in skeleton/|cannot be printed"):
+        Manifest.parse(json.dumps(document).encode())
+
+
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_garbage_never_escapes_as_another_error(data: bytes) -> None:
     with pytest.raises(CorruptData):

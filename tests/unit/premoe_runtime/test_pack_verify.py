@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from support.checkpoints import checkpoint
 
 from premoe_runtime.formats.errors import CorruptData
@@ -114,12 +116,14 @@ def test_all_damage_is_listed(pack: Path) -> None:
 
 
 def rewrite(pack: Path, **changes: object) -> None:
-    """A manifest whose own id is right but whose content lies."""
+    """A manifest whose own id is right, where it can be, but whose content lies."""
     values = json.loads((pack / "manifest.json").read_text())
     values.update(changes)
-    manifest = Manifest.model_validate_json(json.dumps(values))
-    manifest = manifest.model_copy(update={"model_id": manifest.content_id()})
-    (pack / "manifest.json").write_bytes(manifest.to_json())
+    (pack / "manifest.json").write_text(json.dumps(values))
+    with suppress(ValidationError):
+        manifest = Manifest.model_validate_json(json.dumps(values))
+        manifest = manifest.model_copy(update={"model_id": manifest.content_id()})
+        (pack / "manifest.json").write_bytes(manifest.to_json())
 
 
 def test_a_manifest_with_another_weights_id(pack: Path) -> None:
@@ -147,7 +151,9 @@ def test_a_manifest_whose_blobs_overlap_is_no_manifest(pack: Path, key: str, val
     values = json.loads((pack / "manifest.json").read_text())
     values["layers"][0][key] = value
     rewrite(pack, layers=values["layers"])
-    with pytest.raises(CorruptData, match="the manifest places blobs over each other"):
+    with pytest.raises(
+        CorruptData, match=r"it places blobs over each other|data_offset: .* greater than or equal to 0"
+    ):
         verify(pack)
 
 
@@ -157,7 +163,7 @@ def test_a_manifest_that_places_blobs_elsewhere(pack: Path, key: str, value: int
     values["layers"][0][key] = value
     rewrite(pack, layers=values["layers"])
     assert [str(fault) for fault in verify(pack).faults] == [
-        "experts/layer-000.safetensors: the manifest places its blobs elsewhere"
+        "manifest.json: it places the blobs of experts/layer-000.safetensors elsewhere"
     ]
 
 
@@ -165,9 +171,7 @@ def test_a_manifest_with_another_blob_layout(pack: Path) -> None:
     values = json.loads((pack / "manifest.json").read_text())
     values["layout"]["fields"].reverse()
     rewrite(pack, layout=values["layout"])
-    assert [str(fault) for fault in verify(pack).faults] == [
-        "manifest.json: its blob layout is not that of skeleton/config.json"
-    ]
+    assert [str(fault) for fault in verify(pack).faults] == ["manifest.json: its blobs are not as its config.json says"]
 
 
 def test_a_manifest_that_leads_out_of_the_store(pack: Path, tmp_path: Path) -> None:
@@ -175,8 +179,8 @@ def test_a_manifest_that_leads_out_of_the_store(pack: Path, tmp_path: Path) -> N
     values = json.loads((pack / "manifest.json").read_text())
     values["layers"][0]["file"] = "../secret.safetensors"
     rewrite(pack, layers=values["layers"])
-    (fault,) = verify(pack).faults
-    assert "no object path" in str(fault)
+    with pytest.raises(CorruptData, match="is no path inside a pack"):
+        verify(pack)
 
 
 def test_a_pack_that_was_never_finished_is_no_pack(pack: Path) -> None:

@@ -22,7 +22,7 @@ from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.families import registry
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.formats.manifest import BlobField, BlobLayout, PackFile
+from premoe_runtime.formats.manifest import BlobField, BlobLayout
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
@@ -179,9 +179,9 @@ def test_a_skeleton_with_a_missing_tensor_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        ({"model.norm.weight": torch.zeros(63)}, r"shape \[63\] where the config says \[64\]"),
-        ({"model.layers.0.mlp.surprise": torch.zeros(1)}, "the model has no such tensor"),
-        ({"model.layers.9.mlp.gate.weight": torch.zeros(1)}, "the model has no such tensor"),
+        ({"model.norm.weight": torch.zeros(63)}, r"has shape \[63\], by its config.json \[64\]"),
+        ({"model.layers.0.mlp.surprise": torch.zeros(1)}, "which is no tensor of its model"),
+        ({"model.layers.9.mlp.gate.weight": torch.zeros(1)}, "which is no tensor of its model"),
     ],
 )
 def test_a_skeleton_that_does_not_fit_the_config_is_refused(
@@ -189,7 +189,7 @@ def test_a_skeleton_that_does_not_fit_the_config_is_refused(
 ) -> None:
     source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
     path = next(path for path in source.files if path.endswith(".safetensors"))
-    with pytest.raises(InvalidInput, match=message):
+    with pytest.raises(CorruptData, match=message):
         load_slot_model(edited(source, path, save(load(source.files[path]) | tensor)), slots=4)
 
 
@@ -205,11 +205,11 @@ def test_a_config_of_another_shape_is_refused(tmp_path: Path) -> None:
     source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
     config = json.loads(source.files["skeleton/config.json"])
     for change, message in (
-        ({"moe_intermediate_size": 48}, "do not have the shapes of its config"),
-        ({"mlp_only_layers": [1]}, r"are blocks \[0, 1\], its config's \[0\]"),
+        ({"moe_intermediate_size": 48}, "its blobs are not as its config.json says"),
+        ({"mlp_only_layers": [1]}, r"its list of MoE blocks is \[0, 1\], that of its config.json is \[0\]"),
     ):
         changed = edited(source, "skeleton/config.json", json.dumps(config | change).encode())
-        with pytest.raises(InvalidInput, match=message):
+        with pytest.raises(CorruptData, match=message):
             load_slot_model(changed, slots=4)
 
 
@@ -290,16 +290,6 @@ def test_a_pack_that_asks_for_code_of_its_own_is_refused(tmp_path: Path, file: s
     with pytest.raises(InvalidInput, match=rf"{path}: auto_map .* never run") as error:
         _ = load_slot_model(edited(source, path, json.dumps(fields).encode()), slots=4).tokenizer
     assert error.value.reason == "REMOTE_CODE"
-
-
-def test_a_skeleton_file_that_leads_out_of_its_folder_is_refused(tmp_path: Path) -> None:
-    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
-    manifest = source.manifest()
-    for path in ("skeleton/../../evil.jinja", "/etc/evil.jinja"):
-        evil = PackFile(path=path, num_bytes=0, digest="")
-        source._manifest = manifest.model_copy(update={"skeleton": (*manifest.skeleton, evil)})
-        with pytest.raises(CorruptData, match="lists a skeleton file"):
-            _ = load_slot_model(source, slots=4).tokenizer
 
 
 def test_a_router_answers_in_the_order_of_its_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
