@@ -48,7 +48,7 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
         if settings.retrieval:
             client = await stack.enter_async_context(channel(settings.retrieval, tls=process.tls))
             retrieval = GrpcRetrieval(settings.retrieval, client)
-        limits = await split_slots(limits, retrieval, manifest.weights_id, wait_s=settings.store_wait_s)
+        limits = await split_slots(limits, retrieval, manifest, wait_s=settings.store_wait_s)
         await _serve_model(settings, process, source, limits, retrieval, stack)
 
 

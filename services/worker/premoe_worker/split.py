@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.manifest import Manifest
 from premoe_worker.limits import Limits
 from premoe_worker.ports import Retrieval
 
@@ -16,18 +18,24 @@ log = logging.getLogger(__name__)
 RETRY_S = 1.0
 
 
-async def split_slots(limits: Limits, retrieval: Retrieval | None, weights_id: str, *, wait_s: float) -> Limits:
+async def split_slots(limits: Limits, retrieval: Retrieval | None, manifest: Manifest, *, wait_s: float) -> Limits:
     """The limits with slots spread as the live set says, for as long as the process lives.
 
-    Equal slots stay where the worker is uniform, and, with a line in the log, where there is no set, a uniform one, or
-    no answer within ``wait_s`` seconds. Raises Conflict and CorruptData for a split that does not fit the limits.
+    Equal slots stay where every expert has one, and, with a line in the log, where worker or set are uniform, where
+    there is no set, or no answer within ``wait_s`` seconds. Raises Conflict and CorruptData for a split that does not
+    fit the limits.
     """
-    if limits.allocation == "uniform" or retrieval is None:
+    if retrieval is None or min(limits.slots) >= manifest.num_experts:
+        return limits
+    if limits.allocation == "uniform":
+        with suppress(PremoeError):
+            if await retrieval.layer_slots(manifest.weights_id, limits.kept, limits.spare):
+                log.info("the live pattern set shares its budgets over the layers; --allocation uniform does not")
         return limits
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            slots = await retrieval.layer_slots(weights_id, limits.kept, limits.spare)
+            slots = await retrieval.layer_slots(manifest.weights_id, limits.kept, limits.spare)
             break
         except NotFound:
             return _equal(limits, "there is no live pattern set yet")

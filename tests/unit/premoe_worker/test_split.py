@@ -23,12 +23,14 @@ from support.profiles import EXPERTS, LAYERS, TOP_K, WEIGHTS, profile
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.patterns.build import BuildOptions, BuiltSet, build_set
 from premoe_runtime.offline.patterns.library import publish
 from premoe_runtime.storage import open_store
 
 BUDGET = Budget(TOP_K, 4)
 LIMITS = Limits(BUDGET, BUDGET, (5, 5), "generalist")
+MODEL = Manifest.model_construct(weights_id="w", num_experts=EXPERTS)
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Retrieval:
 
 async def test_slots_spread_as_the_live_set_says() -> None:
     retrieval = Retrieval([(7, 3)])
-    assert await split_slots(LIMITS, retrieval, "w", wait_s=0) == replace(LIMITS, slots=(7, 3))
+    assert await split_slots(LIMITS, retrieval, MODEL, wait_s=0) == replace(LIMITS, slots=(7, 3))
     assert retrieval.asked == [("w", 4, 1)]
 
 
@@ -81,22 +83,31 @@ async def test_without_a_split_layers_are_equal_and_it_is_said(
     answer: tuple[int, ...] | PremoeError, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        assert await split_slots(LIMITS, Retrieval([answer]), "w", wait_s=0) == LIMITS
+        assert await split_slots(LIMITS, Retrieval([answer]), MODEL, wait_s=0) == LIMITS
     assert said in caplog.text
 
 
 async def test_a_retrieval_service_that_comes_up_later_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("premoe_worker.split.RETRY_S", 0.0)
     retrieval = Retrieval([Unavailable("not yet"), (6, 4)])
-    assert (await split_slots(LIMITS, retrieval, "w", wait_s=5)).slots == (6, 4)
+    assert (await split_slots(LIMITS, retrieval, MODEL, wait_s=5)).slots == (6, 4)
 
 
-async def test_a_uniform_worker_asks_nobody() -> None:
+async def test_a_uniform_worker_keeps_equal_slots_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     uniform = replace(LIMITS, allocation="uniform")
     retrieval = Retrieval([(7, 3)])
-    assert await split_slots(uniform, retrieval, "w", wait_s=0) == uniform
-    await SplitWatch(uniform, retrieval, "w").saw("p")
-    assert await split_slots(LIMITS, None, "w", wait_s=0) == LIMITS
+    with caplog.at_level(logging.INFO):
+        assert await split_slots(uniform, retrieval, MODEL, wait_s=0) == uniform
+        await SplitWatch(uniform, retrieval, "w").saw("p")
+    assert caplog.text.count("the live pattern set shares its budgets over the layers; --allocation uniform") == 1
+    assert await split_slots(uniform, Retrieval([Unavailable("away")]), MODEL, wait_s=60) == uniform
+
+
+async def test_nobody_is_asked_where_there_is_nothing_to_share() -> None:
+    retrieval = Retrieval([(7, 3)])
+    whole = replace(LIMITS, slots=(EXPERTS, EXPERTS))
+    assert await split_slots(whole, retrieval, MODEL, wait_s=60) == whole
+    assert await split_slots(LIMITS, None, MODEL, wait_s=60) == LIMITS
     assert retrieval.asked == []
 
 
