@@ -63,7 +63,7 @@ def write_checkpoint(folder: Path, dtype: str) -> None:
         bos_token_id=None,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     model.save_pretrained(folder, max_shard_size="100MB")
     write_tokenizer(folder)
 

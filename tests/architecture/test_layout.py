@@ -89,3 +89,19 @@ def test_every_dependency_says_why() -> None:
     for line in section.splitlines():
         if re.match(r'\s+"[A-Za-z]', line) and not re.match(r'\s+"premoe\[', line):
             assert "#" in line, f"no reason given: {line.strip()}"
+
+
+def test_code_of_a_checkpoint_is_refused_in_so_many_words() -> None:
+    """Wherever transformers loads a model or tokenizer, ``trust_remote_code=False`` is written out."""
+    loaders = {"from_pretrained", "from_config"}
+    silent = []
+    for path in tracked_files():
+        if path.suffix != ".py" or path.relative_to(ROOT).parts[0] == "tests":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in loaders):
+                continue
+            said = {word.arg: word.value for word in node.keywords}.get("trust_remote_code")
+            if not (isinstance(said, ast.Constant) and said.value is False):
+                silent.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert silent == []

@@ -29,8 +29,10 @@ class Stock:
     """A loaded checkpoint: weights as stored, arithmetic in 32 bits."""
 
     def __init__(self, folder: Path) -> None:
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        )
         self.model = loaded.eval()
         self.layers = int(self.model.config.num_hidden_layers)
         self.experts = int(self.model.config.num_experts)
