@@ -1,21 +1,149 @@
-"""Attention masks over columns that are positions."""
+"""Attention that reads keys and values where they lie: no copy per query head, no padding to the longest sequence."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "premoe_rows"
+"""What the slot model's config says; forwards without ``reading`` run transformers' own ``sdpa``, bit for bit."""
+ANOTHER_CALL = 256
+"""Columns times queries whose attention costs about as much as one more call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Sequences whose KV rows are neighbours, attended together.
+
+    ``batch``: their places in the step; ``rows`` and ``columns``: of the pool. ``mask``: dtype[n, 1, G * T, columns],
+    0 or -inf, for the G query heads of a KV head; without it every query sees all columns, or those up to its own
+    place (``causal``).
+    """
+
+    batch: slice
+    rows: slice
+    columns: slice
+    mask: torch.Tensor | None = None
+    causal: bool = False
+
+
+@dataclass
+class Reading:
+    """What the queries of one step may see. All sequences have ``width`` queries; those of sequence i stand at
+    ``positions[i]``: i64[B, T] on the host, ascending. ``groups``: query heads of a KV head.
+    """
+
+    rows: Sequence[int]
+    positions: torch.Tensor
+    groups: int
+    dtype: torch.dtype
+    device: torch.device
+    _spans: dict[int | None, list[Span]] = field(default_factory=dict)
+
+    def spans(self, window: int | None) -> list[Span]:
+        """Of a layer whose queries see the last ``window`` columns up to their own (None: all); made once a step."""
+        if window not in self._spans:
+            cuts = neighbours(self.rows, (self.positions[:, -1] + 1).tolist(), self.positions.shape[1])
+            self._spans[window] = [self._span(cut, window) for cut in cuts]
+        return self._spans[window]
+
+    def _span(self, batch: slice, window: int | None) -> Span:
+        positions = self.positions[batch]
+        low, high = int(positions[:, 0].min()), int(positions[:, -1].max())
+        first = 0 if window is None else max(0, low - window + 1)
+        rows = slice(self.rows[batch.start], self.rows[batch.stop - 1] + 1)
+        columns = slice(first, high + 1)
+        width = positions.shape[1]
+        if width == 1 and low == high:
+            return Span(batch, rows, columns)
+        if high == width - 1 and bool((positions == torch.arange(width)).all()) and high < (window or high + 1):
+            return Span(batch, rows, columns, causal=True)
+        mask = attention_mask(positions.to(self.device), columns, dtype=self.dtype, window=window)
+        # Query heads of one KV head follow each other: seen as more queries of that head, they need no copy of it.
+        folded = mask[:, :, None].expand(-1, -1, self.groups, -1, -1).flatten(2, 3)
+        return Span(batch, rows, columns, folded)
+
+
+def neighbours(rows: Sequence[int], lengths: Sequence[int], width: int) -> list[slice]:
+    """Cut a step's sequences, in this order, into those that are attended in one call.
+
+    Rows must follow each other, so that they are read without a copy; and a row is not read far past its own length
+    (``lengths``, in columns; ``width`` queries each) just to spare a call.
+    """
+    cuts: list[slice] = []
+    start = longest = 0
+    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+        count = index - start
+        padded = (count + 1) * max(longest, length) - count * longest - length
+        if count and (row != rows[index - 1] + 1 or padded * width > ANOTHER_CALL):
+            cuts.append(slice(start, index))
+            start, longest = index, 0
+        longest = max(longest, length)
+    return [*cuts, slice(start, len(rows))]
 
 
 def attention_mask(
-    positions: torch.Tensor, length: int, *, dtype: torch.dtype, window: int | None = None
+    positions: torch.Tensor, columns: slice, *, dtype: torch.dtype, window: int | None = None
 ) -> torch.Tensor:
     """0 where a query sees a column, -inf elsewhere; columns are positions.
 
-    ``positions``: i64[B, T] of the queries. Returns dtype[B, 1, T, length]. With a sliding ``window`` a query sees the
-    last ``window`` columns up to its own.
+    ``positions``: i64[B, T] of the queries. Returns dtype[B, 1, T, columns].
     """
-    columns = torch.arange(length, device=positions.device)
-    seen = columns <= positions[..., None]
+    at = torch.arange(columns.start, columns.stop, device=positions.device)
+    seen = at <= positions[..., None]
     if window is not None:
-        seen &= columns > positions[..., None] - window
+        seen &= at > positions[..., None] - window
     mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
     return mask.masked_fill_(~seen, float("-inf")).unsqueeze(1)
+
+
+def attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    reading: Reading | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention as transformers calls it. ``query``: [B, H, T, D]; returns [B, T, H, D].
+
+    With ``reading``, ``key`` and ``value`` are a layer of the pool, [rows, KV heads, context, D], which holds this
+    step's tokens already.
+    """
+    if reading is None:
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return found
+    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    parts = [_attend(query, key, value, span, kwargs["scaling"]) for span in reading.spans(window or None)]
+    return (parts[0] if len(parts) == 1 else torch.cat(parts)), None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Span, scaling: float | None
+) -> torch.Tensor:
+    query = query[span.batch]
+    key, value = (half[span.rows, :, span.columns] for half in (key, value))
+    sequences, heads, width, _ = query.shape
+    if span.causal:
+        attended = nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=width > 1, scale=scaling, enable_gqa=heads != key.shape[1]
+        )
+    else:
+        folded = query.reshape(sequences, key.shape[1], -1, query.shape[-1])
+        attended = nn.functional.scaled_dot_product_attention(
+            folded, key, value, attn_mask=span.mask, scale=scaling
+        ).reshape(sequences, heads, width, -1)
+    return attended.transpose(1, 2)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -36,7 +36,8 @@ class SlotExperts(nn.Module):
     has_bias = False
     is_transposed = False
     is_concatenated = True
-    _is_expert_parallel = True  # switches transformers' sentinel handling on
+    _is_expert_parallel = True
+    """Switches transformers' sentinel handling on."""
 
     def __init__(self, arena: SlotArena, act_fn: nn.Module) -> None:
         super().__init__()
@@ -49,6 +50,8 @@ class SlotExperts(nn.Module):
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """[T, H] of hidden states, i64[T, k] of slots, [T, k] of weights -> [T, H]."""
+        # The handling masks three tensors: on the host a look whether there is a sentinel at all costs less.
+        self._is_expert_parallel = top_k_index.device.type != "cpu" or int(top_k_index.max()) == self.num_experts
         output: torch.Tensor = grouped_mm_experts_forward(self, hidden_states, top_k_index, top_k_weights)
         return output
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,7 @@ class KVPool:
         size = (2, rows, shape.heads, context, shape.head_dim)
         try:
             self._layers = [torch.zeros(size, dtype=shape.dtype, device=shape.device) for _ in range(shape.layers)]
+            self._halves = [(layer[0], layer[1]) for layer in self._layers]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise Exhausted(
                 f"no room for the keys and values of {rows} sequences of {context} tokens "
@@ -83,51 +84,50 @@ class KVPool:
         for layer, data in zip(self._layers, parked.data, strict=True):
             layer[:, row, :, :tokens].copy_(data)
 
-    def layer(self, index: int) -> torch.Tensor:
-        return self._layers[index]
+    def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, [rows, heads, context, head_dim] each."""
+        return self._halves[index]
 
 
 class StepCache(Cache):  # type: ignore[misc]  # transformers has no types
-    """The pool as the cache of one forward: writes each token at its own position, returns whole rows to attend to.
+    """The pool as the cache of one forward: writes each token at its own position, returns the layer to attend to.
 
-    ``rows``: pool row of every batch row; ``positions``: i64[B, T]; ``real``: bool[B, T], false on padding, which is
-    not written. Keys and values come back as [B, heads, length, head_dim].
+    ``rows``: pool row of every batch row; ``positions``: i64[B, T] on the host; ``real``: bool[B, T], false on padding,
+    which is not written.
     """
 
-    def __init__(self, pool: KVPool, rows: list[int], positions: torch.Tensor, real: torch.Tensor, length: int) -> None:
+    def __init__(self, pool: KVPool, rows: Sequence[int], positions: torch.Tensor, real: torch.Tensor) -> None:
         super().__init__(layers=[])
         self._pool = pool
-        self._rows = rows
-        self._length = length
+        self._length = int(positions.max()) + 1
+        first, width = positions[0, 0].item(), positions.shape[1]
+        self._place: tuple[slice, slice, slice] | None = None
+        self._real: torch.Tensor | None = None
+        if list(rows) == list(range(rows[0], rows[0] + len(rows))) and bool(
+            (real & (positions == first + torch.arange(width))).all()
+        ):
+            self._place = (slice(rows[0], rows[0] + len(rows)), slice(None), slice(first, first + width))
+            return
         device = pool.shape.device
         batch, token = real.nonzero(as_tuple=True)
-        self._batch, self._token = batch.to(device), token.to(device)
         self._row = torch.tensor(rows)[batch].to(device)
         self._column = positions[batch, token].to(device)
-        self._span = contiguous(rows)
-        self._index = torch.tensor(rows, device=device)
+        if len(batch) < positions.numel():
+            self._real = (batch * width + token).to(device)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store [B, heads, T, head_dim] of one layer and return what its queries may attend to."""
-        layer = self._pool.layer(layer_idx)
-        layer[0, self._row, :, self._column] = key_states[self._batch, :, self._token]
-        layer[1, self._row, :, self._column] = value_states[self._batch, :, self._token]
-        if self._span is not None:
-            seen = layer[:, self._span, :, : self._length]
-        else:
-            seen = layer[:, :, :, : self._length].index_select(1, self._index)
-        return seen[0], seen[1]
+        """Store [B, heads, T, head_dim] of one layer; returns its keys and values, [rows, heads, context, head_dim]."""
+        keys, values = self._pool.layer(layer_idx)
+        for held, states in ((keys, key_states), (values, value_states)):
+            if self._place is not None:
+                held[self._place] = states
+                continue
+            tokens = states.transpose(1, 2).flatten(0, 1)
+            held[self._row, :, self._column] = tokens if self._real is None else tokens[self._real]
+        return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns in view; positions and masks are passed in, so nothing is derived from it."""
         return self._length
-
-
-def contiguous(rows: Iterable[int]) -> slice | None:
-    """The slice that these rows are, in this order, if they are one."""
-    listed = list(rows)
-    if listed == list(range(listed[0], listed[0] + len(listed))):
-        return slice(listed[0], listed[0] + len(listed))
-    return None

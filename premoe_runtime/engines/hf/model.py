@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from premoe_runtime.engines.hf import attention
 from premoe_runtime.engines.hf.experts import slot_experts
 from premoe_runtime.engines.hf.router import RestrictedRouter
 from premoe_runtime.engines.hf.skeleton import fill_skeleton
@@ -122,7 +123,7 @@ def load_slot_model(
     """
     manifest = source.manifest()
     spec, config, generation = _configs(source)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention.NAME
     model = stock.build(config, CONFIG_FILE)
     facts = stock.describe(spec, model, CONFIG_FILE)
     refuse(contradiction(manifest, facts))

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from premoe_runtime.engines.hf.attention import attention_mask
+from premoe_runtime.engines.hf.attention import Reading
 from premoe_runtime.engines.hf.kv import KVPool, KVShape, StepCache
 from premoe_runtime.engines.hf.model import SlotModel
+
+NO_MASK = torch.empty(0, 0, 0, 0)
+"""Keeps transformers from making a mask: it hands four dimensions on as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +55,39 @@ class StepRunner:
         self._model = slot_model.model
         self._pool = pool
         self._device = slot_model.model.device
-        self._window: int | None = getattr(self._model.config.get_text_config(), "sliding_window", None)
+        self._groups = self._model.config.get_text_config().num_attention_heads // pool.shape.heads
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """One forward; writes KV at the chunks' positions only, so a failed one can be repeated."""
         width = max(len(chunk.tokens) for chunk in chunks)
-        counts = torch.tensor([len(chunk.tokens) for chunk in chunks])
-        # Padding repeats the chunk's last token at its last position: finite values that nobody reads.
-        tokens = torch.tensor([chunk.tokens + chunk.tokens[-1:] * (width - len(chunk.tokens)) for chunk in chunks])
-        offsets = torch.minimum(torch.arange(width), counts[:, None] - 1)
-        positions = torch.tensor([chunk.start for chunk in chunks])[:, None] + offsets
-        real = torch.arange(width) < counts[:, None]
-        hidden_logits = self._forward(chunks, tokens, positions, real, counts)
+        # Padding stands before a chunk and repeats its first token: finite values that nobody reads, and the last
+        # token is the last column of all.
+        pads = [width - len(chunk.tokens) for chunk in chunks]
+        tokens = torch.tensor([chunk.tokens[:1] * pad + chunk.tokens for chunk, pad in zip(chunks, pads, strict=True)])
+        offsets = torch.arange(width) - torch.tensor(pads)[:, None]
+        positions = torch.tensor([[chunk.start] for chunk in chunks]) + offsets.clamp(min=0)
+        real = offsets >= 0
+        logits = self._forward(chunks, tokens, positions, real)
         mass = (self._slot_model.retained_mass().cpu().view(len(chunks), width) * real).sum(1)
-        return [ChunkResult(logits, float(m)) for logits, m in zip(hidden_logits, mass, strict=True)]
+        return [ChunkResult(row, float(m)) for row, m in zip(logits, mass, strict=True)]
 
     def _forward(
-        self,
-        chunks: Sequence[Chunk],
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        real: torch.Tensor,
-        counts: torch.Tensor,
+        self, chunks: Sequence[Chunk], tokens: torch.Tensor, positions: torch.Tensor, real: torch.Tensor
     ) -> torch.Tensor:
+        """float[B, V] after each chunk's last token."""
+        rows = [chunk.row for chunk in chunks]
+        reading = Reading(rows, positions, self._groups, self._pool.shape.dtype, self._device)
         width = tokens.shape[1]
-        length = int(positions.max()) + 1
-        cache = StepCache(self._pool, [chunk.row for chunk in chunks], positions, real, length)
-        placed = positions.to(self._device)
-        ends = sorted(set((counts - 1).tolist()))
-        which = torch.tensor([ends.index(end) for end in (counts - 1).tolist()], device=self._device)
         pattern_rows = torch.tensor([chunk.pattern_row for chunk in chunks]).repeat_interleave(width)
         active = torch.tensor([chunk.active for chunk in chunks]).repeat_interleave(width)
-        # The step state is set outside of inference mode: what is allocated there could not be written elsewhere.
         with self._slot_model.steps(pattern_rows, active), torch.inference_mode():
             logits: torch.Tensor = self._model(
                 input_ids=tokens.to(self._device),
-                attention_mask=attention_mask(placed, length, dtype=self._model.dtype, window=self._window),
-                position_ids=placed,
-                past_key_values=cache,
+                attention_mask=NO_MASK,
+                position_ids=positions.to(self._device),
+                past_key_values=StepCache(self._pool, rows, positions, real),
                 use_cache=True,
-                logits_to_keep=torch.tensor(ends, device=self._device),
+                logits_to_keep=1,
+                reading=reading,
             ).logits
-            return logits[torch.arange(len(chunks), device=self._device), which]
+        return logits[:, 0]

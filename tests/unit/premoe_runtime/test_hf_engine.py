@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.engines import EXPERTS, LAYERS, Bench, hf_bench, prompt
 from support.oracle import masked_selection, stock_logits
 from transformers import AutoModelForCausalLM
 
-from premoe_runtime.engines.hf.attention import attention_mask
+from premoe_runtime.engines.hf.attention import Reading, attend, attention_mask, neighbours
 from premoe_runtime.engines.hf.engine import HfEngine
-from premoe_runtime.engines.hf.kv import KVPool, KVShape, contiguous
+from premoe_runtime.engines.hf.kv import KVPool, KVShape, StepCache
 from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, kv_shape
 from premoe_runtime.formats.errors import CorruptData
 
@@ -104,7 +106,8 @@ def test_an_answer_never_sees_what_a_row_held_before(bench: Bench) -> None:
 
     def spoil() -> None:
         for layer in range(LAYERS):
-            pool.layer(layer).fill_(1e4)
+            for half in pool.layer(layer):
+                half.fill_(1e4)
 
     bench.engine.at_boundary(spoil)
     assert bench.run(prompt(10), max_tokens=10).tokens == expected
@@ -127,8 +130,9 @@ def test_parked_rows_come_back_as_they_were() -> None:
     pool = KVPool(KVShape(3, 2, 4, torch.float32, torch.device("cpu")), rows=2, context=6)
     row = pool.take()
     for index in range(3):
-        pool.layer(index)[:, row] = torch.randn(2, 2, 6, 4)
-    before = [pool.layer(index)[:, row, :, :5].clone() for index in range(3)]
+        for half in pool.layer(index):
+            half[row] = torch.randn(2, 6, 4)
+    before = [[half[row, :, :5].clone() for half in pool.layer(index)] for index in range(3)]
     parked = pool.park(row, 5)
     pool.give_back(row)
     pool.take()
@@ -136,19 +140,71 @@ def test_parked_rows_come_back_as_they_were() -> None:
     assert pool.free == 0
     pool.unpark(other, parked)
     for index in range(3):
-        assert torch.equal(pool.layer(index)[:, other, :, :5], before[index])
+        for half, expected in zip(pool.layer(index), before[index], strict=True):
+            assert torch.equal(half[other, :, :5], expected)
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"), [([2, 3, 4], slice(2, 5)), ([0], slice(0, 1)), ([1, 3], None), ([1, 0], None)]
+    ("rows", "lengths", "expected"),
+    [
+        ([2, 3, 4], [9, 9, 9], [(0, 3)]),
+        ([1, 3], [9, 9], [(0, 1), (1, 2)]),
+        ([1, 0], [9, 9], [(0, 1), (1, 2)]),
+        ([0, 1, 2, 3], [4000, 30, 40, 30], [(0, 1), (1, 4)]),
+        ([0, 1, 2], [30, 4000, 3900], [(0, 1), (1, 3)]),
+    ],
 )
-def test_contiguous_rows_are_a_slice(rows: list[int], expected: slice | None) -> None:
-    assert contiguous(rows) == expected
+def test_rows_are_read_together_where_that_costs_less(
+    rows: list[int], lengths: list[int], expected: list[tuple[int, int]]
+) -> None:
+    assert [(cut.start, cut.stop) for cut in neighbours(rows, lengths, 1)] == expected
 
 
 def test_masks_hide_the_future_and_what_lies_before_the_window() -> None:
-    seen = attention_mask(torch.tensor([[0, 1], [3, 4]]), 5, dtype=torch.float32, window=3) == 0
+    seen = attention_mask(torch.tensor([[0, 1], [3, 4]]), slice(0, 5), dtype=torch.float32, window=3) == 0
     assert seen[:, 0].tolist() == [
         [[True, False, False, False, False], [True, True, False, False, False]],
         [[False, True, True, True, False], [False, False, True, True, True]],
     ]
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    chunks=st.lists(st.tuples(st.integers(0, 30), st.integers(1, 12)), min_size=1, max_size=5),
+    rows=st.permutations(range(6)),
+    decode=st.booleans(),
+    window=st.sampled_from([None, None, 1, 5, 40]),
+    heads=st.sampled_from([(4, 4), (4, 2), (6, 1)]),
+    seed=st.integers(0, 1000),
+)
+def test_attention_over_the_pool_equals_attention_one_by_one(
+    chunks: list[tuple[int, int]],
+    rows: list[int],
+    decode: bool,
+    window: int | None,
+    heads: tuple[int, int],
+    seed: int,
+) -> None:
+    """The oracle: each sequence's own columns, copied, keys and values repeated per query head, a plain softmax."""
+    generator = torch.Generator().manual_seed(seed)
+    starts, counts = [start for start, _ in chunks], [1 if decode else count for _, count in chunks]
+    width, rows = max(counts), rows[: len(chunks)]
+    pool = KVPool(KVShape(1, heads[1], 8, torch.float32, torch.device("cpu")), rows=6, context=48)
+    for half in pool.layer(0):
+        half.copy_(torch.randn(half.shape, generator=generator) * 9)
+    offsets = torch.arange(width) - torch.tensor([[width - count] for count in counts])
+    positions = torch.tensor(starts)[:, None] + offsets.clamp(min=0)
+    new = torch.randn(2, len(chunks), heads[1], width, 8, generator=generator)
+    query = torch.randn(len(chunks), heads[0], width, 8, generator=generator)
+    keys, values = StepCache(pool, rows, positions, offsets >= 0).update(new[0], new[1], 0)
+    reading = Reading(rows, positions, heads[0] // heads[1], torch.float32, torch.device("cpu"))
+    found, _ = attend(torch.nn.Module(), query, keys, values, None, reading=reading, scaling=0.3, sliding_window=window)
+    for index, (row, start, count) in enumerate(zip(rows, starts, counts, strict=True)):
+        end = start + count
+        assert torch.equal(keys[row, :, start:end], new[0, index, :, width - count :])
+        own = [half[row, :, :end].repeat_interleave(heads[0] // heads[1], dim=0) for half in (keys, values)]
+        scores = query[index, :, width - count :] @ own[0].transpose(1, 2) * 0.3
+        distance = torch.arange(start, end)[:, None] - torch.arange(end)
+        scores = scores.masked_fill((distance < 0) | (distance >= (window or 99)), -torch.inf)
+        expected = (scores.softmax(-1) @ own[1]).transpose(0, 1)
+        torch.testing.assert_close(found[index, width - count :], expected, rtol=1e-5, atol=5e-5)
