@@ -112,15 +112,16 @@ def child(url: str, slots: int, resident: bool) -> None:
     from premoe_runtime.engines.hf.model import load_slot_model
     from premoe_runtime.formats.ids import ExpertId
     from premoe_runtime.packs.reader import open_pack
+    from premoe_runtime.residency.host_tier import STAGING_BYTES
     from premoe_runtime.residency.swap import bring
 
     source = open_pack(url)
     model = load_slot_model(source, slots=slots)
     if resident:
         # A random subset per layer, as a pattern's is.
-        order = np.random.default_rng(1).random((model.bank.num_layers, model.bank.num_experts)).argsort(axis=1)
+        order = np.random.default_rng(1).random((model.store.num_layers, model.store.num_experts)).argsort(axis=1)
         kept = order < slots
-        bring(model.bank, source, frozenset(ExpertId(*pair) for pair in np.argwhere(kept).tolist()), {0: kept})
+        bring(model.store, source, frozenset(ExpertId(*pair) for pair in np.argwhere(kept).tolist()), {0: kept})
     with torch.inference_mode():
         model.model(torch.arange(PROMPT_TOKENS)[None])
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -128,8 +129,8 @@ def child(url: str, slots: int, resident: bool) -> None:
         "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "bytes_read": source.bytes_read,
-        "resident_bytes": len(model.bank.resident()) * model.bank.blob_bytes,
-        "staging_bytes": model.bank.host_bytes,
+        "resident_bytes": len(model.store.resident()) * model.store.blob_bytes,
+        "staging_bytes": STAGING_BYTES if resident else 0,
     }
     click.echo(json.dumps(found))
 

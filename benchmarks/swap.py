@@ -33,8 +33,12 @@ from premoe_runtime.formats.manifest import (
     PackFile,
     RouterSpec,
 )
-from premoe_runtime.residency.bank import ExpertBank
-from premoe_runtime.residency.swap import bring, copy, prefetch, publish, retire
+from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
+from premoe_runtime.residency.fetch import Fetcher
+from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.ledger import Ledger
+from premoe_runtime.residency.slot_store import SlotStore
+from premoe_runtime.residency.swap import bring
 
 
 class RandomBlobs:
@@ -117,11 +121,15 @@ def main(
     half = slots // 2
     experts = slots + half
     source = RandomBlobs(layers, experts, blob_bytes)
-    bank = ExpertBank(source.manifest(), slots=slots, device=device, host_bytes=layers * experts * blob_bytes)
-    prefetch(bank, sorted(chosen(layers, range(experts))), source)
+    store = SlotStore(source.manifest(), slots=slots, device=device)
+    arena = HostArena(blob_bytes, layers * experts * blob_bytes, page_locked=device != "cpu")
+    host, copier = HostTier(arena), Copier(store, arena)
+    places = {expert: host.reserve(expert) for expert in sorted(chosen(layers, range(experts)))}
+    Fetcher(source, source.manifest(), store.layout, arena).fetch(places, host.commit)
     kept = chosen(layers, range(half))
     sides = [kept | chosen(layers, range(half, slots)), kept | chosen(layers, range(slots, experts))]
-    bring(bank, source, sides[0])
+    bring(store, source, sides[0])
+    ledger = Ledger(store.slots, experts, store.slot_table())
     num_bytes = layers * half * blob_bytes
     pinned = device != "cpu"
     origin = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8, pin_memory=pinned)
@@ -137,13 +145,14 @@ def main(
         turn += 1
         settle()
         started = time.perf_counter()
-        plan = bank.plan(sides[turn % 2])
-        retire(bank, plan)
-        copy(bank, plan, source, threads=copy_threads)
-        publish(bank, plan)
+        loads = ledger.plan(sides[turn % 2]).loads
+        retired = store.retire(ledger.retire(loads))
+        blobs = [BlobCopy(x.expert, host.place(x.expert), x.slot, host.digest(x.expert)) for x in loads]
+        copied = copier.run(Copy(tuple(blobs), threads=copy_threads), after=retired)
+        store.publish(ledger.settle(loads, copied.written, copied.torn))
         settle()
         elapsed = time.perf_counter() - started
-        assert plan.bytes == num_bytes
+        assert len(copied.written) * blob_bytes == num_bytes
         return elapsed
 
     def memcpy() -> float:
@@ -161,7 +170,7 @@ def main(
     variants = {"swap": swap, "torch_copy": torch_copy} | ({"memcpy": memcpy} if device == "cpu" else {})
     interleaved(variants, 2)
     samples = interleaved(variants, rounds)
-    bank.check_integrity()
+    store.check_integrity()
     report = Report(
         "swap of half the slots",
         {

@@ -32,7 +32,8 @@ from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
-from premoe_runtime.serving.manager import ResidencyManager
+from premoe_runtime.residency.host_tier import HostArena
+from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import FULL, KeptPattern, ManagedRequest
 from premoe_runtime.storage import open_store
 
@@ -117,9 +118,11 @@ class Served:
 
     def __init__(self, url: str, slots: int) -> None:
         source = open_pack(url)
-        self._model = load_slot_model(source, slots=slots, host_bytes=64 << 20)
-        engine = HfEngine(self._model, max_sequences=max(BATCHES), context=128, prefill_tokens=1024)
-        self.manager = ResidencyManager(engine, self._model.bank, source)
+        self._model = load_slot_model(source, slots=slots)
+        store = self._model.store
+        arena = HostArena(store.blob_bytes, 64 << 20)
+        engine = HfEngine(self._model, arena, max_sequences=max(BATCHES), context=128, prefill_tokens=1024)
+        self.front = Front(engine, store, arena, source)
         kept = np.random.default_rng(0).permuted(np.tile(np.arange(EXPERTS), (LAYERS, 1)), axis=1) < slots
         self._pattern = KeptPattern(FULL if slots == EXPERTS else "quarter", kept)
         self._serial = 0
@@ -127,7 +130,7 @@ class Served:
 
     @property
     def slot_bytes(self) -> int:
-        return self._model.bank.device_bytes
+        return self._model.store.device_bytes
 
     def decode(self, batch: int) -> float:
         """Seconds per token while all of ``batch`` sequences decode."""
@@ -138,7 +141,7 @@ class Served:
             prompt = tuple(int(token) for token in random.integers(0, VOCABULARY, PROMPT_TOKENS))
             sampling = SamplingParams(max_tokens=ANSWER_TOKENS)
             request = ManagedRequest(f"b{self._serial}", self._pattern, TOP_K, prompt, sampling)
-            self.manager.generate(request, lambda report: None, partial(clock.on_event, index))
+            self.front.generate(request, lambda report: None, partial(clock.on_event, index))
         wall, cpu = clock.seconds_per_token()
         self.cpu_seconds[batch].append(cpu)
         return wall
@@ -153,7 +156,7 @@ def served_pair(dtype: str) -> Iterator[dict[str, Served]]:
         pair = {}
         for label, slots in (("quarter", QUARTER), ("full", EXPERTS)):
             pair[label] = Served(packed.url, slots)
-            stack.callback(pair[label].manager.close)
+            stack.callback(pair[label].front.close)
         yield pair
 
 

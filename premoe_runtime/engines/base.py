@@ -1,8 +1,8 @@
-"""The engine port: what a worker may ask of an inference engine.
+"""The engine port: commands in, reports out, all of them values that may cross a process.
 
-The engine owns batching and the KV cache. It does not decide which patterns may share a batch nor what to
-evict: it runs the sequences it is given and applies a swap plan's table changes between two steps. Both the
-transformers engine and a vLLM plug-in fit behind this port.
+The engine owns batching and the KV cache, and the slots with their tables. It does not decide which patterns may share
+a batch nor what to evict: it runs the sequences it is given and carries out commands between two steps, in the order in
+which they were posted. Both the transformers engine and a vLLM plug-in fit behind this port.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+from premoe_runtime.formats.arrays import Mask
+from premoe_runtime.formats.choices import Semantics
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.copier import Copied, Copy
+from premoe_runtime.residency.ledger import Entry
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -29,8 +35,9 @@ class SamplingParams:
 class SequenceRequest:
     """One sequence to run under one pattern row of the mask table.
 
-    ``pattern_row`` indexes the bank's mask table; its experts are resident before ``submit`` is called and stay
-    so until the sequence ends. ``active`` experts are used per token (at most the model's top-k).
+    ``pattern_row`` indexes the mask table; its experts are published before ``Submit`` and stay so until the sequence
+    ends or is paused. ``active`` experts are used per token (at most the model's top-k). ``kv_key`` names everything
+    but the tokens that its keys and values depend on; empty: they may not be shared.
     """
 
     request_id: str
@@ -38,6 +45,7 @@ class SequenceRequest:
     pattern_row: int
     active: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    kv_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,58 +82,157 @@ class TokenEvent:
         return self.finish is not None or self.error is not None
 
 
-class Sequence(Protocol):
-    """A submitted sequence."""
-
-    def cancel(self) -> None:
-        """Stop at the next step boundary and free its rows. Safe from any thread, any number of times."""
-        ...
+# Commands.
 
 
 @dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Counters since start, and what runs now."""
+class Submit:
+    """Run a sequence. A request that can never run, or whose id is in use, gets one event with the error."""
 
-    running: int
-    waiting: int
-    steps: int
-    prompt_tokens: int
-    completion_tokens: int
+    request: SequenceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """End these sequences at the next boundary and free what they hold; unknown ids are passed over."""
+
+    request_ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Leave these sequences out of steps from the next boundary on; their KV is kept, or computed again later."""
+
+    request_ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Let paused sequences run again."""
+
+    request_ids: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Take experts out of the tables. Acknowledged by the report of the copy into their slots."""
+
+    experts: tuple[ExpertId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Copy in the background, once all commands before it were carried out; answered by ``Loaded``."""
+
+    copy: Copy
+
+
+@dataclass(frozen=True, slots=True)
+class StopLoad:
+    """End the copy under way after the blob at hand. ``Loaded`` says how far it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class MaskRow:
+    """``kept``: bool[L, E]."""
+
+    row: int
+    kept: Mask
+    semantics: Semantics
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Enter experts and a mask row into the tables; answered by ``Published``."""
+
+    entries: tuple[Entry, ...]
+    row: MaskRow | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Check every resident byte; answered by ``Checked``."""
+
+
+Command = Submit | Cancel | Pause | Resume | Retire | Load | StopLoad | Publish | Check
+
+
+# Reports.
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """After every step, and whenever a sequence ended: counters since start, what runs now, and new output.
+
+    ``kv_used``: share of the KV rows that sequences hold, 0 to 1.
+    """
+
+    steps: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_used: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    events: tuple[tuple[str, TokenEvent], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A ``Load`` is over. ``retired_ns``: when the tables no longer named its slots."""
+
+    copied: Copied
+    retired_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A ``Publish`` is in force from the next step on."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """``error``: CorruptData when tables or bytes are wrong."""
+
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The engine's last report. ``error``: why it ended, unless it was closed."""
+
+    error: BaseException | None = None
+
+
+Report = StepReport | Loaded | Published | Checked | Ended
 
 
 class Engine(Protocol):
-    """An engine runs in a thread of its own; every method is safe to call from other threads."""
+    """An engine runs beside its owner, in a thread or a process of its own."""
 
     @property
     def context(self) -> int:
         """Longest prompt plus answer, in tokens."""
         ...
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of the KV cache on the device."""
+        ...
+
+    def start(self, report: Callable[[Report], None]) -> None:
+        """Begin to run. ``report`` is called from one thread, in order, and must not block nor raise."""
+        ...
+
     def check(self, request: SequenceRequest) -> None:
-        """What ``submit`` would refuse, without submitting. Raises InvalidInput."""
+        """Raise InvalidInput for a request that can never run here. Any thread."""
         ...
 
-    def submit(self, request: SequenceRequest, on_event: Callable[[TokenEvent], None]) -> Sequence:
-        """Queue a sequence; ``on_event`` is called from the engine's thread.
-
-        Raises InvalidInput (empty or over-long prompt), Conflict (id in use), Unavailable (closed).
-        """
+    def post(self, command: Command) -> None:
+        """Hand over a command; any thread, never blocks. Without effect once the engine has ended."""
         ...
-
-    def at_boundary(self, action: Callable[[], None]) -> None:
-        """Run ``action`` between two steps, on the engine's thread, and wait for it; re-raises its exception."""
-        ...
-
-    def pause(self, request_ids: frozenset[str]) -> None:
-        """From the next boundary on, leave these sequences out of steps; their KV is kept."""
-        ...
-
-    def resume(self, request_ids: frozenset[str]) -> None:
-        """Let paused sequences run again."""
-        ...
-
-    def stats(self) -> EngineStats: ...
 
     def close(self) -> None:
-        """Cancel everything and stop the thread."""
+        """Cancel everything and end; bounded in time. Any number of times."""
         ...

@@ -203,7 +203,7 @@ def _outcome(
 ) -> Outcome:
     row, active, kept = 0, model.manifest.top_k, run.kept()
     if run.budget is not None and kept is not None:
-        model.bank.set_row(ROW, kept)
+        model.store.set_row(ROW, kept)
         row, active = ROW, run.budget.active
     tokens = [sample.token_ids for sample in samples]
     correct, nll, scored, mass, seen = 0, 0.0, 0, 0.0, 0

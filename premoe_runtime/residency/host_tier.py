@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
+from pathlib import Path
 
 import blake3
 import torch
@@ -15,6 +15,28 @@ from premoe_runtime.residency.arena import zeroed
 
 MIN_BLOBS = 2
 """Blobs that stay free of pins, so that a swap always has a way through."""
+
+
+STAGING_BYTES = 64 << 20
+"""The smallest host tier that is made unasked."""
+
+
+def default_host_bytes(blob_bytes: int, slots: int, available: int) -> int:
+    """Bytes of a host tier when nobody says: a blob for each of the worker's ``slots``, so that whatever pattern comes
+    is here whole before anything gives way for it; at most a quarter of the ``available`` memory.
+    """
+    return min(max((slots + MIN_BLOBS) * blob_bytes, STAGING_BYTES), max(available // 4, MIN_BLOBS * blob_bytes))
+
+
+def available_memory() -> int:
+    """Bytes of main memory that programs may still take, by the kernel's estimate and the container's limit."""
+    text = Path("/proc/meminfo").read_text()
+    free = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable"))
+    limit = Path("/sys/fs/cgroup/memory.max")
+    try:
+        return min(free, int(limit.read_text()))
+    except (OSError, ValueError):
+        return free
 
 
 def bytes_of(blob: torch.Tensor) -> memoryview:
@@ -28,123 +50,141 @@ def digest_of(blob: torch.Tensor) -> str:
     return blake3.blake3(bytes_of(blob.cpu())).hexdigest()
 
 
-class HostTier:
-    """One arena of ``capacity`` blobs. Safe to call from several threads.
-
-    A blob is *filling* between ``reserve`` and ``commit``, *held* while someone copies from it, *pinned* while a paused
-    sequence will need it again; only blobs in none of these states are evicted, oldest first.
-    """
+class HostArena:
+    """The memory: ``capacity`` places of a blob each. Whoever was told a place reads or writes it, and nobody else."""
 
     def __init__(self, blob_bytes: int, capacity_bytes: int, *, page_locked: bool = False) -> None:
         self.capacity = max(MIN_BLOBS, capacity_bytes // blob_bytes)
-        self._arena = zeroed(self.capacity, blob_bytes, torch.device("cpu"), page_locked=page_locked)
-        self._lock = threading.RLock()
-        self._blobs: OrderedDict[ExpertId, int] = OrderedDict()
+        self._data = zeroed(self.capacity, blob_bytes, torch.device("cpu"), page_locked=page_locked)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._data.numel()
+
+    def blob(self, place: int) -> torch.Tensor:
+        """uint8[blob_bytes] at a place."""
+        return self._data[place]
+
+
+class HostTier:
+    """Which blob lies at which place of the arena. One owner; not thread-safe.
+
+    A blob is *filling* between ``reserve`` and ``commit``, *held* while someone will copy from it, *pinned* while a
+    paused sequence will need it again; only blobs in none of these states are evicted, least recently used first.
+    Every method takes time by what it changes, not by what the tier holds.
+    """
+
+    def __init__(self, arena: HostArena) -> None:
+        self.arena = arena
+        self._places: dict[ExpertId, int] = {}
         self._digests: dict[ExpertId, str] = {}
         self._filling: dict[ExpertId, int] = {}
         self._held: Counter[ExpertId] = Counter()
         self._pins: Counter[ExpertId] = Counter()
-        self._free = list(range(self.capacity - 1, -1, -1))
+        self._idle: OrderedDict[ExpertId, None] = OrderedDict()
+        """Blobs that may be evicted, oldest use first."""
+        self._free = list(range(arena.capacity - 1, -1, -1))
 
     @property
-    def num_bytes(self) -> int:
-        """Bytes of the whole arena."""
-        return self._arena.numel()
+    def capacity(self) -> int:
+        return self.arena.capacity
 
     @property
     def available(self) -> int:
         """Blobs that could be taken in now."""
-        with self._lock:
-            return len(self._free) + sum(self._evictable(expert) for expert in self._blobs)
+        return len(self._free) + len(self._idle)
 
     def __contains__(self, expert: object) -> bool:
-        with self._lock:
-            return expert in self._blobs
+        return expert in self._places
+
+    def is_filling(self, expert: ExpertId) -> bool:
+        return expert in self._filling
 
     def experts(self) -> frozenset[ExpertId]:
-        with self._lock:
-            return frozenset(self._blobs)
+        return frozenset(self._places)
 
-    def hold(self, expert: ExpertId) -> torch.Tensor | None:
-        """The blob (uint8[blob_bytes]) if it is here, kept in place until ``let_go``; counts as a use."""
-        with self._lock:
-            if expert not in self._blobs:
-                return None
-            self._blobs.move_to_end(expert)
-            self._held[expert] += 1
-            return self._arena[self._blobs[expert]]
+    def place(self, expert: ExpertId) -> int:
+        return self._places[expert]
+
+    def digest(self, expert: ExpertId) -> str:
+        return self._digests[expert]
+
+    def hold(self, expert: ExpertId) -> None:
+        """Keep a blob that is here in place until ``let_go``; counts as a use."""
+        self._held[expert] += 1
+        self._idle.pop(expert, None)
 
     def let_go(self, expert: ExpertId) -> None:
-        with self._lock:
-            self._held[expert] -= 1
-            if not self._held[expert]:
-                del self._held[expert]
+        self._held[expert] -= 1
+        if not self._held[expert]:
+            del self._held[expert]
+            self._sort(expert)
 
-    def reserve(self, expert: ExpertId) -> torch.Tensor:
-        """Room (uint8[blob_bytes]) for a blob that is about to be read.
+    def reserve(self, expert: ExpertId) -> int:
+        """A place for a blob that is about to be read.
 
         Raises Exhausted when every blob is in use, Conflict when this one is here or being read already.
         """
-        with self._lock:
-            if expert in self._blobs or expert in self._filling:
-                raise Conflict(f"{expert} is in the host tier already", reason="BLOB_PRESENT")
-            if not self._free:
-                victim = next((e for e in self._blobs if self._evictable(e)), None)
-                if victim is None:
-                    raise Exhausted(
-                        f"all {self.capacity} blobs of the host tier are pinned or in use; give it more memory",
-                        reason="HOST_TIER_FULL",
-                    )
-                self._free.append(self._blobs.pop(victim))
-                del self._digests[victim]
-            slot = self._free.pop()
-            self._filling[expert] = slot
-            return self._arena[slot]
+        if expert in self._places or expert in self._filling:
+            raise Conflict(f"{expert} is in the host tier already", reason="BLOB_PRESENT")
+        if not self._free:
+            if not self._idle:
+                raise Exhausted(
+                    f"all {self.capacity} blobs of the host tier are pinned or in use; give it more memory",
+                    reason="HOST_TIER_FULL",
+                )
+            victim, _ = self._idle.popitem(last=False)
+            self._free.append(self._places.pop(victim))
+            del self._digests[victim]
+        self._filling[expert] = self._free.pop()
+        return self._filling[expert]
 
     def commit(self, expert: ExpertId, digest: str) -> None:
-        """The reserved blob is complete and its bytes have this digest; it is held until ``let_go``."""
-        with self._lock:
-            self._blobs[expert] = self._filling.pop(expert)
-            self._digests[expert] = digest
-            self._held[expert] += 1
+        """The reserved blob is complete and its bytes have this digest."""
+        self._places[expert] = self._filling.pop(expert)
+        self._digests[expert] = digest
+        self._sort(expert)
 
     def discard(self, expert: ExpertId) -> None:
         """Give a reservation back; without one, does nothing."""
-        with self._lock:
-            slot = self._filling.pop(expert, None)
-            if slot is not None:
-                self._free.append(slot)
-
-    def digest(self, expert: ExpertId) -> str:
-        with self._lock:
-            return self._digests[expert]
+        place = self._filling.pop(expert, None)
+        if place is not None:
+            self._free.append(place)
 
     def pin(self, experts: Iterable[ExpertId]) -> None:
         """Keep these blobs once they are here; pins count. Raises Exhausted when too little room would be left."""
-        wanted = Counter(experts)
-        with self._lock:
-            if len((self._pins + wanted).keys()) > self.capacity - MIN_BLOBS:
-                raise Exhausted(
-                    f"pinning {len(wanted)} blobs leaves no room to swap in a host tier of {self.capacity}; "
-                    "give it more memory",
-                    reason="HOST_TIER_FULL",
-                )
-            self._pins += wanted
+        wanted = frozenset(experts)
+        if len(self._pins) + sum(expert not in self._pins for expert in wanted) > self.capacity - MIN_BLOBS:
+            raise Exhausted(
+                f"pinning {len(wanted)} blobs leaves no room to swap in a host tier of {self.capacity}; "
+                "give it more memory",
+                reason="HOST_TIER_FULL",
+            )
+        self._pins.update(wanted)
+        for expert in wanted:
+            self._idle.pop(expert, None)
 
     def unpin(self, experts: Iterable[ExpertId]) -> None:
-        with self._lock:
-            self._pins -= Counter(experts)
+        for expert in experts:
+            self._pins[expert] -= 1
+            if self._pins[expert] <= 0:
+                del self._pins[expert]
+                self._sort(expert)
 
     def is_pinned(self, expert: ExpertId) -> bool:
-        with self._lock:
-            return self._pins[expert] > 0
+        return expert in self._pins
 
     def check_integrity(self) -> None:
-        """Raise CorruptData when a blob no longer has the digest it came with."""
-        with self._lock:
-            for expert, slot in self._blobs.items():
-                if digest_of(self._arena[slot]) != self._digests[expert]:
-                    raise CorruptData(f"{expert} changed in the host tier", reason="BLOB_DIGEST")
+        """Raise CorruptData when a blob no longer has the digest it came with, or the books do not add up."""
+        for expert, place in self._places.items():
+            if digest_of(self.arena.blob(place)) != self._digests[expert]:
+                raise CorruptData(f"{expert} changed in the host tier", reason="BLOB_DIGEST")
+        places = [*self._places.values(), *self._filling.values(), *self._free]
+        idle = {e for e in self._places if e not in self._held and e not in self._pins}
+        if sorted(places) != list(range(self.capacity)) or idle != self._idle.keys():
+            raise CorruptData("the host tier's places do not add up", reason="TABLES_DIFFER")
 
-    def _evictable(self, expert: ExpertId) -> bool:
-        return self._pins[expert] == 0 and self._held[expert] == 0
+    def _sort(self, expert: ExpertId) -> None:
+        """Into the blobs that may be evicted, if nothing keeps it."""
+        if expert in self._places and expert not in self._held and expert not in self._pins:
+            self._idle[expert] = None

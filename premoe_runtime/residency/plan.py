@@ -9,30 +9,29 @@ from dataclasses import dataclass
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.ids import ExpertId
 
+EMPTY = -1
+"""In a slot table: no expert."""
 NO_SLOTS: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Bring ``expert`` into ``slot`` of its ``layer``; ``evicts`` is the expert that lies there now, if any."""
+    """Bring ``expert`` into ``slot`` of its layer; ``evicts`` is the expert that lies there now, if any."""
 
     expert: ExpertId
-    layer: int
     slot: int
-    evicts: ExpertId | None
+    evicts: ExpertId | None = None
+
+    @property
+    def layer(self) -> int:
+        return self.expert.layer
 
 
 @dataclass(frozen=True, slots=True)
 class SwapPlan:
-    """What a swap will do: a value, carried out later by ``residency.swap``."""
+    """What a swap will do: a value, carried out later by someone else."""
 
     loads: tuple[Load, ...]
-    bytes: int
-    """Bytes to be copied to the device."""
-
-    @property
-    def blobs(self) -> int:
-        return len(self.loads)
 
     @property
     def victims(self) -> frozenset[ExpertId]:
@@ -41,47 +40,46 @@ class SwapPlan:
 
 def plan_swap(
     needed: AbstractSet[ExpertId],
-    resident: Mapping[ExpertId, int],
+    table: Sequence[Sequence[int]],
     pinned: AbstractSet[ExpertId],
-    slots: Sequence[int],
     recency: Mapping[ExpertId, int],
     *,
-    blob_bytes: int = 0,
     reserved: AbstractSet[tuple[int, int]] = NO_SLOTS,
 ) -> SwapPlan:
     """Make every expert of ``needed`` resident with as few copies as possible.
 
-    ``slots`` counts those of every layer; ``resident`` maps experts to their slot; ``pinned`` ones are never evicted,
-    nor are needed ones; ``recency`` grows with each use (never used: oldest). Free slots are filled first, then the
-    least recently used victims give way; ties go to the lower expert id, so equal inputs give equal plans.
-    ``reserved`` (layer, slot) pairs belong to a swap under way. Raises Exhausted, naming the first layer that cannot
-    hold them.
+    ``table[layer][slot]`` is the expert that lies there, or ``EMPTY``; layers may differ in slots. ``pinned`` experts
+    are never evicted, nor are needed ones; ``recency`` grows with each use (never used: oldest). Free slots are filled
+    first, then the least recently used victims give way; ties go to the lower expert id, so equal inputs give equal
+    plans. ``reserved`` (layer, slot) pairs belong to a swap under way. Looks only at layers that lack something.
+    Raises Exhausted, naming the first layer that cannot hold them.
     """
-    missing = sorted(set(needed) - resident.keys())
-    taken = {(expert.layer, slot): expert for expert, slot in resident.items()}
     loads: list[Load] = []
-    for layer in sorted({expert.layer for expert in missing}):
-        wanted = [expert for expert in missing if expert.layer == layer]
-        usable = [slot for slot in range(slots[layer]) if (layer, slot) not in reserved]
-        free = [slot for slot in usable if (layer, slot) not in taken]
-        victims = sorted(
-            (
-                (recency.get(occupant, -1), occupant, slot)
-                for slot in usable
-                if (occupant := taken.get((layer, slot))) is not None
-                and occupant not in needed
-                and occupant not in pinned
-            ),
-        )
+    for layer in sorted({expert.layer for expert in needed}):
+        row = table[layer]
+        there = set(row)
+        wanted = sorted(e for e in needed if e.layer == layer and e.expert not in there)
+        if not wanted:
+            continue
+        free: list[int] = []
+        victims: list[tuple[int, ExpertId, int]] = []
+        for slot, held in enumerate(row):
+            if (layer, slot) in reserved:
+                continue
+            occupant = ExpertId(layer, held)
+            if held == EMPTY:
+                free.append(slot)
+            elif occupant not in needed and occupant not in pinned:
+                victims.append((recency.get(occupant, -1), occupant, slot))
         room = len(free) + len(victims)
         if len(wanted) > room:
             raise Exhausted(
-                f"layer {layer} needs {len(wanted)} more experts, but of its {slots[layer]} slots only {room} are "
-                f"free: {slots[layer] - room} hold experts in use; wait for running requests, or start the worker with "
-                "more slots",
+                f"layer {layer} needs {len(wanted)} more experts, but of its {len(row)} slots only {room} are free: "
+                f"{len(row) - room} hold experts in use; wait for running requests, or start the worker with more "
+                "slots",
                 reason="SLOTS_EXHAUSTED",
             )
         targets: list[tuple[int, ExpertId | None]] = [(slot, None) for slot in free]
-        targets += [(slot, occupant) for _, occupant, slot in victims]
-        loads += [Load(expert, layer, slot, evicts) for expert, (slot, evicts) in zip(wanted, targets, strict=False)]
-    return SwapPlan(tuple(loads), len(loads) * blob_bytes)
+        targets += [(slot, occupant) for _, occupant, slot in sorted(victims)]
+        loads += [Load(expert, slot, evicts) for expert, (slot, evicts) in zip(wanted, targets, strict=False)]
+    return SwapPlan(tuple(loads))

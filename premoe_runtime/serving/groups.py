@@ -1,126 +1,167 @@
-"""The patterns that are in use or rest, their states, their mask rows and who may take whose."""
+"""The patterns that are in use or rest: their states, their mask rows, and who may take whose."""
 
 from __future__ import annotations
 
 import itertools
-import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
+from enum import Enum
 
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.bank import ExpertBank
-from premoe_runtime.serving.requests import Entry, Group, KeptPattern, State
+from premoe_runtime.serving.fetches import Need
+from premoe_runtime.serving.reports import SwapReport
+from premoe_runtime.serving.requests import Entry, KeptPattern
 
-logger = logging.getLogger(__name__)
+
+class State(Enum):
+    """Where a pattern stands."""
+
+    RESTING = "resting"
+    """No unfinished request; its row and experts may still be there."""
+    WAITING = "waiting"
+    """Requests wait, or are paused; what its experts lack is fetched into host memory."""
+    LOADING = "loading"
+    """Its turn has come, and blobs are copied into slots."""
+    RUNNING = "running"
+    """Published; its experts are pinned."""
+
+
+class Step(Enum):
+    """What may happen to a pattern."""
+
+    ASKED = "asked"
+    FOUND = "found"
+    STARTED = "started"
+    PUBLISHED = "published"
+    PAUSED = "paused"
+    FAILED = "failed"
+    LEFT = "left"
+
+
+TRANSITIONS: Mapping[tuple[State, Step], State] = {
+    (State.RESTING, Step.ASKED): State.WAITING,
+    (State.RESTING, Step.FOUND): State.RUNNING,
+    (State.WAITING, Step.STARTED): State.LOADING,
+    (State.WAITING, Step.FAILED): State.WAITING,
+    (State.WAITING, Step.LEFT): State.RESTING,
+    (State.LOADING, Step.PUBLISHED): State.RUNNING,
+    (State.LOADING, Step.FAILED): State.WAITING,
+    (State.RUNNING, Step.PAUSED): State.WAITING,
+    (State.RUNNING, Step.LEFT): State.RESTING,
+}
+"""Everything that can happen to a group; what is not here never does."""
+
+
+class Group:
+    """All unfinished requests under one pattern, and what they wait for. The loop alone changes it."""
+
+    def __init__(self, pattern: KeptPattern) -> None:
+        self.pattern = pattern
+        self.state = State.RESTING
+        self.since = 0
+        """Ticket drawn at its last step; lower is longer ago."""
+        self.row: int | None = None
+        self.row_written = False
+        self.pinned_in_host = False
+        self.entries: dict[str, Entry] = {}
+        self.loads: list[Future[SwapReport]] = []
+        self.need = Need(self.pattern.experts)
+
+    @property
+    def key(self) -> str:
+        return self.pattern.key
+
+    @property
+    def experts(self) -> frozenset[ExpertId]:
+        return self.pattern.experts
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        return bool(self.loads) or any(entry.error is None for entry in self.entries.values())
+
+    def names(self) -> frozenset[str]:
+        """Ids under which the pattern was asked for."""
+        return frozenset({self.pattern.id} | {entry.pattern.id for entry in self.entries.values()})
+
+    def submitted(self) -> frozenset[str]:
+        """Ids of its requests that the engine has."""
+        return frozenset(entry.id for entry in self.entries.values() if entry.submitted)
 
 
 class GroupTable:
-    """All groups by pattern key. Not thread-safe: the residency manager calls it with its lock held.
+    """All groups by pattern key. ``max_rows``: rows of the mask table."""
 
-    ``victims``: experts that the swap under way takes out; who needs one of them is not ready, whatever the tables say.
-    """
-
-    def __init__(self, bank: ExpertBank) -> None:
-        self._bank = bank
+    def __init__(self, max_rows: int) -> None:
+        self._max_rows = max_rows
         self._groups: dict[str, Group] = {}
+        self._by_state: dict[State, dict[str, Group]] = {state: {} for state in State}
+        self._rows: dict[int, Group] = {}
         self._tickets = itertools.count(1)
-        self.victims: frozenset[ExpertId] = frozenset()
 
     def in_state(self, state: State) -> list[Group]:
-        return [group for group in self._groups.values() if group.state is state]
+        """Longest in that state first."""
+        return list(self._by_state[state].values())
 
     def get(self, key: str) -> Group:
         return self._groups[key]
 
+    def holder(self, entry: Entry) -> Group | None:
+        """The group that an unfinished request is in, unless it has failed."""
+        group = self._groups.get(entry.pattern.key)
+        return group if group is not None and entry.id in group.entries else None
+
     def groups(self) -> list[Group]:
         return list(self._groups.values())
 
-    def entries(self) -> list[Entry]:
-        """Unfinished requests of all patterns."""
-        return [entry for group in self._groups.values() for entry in group.entries.values()]
-
     def find(self, pattern: KeptPattern) -> Group:
         """The pattern's group, new if need be. Raises Exhausted when every mask row belongs to a pattern in use."""
-        group = Group(pattern)
-        group = self._groups.get(group.key, group)
-        if group.state is not State.IDLE:
+        group = self._groups.get(pattern.key)
+        if group is not None and group.state is not State.RESTING:
             return group
-        busy = len(self._groups) - len(self.in_state(State.IDLE))
-        if busy >= self._bank.max_rows:
+        busy = len(self._groups) - len(self._by_state[State.RESTING])
+        if busy >= self._max_rows:
             raise Exhausted(
                 f"{busy} patterns are in use at once, as many as the mask table has rows; try again later",
                 reason="PATTERNS_EXHAUSTED",
             )
-        self._groups[group.key] = group
+        if group is None:
+            group = self._groups[pattern.key] = Group(pattern)
+            self._by_state[State.RESTING][group.key] = group
         return group
 
+    def step(self, group: Group, step: Step) -> None:
+        """Let it happen, and draw a ticket: the group is now the youngest in its state."""
+        del self._by_state[group.state][group.key]
+        group.state = TRANSITIONS[group.state, step]
+        group.since = next(self._tickets)
+        self._by_state[group.state][group.key] = group
+        if group.state is State.RESTING and not group.row_written:
+            self._forget(group)
+
     def take_row(self, group: Group) -> int:
-        """The group's mask row, or a free one, or the one of the pattern that rests longest."""
-        if group.row is not None:
-            return group.row
-        used = {other.row for other in self._groups.values()}
-        row = next((index for index in range(self._bank.max_rows) if index not in used), None)
-        if row is None:
-            resting = [other for other in self.in_state(State.IDLE) if other.row is not None]
-            if not resting:
-                raise Exhausted("every mask row is in use; try again later", reason="PATTERNS_EXHAUSTED")
-            oldest = min(resting, key=lambda other: other.since)
-            del self._groups[oldest.key]
-            row = oldest.row
-        assert row is not None, "a resting pattern was chosen because it has a row"
-        group.row, group.row_written = row, False
-        return row
-
-    def ready(self, group: Group) -> bool:
-        """Whether a resting group could run as it is: its row is written and all its experts are resident."""
-        return (
-            group.row is not None
-            and group.row_written
-            and not group.experts & self.victims
-            and self._bank.row_ready(group.row)
-        )
-
-    def run(self, group: Group) -> None:
-        """From here on its experts are pinned."""
-        group.state = State.RUNNING
-        group.since = next(self._tickets)
-        self._unpin_host(group)
-
-    def wait(self, group: Group) -> None:
-        """To the end of the queue."""
-        group.state = State.WAITING
-        group.since = next(self._tickets)
-
-    def keep_in_host(self, group: Group) -> None:
-        """Pin the blobs of a group that is paused, if there is room."""
-        if group.host_pinned:
-            return
-        try:
-            self._bank.host.pin(group.experts)
-            group.host_pinned = True
-        except Exhausted:
-            logger.debug("host tier too small to keep pattern %s; it will be fetched again", group.pattern.id)
+        """The group's mask row, or a free one, or the one of the pattern that rests longest; not yet written."""
+        if group.row is None:
+            row = next((index for index in range(self._max_rows) if index not in self._rows), None)
+            if row is None:
+                # ``find`` admits no more groups than rows, so one of those that have a row rests.
+                oldest = next(other for other in self.in_state(State.RESTING) if other.row is not None)
+                assert oldest.row is not None, "chosen because it has one"
+                row = oldest.row
+                self._forget(oldest)
+            group.row, group.row_written = row, False
+            self._rows[row] = group
+        return group.row
 
     def pinned(self) -> frozenset[ExpertId]:
         """Experts of running groups: no swap may take them."""
         return frozenset().union(*(group.experts for group in self.in_state(State.RUNNING)))
 
-    def give_up(self, group: Group) -> None:
-        """Its swap came to nothing: a row that was never written is free again."""
-        self.victims = frozenset()
-        group.state = State.WAITING
-        if not group.row_written:
+    def _forget(self, group: Group) -> None:
+        if group.row is not None:
+            del self._rows[group.row]
             group.row = None
-
-    def settle(self, group: Group) -> None:
-        """A group that nobody wants any more rests; its experts are no longer pinned."""
-        if group.wanted or group.state is State.LOADING:
-            return
-        self._unpin_host(group)
-        group.state = State.IDLE
-        if not group.row_written and self._groups.get(group.key) is group:
+        if self._groups.get(group.key) is group:
             del self._groups[group.key]
-
-    def _unpin_host(self, group: Group) -> None:
-        if group.host_pinned:
-            group.host_pinned = False
-            self._bank.host.unpin(group.experts)
+            self._by_state[group.state].pop(group.key, None)

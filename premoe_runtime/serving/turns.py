@@ -87,7 +87,7 @@ def next_move(
 
 def experts_of(kept: KeptTable) -> frozenset[ExpertId]:
     """The kept experts as ids."""
-    return frozenset(ExpertId(int(layer), int(expert)) for layer, expert in np.argwhere(kept))
+    return frozenset(ExpertId(layer, expert) for layer, expert in np.argwhere(kept).tolist())
 
 
 def pattern_key(kept: KeptTable, semantics: str) -> str:
@@ -97,11 +97,11 @@ def pattern_key(kept: KeptTable, semantics: str) -> str:
     return digest.hexdigest()
 
 
-def kv_key(kept: KeptTable, active: int, semantics: str, weights_id: str, salt: bytes = b"") -> str:
+def kv_key(mask_key: str, active: int, weights_id: str, salt: bytes = b"") -> str:
     """Under what a token's keys and values may be reused: hex blake3 of everything that they depend on.
 
-    Mask rows, active experts, mask semantics and weights, and a salt per tenant so that nobody can find out from timing
-    what others have asked. The token ids come on top, in the engine's own prefix hash.
+    Mask row and semantics (``pattern_key``), active experts, weights, and a salt per tenant so that nobody can find out
+    from timing what others have asked. The token ids come on top, in the engine's own prefix hash.
     """
-    body = f"{pattern_key(kept, semantics)} {active} {weights_id} {len(salt)}\n".encode() + salt
+    body = f"{mask_key} {active} {weights_id} {len(salt)}\n".encode() + salt
     return blake3.blake3(body).hexdigest()

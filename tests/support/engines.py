@@ -3,23 +3,40 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from premoe_runtime.engines.base import Engine, SamplingParams, Sequence, SequenceRequest, TokenEvent
+from premoe_runtime.engines.base import (
+    Cancel,
+    Check,
+    Checked,
+    Ended,
+    Engine,
+    Pause,
+    Report,
+    Resume,
+    SamplingParams,
+    SequenceRequest,
+    StepReport,
+    Submit,
+    TokenEvent,
+)
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
-from premoe_runtime.residency.bank import ExpertBank
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.host_tier import STAGING_BYTES, HostArena, HostTier
+from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.swap import bring
-from premoe_runtime.serving.manager import ResidencyManager
+from premoe_runtime.serving.front import Front, Handle
+from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import KeptPattern, ManagedRequest
-from premoe_runtime.serving.swapping import SwapReport
 from support.oracle import experts_of, random_kept
 from support.sources import MemorySource
 from support.tiny import Family, tiny_checkpoint
@@ -38,7 +55,7 @@ class Collector:
     events: list[TokenEvent] = field(default_factory=list)
     first: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
-    handle: Sequence | None = None
+    handle: Handle | EngineHandle | None = None
 
     def __call__(self, event: TokenEvent) -> None:
         assert not self.ended.is_set(), "an event came after the last one"
@@ -77,14 +94,47 @@ class Collector:
 
 
 @dataclass
+class EngineHandle:
+    """Cancels a sequence that was posted to an engine directly."""
+
+    engine: Engine
+    request_id: str
+
+    def cancel(self) -> None:
+        self.engine.post(Cancel(frozenset({self.request_id})))
+
+
+class Reports:
+    """Receives an engine's reports and hands events to their collectors."""
+
+    def __init__(self) -> None:
+        self.collectors: dict[str, Collector] = {}
+        self.other: SimpleQueue[Report] = SimpleQueue()
+        self.last = StepReport()
+        self.ended: list[Ended] = []
+
+    def __call__(self, report: Report) -> None:
+        if isinstance(report, StepReport):
+            self.last = report
+            for request_id, event in report.events:
+                self.collectors[request_id](event)
+        elif isinstance(report, Ended):
+            self.ended.append(report)
+        else:
+            self.other.put(report)
+
+
+@dataclass
 class Bench:
     """An engine over a tiny model. ``kept``: bool[P, L, E]; mask rows 0 … P - 1 are resident and written."""
 
     engine: Engine
     slot_model: SlotModel
+    arena: HostArena
     source: MemorySource
     folder: Path
     kept: torch.Tensor
+    reports: Reports
     _serial: int = 0
 
     def request(self, token_ids: list[int], *, row: int = 0, active: int = TOP_K, **sampling: Any) -> SequenceRequest:
@@ -96,8 +146,25 @@ class Bench:
     ) -> Collector:
         request = self.request(token_ids, **options)
         collector = Collector(request.request_id, gate)
-        collector.handle = self.engine.submit(request, collector)
+        return self.post(request, collector)
+
+    def post(self, request: SequenceRequest, collector: Collector) -> Collector:
+        collector.handle = EngineHandle(self.engine, request.request_id)
+        self.reports.collectors[request.request_id] = collector
+        self.engine.post(Submit(request))
         return collector
+
+    def pause(self, *request_ids: str) -> None:
+        self.engine.post(Pause(frozenset(request_ids)))
+
+    def resume(self, *request_ids: str) -> None:
+        self.engine.post(Resume(frozenset(request_ids)))
+
+    def boundary(self) -> None:
+        """Wait until everything posted so far was carried out; bytes and tables are right then."""
+        self.engine.post(Check())
+        checked = self.reports.other.get(timeout=WAIT_SECONDS)
+        assert checked == Checked(None)
 
     def run(self, token_ids: list[int], **options: Any) -> Collector:
         return self.submit(token_ids, **options).wait()
@@ -118,6 +185,7 @@ def hf_bench(
     kept_per_layer: int = 5,
     slots: int = EXPERTS,
     overrides: dict[str, Any] | None = None,
+    host_blobs: int = 2,
     **engine: Any,
 ) -> Iterator[Bench]:
     """The transformers engine with ``rows`` random patterns in force; closed at the end."""
@@ -126,10 +194,14 @@ def hf_bench(
     slot_model = load_slot_model(source, slots=slots)
     kept = random_kept(rows, LAYERS, EXPERTS, kept_per_layer)
     if rows:
-        bring(slot_model.bank, source, experts_of(kept), {row: kept[row] for row in range(rows)})
-    running = HfEngine(slot_model, **engine)
+        bring(slot_model.store, source, experts_of(kept), {row: kept[row] for row in range(rows)})
+    blob_bytes = slot_model.store.blob_bytes
+    arena = HostArena(blob_bytes, host_blobs * blob_bytes)
+    running = HfEngine(slot_model, arena, **engine)
+    reports = Reports()
+    running.start(reports)
     try:
-        yield Bench(running, slot_model, source, checkpoint, kept)
+        yield Bench(running, slot_model, arena, source, checkpoint, kept, reports)
     finally:
         running.close()
 
@@ -156,14 +228,23 @@ class Started:
 
 @dataclass
 class ManagedBench:
-    """A residency manager in front of the transformers engine over a tiny model."""
+    """The serving front before the transformers engine over a tiny model."""
 
-    manager: ResidencyManager
+    front: Front
     engine: HfEngine
-    bank: ExpertBank
+    store: SlotStore
     source: MemorySource
     slot_model: SlotModel
     _serial: int = 0
+
+    @property
+    def host(self) -> HostTier:
+        """The loop's own: to be looked at while nothing happens."""
+        return self.front._loop._host
+
+    def resident(self) -> frozenset[ExpertId]:
+        slots = self.front.residency().slots
+        return frozenset(ExpertId(layer, e) for layer, row in enumerate(slots) for e in row if e >= 0)
 
     def request(
         self, pattern: KeptPattern | Literal["full"], token_ids: list[int], active: int = TOP_K, **sampling: Any
@@ -182,7 +263,7 @@ class ManagedBench:
         request = self.request(pattern, token_ids, **options)
         collector = Collector(request.request_id, gate)
         started = Started(collector)
-        collector.handle = self.manager.generate(request, started, collector)
+        collector.handle = self.front.generate(request, started, collector)
         return collector, started
 
     def run(self, pattern: KeptPattern | Literal["full"], token_ids: list[int], **options: Any) -> Collector:
@@ -191,20 +272,24 @@ class ManagedBench:
 
 @contextmanager
 def managed_bench(
-    folder: Path, *, slots: int, max_rows: int = 8, host_bytes: int | None = None, **options: Any
+    folder: Path, *, slots: int | Sequence[int], max_rows: int = 8, host_bytes: int | None = None, **options: Any
 ) -> Iterator[ManagedBench]:
-    """A manager over an empty bank; ``options`` go to the manager, but for those of the engine. Closed at the end."""
+    """A front over empty slots; ``options`` go to it, but for those of the engine. Closed at the end."""
     engine_options = {
-        name: options.pop(name) for name in ("max_sequences", "context", "prefill_tokens") if name in options
+        name: options.pop(name)
+        for name in ("max_sequences", "context", "prefill_tokens", "parked_bytes")
+        if name in options
     }
     source = MemorySource(tiny_checkpoint(folder))
-    slot_model = load_slot_model(source, slots=slots, max_rows=max_rows, host_bytes=host_bytes)
-    engine = HfEngine(slot_model, **engine_options)
-    manager = ResidencyManager(engine, slot_model.bank, source, **options)
+    slot_model = load_slot_model(source, slots=slots, max_rows=max_rows)
+    store = slot_model.store
+    arena = HostArena(store.blob_bytes, STAGING_BYTES if host_bytes is None else host_bytes)
+    engine = HfEngine(slot_model, arena, **engine_options)
+    front = Front(engine, store, arena, source, **({"retry_seconds": ()} | options))
     try:
-        yield ManagedBench(manager, engine, slot_model.bank, source, slot_model)
+        yield ManagedBench(front, engine, store, source, slot_model)
     finally:
-        manager.close()
+        front.close()
 
 
 def pattern(name: str, *layers: range | list[int]) -> KeptPattern:

@@ -26,7 +26,7 @@ def slot_experts(arena: SlotArena, stock: nn.Module) -> SlotExperts:
 class SlotExperts(nn.Module):
     """Stands in for a family's experts module: ``num_experts`` slots, weights seen through the arena's strided views.
 
-    The weights are plain attributes, neither parameters nor buffers: they belong to the bank, are never saved, moved
+    The weights are plain attributes, neither parameters nor buffers: they belong to the store, are never saved, moved
     or counted with the model. Always runs ``grouped_mm``: it sums a token's experts in rank order, so results do not
     depend on which slot an expert lies in; the eager loop sums in slot order, and ``batched_mm`` computes with slot
     contents for ranks that have no expert. Id ``num_experts`` is the "no expert" sentinel, which the kernel leaves out.

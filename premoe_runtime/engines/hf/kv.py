@@ -33,6 +33,10 @@ class ParkedKV:
 
     data: torch.Tensor
 
+    @property
+    def num_bytes(self) -> int:
+        return self.data.nbytes
+
 
 class KVPool:
     """``rows`` rows of ``context`` tokens a layer, allocated once; [2, rows, heads, context, head_dim] per layer.

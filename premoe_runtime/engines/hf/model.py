@@ -25,8 +25,8 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs.consistency import contradiction, refuse
 from premoe_runtime.packs.source import has_vocabulary
-from premoe_runtime.residency.bank import ExpertBank
 from premoe_runtime.residency.slot_layout import torch_dtype
+from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.source import ExpertSource
 
 CONFIG_FILE = "skeleton/config.json"
@@ -50,25 +50,25 @@ class Steps:
 
 
 class SlotModel:
-    """The model, its bank, and what the coming forward runs under. One thread at a time.
+    """The model, its store, and what the coming forward runs under. One thread at a time.
 
     Call ``model`` as any transformers causal LM: padded batches, 4-D masks and caches are its own affair; every token
     of ``input_ids`` (padding included, row-major) has its entry in ``steps``.
     """
 
-    def __init__(self, model: PreTrainedModel, bank: ExpertBank, state: StepState, source: ExpertSource) -> None:
+    def __init__(self, model: PreTrainedModel, store: SlotStore, state: StepState, source: ExpertSource) -> None:
         self.model = model
-        self.bank = bank
+        self.store = store
         self.source = source
         self._state = state
 
     @property
     def manifest(self) -> Manifest:
-        return self.bank.manifest
+        return self.store.manifest
 
     @property
     def device(self) -> torch.device:
-        return self.bank.device
+        return self.store.device
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -112,14 +112,12 @@ def load_slot_model(
     max_rows: int = 64,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
-    host_bytes: int | None = None,
 ) -> SlotModel:
     """Build the stock class on the meta device, put slots and restricted routers in, and fill the skeleton.
 
     ``slots``: one number for all MoE layers, or one for each; no expert is read or allocated beyond them. ``dtype``
-    casts everything, blobs on arrival; default: the checkpoint's own. ``host_bytes`` bounds the host tier (default:
-    staging room only). All mask rows start empty. Raises InvalidInput, CorruptData, Exhausted, and what the source
-    raises.
+    casts everything, blobs on arrival; default: the checkpoint's own. All mask rows start empty. Raises InvalidInput,
+    CorruptData, Exhausted, and what the source raises.
     """
     manifest = source.manifest()
     spec, config, generation = _configs(source)
@@ -127,26 +125,26 @@ def load_slot_model(
     model = stock.build(config, CONFIG_FILE)
     facts = stock.describe(spec, model, CONFIG_FILE)
     refuse(contradiction(manifest, facts))
-    bank = ExpertBank(manifest, slots=slots, max_rows=max_rows, device=device, dtype=dtype, host_bytes=host_bytes)
-    state = StepState(bank.mask, bank.sliced, manifest.top_k)
+    store = SlotStore(manifest, slots=slots, max_rows=max_rows, device=device, dtype=dtype)
+    state = StepState(store.mask, store.sliced, manifest.top_k)
     for layer, block in enumerate(facts.blocks):
         sparse: Any = stock.sparse_part(model, spec, block)
         router = getattr(sparse, spec.router_module)
         setattr(
             sparse,
             spec.router_module,
-            RestrictedRouter(layer, manifest.router, router.weight, bank.lut[layer], state, spec.router_returns),
+            RestrictedRouter(layer, manifest.router, router.weight, store.lut[layer], state, spec.router_returns),
         )
         stock_experts = getattr(sparse, spec.experts_module)
-        setattr(sparse, spec.experts_module, slot_experts(bank.arenas[layer], stock_experts))
+        setattr(sparse, spec.experts_module, slot_experts(store.arenas[layer], stock_experts))
     model_dtype = dtype or torch_dtype(manifest.dtype)
-    fill_skeleton(model, facts, source, device=bank.device, dtype=model_dtype)
+    fill_skeleton(model, facts, source, device=store.device, dtype=model_dtype)
     config.dtype = model_dtype
     config.max_position_embeddings = facts.context  # after the frequencies: whoever bounds prompts reads it here
     if generation is not None:
         model.generation_config = generation
     model.eval()
-    return SlotModel(model, bank, state, source)
+    return SlotModel(model, store, state, source)
 
 
 def _configs(source: ExpertSource) -> tuple[FamilySpec, Any, GenerationConfig | None]:

@@ -90,7 +90,7 @@ def _mass(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: L
 
 
 class RestrictedRouter(nn.Module):
-    """Stands in for a stock top-k router: full-width ``weight`` [E, H], ids mapped to slots through the bank's LUT."""
+    """Stands in for a stock top-k router: full-width ``weight`` [E, H], ids mapped to slots through the store's LUT."""
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
-"""State of one submitted sequence; owned by the engine's thread, except for the two flags."""
+"""State of one submitted sequence; owned by the engine's thread."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from premoe_runtime.engines.base import FinishReason, SequenceRequest, SequenceTimings, TokenEvent
 from premoe_runtime.engines.hf.kv import ParkedKV
@@ -12,27 +11,21 @@ from premoe_runtime.engines.sampling import Sampler
 
 
 class RunningSequence:
-    """Tokens, text and place in memory of one sequence.
-
-    ``computed`` tokens are in its KV. ``paused`` and ``cancelled`` are set by other threads and read at boundaries.
-    """
+    """Tokens, text and place in memory of one sequence. ``computed`` tokens are in its KV."""
 
     def __init__(
         self,
         request: SequenceRequest,
-        on_event: Callable[[TokenEvent], None],
         decoder: Decoder,
         eos_ids: frozenset[int],
         context: int,
     ) -> None:
         self.request = request
-        self.on_event = on_event
         self.tokens = list(request.token_ids)
         self.computed = 0
         self.row: int | None = None
         self.parked: ParkedKV | None = None
         self.paused = False
-        self.cancelled = False
         self.completion_tokens = 0
         self._sampler = Sampler(request.sampling)
         self._detokenizer = Detokenizer(decoder)
@@ -41,6 +34,7 @@ class RunningSequence:
         self._limit = min(request.sampling.max_tokens, context - len(request.token_ids))
         self._mass = 0.0
         self._mass_tokens = 0
+        """Tokens computed at least once: a sequence whose KV was given up computes them again."""
         self._submitted_ns = time.time_ns()
         self._started_ns = 0
         self._first_token_ns = 0
@@ -58,11 +52,15 @@ class RunningSequence:
         """A step is about to run it."""
         self._started_ns = self._started_ns or time.time_ns()
 
-    def computed_more(self, tokens: int, mass: float) -> None:
-        """``tokens`` more are in the KV; ``mass`` is the sum of their retained router mass."""
+    def computed_more(self, tokens: int, mass: float) -> int:
+        """``tokens`` more are in the KV; ``mass``: sum of their retained router mass. Returns new prompt tokens."""
         self.computed += tokens
-        self._mass += mass
-        self._mass_tokens += tokens
+        if self.computed <= self._mass_tokens:
+            return 0
+        new = self.computed - self._mass_tokens
+        self._mass += mass * new / tokens
+        self._mass_tokens = self.computed
+        return max(0, min(new, len(self.request.token_ids) - (self.computed - new)))
 
     def accept(self, token: int) -> TokenEvent:
         """Take the chosen token; the event says whether the sequence ends with it."""

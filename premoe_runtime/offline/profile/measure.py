@@ -30,15 +30,15 @@ Advance = Callable[[int], None]
 
 def make_full(model: SlotModel) -> None:
     """Bring every expert in and let mask row 0 keep them all. Raises InvalidInput when the slots do not suffice."""
-    bank = model.bank
-    if min(bank.slots) < bank.num_experts:
+    store = model.store
+    if min(store.slots) < store.num_experts:
         raise InvalidInput(
-            f"this needs all {bank.num_experts} experts of a layer resident, but there are {min(bank.slots)} slots",
+            f"this needs all {store.num_experts} experts of a layer resident, but there are {min(store.slots)} slots",
             reason="SLOTS_TOO_FEW",
         )
-    everything = np.ones((bank.num_layers, bank.num_experts), np.bool_)
-    needed = {ExpertId(layer, expert) for layer in range(bank.num_layers) for expert in range(bank.num_experts)}
-    bring(bank, model.source, needed, {0: everything})
+    everything = np.ones((store.num_layers, store.num_experts), np.bool_)
+    needed = {ExpertId(layer, expert) for layer in range(store.num_layers) for expert in range(store.num_experts)}
+    bring(store, model.source, needed, {0: everything})
     model.steps(0)
 
 

@@ -14,7 +14,7 @@ from premoe_runtime.formats.choices import Allocation, DecisionKind, OnUnknown, 
 
 if TYPE_CHECKING:
     # It brings torch, and a wrong budget should be told before that is imported.
-    from premoe_runtime.serving.swapping import SwapReport
+    from premoe_runtime.serving.reports import SwapReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,7 @@ from premoe.worker.v1 import worker_pb2
 from premoe_runtime.engines.base import FinishReason, SamplingParams
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.serving.manager import Residency
-from premoe_runtime.serving.swapping import SwapReport
+from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_worker.adapters.retrieval import DECISIONS, POLICIES
 from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Prompt, Started, Turn
 from premoe_worker.limits import Limits

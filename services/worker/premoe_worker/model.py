@@ -15,8 +15,9 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.prompts import Span, encode_prompt
 from premoe_runtime.probing.prober import Prober
+from premoe_runtime.residency.host_tier import HostArena, available_memory, default_host_bytes
 from premoe_runtime.residency.source import ExpertSource
-from premoe_runtime.serving.manager import ResidencyManager
+from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import KeptPattern
 from premoe_worker.domain import Prompt, Turn
 from premoe_worker.limits import Limits
@@ -34,10 +35,10 @@ class Encoded:
 class ServedModel:
     """One model, ready to generate. Methods are safe from any thread; those marked so may take a while."""
 
-    def __init__(self, slot_model: SlotModel, engine: Engine, manager: ResidencyManager, prober: Prober) -> None:
+    def __init__(self, slot_model: SlotModel, engine: Engine, front: Front, prober: Prober) -> None:
         self.slot_model = slot_model
         self.engine = engine
-        self.manager = manager
+        self.front = front
         self._prober = prober
 
     @property
@@ -64,7 +65,7 @@ class ServedModel:
 
     def check_integrity(self) -> None:
         """Takes a while: reads every resident blob between two steps. Raises CorruptData."""
-        self.engine.at_boundary(self.slot_model.bank.check_integrity)
+        self.front.check_integrity()
 
     def any_pattern(self, kept: int) -> KeptPattern:
         """The first ``kept`` experts of every layer: something to run where there is no pattern yet."""
@@ -74,18 +75,19 @@ class ServedModel:
 
     def close(self) -> None:
         """Cancel everything and stop the threads."""
-        self.manager.close()
+        self.front.close()
 
 
 def load_model(source: ExpertSource, limits: Limits, settings: WorkerSettings) -> ServedModel:
     """Read the skeleton and start the engine. Takes a while. Raises what the source and the runtime raise."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    slot_model = load_slot_model(
-        source, slots=limits.slots, device=settings.device, host_bytes=settings.host_memory_bytes
-    )
-    engine = HfEngine(slot_model, max_sequences=settings.max_sequences, context=settings.context_length)
-    manager = ResidencyManager(
-        engine, slot_model.bank, source, max_waiting=settings.queue_limit, copy_rate=settings.copy_rate_bytes
-    )
-    return ServedModel(slot_model, engine, manager, Prober(slot_model))
+    slot_model = load_slot_model(source, slots=limits.slots, device=settings.device)
+    store = slot_model.store
+    host_bytes = settings.host_memory_bytes
+    if host_bytes is None:
+        host_bytes = default_host_bytes(store.blob_bytes, sum(store.slots), available_memory())
+    arena = HostArena(store.blob_bytes, host_bytes, page_locked=store.device.type == "cuda")
+    engine = HfEngine(slot_model, arena, max_sequences=settings.max_sequences, context=settings.context_length)
+    front = Front(engine, store, arena, source, max_waiting=settings.queue_limit, copy_rate=settings.copy_rate_bytes)
+    return ServedModel(slot_model, engine, front, Prober(slot_model))

@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import PremoeError, Unavailable
+from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import KeptPattern
-from premoe_runtime.serving.swapping import SwapReport
 from premoe_worker.ports import Retrieval
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,8 @@ from premoe_runtime.engines.base import SequenceRequest, TokenEvent
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
-from premoe_runtime.serving.manager import Residency
+from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, ManagedRequest
-from premoe_runtime.serving.swapping import SwapReport
 from premoe_worker.admission import Admission, Lane
 from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Ranking, Started
 from premoe_worker.limits import Limits
@@ -114,7 +113,7 @@ class Worker:
     async def load_pattern(self, pattern_id: str) -> SwapReport:
         """Make a pattern resident and pin it in host memory. Raises what ``generate`` raises for a pattern."""
         pattern, _ = await self._pattern(pattern_id)
-        return await asyncio.to_thread(self.model.manager.load_pattern, pattern)
+        return await asyncio.to_thread(self.model.front.load_pattern, pattern)
 
     @property
     def weights_id(self) -> str:
@@ -130,15 +129,15 @@ class Worker:
         return (await self._pattern(pattern_id))[0]
 
     async def preload(self, pattern: KeptPattern) -> SwapReport | None:
-        """See ``ResidencyManager.preload``."""
-        return await asyncio.to_thread(self.model.manager.preload, pattern)
+        """See ``Front.preload``."""
+        return await asyncio.to_thread(self.model.front.preload, pattern)
 
     def unload_pattern(self, pattern_id: str) -> None:
-        self.model.manager.unload_pattern(pattern_id)
+        self.model.front.unload_pattern(pattern_id)
 
     async def drain(self, timeout_s: float) -> int:
         """Refuse new requests; how many still ran after ``timeout_s`` seconds."""
-        return await asyncio.to_thread(self.model.manager.drain, timeout_s)
+        return await asyncio.to_thread(self.model.front.drain, timeout_s)
 
     def close(self) -> None:
         """Encode and probe no more."""
@@ -146,7 +145,7 @@ class Worker:
         self._probing.close()
 
     def residency(self) -> Residency:
-        return self.model.manager.residency()
+        return self.model.front.residency()
 
     async def verify(self) -> None:
         """Prove that this worker works: swap a pattern in, run one real forward, check every resident byte.
@@ -288,7 +287,7 @@ class _Answer:
         started = False
         # The manager copies this context: what it fetches for us becomes part of the swap span.
         with trace.use_span(swap.span, end_on_exit=False):
-            handle = model.manager.generate(request, self._put, self._put)
+            handle = model.front.generate(request, self._put, self._put)
         try:
             while True:
                 item = await self._queue.get()

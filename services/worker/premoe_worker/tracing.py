@@ -7,7 +7,7 @@ from opentelemetry.trace import Span
 from premoe_servicekit.telemetry import tracer
 
 from premoe_runtime.engines.base import SequenceTimings
-from premoe_runtime.serving.swapping import SwapReport
+from premoe_runtime.serving.reports import SwapReport
 from premoe_worker.domain import Ask, Finished, PatternChoice, Turn
 
 

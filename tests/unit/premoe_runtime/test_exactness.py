@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.swap import bring
 
 LAYERS, EXPERTS = 2, 16
@@ -60,9 +61,9 @@ def test_all_experts_in_shuffled_slots_equal_the_stock_model(
     stock, slots = pair(tmp_path, family, dtype, EXPERTS)
     everything = torch.ones(LAYERS, EXPERTS, dtype=torch.bool)
     # Arriving in two lots, the later experts lie in lower slots.
-    bring(slots.bank, slots.source, frozenset(e for e in experts_of(everything) if e.expert % 3 == 2))
-    bring(slots.bank, slots.source, experts_of(everything), {0: everything})
-    assert slots.bank.slot_table()[0] != list(range(EXPERTS))
+    bring(slots.store, slots.source, frozenset(e for e in experts_of(everything) if e.expert % 3 == 2))
+    bring(slots.store, slots.source, experts_of(everything), {0: everything})
+    assert slots.store.slot_table()[0] != list(range(EXPERTS))
     assert torch.equal(slot_logits(slots, prompts()), stock_logits(stock, prompts()))
 
 
@@ -75,7 +76,7 @@ def test_restricted_router_equals_the_masked_stock_model(
     overrides = {} if family == "mixtral" else {"norm_topk_prob": norm}
     stock, slots = pair(tmp_path, family, dtype, 10, **overrides)
     kept = random_kept(1, LAYERS, EXPERTS, 7)
-    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
     with masked_selection(kept, ONE_ROW) as seen:
         expected = stock_logits(stock, prompts())
     assert seen.share_changed >= 0.3
@@ -92,9 +93,9 @@ def test_swaps_into_other_slots_change_nothing(tmp_path: Path, family: Family, d
     tables = []
     for turn in (0, 1, 2, 0):
         kept = patterns[turn : turn + 1]
-        bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
-        slots.bank.check_integrity()
-        tables.append({expert: slot for layer in slots.bank.slot_table()[:1] for slot, expert in enumerate(layer)})
+        bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
+        slots.store.check_integrity()
+        tables.append({expert: slot for layer in slots.store.slot_table()[:1] for slot, expert in enumerate(layer)})
         with masked_selection(kept, ONE_ROW) as seen:
             expected = stock_logits(stock, prompts())
         assert seen.share_changed >= 0.3
@@ -102,7 +103,6 @@ def test_swaps_into_other_slots_change_nothing(tmp_path: Path, family: Family, d
     # The first pattern came back, but not every expert lies where it lay.
     in_first = [expert for layer, expert in experts_of(patterns[0]) if layer == 0]
     assert [tables[0][e] for e in in_first] != [tables[-1][e] for e in in_first]
-    assert slots.bank.generation == 4
 
 
 @each_family
@@ -110,7 +110,7 @@ def test_swaps_into_other_slots_change_nothing(tmp_path: Path, family: Family, d
 def test_different_patterns_in_one_batch(tmp_path: Path, family: Family, dtype: torch.dtype) -> None:
     stock, slots = pair(tmp_path, family, dtype, 14)
     patterns = random_kept(3, LAYERS, EXPERTS, 5, seed=2)
-    bring(slots.bank, slots.source, experts_of(patterns), {row: patterns[row] for row in range(3)})
+    bring(slots.store, slots.source, experts_of(patterns), {row: patterns[row] for row in range(3)})
     ids = prompts(batch=6)
     rows = torch.tensor([0, 1, 2, 1, 0, 2]).repeat_interleave(ids.shape[1])
     with masked_selection(patterns, rows) as seen:
@@ -123,7 +123,7 @@ def test_different_patterns_in_one_batch(tmp_path: Path, family: Family, dtype: 
 def test_rows_may_differ_from_token_to_token(tmp_path: Path) -> None:
     stock, slots = pair(tmp_path, "olmoe", torch.float32, 14)
     patterns = random_kept(2, LAYERS, EXPERTS, 6, seed=8)
-    bring(slots.bank, slots.source, experts_of(patterns), {row: patterns[row] for row in range(2)})
+    bring(slots.store, slots.source, experts_of(patterns), {row: patterns[row] for row in range(2)})
     rows = torch.randint(0, 2, (prompts().numel(),), generator=torch.Generator().manual_seed(1))
     with masked_selection(patterns, rows) as seen:
         expected = stock_logits(stock, prompts())
@@ -139,7 +139,7 @@ def test_slice_semantics_equal_the_stock_model_without_the_rows(
 ) -> None:
     stock, slots = pair(tmp_path, family, dtype, 9)
     kept = random_kept(1, LAYERS, EXPERTS, 7, seed=4)
-    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]}, semantics="slice")
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0]}, semantics="slice")
     with sliced_router(kept, ONE_ROW) as seen:
         expected = stock_logits(stock, prompts())
     assert seen.share_changed >= 0.3
@@ -151,8 +151,8 @@ def test_the_two_semantics_differ_without_renormalisation_only(tmp_path: Path) -
     found = {}
     for norm in (True, False):
         _, slots = pair(tmp_path / str(norm), "olmoe", torch.float32, 9, norm_topk_prob=norm)
-        bring(slots.bank, slots.source, experts_of(kept), {0: kept})
-        slots.bank.set_row(1, kept, semantics="slice")
+        bring(slots.store, slots.source, experts_of(kept), {0: kept})
+        slots.store.set_row(1, kept, semantics="slice")
         ids = prompts(batch=1).repeat(2, 1)
         slots.steps(torch.tensor([0, 1]).repeat_interleave(ids.shape[1]))
         selection, sliced = slot_logits(slots, ids)
@@ -170,7 +170,7 @@ def test_fewer_active_experts_equal_a_stock_model_with_that_top_k(
     stock, slots = pair(tmp_path, family, dtype, 12, num_experts_per_tok=8)
     narrow = narrow_twin(tmp_path / "narrow", stock, family, width, dtype)
     kept = random_kept(1, LAYERS, EXPERTS, 9)
-    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
     with masked_selection(kept, ONE_ROW) as seen:
         expected = stock_logits(narrow, prompts())
     assert seen.share_changed >= 0.3
@@ -184,7 +184,7 @@ def test_fewer_kept_experts_than_top_k(tmp_path: Path, family: Family, count: in
     stock, slots = pair(tmp_path, family, torch.float32, 8, num_experts_per_tok=8)
     narrow = narrow_twin(tmp_path / "narrow", stock, family, count)
     kept = random_kept(1, LAYERS, EXPERTS, count)
-    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
     with masked_selection(kept, ONE_ROW):
         expected = stock_logits(narrow, prompts())
     assert torch.equal(slot_logits(slots, prompts()), expected)
@@ -193,7 +193,7 @@ def test_fewer_kept_experts_than_top_k(tmp_path: Path, family: Family, count: in
 def test_width_and_row_may_differ_within_a_batch(tmp_path: Path) -> None:
     stock, slots = pair(tmp_path, "qwen3_moe", torch.float32, 14)
     patterns = random_kept(2, LAYERS, EXPERTS, 6, seed=8)
-    bring(slots.bank, slots.source, experts_of(patterns), {row: patterns[row] for row in range(2)})
+    bring(slots.store, slots.source, experts_of(patterns), {row: patterns[row] for row in range(2)})
     ids = prompts(batch=2)
     rows, active = (torch.tensor(v).repeat_interleave(ids.shape[1]) for v in ([0, 1], [2, 4]))
     slots.steps(rows, active)
@@ -210,7 +210,7 @@ def test_dense_blocks_are_counted_over(tmp_path: Path) -> None:
     stock, slots = pair(tmp_path, "qwen3_moe", torch.float32, 8, num_hidden_layers=4, mlp_only_layers=[0, 2])
     assert [layer.block for layer in slots.manifest.layers] == [1, 3]
     kept = random_kept(1, LAYERS, EXPERTS, 7)
-    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
     with masked_selection(kept, ONE_ROW) as seen:
         expected = stock_logits(stock, prompts())
     assert seen.share_changed >= 0.3
@@ -221,7 +221,7 @@ def test_dense_blocks_are_counted_over(tmp_path: Path) -> None:
 def test_greedy_decoding_with_a_cache_and_left_padding(tmp_path: Path, family: Family) -> None:
     stock, slots = pair(tmp_path, family, torch.float32, 8)
     kept = random_kept(1, LAYERS, EXPERTS, 7)
-    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
     ids, attention = prompts(batch=2, length=9), torch.ones(2, 9, dtype=torch.int64)
     attention[0, :4] = 0
     settings: dict[str, Any] = {
@@ -247,8 +247,8 @@ def test_fp32_from_a_bf16_pack_equals_the_stock_model_loaded_as_fp32(tmp_path: P
     )
     slots = load_slot_model(MemorySource(checkpoint), slots=8, dtype=torch.float32)
     kept = random_kept(1, LAYERS, EXPERTS, 7)
-    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
-    slots.bank.check_integrity()
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
+    slots.store.check_integrity()
     with masked_selection(kept, ONE_ROW) as seen:
         expected = stock_logits(stock.eval(), prompts())
     assert seen.share_changed >= 0.3
@@ -259,14 +259,15 @@ def test_retired_experts_are_never_chosen(tmp_path: Path) -> None:
     """Between retire and publish a row loses its victims: what is left answers as the mask without them."""
     stock, slots = pair(tmp_path, "olmoe", torch.float32, 8)
     kept = random_kept(1, LAYERS, EXPERTS, 8)
-    bring(slots.bank, slots.source, experts_of(kept), {0: kept[0]})
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
     newcomer = frozenset({ExpertId(0, int((~kept[0, 0]).nonzero()[0]))})
-    plan = slots.bank.plan(newcomer)
-    slots.bank.retire(plan)
+    ledger = Ledger(slots.store.slots, EXPERTS, slots.store.slot_table())
+    plan = ledger.plan(newcomer)
     (victim,) = plan.victims
+    slots.store.retire([victim])
     left = kept.clone()
     left[0, victim.layer, victim.expert] = False
-    slots.bank.arenas[0].slot(plan.loads[0].slot).fill_(255)  # half-written bytes: NaN in every dtype
+    slots.store.arenas[0].slot(plan.loads[0].slot).fill_(255)  # half-written bytes: NaN in every dtype
     with masked_selection(left, ONE_ROW):
         expected = stock_logits(stock, prompts())
     assert torch.equal(slot_logits(slots, prompts()), expected)

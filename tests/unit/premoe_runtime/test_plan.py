@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.plan import Load, plan_swap
+from premoe_runtime.residency.plan import EMPTY, Load, SwapPlan, plan_swap
 
 LAYERS, EXPERTS = 3, 8
 SLOTS = (5, 3, 4)
@@ -19,43 +19,57 @@ def ids(layer: int, *numbers: int) -> frozenset[ExpertId]:
     return frozenset(ExpertId(layer, number) for number in numbers)
 
 
+def planned(
+    needed: frozenset[ExpertId],
+    resident: dict[ExpertId, int],
+    pinned: frozenset[ExpertId],
+    slots: tuple[int, ...],
+    recency: dict[ExpertId, int],
+    reserved: frozenset[tuple[int, int]] = frozenset(),
+) -> SwapPlan:
+    """``plan_swap`` over the table that ``resident`` (expert -> slot) describes."""
+    table = [[EMPTY] * count for count in slots]
+    for expert, slot in resident.items():
+        table[expert.layer][slot] = expert.expert
+    return plan_swap(needed, table, pinned, recency, reserved=reserved)
+
+
 def test_free_slots_first_then_the_least_recently_used() -> None:
     resident = {ExpertId(0, 0): 0, ExpertId(0, 1): 1, ExpertId(0, 2): 3}
     recency = {ExpertId(0, 0): 9, ExpertId(0, 1): 4, ExpertId(0, 2): 7}
-    plan = plan_swap(ids(0, 5, 6), resident, frozenset(), (4,) * LAYERS, recency, blob_bytes=100)
+    plan = planned(ids(0, 5, 6), resident, frozenset(), (4,) * LAYERS, recency)
     assert plan.loads == (
-        Load(ExpertId(0, 5), 0, 2, None),
-        Load(ExpertId(0, 6), 0, 1, ExpertId(0, 1)),
+        Load(ExpertId(0, 5), 2),
+        Load(ExpertId(0, 6), 1, ExpertId(0, 1)),
     )
-    assert (plan.blobs, plan.bytes, plan.victims) == (2, 200, ids(0, 1))
+    assert plan.victims == ids(0, 1)
 
 
 def test_only_what_is_missing_moves() -> None:
     resident = {ExpertId(0, 0): 0, ExpertId(0, 1): 1}
-    plan = plan_swap(ids(0, 0, 1), resident, frozenset(), (2,) * LAYERS, {}, blob_bytes=100)
+    plan = planned(ids(0, 0, 1), resident, frozenset(), (2,) * LAYERS, {})
     assert plan.loads == ()
-    assert plan.bytes == 0
 
 
 def test_never_used_goes_before_used_and_ties_to_the_lower_id() -> None:
     resident = {ExpertId(0, 4): 0, ExpertId(0, 2): 1, ExpertId(0, 3): 2}
-    plan = plan_swap(ids(0, 7, 8), resident, frozenset(), (3,) * LAYERS, {ExpertId(0, 4): 0})
+    plan = planned(ids(0, 7, 8), resident, frozenset(), (3,) * LAYERS, {ExpertId(0, 4): 0})
     assert [load.evicts for load in plan.loads] == [ExpertId(0, 2), ExpertId(0, 3)]
 
 
 def test_exhausted_says_where_and_what_to_do() -> None:
     resident = {ExpertId(1, 0): 0, ExpertId(1, 1): 1}
     with pytest.raises(Exhausted, match=r"^layer 1 needs 2 more experts, but of its 2 slots only 1 are free") as caught:
-        plan_swap(ids(1, 5, 6), resident, ids(1, 0), (4, 2, 4), {})
+        planned(ids(1, 5, 6), resident, ids(1, 0), (4, 2, 4), {})
     assert caught.value.reason == "SLOTS_EXHAUSTED"
     assert "\n" not in str(caught.value)
 
 
 def test_slots_of_another_swap_are_left_alone() -> None:
-    plan = plan_swap(ids(0, 5), {}, frozenset(), (2,) * LAYERS, {}, reserved=frozenset({(0, 0)}))
-    assert plan.loads == (Load(ExpertId(0, 5), 0, 1, None),)
+    plan = planned(ids(0, 5), {}, frozenset(), (2,) * LAYERS, {}, reserved=frozenset({(0, 0)}))
+    assert plan.loads == (Load(ExpertId(0, 5), 1),)
     with pytest.raises(Exhausted):
-        plan_swap(ids(0, 5, 6), {}, frozenset(), (2,) * LAYERS, {}, reserved=frozenset({(0, 0)}))
+        planned(ids(0, 5, 6), {}, frozenset(), (2,) * LAYERS, {}, reserved=frozenset({(0, 0)}))
 
 
 @st.composite
@@ -90,19 +104,17 @@ def test_any_plan_serves_its_purpose(
         for layer in {e.layer for e in needed - resident.keys()}
     )
     try:
-        plan = plan_swap(needed, resident, pinned, SLOTS, recency, blob_bytes=1, reserved=reserved)
+        plan = planned(needed, resident, pinned, SLOTS, recency, reserved=reserved)
     except Exhausted:
         assert not fits
         return
     assert fits
-    assert plan == plan_swap(
-        needed, dict(reversed(resident.items())), pinned, SLOTS, recency, blob_bytes=1, reserved=reserved
-    )
+    assert plan == planned(needed, dict(reversed(resident.items())), pinned, SLOTS, recency, reserved=reserved)
     after = {expert: slot for expert, slot in resident.items() if expert not in plan.victims}
     after |= {load.expert: load.slot for load in plan.loads}
     assert needed <= after.keys()
     assert pinned & resident.keys() <= after.keys()
-    assert plan.bytes == len(needed - resident.keys())
+    assert len(plan.loads) == len(needed - resident.keys())
     places = [(expert.layer, slot) for expert, slot in after.items()]
     assert len(places) == len(set(places))
     assert not reserved & {(load.layer, load.slot) for load in plan.loads}

@@ -180,15 +180,16 @@ def test_everybody_is_served_and_nobody_starves(case: tuple[Simulation, list[tup
 
 
 def test_keys_follow_what_a_cache_entry_depends_on() -> None:
-    base = kv_key(A, 4, "selection", "w1")
-    assert base == kv_key(A.copy(), 4, "selection", "w1")
+    mask = pattern_key(A, "selection")
+    base = kv_key(mask, 4, "w1")
+    assert base == kv_key(pattern_key(A.copy(), "selection"), 4, "w1")
     others = [
-        kv_key(B, 4, "selection", "w1"),
-        kv_key(A, 3, "selection", "w1"),
-        kv_key(A, 4, "slice", "w1"),
-        kv_key(A, 4, "selection", "w2"),
-        kv_key(A, 4, "selection", "w1", b"tenant"),
-        kv_key(A, 4, "selection", "w1", b"tenant 2"),
+        kv_key(pattern_key(B, "selection"), 4, "w1"),
+        kv_key(mask, 3, "w1"),
+        kv_key(pattern_key(A, "slice"), 4, "w1"),
+        kv_key(mask, 4, "w2"),
+        kv_key(mask, 4, "w1", b"tenant"),
+        kv_key(mask, 4, "w1", b"tenant 2"),
     ]
     assert len({base, *others}) == 7
 

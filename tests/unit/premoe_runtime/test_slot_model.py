@@ -52,9 +52,9 @@ def test_loading_reads_the_skeleton_once_and_no_expert(tmp_path: Path, family: F
     assert source.file_bytes == sum(
         len(data) for path, data in source.files.items() if "token" not in path and "template" not in path
     )
-    assert model.bank.device_bytes == LAYERS * 4 * source.manifest().layout.blob_bytes
-    assert model.bank.device_bytes < source.manifest().experts_bytes / 3
-    # What the model owns is the skeleton: the experts' bytes are the bank's alone.
+    assert model.store.device_bytes == LAYERS * 4 * source.manifest().layout.blob_bytes
+    assert model.store.device_bytes < source.manifest().experts_bytes / 3
+    # What the model owns is the skeleton: the experts' bytes are the slot store's alone.
     owned = sum(p.numel() * p.element_size() for p in model.model.parameters())
     tensors = [load(data) for path, data in source.files.items() if path.endswith(".safetensors")]
     assert owned == sum(t.numel() * t.element_size() for file in tensors for t in file.values())
@@ -86,7 +86,7 @@ def test_scaled_rotary_frequencies_are_the_configs(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint(tmp_path, "qwen3_moe", rope_parameters=rope)
     stock = AutoModelForCausalLM.from_pretrained(checkpoint, experts_implementation="grouped_mm").requires_grad_(False)
     model = load_slot_model(MemorySource(checkpoint), slots=EXPERTS)
-    bring(model.bank, model.source, EVERYTHING, {0: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
+    bring(model.store, model.source, EVERYTHING, {0: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
     ids = torch.arange(40)[None]
     assert torch.equal(stock_logits(model.model, ids), stock_logits(stock, ids))
     assert model.model.config.max_position_embeddings == 1024  # 4 x 256; shorter than what the config says anyway
@@ -106,8 +106,8 @@ def test_dtype_casts_skeleton_and_slots(tmp_path: Path) -> None:
     model = loaded(tmp_path, dtype=torch.bfloat16)
     assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in model.model.buffers()} == {torch.float32}
-    assert model.bank.arenas[0].field("down").dtype == torch.bfloat16
-    assert model.bank.blob_bytes < model.manifest.layout.blob_bytes
+    assert model.store.arenas[0].field("down").dtype == torch.bfloat16
+    assert model.store.blob_bytes < model.manifest.layout.blob_bytes
 
 
 def test_tokenizer_and_template_come_along(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_tokenizer_and_template_come_along(tmp_path: Path) -> None:
 def test_recorder_sees_every_layer_of_every_forward(tmp_path: Path) -> None:
     model = loaded(tmp_path, slots=EXPERTS)
     kept = random_kept(1, LAYERS, EXPERTS, 6)[0]
-    bring(model.bank, model.source, EVERYTHING, {0: kept})
+    bring(model.store, model.source, EVERYTHING, {0: kept})
     seen: list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]] = []
     model.record(lambda *call: seen.append(call))
     stock_logits(model.model, torch.arange(30).reshape(3, 10))
@@ -137,7 +137,7 @@ def test_recorder_sees_every_layer_of_every_forward(tmp_path: Path) -> None:
 def test_retained_mass_is_the_full_routers_share(tmp_path: Path) -> None:
     model = loaded(tmp_path, slots=EXPERTS)
     patterns = random_kept(2, LAYERS, EXPERTS, 6)
-    bring(model.bank, model.source, EVERYTHING, {0: patterns[0], 1: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
+    bring(model.store, model.source, EVERYTHING, {0: patterns[0], 1: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
     logits: list[torch.Tensor] = []
     model.record(lambda layer, values, ids, weights: logits.append(values))
     rows = torch.tensor([0] * 12 + [1] * 12)
@@ -345,10 +345,10 @@ def test_a_real_pack_reads_the_skeleton_and_the_resident_blobs_only(tmp_path: Pa
     source = open_pack(packed.url)
     model = load_slot_model(source, slots=8)
     kept = random_kept(1, LAYERS, EXPERTS, 7)
-    bring(model.bank, source, experts_of(kept), {0: kept[0]})
-    model.bank.check_integrity()
+    bring(model.store, source, experts_of(kept), {0: kept[0]})
+    model.store.check_integrity()
     manifest = model.manifest
-    needed = manifest.skeleton_bytes + len(model.bank.resident()) * manifest.layout.blob_bytes
+    needed = manifest.skeleton_bytes + len(model.store.resident()) * manifest.layout.blob_bytes
     assert source.bytes_read <= needed + len(manifest.to_json()) + manifest.checks.num_bytes
     stock = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", experts_implementation="grouped_mm")
     ids = torch.arange(60).reshape(2, 30)

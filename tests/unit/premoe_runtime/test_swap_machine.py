@@ -5,8 +5,10 @@ Whatever happens to a swap, the rows that run must answer exactly as the stock m
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,8 +27,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Unavailable
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.plan import SwapPlan
-from premoe_runtime.residency.swap import copy, prefetch, publish, retire
+from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
+from premoe_runtime.residency.fetch import Fetcher
+from premoe_runtime.residency.host_tier import HostArena
+from premoe_runtime.residency.ledger import Entry, Ledger
+from premoe_runtime.residency.plan import Load
 
 LAYERS, EXPERTS, KEPT, PATTERNS, WIDTH = 2, 8, 3, 6, 5
 SLOTS = (7, 5)
@@ -53,11 +58,14 @@ def parts() -> tuple[PreTrainedModel, MemorySource]:
 
 @dataclass(eq=False)
 class Pending:
-    """An admission whose swap was retired; ``copied`` once its bytes are in the slots."""
+    """An admission whose blobs are in host memory and whose victims were retired."""
 
     pattern: int
-    plan: SwapPlan
-    copied: bool = False
+    loads: tuple[Load, ...]
+    places: dict[ExpertId, int]
+    digests: dict[ExpertId, str]
+    entries: tuple[Entry, ...] | None = None
+    """What to publish, once the copy is over."""
 
 
 class SwapMachine(RuleBasedStateMachine):
@@ -70,11 +78,15 @@ class SwapMachine(RuleBasedStateMachine):
         self.pending: list[Pending] = []
         self.forwards = 0
 
-    @initialize(host_blobs=st.integers(2, 2 * EXPERTS))
-    def load(self, host_blobs: int) -> None:
-        host_bytes = host_blobs * self.source.manifest().layout.blob_bytes
-        self.model = load_slot_model(self.source, slots=SLOTS, max_rows=PATTERNS, host_bytes=host_bytes)
-        self.bank = self.model.bank
+    @initialize()
+    def load(self) -> None:
+        self.model = load_slot_model(self.source, slots=SLOTS, max_rows=PATTERNS)
+        self.store = self.model.store
+        self.ledger = Ledger(SLOTS, EXPERTS)
+        self.arena = HostArena(self.store.blob_bytes, 64 * self.store.blob_bytes)
+        self.free = list(range(64))
+        self.fetcher = Fetcher(self.source, self.source.manifest(), self.store.layout, self.arena)
+        self.copier = Copier(self.store, self.arena)
 
     # What a scheduler does.
 
@@ -84,113 +96,81 @@ class SwapMachine(RuleBasedStateMachine):
         needed = experts_of(kept_table[self.running + waiting]) if self.running or waiting else frozenset()
         return frozenset(needed)
 
-    @rule(pattern=pattern_numbers)
-    def admit(self, pattern: int) -> None:
-        needed, arriving = experts_of(kept_table[pattern]), {e for p in self.pending for e in self.arriving(p)}
+    def fetch(self, pattern: int) -> Pending | None:
+        """Plan, and bring the blobs into host memory; nothing gives way for them yet."""
+        needed = experts_of(kept_table[pattern])
         try:
-            plan = self.bank.plan(needed, self.in_use())
-            retire(self.bank, plan, in_use=self.in_use())
+            loads = self.ledger.plan(needed, self.in_use()).loads
         except Exhausted:
             together = needed | self.in_use()
             assert any(sum(e.layer == layer for e in together) > SLOTS[layer] for layer in range(LAYERS))
+            return None
         except Conflict:
-            assert needed & arriving
-        else:
-            assert not plan.victims & self.in_use()
-            self.pending.append(Pending(pattern, plan))
+            assert needed & {load.expert for pending in self.pending for load in pending.loads}
+            return None
+        if len(self.free) < len(loads):
+            return None
+        places = {load.expert: self.free.pop() for load in loads}
+        digests: dict[ExpertId, str] = {}
+        try:
+            self.fetcher.fetch(places, digests.__setitem__)
+        finally:
+            faulty = self.source.failing | self.source.corrupt
+            self.source.failing, self.source.corrupt = set(), set()
+            if len(digests) < len(loads):
+                assert faulty & places.keys()
+                self.free += places.values()
+        return Pending(pattern, loads, places, digests)
 
-    def arriving(self, pending: Pending) -> set[ExpertId]:
-        return {load.expert for load in pending.plan.loads}
+    @rule(pattern=pattern_numbers)
+    def admit(self, pattern: int) -> None:
+        if pending := self.fetch(pattern):
+            victims = self.ledger.retire(pending.loads, in_use=self.in_use())
+            assert not set(victims) & self.in_use()
+            self.store.retire(victims)
+            self.pending.append(pending)
 
-    def uncopied(self, index: int, pattern: int) -> Pending | None:
-        """A swap whose bytes are still to come; if none is under way, one for ``pattern`` is started."""
-        if all(pending.copied for pending in self.pending):
-            self.admit(pattern)
-        return self.pick(index, copied=False)
+    @rule(pattern=pattern_numbers, expert=st.integers(0, EXPERTS - 1), layer=st.integers(0, 1), corrupt=st.booleans())
+    def a_fetch_fails(self, pattern: int, expert: int, layer: int, corrupt: bool) -> None:
+        """Whatever the source does, what is resident stays resident."""
+        before = self.ledger.resident()
+        (self.source.corrupt if corrupt else self.source.failing).add(ExpertId(layer, expert))
+        with contextlib.suppress(CorruptData, Unavailable):
+            if pending := self.fetch(pattern):
+                self.free += pending.places.values()
+        assert self.ledger.resident() == before
 
     def pick(self, index: int, *, copied: bool) -> Pending | None:
-        found = [pending for pending in self.pending if pending.copied == copied]
+        found = [pending for pending in self.pending if (pending.entries is not None) == copied]
         return found[index % len(found)] if found else None
 
-    def run_copy(self, pending: Pending, stop: threading.Event) -> bool:
-        """Copy; after a fault or a cancellation the admission is over and its slots are empty."""
-        finished = False
-        try:
-            finished = copy(self.bank, pending.plan, self.source, stop.is_set)
-        finally:
-            self.source.failing, self.source.corrupt = set(), set()
-            self.source.on_blob = lambda expert: None
-            pending.copied = finished
-            if not finished:
-                self.pending.remove(pending)
-        return finished
-
-    @rule(index=any_swap)
-    def copy_all(self, index: int) -> None:
-        if pending := self.pick(index, copied=False):
-            assert self.run_copy(pending, threading.Event())
-
-    @rule(index=any_swap, pattern=pattern_numbers, after=st.integers(1, 3))
-    def cancel_in_mid_copy(self, index: int, pattern: int, after: int) -> None:
-        if pending := self.uncopied(index, pattern):
-            stop, seen = threading.Event(), []
-
-            def count(expert: ExpertId) -> None:
-                seen.append(expert)
-                if len(seen) == after:
-                    stop.set()
-
-            self.source.on_blob = count
-            finished = self.run_copy(pending, stop)
-            assert finished == (not stop.is_set())
-
-    @rule(index=any_swap, pattern=pattern_numbers, which=st.integers(0, 5), corrupt=st.booleans())
-    def fault_in_mid_copy(self, index: int, pattern: int, which: int, corrupt: bool) -> None:
-        pending = self.uncopied(index, pattern)
-        if pending is None or not pending.plan.loads:
+    @rule(index=any_swap, stop_after=st.integers(0, 9), decode=st.booleans())
+    def copy(self, index: int, stop_after: int, decode: bool) -> None:
+        """Copy all, or stop after some blobs; decoding may go on meanwhile."""
+        pending = self.pick(index, copied=False)
+        if pending is None:
             return
-        victim = pending.plan.loads[which % len(pending.plan.loads)].expert
-        in_host = victim in self.bank.host
-        (self.source.corrupt if corrupt else self.source.failing).add(victim)
-        try:
-            self.run_copy(pending, threading.Event())
-        except (CorruptData, Unavailable):
-            assert not in_host
-            assert victim not in self.bank.resident()
-        else:
-            # Only a checked copy in host memory makes a broken source harmless.
-            assert in_host
-
-    @rule(index=any_swap, pattern=pattern_numbers)
-    def decode_and_admit_while_copying(self, index: int, pattern: int) -> None:
-        if pending := self.uncopied(index, pattern):
-            turns: list[ExpertId] = []
-
-            def between(expert: ExpertId) -> None:
-                self.bank.check_integrity()
+        asked = threading.Semaphore(2 * stop_after + 1)
+        blobs = [BlobCopy(x.expert, pending.places[x.expert], x.slot, pending.digests[x.expert]) for x in pending.loads]
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(self.copier.run, Copy(tuple(blobs)), lambda: not asked.acquire(blocking=False))
+            if decode:
                 self.decode()
-                if not turns:
-                    self.admit(pattern)
-                turns.append(expert)
-
-            self.source.on_blob = between
-            assert self.run_copy(pending, threading.Event())
-
-    @rule(index=any_swap, pattern=pattern_numbers)
-    def decode_while_a_thread_copies(self, index: int, pattern: int) -> None:
-        if pending := self.uncopied(index, pattern):
-            thread = threading.Thread(target=self.run_copy, args=(pending, threading.Event()))
-            thread.start()
-            self.decode()
-            thread.join()
-            assert pending.copied
+        copied = job.result()
+        assert copied.error is None
+        assert copied.torn == frozenset()
+        pending.entries = self.ledger.settle(pending.loads, copied.written)
+        self.free += pending.places.values()
+        if len(copied.written) < len(pending.loads):
+            # Cancelled: what came stays, whose slot was not written comes back.
+            self.store.publish(pending.entries)
+            self.pending.remove(pending)
 
     @rule(index=any_swap)
     def publish_one(self, index: int) -> None:
         if pending := self.pick(index, copied=True):
-            generation = self.bank.generation
-            publish(self.bank, pending.plan, {pending.pattern: kept_table[pending.pattern]})
-            assert self.bank.generation == generation + 1
+            assert pending.entries is not None
+            self.store.publish(pending.entries, {pending.pattern: kept_table[pending.pattern]})
             self.pending.remove(pending)
             self.running.append(pending.pattern)
 
@@ -199,7 +179,7 @@ class SwapMachine(RuleBasedStateMachine):
     def finish(self, index: int) -> None:
         pattern = self.running.pop(index % len(self.running))
         if pattern not in self.running:
-            self.bank.clear_row(pattern)
+            self.store.clear_row(pattern)
 
     @rule(pattern=pattern_numbers)
     def switch_task(self, pattern: int) -> None:
@@ -207,19 +187,9 @@ class SwapMachine(RuleBasedStateMachine):
         while self.running:
             self.finish(0)
         self.admit(pattern)
-        self.copy_all(-1)
+        self.copy(-1, 9, False)
         self.publish_one(-1)
         self.decode()
-
-    @rule(index=any_swap)
-    def abandon(self, index: int) -> None:
-        if pending := self.pick(index, copied=True):
-            self.bank.abandon(pending.plan)
-            self.pending.remove(pending)
-
-    @rule(pattern=pattern_numbers)
-    def prefetch_a_pattern(self, pattern: int) -> None:
-        prefetch(self.bank, sorted(experts_of(kept_table[pattern])), self.source)
 
     @precondition(lambda self: self.running)
     @rule()
@@ -238,15 +208,14 @@ class SwapMachine(RuleBasedStateMachine):
 
     @invariant()
     def tables_and_bytes_agree(self) -> None:
-        self.bank.check_integrity()
+        self.store.check_integrity()
+        unpublished = {expert for pending in self.pending for expert, _ in pending.entries or ()}
+        assert self.store.resident() == self.ledger.resident() - unpublished
         for pattern in self.running:
-            assert self.bank.row_ready(pattern)
-            assert experts_of(kept_table[pattern]) <= self.bank.resident()
-        for pending in self.pending:
-            assert not self.arriving(pending) & self.bank.resident()
+            assert self.store.row_ready(pattern)
 
 
 SwapMachine.TestCase.settings = settings(
-    max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSwapMachine = pytest.mark.slow(SwapMachine.TestCase)

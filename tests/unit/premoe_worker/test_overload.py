@@ -27,7 +27,7 @@ class Model:
         self.encoded = 0
         self.manifest = SimpleNamespace(model_id="m", weights_id="w")
         self.engine = SimpleNamespace(check=lambda request: None)
-        self.manager = SimpleNamespace(drain=lambda timeout_s: 0)
+        self.front = SimpleNamespace(drain=lambda timeout_s: 0)
 
     def encode(self, prompt: Any) -> Encoded:
         self.encoded += 1

@@ -15,8 +15,8 @@ from premoe_worker.residency import LIVE_SET_S, Preload, ResidencyKeeper, reacha
 
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
+from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import KeptPattern
-from premoe_runtime.serving.swapping import SwapReport
 
 EXPERTS = 8
 

@@ -1,4 +1,4 @@
-"""The residency manager: swaps before requests, turns, faults, cancels, pins; over a real engine and a real bank."""
+"""The serving loop: swaps before requests, turns, faults, cancels, pins; over a real engine and real slots."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from support.engines import (
 )
 
 from premoe_runtime.engines.base import TokenEvent
-from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, Unavailable
+from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.serving.requests import FULL, KeptPattern
 
@@ -38,7 +38,8 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., ManagedBench]]:
 
         def start(**options: Any) -> ManagedBench:
             bench = stack.enter_context(managed_bench(tmp_path, **options))
-            stack.callback(bench.bank.check_integrity)
+            stack.callback(bench.store.check_integrity)
+            stack.callback(bench.host.check_integrity)
             return bench
 
         yield start
@@ -61,16 +62,27 @@ class Hold:
         assert self.reached.wait(WAIT_SECONDS)
 
 
+def refusal(bench: ManagedBench, asked: KeptPattern) -> PremoeError:
+    """Why a request is refused, whether at once or as its only event."""
+    try:
+        collector, _ = bench.submit(asked, prompt(4))
+    except PremoeError as error:
+        return error
+    (event,) = collector.wait().events
+    assert isinstance(event.error, PremoeError)
+    return event.error
+
+
 def test_the_first_request_brings_its_experts_and_the_next_finds_them(opened: Callable[..., ManagedBench]) -> None:
     bench = opened(slots=6)
     first, started = bench.submit(A, prompt(8), max_tokens=4)
     assert first.wait().last.finish == "length"
     (report,) = started.reports
-    blob = bench.bank.blob_bytes
+    blob = bench.store.blob_bytes
     assert (report.blobs, report.bytes, report.evicted) == (10, 10 * blob, 0)
     assert (report.blobs_fetched, report.bytes_fetched) == (10, 10 * blob)
-    assert report.generation == bench.bank.generation == 1
-    assert [phase.name for phase in report.phases] == ["plan", "retire", "fetch", "copy", "publish"]
+    assert report.generation == bench.front.residency().generation == 1
+    assert [phase.name for phase in report.phases] == ["fetch", "plan", "retire", "copy", "publish"]
     assert report.milliseconds > 0
     again, started = bench.submit(A, prompt(9), max_tokens=4)
     again.wait()
@@ -114,7 +126,7 @@ def test_decoding_goes_on_while_another_pattern_is_copied(opened: Callable[..., 
     assert not joining.events
     hold.go()
     assert joining.wait().last.finish == "length"
-    assert bench.manager.stats().pauses == 0
+    assert bench.front.stats().pauses == 0
 
 
 def test_a_request_of_a_running_pattern_does_not_wait_for_a_swap(opened: Callable[..., ManagedBench]) -> None:
@@ -135,13 +147,13 @@ def test_patterns_that_do_not_fit_take_turns_and_nothing_changes_for_them(opened
     bench = opened(slots=6, quantum=4, max_sequences=2)
     jobs = [(each, prompt(7, seed=index)) for index, each in enumerate((A, B, C, A, B))]
     alone = [bench.run(each, asked, **LONG).tokens for each, asked in jobs]
-    before = bench.manager.stats()
+    before = bench.front.stats()
     together = [bench.submit(each, asked, **LONG)[0] for each, asked in jobs]
     assert [job.wait().tokens for job in together] == alone
-    after = bench.manager.stats()
+    after = bench.front.stats()
     assert after.pauses > before.pauses + 3
     assert after.bytes_fetched == before.bytes_fetched, "paused patterns keep their blobs in host memory"
-    assert not any(bench.bank.host.is_pinned(ExpertId(0, expert)) for expert in range(EXPERTS))
+    assert not any(bench.host.is_pinned(ExpertId(0, expert)) for expert in range(EXPERTS))
 
 
 def test_a_short_request_is_served_while_a_long_one_of_another_pattern_runs(
@@ -169,8 +181,8 @@ def test_a_failed_fetch_fails_its_request_only(
     assert failed.last.finish is None
     assert not started.reports
     assert not running.ended.is_set()
-    assert bench.manager.stats().failed_swaps == 1
-    bench.engine.at_boundary(bench.bank.check_integrity)
+    assert bench.front.stats().failed_swaps == 1
+    bench.front.check_integrity()
     getattr(bench.source, fault).clear()
     assert bench.run(B, prompt(8), max_tokens=3).last.finish == "length"
     running.cancel()
@@ -206,7 +218,7 @@ def test_cancel_in_mid_swap(opened: Callable[..., ManagedBench]) -> None:
     bench.source.on_blob = lambda expert: None
     assert bench.run(A, prompt(5), max_tokens=2).last.finish == "length"
     assert bench.run(B, prompt(5), max_tokens=2).last.finish == "length"
-    assert bench.manager.residency().waiting == 0
+    assert bench.front.residency().waiting == 0
 
 
 def test_a_swap_goes_on_while_somebody_wants_it(opened: Callable[..., ManagedBench]) -> None:
@@ -228,9 +240,7 @@ def test_the_queue_is_bounded(opened: Callable[..., ManagedBench]) -> None:
     hold = Hold()
     bench.source.on_blob = hold
     jobs = [bench.submit(A, prompt(4), max_tokens=2)[0] for _ in range(2)]
-    with pytest.raises(Exhausted) as caught:
-        bench.submit(A, prompt(4))
-    assert caught.value.reason == "QUEUE_FULL"
+    assert refusal(bench, A).reason == "QUEUE_FULL"
     hold.go()
     for job in jobs:
         job.wait()
@@ -265,7 +275,7 @@ def test_bad_prompts_are_refused_before_anything_moves(opened: Callable[..., Man
     for token_ids, options in (([], {}), (prompt(4), {"active": TOP_K + 1}), (prompt(4), {"top_p": 2.0})):
         with pytest.raises(InvalidInput):
             bench.submit(A, token_ids, **options)
-    assert bench.manager.residency().waiting == 0
+    assert bench.front.residency().waiting == 0
     assert bench.source.blobs_read == []
 
 
@@ -275,11 +285,12 @@ def test_request_ids_are_unique_while_in_use(opened: Callable[..., ManagedBench]
     bench.source.on_blob = hold
     request = bench.request(A, prompt(4), max_tokens=2)
     collector = Collector(request.request_id)
-    bench.manager.generate(request, lambda report: None, collector)
-    with pytest.raises(Conflict):
-        bench.manager.generate(request, lambda report: None, collector)
+    bench.front.generate(request, lambda report: None, collector)
+    twin = Collector(request.request_id)
+    bench.front.generate(request, lambda report: None, twin)
+    assert isinstance(twin.wait().last.error, Conflict)
     hold.go()
-    collector.wait()
+    assert collector.wait().last.finish == "length"
 
 
 def test_equal_experts_under_two_names_are_one_pattern(opened: Callable[..., ManagedBench]) -> None:
@@ -291,27 +302,24 @@ def test_equal_experts_under_two_names_are_one_pattern(opened: Callable[..., Man
 
 
 def test_more_patterns_than_mask_rows_share_them_in_time(opened: Callable[..., ManagedBench]) -> None:
-    bench = opened(slots=EXPERTS, max_rows=2)
+    bench = opened(slots=EXPERTS, max_rows=2, context=1024)
     many = [pattern(f"p{index}", range(index, index + 4)) for index in range(6)]
     tokens = [bench.run(each, prompt(6), max_tokens=6).tokens for each in many]
     assert [bench.run(each, prompt(6), max_tokens=6).tokens for each in many] == tokens
-    hold = Hold()
-    bench.run(many[0], prompt(6), max_tokens=1)
-    jobs = [bench.submit(each, prompt(6), gate=hold, max_tokens=2)[0] for each in many[:2]]
-    with pytest.raises(Exhausted) as caught:
-        bench.submit(many[2], prompt(6))
-    assert caught.value.reason == "PATTERNS_EXHAUSTED"
-    hold.go()
+    jobs = [bench.submit(each, prompt(6), max_tokens=900)[0] for each in many[:2]]
+    assert refusal(bench, many[2]).reason == "PATTERNS_EXHAUSTED"
     for job in jobs:
-        job.wait()
+        job.cancel()
+        assert job.wait().last.finish == "cancelled"
+    assert bench.run(many[2], prompt(6), max_tokens=6).tokens == tokens[2]
 
 
 def test_load_pattern_saves_the_swap(opened: Callable[..., ManagedBench]) -> None:
     bench = opened(slots=6)
-    assert bench.manager.load_pattern(A).blobs == 10
-    assert bench.manager.load_pattern(A).blobs == 0
-    assert bench.manager.residency().loaded_patterns == ("a",)
-    assert all(bench.bank.host.is_pinned(expert) and expert in bench.bank.host for expert in bench.bank.resident())
+    assert bench.front.load_pattern(A).blobs == 10
+    assert bench.front.load_pattern(A).blobs == 0
+    assert bench.front.residency().loaded_patterns == ("a",)
+    assert all(bench.host.is_pinned(expert) and expert in bench.host for expert in bench.resident())
     collector, started = bench.submit(A, prompt(4), max_tokens=2)
     collector.wait()
     assert started.reports[0].blobs == 0
@@ -319,56 +327,50 @@ def test_load_pattern_saves_the_swap(opened: Callable[..., ManagedBench]) -> Non
     collector, started = bench.submit(A, prompt(4), max_tokens=2)
     collector.wait()
     assert (started.reports[0].bytes > 0, started.reports[0].bytes_fetched) == (True, 0)
-    bench.manager.unload_pattern("a")
-    bench.manager.unload_pattern("a")
-    assert not any(bench.bank.host.is_pinned(expert) for expert in bench.bank.resident())
-    assert bench.manager.residency().loaded_patterns == ()
+    bench.front.unload_pattern("a")
+    bench.front.unload_pattern("a")
+    assert not any(bench.host.is_pinned(expert) for expert in bench.resident())
+    assert bench.front.residency().loaded_patterns == ()
 
 
 def test_load_pattern_says_when_it_cannot(opened: Callable[..., ManagedBench]) -> None:
     small = opened(slots=6, host_bytes=0)
     with pytest.raises(Exhausted, match="host"):
-        small.manager.load_pattern(A)
+        small.front.load_pattern(A)
     bench = opened(slots=6)
     bench.source.failing.add(ExpertId(0, 2))
     with pytest.raises(Unavailable):
-        bench.manager.load_pattern(A)
-    assert bench.manager.residency().loaded_patterns == ()
-    assert not any(bench.bank.host.is_pinned(ExpertId(0, expert)) for expert in range(EXPERTS))
+        bench.front.load_pattern(A)
+    assert bench.front.residency().loaded_patterns == ()
+    assert not any(bench.host.is_pinned(ExpertId(0, expert)) for expert in range(EXPERTS))
 
 
 def test_drain_refuses_new_requests_and_waits_for_the_others(opened: Callable[..., ManagedBench]) -> None:
-    bench = opened(slots=6)
-    hold = Hold()
-    running, _ = bench.submit(A, prompt(4), gate=hold, max_tokens=5)
-    hold.wait()
-    assert bench.manager.drain(0.0) == 1
-    with pytest.raises(Unavailable) as caught:
-        bench.submit(A, prompt(4))
-    assert caught.value.reason == "DRAINING"
-    hold.go()
-    assert bench.manager.drain(WAIT_SECONDS) == 0
+    bench = opened(slots=6, context=1024)
+    running, _ = bench.submit(A, prompt(4), max_tokens=900)
+    running.wait_first()
+    assert bench.front.drain(0.0) == 1
+    assert refusal(bench, A).reason == "DRAINING"
+    running.cancel()
+    assert bench.front.drain(WAIT_SECONDS) == 0
     assert running.ended.is_set()
-    assert len(running.tokens) == 5
 
 
 def test_residency_tells_what_lies_where(opened: Callable[..., ManagedBench]) -> None:
-    bench = opened(slots=6)
-    hold = Hold()
-    running, _ = bench.submit(A, prompt(4), gate=hold, max_tokens=2)
-    hold.wait()
-    seen = bench.manager.residency()
+    bench = opened(slots=6, context=1024)
+    running, _ = bench.submit(A, prompt(4), max_tokens=900)
+    running.wait_first()
+    seen = bench.front.residency()
     assert [sorted(row) for row in seen.slots] == [[-1, 0, 1, 2, 3, 4]] * LAYERS
     assert (seen.running, seen.waiting, seen.running_patterns, seen.generation) == (1, 0, ("a",), 1)
-    assert seen.device_bytes == LAYERS * 6 * bench.bank.blob_bytes
-    assert seen.host_bytes == bench.bank.host_bytes
-    hold.go()
+    assert seen.device_bytes == LAYERS * 6 * bench.store.blob_bytes
+    assert seen.host_bytes == bench.host.arena.num_bytes
+    running.cancel()
     running.wait()
-    bench.manager.drain(WAIT_SECONDS)
-    assert bench.manager.residency().running_patterns == ()
+    assert bench.front.residency().running_patterns == ()
 
 
-def test_a_swap_runs_in_the_context_of_its_request(opened: Callable[..., ManagedBench]) -> None:
+def test_a_fetch_runs_in_the_context_of_its_request(opened: Callable[..., ManagedBench]) -> None:
     bench = opened(slots=6)
     variable = contextvars.ContextVar("variable", default="none")
     seen: list[str] = []
@@ -383,7 +385,7 @@ def test_close_ends_everything(opened: Callable[..., ManagedBench]) -> None:
     running, _ = bench.submit(A, prompt(4), max_tokens=900)
     running.wait_first()
     waiting, _ = bench.submit(B, prompt(4), max_tokens=3)
-    bench.manager.close()
+    bench.front.close()
     assert running.wait().last.finish == "cancelled"
     assert waiting.wait().last.finish == "cancelled"
     with pytest.raises(Unavailable):
@@ -402,14 +404,9 @@ def test_random_traffic_with_faults_and_cancels(opened: Callable[..., ManagedBen
     asked = [prompt(int(random.integers(1, 30)), seed=i) for i in range(6)]
     expected = [bench.run(each, tokens, max_tokens=8).tokens for each, tokens in zip(many, asked, strict=True)]
     jobs: list[tuple[int, Collector]] = []
-    refusals: set[str] = set()
     for _ in range(50):
         choice = int(random.integers(6))
-        try:
-            jobs.append((choice, bench.submit(many[choice], asked[choice], max_tokens=8)[0]))
-        except Exhausted as error:
-            refusals.add(error.reason)
-            jobs[int(random.integers(len(jobs)))][1].wait()
+        jobs.append((choice, bench.submit(many[choice], asked[choice], max_tokens=8)[0]))
         match int(random.integers(5)):
             case 0:
                 jobs[int(random.integers(len(jobs)))][1].cancel()
@@ -418,7 +415,7 @@ def test_random_traffic_with_faults_and_cancels(opened: Callable[..., ManagedBen
             case 2:
                 bench.source.failing = set()
             case 3:
-                bench.engine.at_boundary(bench.bank.check_integrity)
+                bench.front.check_integrity()
             case _:
                 pass
     ends = [(choice, job.wait()) for choice, job in jobs]
@@ -426,15 +423,14 @@ def test_random_traffic_with_faults_and_cancels(opened: Callable[..., ManagedBen
         if job.last.finish in ("length", "stop"):
             assert job.tokens == expected[choice]
         else:
-            assert job.last.finish == "cancelled" or isinstance(job.last.error, Unavailable)
+            assert job.last.finish == "cancelled" or isinstance(job.last.error, Unavailable | Exhausted)
             assert job.tokens == expected[choice][: len(job.tokens)]
     assert sum(job.last.finish == "length" for _, job in ends) > 10
-    assert bench.manager.drain(WAIT_SECONDS) == 0
-    seen = bench.manager.residency()
+    assert bench.front.drain(WAIT_SECONDS) == 0
+    seen = bench.front.residency()
     assert (seen.running, seen.waiting, seen.running_patterns) == (0, 0, ())
     bench.source.failing = set()
-    bench.engine.at_boundary(bench.bank.check_integrity)
-    assert refusals <= {"PATTERNS_EXHAUSTED"}
+    bench.front.check_integrity()
 
 
 def bench_host_bytes() -> int:

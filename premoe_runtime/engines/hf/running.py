@@ -1,0 +1,207 @@
+"""The sequences of the step loop: who has a KV row, who is parked, and what a step makes of them. One thread."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from premoe_runtime.engines.base import SequenceRequest, StepReport, TokenEvent
+from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
+from premoe_runtime.engines.hf.kv import KVPool
+from premoe_runtime.engines.hf.sequence import RunningSequence
+from premoe_runtime.engines.hf.step import Chunk, StepRunner
+from premoe_runtime.engines.hf.text import Decoder
+from premoe_runtime.engines.sampling import choose_batch
+from premoe_runtime.formats.errors import Conflict, PremoeError
+
+logger = logging.getLogger(__name__)
+
+
+class RunningSequences:
+    """All unfinished sequences. Rows go out in order of arrival; a paused one keeps its row until another needs it.
+
+    Then its KV is parked in host memory while ``parked_bytes`` has room for it, and computed again otherwise.
+    """
+
+    def __init__(
+        self,
+        runner: StepRunner,
+        pool: KVPool,
+        decoder: Decoder,
+        eos_ids: frozenset[int],
+        *,
+        prefill_tokens: int,
+        parked_bytes: int,
+    ) -> None:
+        self._runner, self._pool, self._decoder, self._eos_ids = runner, pool, decoder, eos_ids
+        self._prefill_tokens = prefill_tokens
+        self._parked_room = parked_bytes
+        self._sequences: dict[str, RunningSequence] = {}
+        self._events: list[tuple[str, TokenEvent]] = []
+        self._steps = self._prompt_tokens = self._completion_tokens = 0
+
+    @property
+    def can_step(self) -> bool:
+        return any(not sequence.paused for sequence in self._sequences.values())
+
+    def add(self, request: SequenceRequest) -> None:
+        """Raises Conflict for an id in use."""
+        if request.request_id in self._sequences:
+            raise Conflict(f"request id {request.request_id!r} is in use", reason="REQUEST_ID_IN_USE")
+        self._sequences[request.request_id] = RunningSequence(request, self._decoder, self._eos_ids, self._pool.context)
+
+    def refuse(self, request_id: str, error: Exception) -> None:
+        self._events.append((request_id, TokenEvent((), "", error=error)))
+
+    def cancel(self, request_ids: frozenset[str]) -> None:
+        for sequence in self._of(request_ids):
+            self._end(sequence, sequence.cancelled_event())
+
+    def set_paused(self, request_ids: frozenset[str], paused: bool) -> None:
+        for sequence in self._of(request_ids):
+            sequence.paused = paused
+
+    def cancel_all(self) -> None:
+        self.cancel(frozenset(self._sequences))
+
+    def step(self) -> None:
+        """Hand out rows, decode all that can decode and prefill one bounded piece."""
+        self._give_rows()
+        ready = [s for s in self._sequences.values() if not s.paused and s.row is not None]
+        if not ready:
+            return
+        plan = plan_step([Pending(i, s.remaining) for i, s in enumerate(ready)], self._prefill_tokens)
+        self._steps += 1
+        for shares in plan.forwards:
+            batch = sorted(((ready[share.index], share) for share in shares), key=lambda pair: pair[0].row or 0)
+            self._forward(batch)
+
+    def report(self) -> StepReport:
+        """What happened since the last report."""
+        events, self._events = tuple(self._events), []
+        running = sum(s.row is not None and not s.paused for s in self._sequences.values())
+        return StepReport(
+            steps=self._steps,
+            running=running,
+            waiting=len(self._sequences) - running,
+            kv_used=1 - self._pool.free / self._pool.rows,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            events=events,
+        )
+
+    def _of(self, request_ids: frozenset[str]) -> list[RunningSequence]:
+        return [self._sequences[request_id] for request_id in request_ids & self._sequences.keys()]
+
+    def _give_rows(self) -> None:
+        for sequence in self._sequences.values():
+            if sequence.paused or sequence.row is not None:
+                continue
+            if not self._pool.free and not self._free_one():
+                return
+            sequence.row = self._pool.take()
+            if sequence.parked is not None:
+                self._pool.unpark(sequence.row, sequence.parked)
+                self._unpark(sequence)
+
+    def _free_one(self) -> bool:
+        """Take the row of the paused sequence that came last."""
+        for sequence in reversed(self._sequences.values()):
+            if sequence.paused and sequence.row is not None:
+                self._park(sequence)
+                self._pool.give_back(sequence.row)
+                sequence.row = None
+                return True
+        return False
+
+    def _park(self, sequence: RunningSequence) -> None:
+        assert sequence.row is not None, "only a sequence with a row has KV to park"
+        num_bytes = sequence.computed * self._pool.shape.token_bytes
+        if num_bytes > self._parked_room:
+            sequence.computed = 0
+            return
+        try:
+            sequence.parked = self._pool.park(sequence.row, sequence.computed)
+        except (MemoryError, torch.OutOfMemoryError):
+            logger.warning("no host memory to park %d bytes of KV; it will be computed again", num_bytes)
+            sequence.computed = 0
+            return
+        self._parked_room -= num_bytes
+
+    def _unpark(self, sequence: RunningSequence) -> None:
+        if sequence.parked is not None:
+            self._parked_room += sequence.parked.num_bytes
+            sequence.parked = None
+
+    def _forward(self, batch: list[tuple[RunningSequence, Share]]) -> None:
+        for sequence, _ in batch:
+            sequence.start()
+        try:
+            results = self._runner.run([chunk_of(sequence, share) for sequence, share in batch])
+        except torch.AcceleratorError:
+            # The device is lost: whatever is tried next fails too.
+            raise
+        except Exception as error:
+            if len(batch) == 1:
+                self._fail(batch[0][0], error)
+                return
+            # One bad sequence must not take its neighbours along: a forward can be repeated, so each runs alone.
+            logger.warning("a step over %d sequences failed; running them one by one", len(batch), exc_info=True)
+            for item in batch:
+                self._forward([item])
+            return
+        finished = []
+        for (sequence, share), result in zip(batch, results, strict=True):
+            self._prompt_tokens += sequence.computed_more(share.count, result.mass)
+            if not sequence.remaining:
+                finished.append((sequence, result.logits))
+        if finished:
+            sequences, logits = zip(*finished, strict=True)
+            self._choose(sequences, torch.stack(logits))
+
+    def _choose(self, sequences: tuple[RunningSequence, ...], logits: torch.Tensor) -> None:
+        """The next token of each; ``logits``: float[B, V]."""
+        try:
+            chosen = choose_batch([sequence.sampler for sequence in sequences], logits)
+        except Exception as error:
+            chosen = [error] * len(sequences)
+        for sequence, token in zip(sequences, chosen, strict=True):
+            try:
+                if isinstance(token, Exception):
+                    raise token
+                event = sequence.accept(token)
+            except Exception as error:
+                self._fail(sequence, error)
+                continue
+            self._completion_tokens += 1
+            if event.last:
+                self._end(sequence, event)
+            else:
+                self._events.append((sequence.request.request_id, event))
+
+    def _fail(self, sequence: RunningSequence, error: Exception) -> None:
+        if not isinstance(error, PremoeError):
+            logger.error("sequence %s failed", sequence.request.request_id, exc_info=error)
+        self._end(sequence, sequence.failed_event(error))
+
+    def _end(self, sequence: RunningSequence, event: TokenEvent) -> None:
+        """Free everything the sequence holds."""
+        del self._sequences[sequence.request.request_id]
+        if sequence.row is not None:
+            self._pool.give_back(sequence.row)
+            sequence.row = None
+        self._unpark(sequence)
+        self._events.append((sequence.request.request_id, event))
+
+
+def chunk_of(sequence: RunningSequence, share: Share) -> Chunk:
+    assert sequence.row is not None, "only sequences with a KV row are run"
+    start = sequence.computed
+    return Chunk(
+        row=sequence.row,
+        start=start,
+        tokens=tuple(sequence.tokens[start : start + share.count]),
+        pattern_row=sequence.request.pattern_row,
+        active=sequence.request.active,
+    )

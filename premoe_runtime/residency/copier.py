@@ -1,0 +1,126 @@
+"""Copying blobs between host memory and slots, beside the engine and while it decodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.fetch import never
+from premoe_runtime.residency.host_tier import HostArena
+from premoe_runtime.residency.slot_store import SlotStore
+
+_NAP_SECONDS = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class BlobCopy:
+    """One blob: ``place`` in host memory, ``slot`` of the expert's layer, and the blake3 its bytes have."""
+
+    expert: ExpertId
+    place: int
+    slot: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """First ``saves`` from slots to host memory, then ``loads`` from there into slots that no step can reach.
+
+    ``threads`` > 1 only pays, and only is fair, where nothing decodes meanwhile. ``bytes_per_second`` bounds the pace.
+    """
+
+    loads: tuple[BlobCopy, ...]
+    saves: tuple[BlobCopy, ...] = ()
+    threads: int = 1
+    bytes_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What became of a ``Copy``: ``written`` slots are whole, ``torn`` ones were begun, the others not touched.
+
+    ``saved``: blobs that are in host memory now, with the digests of their bytes.
+    """
+
+    written: frozenset[ExpertId]
+    torn: frozenset[ExpertId] = frozenset()
+    saved: Mapping[ExpertId, str] = field(default_factory=dict)
+    start_ns: int = 0
+    end_ns: int = 0
+    error: Exception | None = None
+
+
+class Copier:
+    """Carries out copies, one at a time. Never raises: what went wrong is in the result."""
+
+    def __init__(self, store: SlotStore, arena: HostArena) -> None:
+        self._store = store
+        self._arena = arena
+        self._stream = torch.cuda.Stream(store.device) if store.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def run(
+        self, copy: Copy, cancelled: Callable[[], bool] = never, *, after: torch.cuda.Event | None = None
+    ) -> Copied:
+        """``after``: CUDA event of the last step that could read the slots."""
+        started, begun = time.time_ns(), time.monotonic()
+        touched: set[ExpertId] = set()
+        written: set[ExpertId] = set()
+        saved: dict[ExpertId, str] = {}
+        error: Exception | None = None
+
+        def one(blob: BlobCopy) -> None:
+            self._pace(copy, len(touched), begun, cancelled)
+            if cancelled():
+                return
+            touched.add(blob.expert)
+            self._move(self._arena.blob(blob.place), self._store.slot(blob.expert.layer, blob.slot))
+            self._store.note_digest(blob.expert, blob.digest)
+            written.add(blob.expert)
+
+        try:
+            if self._stream is not None and after is not None:
+                self._stream.wait_event(after)
+            for blob in copy.saves:
+                self._move(self._store.slot(blob.expert.layer, blob.slot), self._arena.blob(blob.place))
+                saved[blob.expert] = self._store.digest(blob.expert)
+            # A device has its own copy engine, and a pace is kept by one thread.
+            if copy.threads == 1 or self._stream is not None or copy.bytes_per_second:
+                for blob in copy.loads:
+                    one(blob)
+            else:
+                with ThreadPoolExecutor(copy.threads, "premoe-copy") as pool:
+                    list(pool.map(one, copy.loads))
+            self._drain()
+        except Exception as failure:
+            # Nothing is known of what a failed device copied.
+            error, saved = failure, {}
+            if self._stream is not None:
+                written = set()
+        return Copied(frozenset(written), frozenset(touched - written), saved, started, time.time_ns(), error)
+
+    def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        if self._stream is None:
+            # One plain memory copy on this thread, without the interpreter lock: torch's own copy would take the OpenMP
+            # threads that decoding needs.
+            np.copyto(target.numpy(), source.numpy())
+        else:
+            with torch.cuda.stream(self._stream):
+                target.copy_(source, non_blocking=True)
+
+    def _drain(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+    def _pace(self, copy: Copy, done: int, begun: float, cancelled: Callable[[], bool]) -> None:
+        """Sleep as long as the blobs copied so far are ahead of the pace."""
+        if not copy.bytes_per_second:
+            return
+        due = begun + (done + 1) * self._store.blob_bytes / copy.bytes_per_second
+        while (left := due - time.monotonic()) > 0 and not cancelled():
+            time.sleep(min(left, _NAP_SECONDS))

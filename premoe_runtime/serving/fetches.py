@@ -1,0 +1,180 @@
+"""Which blobs are on their way into host memory, for whom, and what is tried again. Owned by the serving loop."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from premoe_runtime.formats.errors import Unavailable
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.fetch import Fetcher
+from premoe_runtime.residency.host_tier import HostTier
+
+RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0)
+"""Waits before a source that is unavailable is asked again; after the last one its error counts."""
+MAX_FETCHES = 4
+"""Fetches at once: several patterns may wait for slow storage."""
+
+
+@dataclass(eq=False, slots=True)
+class Need:
+    """Blobs that somebody needs in host memory. ``held`` ones are here and stay until they are copied or given up."""
+
+    experts: frozenset[ExpertId]
+    held: set[ExpertId] = field(default_factory=set)
+    fetch: Fetch | None = None
+    tries: int = 0
+    retry_at: float = 0.0
+    delivered: int = 0
+    """Blobs that came from the source."""
+    fetch_ns: tuple[int, int] = (0, 0)
+    """Unix time of the first fetch's start and the last one's end, in ns."""
+    ready: bool = False
+    """Whether a copy may begin: everything lacking is held, or as much as the tier can take."""
+
+
+@dataclass(eq=False, slots=True)
+class Fetch:
+    """One fetch under way. ``places``: where its blobs go."""
+
+    need: Need
+    places: dict[ExpertId, int]
+    stop: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """A blob has arrived and its bytes were checked."""
+
+    fetch: Fetch
+    expert: ExpertId
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOver:
+    """A fetch has ended, whatever became of it; its places are its owner's again."""
+
+    fetch: Fetch
+    error: Exception | None
+    start_ns: int
+    end_ns: int
+
+
+class Fetches:
+    """Starts fetches on threads of their own, which tell of it through ``post``; everything else is the owner's thread.
+
+    A fetch that was stopped keeps its places until its thread says that it is over: nobody else may write there.
+    """
+
+    def __init__(
+        self,
+        host: HostTier,
+        fetcher: Fetcher,
+        post: Callable[[Delivered | FetchOver], None],
+        retry_seconds: Sequence[float] = RETRY_SECONDS,
+    ) -> None:
+        self._host, self._fetcher, self._post = host, fetcher, post
+        self._retry_seconds = tuple(retry_seconds)
+        self._running: set[Fetch] = set()
+        self.host = host
+
+    def update(
+        self, need: Need, lacking: Iterable[ExpertId], *, first: bool, context: contextvars.Context | None, now: float
+    ) -> None:
+        """Hold what is here of ``lacking``, fetch what is not, and say whether a copy may begin.
+
+        ``first``: nobody in need is older; it may go on with less than everything when the tier is too small. ``now``
+        is monotonic.
+        """
+        wanted = list(lacking)
+        for expert in wanted:
+            if expert in self._host and expert not in need.held:
+                self._host.hold(expert)
+                need.held.add(expert)
+        missing = [e for e in wanted if e not in need.held]
+        need.ready = not missing
+        if not missing or need.fetch is not None or now < need.retry_at or len(self._running) >= MAX_FETCHES:
+            return
+        absent = [e for e in missing if not self._host.is_filling(e)]
+        room = self._host.available
+        if room < len(absent) and not first:
+            return
+        if absent and room:
+            self._start(need, absent[:room], context or contextvars.Context())
+        elif first and need.held:
+            # The tier is full of what this one holds: part by part it goes through.
+            need.ready = True
+
+    def let_go(self, need: Need, experts: Iterable[ExpertId] | None = None) -> None:
+        """Give up the hold on these blobs, or on all."""
+        for expert in list(need.held) if experts is None else experts:
+            if expert in need.held:
+                need.held.remove(expert)
+                self._host.let_go(expert)
+
+    def drop(self, need: Need) -> None:
+        """Nobody needs it any more: stop its fetch and give up its holds."""
+        self.let_go(need)
+        if need.fetch is not None:
+            need.fetch.stop.set()
+        need.ready, need.tries, need.retry_at = False, 0, 0.0
+        need.delivered, need.fetch_ns = 0, (0, 0)
+
+    def arrived(self, message: Delivered, *, wanted: bool) -> None:
+        """Take a blob in; it is held if its owner still wants it."""
+        fetch, expert = message.fetch, message.expert
+        del fetch.places[expert]
+        self._host.commit(expert, message.digest)
+        if wanted and fetch.need.fetch is fetch and not fetch.stop.is_set():
+            self._host.hold(expert)
+            fetch.need.held.add(expert)
+            fetch.need.delivered += 1
+
+    def over(self, message: FetchOver, now: float) -> Exception | None:
+        """Note the end of a fetch. Returns the error that its owner must fail with, if it is not to be tried again."""
+        fetch, need = message.fetch, message.fetch.need
+        self._running.discard(fetch)
+        for expert in fetch.places:
+            self._host.discard(expert)
+        if need.fetch is not fetch:
+            return None
+        need.fetch = None
+        if fetch.stop.is_set():
+            return None
+        need.fetch_ns = (need.fetch_ns[0] or message.start_ns, message.end_ns)
+        if message.error is None:
+            need.tries, need.retry_at = 0, 0.0
+            return None
+        if not isinstance(message.error, Unavailable) or need.tries >= len(self._retry_seconds):
+            return message.error
+        need.retry_at = now + self._retry_seconds[need.tries]
+        need.tries += 1
+        return None
+
+    def stop(self) -> None:
+        """Stop all fetches; nobody waits for their threads."""
+        for fetch in self._running:
+            fetch.stop.set()
+
+    def _start(self, need: Need, experts: Sequence[ExpertId], context: contextvars.Context) -> None:
+        fetch = need.fetch = Fetch(need, {expert: self._host.reserve(expert) for expert in experts})
+        self._running.add(fetch)
+        # Another fetch may run in the request's context at this moment: a copy is entered.
+        target = context.copy().run
+        threading.Thread(
+            target=target, args=(self._run, fetch, dict(fetch.places)), name="premoe-fetch", daemon=True
+        ).start()
+
+    def _run(self, fetch: Fetch, places: dict[ExpertId, int]) -> None:
+        start_ns, error = time.time_ns(), None
+        try:
+            self._fetcher.fetch(
+                places, lambda expert, digest: self._post(Delivered(fetch, expert, digest)), fetch.stop.is_set
+            )
+        except Exception as failure:
+            error = failure
+        self._post(FetchOver(fetch, error, start_ns, time.time_ns()))
