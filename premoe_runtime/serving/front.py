@@ -9,15 +9,15 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
 
-from premoe_runtime.engines.base import Engine, Report, SequenceRequest, TokenEvent
+from premoe_runtime.engines.base import Engine, SequenceRequest, TokenEvent
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.residency.fetch import Fetcher
 from premoe_runtime.residency.host_tier import HostArena, HostTier
 from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.source import ExpertSource
-from premoe_runtime.serving.fetches import RETRY_SECONDS, Delivered, Fetches, FetchOver
-from premoe_runtime.serving.loop import EngineEnded, ServingLoop, draining, queue_full
+from premoe_runtime.serving.fetches import RETRY_SECONDS, Fetches
+from premoe_runtime.serving.loop import EngineEnded, Heard, ServingLoop, draining, queue_full
 from premoe_runtime.serving.messages import (
     CancelRequest,
     CheckBytes,
@@ -78,7 +78,7 @@ class Front:
         self._engine, self._max_waiting = engine, max_waiting
         self._slots, self._num_experts = store.slots, store.num_experts
         self._full = KeptPattern.full(store.num_layers, store.num_experts)
-        self._inbox: SimpleQueue[Message | Report | Delivered | FetchOver] = SimpleQueue()
+        self._inbox: SimpleQueue[Heard] = SimpleQueue()
         fetcher = Fetcher(source, store.manifest, store.layout, arena)
         self._loop = ServingLoop(
             engine,

@@ -240,7 +240,7 @@ class ManagedBench:
     @property
     def host(self) -> HostTier:
         """The loop's own: to be looked at while nothing happens."""
-        return self.front._loop._host
+        return self.front._loop._fetches.host
 
     def resident(self) -> frozenset[ExpertId]:
         slots = self.front.residency().slots

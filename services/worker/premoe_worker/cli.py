@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 from premoe_servicekit.clients import blocking_channel, channel
@@ -103,7 +105,16 @@ async def _serve_model(
     await admin.start()
     if keeper is not None:
         await stack.enter_async_context(keeper.running())
+    model.front.ended.add_done_callback(partial(_end_with, process, asyncio.get_running_loop()))
     await process.serve([server, admin], address=server.address, admin=admin.address, model=name)
+
+
+def _end_with(process: Process, loop: asyncio.AbstractEventLoop, ended: Future[BaseException | None]) -> None:
+    """Serving has ended; if nobody closed it, the process must not look alive."""
+    reason = ended.result()
+    if reason is not None and not loop.is_closed():
+        error = Unavailable(f"serving ended: {type(reason).__name__}: {reason}; start the worker again", reason="ENDED")
+        loop.call_soon_threadsafe(process.fail, error)
 
 
 async def _manifest(source: GrpcExpertSource, wait_s: float) -> Manifest:

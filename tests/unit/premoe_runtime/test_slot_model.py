@@ -243,7 +243,7 @@ def test_a_router_that_is_stored_wider_stays_so(tmp_path: Path, family: Family) 
             wide[name.replace("block_sparse_moe", "mlp")] = tensors[name]
         shard.write_bytes(save(tensors, {"format": "pt"}))
     model = load_slot_model(MemorySource(checkpoint), slots=EXPERTS)
-    bring(model.bank, model.source, EVERYTHING, {0: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
+    bring(model.store, model.source, EVERYTHING, {0: torch.ones(LAYERS, EXPERTS, dtype=torch.bool)})
     stock = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16, experts_implementation="grouped_mm")
     stock.eval().requires_grad_(False)
     assert len(wide) == LAYERS
