@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -279,3 +280,17 @@ def test_without_retrieval_the_full_model_is_served(store_address: str, store_ur
                 list(stub.Generate(request()))
         assert child.stop(signal.SIGTERM) == 0
         assert "error" not in child.stderr().lower()
+
+
+def test_a_uniform_worker_serves_a_shared_set(store_url: str) -> None:
+    pattern = Pattern.load(open_store(store_url).get, pattern_ids(store_url)["capitals"])
+    assert pattern.allocation == "shared"
+    with mesh_over(store_url, allocation="uniform") as mesh, blocking_channel(mesh.worker_addresses[0]) as opened:
+        worker = Stub(opened)
+        events = list(worker.Generate(request(tokens=2, pattern=specialist(pattern.pattern_id))))
+        assert events[-1].finished.completion_tokens > 0
+        residency = worker.GetResidency(worker_pb2.GetResidencyRequest())
+    assert (residency.allocation, list(residency.layer_slots)) == ("uniform", [6, 6])
+    even = replace(pattern, allocation="uniform").kept(Budget.parse(BUDGET))
+    for layer, kept in zip(residency.layers, even, strict=True):
+        assert set(np.flatnonzero(kept)) <= set(layer.slots)
