@@ -134,6 +134,8 @@ def find_pattern(store: Store, name: str, set_name: str | None = None) -> Patter
 
     Tasks come first: "add" begins many ids. Raises NotFound, InvalidInput, CorruptData.
     """
+    if name in ids(store, "patterns"):
+        return Pattern.load(store.get, name)
     with suppress(NotFound, InvalidInput):
         return Pattern.load(store.get, find_set(store, set_name).member(name).pattern_id)
     if any(known.startswith(name) for known in ids(store, "patterns")):

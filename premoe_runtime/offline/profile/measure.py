@@ -28,17 +28,21 @@ from premoe_runtime.residency.swap import bring
 Advance = Callable[[int], None]
 
 
-def make_full(model: SlotModel) -> None:
-    """Bring every expert in and let mask row 0 keep them all. Raises InvalidInput when the slots do not suffice."""
+def make_full(model: SlotModel, advance: Advance = lambda _: None) -> None:
+    """Bring every expert in and let mask row 0 keep them all; ``advance`` is told of every layer.
+
+    Raises InvalidInput when the slots do not suffice.
+    """
     store = model.store
     if min(store.slots) < store.num_experts:
         raise InvalidInput(
             f"this needs all {store.num_experts} experts of a layer resident, but there are {min(store.slots)} slots",
             reason="SLOTS_TOO_FEW",
         )
-    everything = np.ones((store.num_layers, store.num_experts), np.bool_)
-    needed = {ExpertId(layer, expert) for layer in range(store.num_layers) for expert in range(store.num_experts)}
-    bring(store, model.source, needed, {0: everything})
+    for layer in range(store.num_layers):
+        bring(store, model.source, {ExpertId(layer, expert) for expert in range(store.num_experts)})
+        advance(1)
+    bring(store, model.source, frozenset(), {0: np.ones((store.num_layers, store.num_experts), np.bool_)})
     model.steps(0)
 
 

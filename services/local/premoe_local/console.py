@@ -75,24 +75,28 @@ def note(text: str) -> None:
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table on stdout; columns whose every value is a number stand to the right.
 
-    On a terminal too narrow for its longest words, every row becomes a block of lines: no word is cut.
+    A column without any value is left out. On a terminal too narrow for its longest words, every row becomes a block
+    of lines: no word is cut.
     """
     values = [["" if value is None else str(value) for value in row] for row in rows]
+    used = [index for index in range(len(columns)) if not values or any(row[index] for row in values)]
+    columns, values = [columns[index] for index in used], [[row[index] for index in used] for row in values]
     console = Console(file=sys.stdout, highlight=False, markup=False)
     if not console.is_terminal:
         # A pipe has no width: rich would fold at 80 columns.
         console = Console(file=sys.stdout, highlight=False, markup=False, width=200)
+    numeric = [bool(values) and all(_is_number(row[index]) for row in values) for index in range(len(columns))]
+    # A number stays beside its unit; other cells may be wrapped between words.
     least = [
-        max(len(word) for word in " ".join((name, *cells)).split(" "))
-        for name, *cells in zip(columns, *values, strict=True)
+        max(len(part) for part in (*name.split(" "), *(cells if one else " ".join(cells).split(" "))))
+        for one, name, *cells in zip(numeric, columns, *values, strict=True)
     ]
     if console.is_terminal and sum(least) + 3 * len(least) + 1 > console.width:
         _print_blocks(console, title, columns, values)
         return
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for index, name in enumerate(columns):
-        numeric = bool(values) and all(_is_number(row[index]) for row in values)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold", min_width=least[index])
+    for name, one, width in zip(columns, numeric, least, strict=True):
+        table.add_column(name, justify="right" if one else "left", overflow="fold", min_width=width)
     for row in values:
         table.add_row(*row)
     console.print(table)

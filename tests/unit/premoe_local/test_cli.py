@@ -156,6 +156,15 @@ def test_tables_cut_no_word(monkeypatch: pytest.MonkeyPatch, width: int) -> None
     assert all(word in text for word in ("summarise", "a" * 64, "12", "several", "wrapped", "prompts"))
 
 
+def test_a_number_stays_beside_its_unit_and_empty_columns_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = ("budget", "slots a layer", "experts", "in all", "main memory", "fits", "longest context", "why not")
+    text = shown(80, monkeypatch, columns, ("4/16", "18", "102.5 MiB", "516.1 MiB", "922.0 MiB", "yes", 1024, ""))
+    assert "102.5 MiB" in text
+    assert "922.0 MiB" in text
+    assert "why" not in text
+    assert max(map(len, click.unstyle(text).splitlines())) <= 80
+
+
 def test_the_options_of_a_default_subcommand_are_shown() -> None:
     for name, options in {"pack": ("--to", "--json", "verify"), "profile": ("--task", "--json", "list", "rm")}.items():
         text = CliRunner().invoke(command, [name, "--help"]).stdout

@@ -123,7 +123,7 @@ def test_the_measured_generalist_is_recorded_in_a_new_set(folder: Path) -> None:
         ),
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--limit", "0"], 2, "error: Invalid value"),
         (["--data", "digits={f}/none.jsonl", "--budgets", "4/8"], 3, "no such calibration file"),
-        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--patterns", "zz"], 3, "no pattern 'zz'"),
+        (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--patterns", "zz"], 3, "no task or pattern 'zz'"),
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--set", "zz"], 3, "no set 'zz'"),
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--patterns", "a", "--record"], 2, "needs a set"),
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--set-live"], 2, "with --record only"),

@@ -80,6 +80,7 @@ def test_build_prints_tables_and_notes(store: str) -> None:
 def test_chosen_profiles_only(store: str) -> None:
     listed = document("list", store)["profiles"]
     digits = next(entry["profile_id"] for entry in listed if entry["task"] == "digits")  # type: ignore[attr-defined]
+    assert document("build", store, "--profiles", "digits") == document("build", store, "--profiles", digits[:12])
     made = document("build", store, "--profiles", digits[:12])
     assert [member["task"] for member in made["members"]] == ["digits", "generalist"]  # type: ignore[attr-defined]
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table, progress
+from premoe_local.full_model import full_model
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
+from premoe_runtime.formats.pattern import METRICS, Metric
 from premoe_runtime.formats.pattern_set import PatternSet, Retention
 from premoe_runtime.offline.calibration import Example, PassedOver, read_calibration
 from premoe_runtime.offline.patterns import library
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 @click.option("--data", "data", multiple=True, required=True, help="task=FILE.jsonl with answers, repeatable.")
 @click.option("--budgets", required=True, help="Comma-separated, for example 4/32,4/16,4/8.")
 @click.option("--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]")
-@click.option("--patterns", "pattern_names", multiple=True, help="Pattern ids instead of a set, repeatable.")
+@click.option("--patterns", "pattern_names", multiple=True, help="Pattern ids or tasks instead of a set, repeatable.")
 @click.option("--store", "store_url", help="Object store of the patterns.  [default: the one MODEL lies in]")
 @click.option(
     "--metric",
@@ -91,7 +92,6 @@ def command(
             raise InvalidInput(f"--data names task {task!r} twice; join the files", reason="DATA_SYNTAX")
         examples[task] = read_calibration(path, limit=limit, passed_over=unused)
     from premoe_runtime.offline.evaluation import Patterns, evaluate, plan_runs, random_pattern
-    from premoe_runtime.offline.profile.measure import load_full_model
 
     reader = open_pack(model)
     manifest = reader.manifest()
@@ -100,7 +100,7 @@ def command(
     store = library.store_of(model, store_url)
     found = None if pattern_names else library.load_set(store, manifest.weights_id, set_name)
     names = pattern_names if found is None else [member.pattern_id for member in found.members]
-    loaded = [Pattern.load(store.get, library.resolve(store, "patterns", name)) for name in names]
+    loaded = [library.find_pattern(store, name) for name in names]
     if metrics:
         names = sorted({profile_id for pattern in loaded for profile_id in pattern.profiles})
         profiles = by_task(library.profiles_of(store, manifest.weights_id, names))
@@ -115,8 +115,7 @@ def command(
             )
         ]
     runs = plan_runs(list(examples), wanted, *rules)
-    with progress("loading the model", counts=False):
-        slot_model = load_full_model(reader, threads=threads, device=device, dtype=dtype)
+    slot_model = full_model(reader, threads=threads, device=device, dtype=dtype)
     total = sum(len(examples[run.task]) for run in runs)
     with progress("evaluating", total=total) as bar:
         outcomes = list(evaluate(slot_model, examples, runs, advance=bar.advance, passed_over=unused))

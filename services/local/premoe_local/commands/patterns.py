@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, cast, get_args
 
 import click
 
-from premoe_local.console import date, json_option, note, print_json, print_table
+from premoe_local.console import json_option, note, print_json, print_table
 from premoe_local.output_file import write_file
+from premoe_local.pattern_store import list_, pattern_document, remove, set_live
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS as SPARE
 from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.choices import Allocation, OnUnknown
-from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns import library, upkeep
@@ -28,9 +28,7 @@ from premoe_runtime.offline.patterns.build import (
 from premoe_runtime.offline.patterns.derive import mean_retained_mass
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.packs.reader import open_pack
-from premoe_runtime.storage import Store, open_store
-
-T = TypeVar("T")
+from premoe_runtime.storage import open_store
 
 set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]"
@@ -42,10 +40,14 @@ def command() -> None:
     """Build, list, show and plot patterns and pattern sets; choose the live one, remove others."""
 
 
+for subcommand in (list_, set_live, remove):
+    command.add_command(subcommand)
+
+
 @command.command("build")
 @click.argument("store_url")
 @click.argument("model", required=False)
-@click.option("--profiles", "names", multiple=True, help="Profile id, repeatable.  [default: all of the model's]")
+@click.option("--profiles", "names", multiple=True, help="Profile id or task, repeatable.  [default: all]")
 @click.option(
     "--metric",
     type=click.Choice(METRICS),
@@ -114,7 +116,8 @@ def build(
     )
     store = open_store(store_url)
     manifest = open_pack(model or store_url).manifest()
-    profiles = library.profiles_of(store, manifest.weights_id, names)
+    chosen = [profile_id for name in names for profile_id in upkeep.find_profiles(store, name)]
+    profiles = library.profiles_of(store, manifest.weights_id, chosen)
     enough, left_out = (profiles, []) if names else usable(profiles)
     profiles = enough or profiles
     built = build_set(profiles, options)
@@ -126,97 +129,6 @@ def build(
         note(f"note: {text}")
     _print_set(built.pattern_set, f"Pattern set {set_id}" + (" (live)" if set_live else ""))
     _print_masses(built.patterns, profiles, options)
-
-
-@command.command("list")
-@click.argument("store_url")
-@json_option
-def list_(store_url: str, as_json: bool) -> None:
-    """List the profiles, patterns and sets of a store."""
-    store = open_store(store_url)
-    live = set(library.live_sets(store).values())
-    document = {
-        "profiles": _entries(store, "profiles", Profile.load, _profile_entry),
-        "patterns": _entries(store, "patterns", Pattern.load, _pattern_document),
-        "sets": _entries(store, "sets", PatternSet.load, lambda found: _set_entry(found, live)),
-    }
-    if as_json:
-        print_json(document)
-        return
-    for title, entries in document.items():
-        columns = list(entries[0]) if entries else ["none"]
-        print_table(title.capitalize(), columns, [[_short(entry[name]) for name in columns] for entry in entries])
-
-
-def _entries(
-    store: Store,
-    kind: library.Kind,
-    load: Callable[[Callable[[str], bytes], str], T],
-    describe: Callable[[T], dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """What lies under ``kind``, each with its date. Damaged files are named on stderr."""
-    entries = []
-    for name, made in sorted(library.dates(store, kind).items()):
-        try:
-            entries.append({**describe(load(store.get, name)), "made": date(made)})
-        except CorruptData as error:
-            note(f"note: {error}")
-    return entries
-
-
-def _profile_entry(profile: Profile) -> dict[str, Any]:
-    return {
-        "profile_id": profile.profile_id,
-        "task": profile.task,
-        "weights_id": profile.weights_id,
-        "samples": profile.samples,
-        "tokens": profile.tokens,
-    }
-
-
-def _set_entry(found: PatternSet, live: Collection[str]) -> dict[str, Any]:
-    return {
-        "set_id": found.set_id,
-        "weights_id": found.weights_id,
-        "metric": found.document.metric,
-        "allocation": found.allocation,
-        "tasks": [member.task for member in found.specialists],
-        "live": found.set_id in live,
-    }
-
-
-@command.command("set-live")
-@click.argument("store_url")
-@click.argument("name", metavar="SET")
-@json_option
-def set_live_(store_url: str, name: str, as_json: bool) -> None:
-    """Make SET, named by the start of its id, the live set of its weights.
-
-    What serves these weights takes it up at its next look, within seconds.
-    """
-    found = upkeep.set_live(open_store(store_url), name)
-    if as_json:
-        print_json({"set_id": found.set_id, "weights_id": found.weights_id})
-    else:
-        click.echo(f"set {found.set_id} is live for weights {found.weights_id[:16]}")
-
-
-@command.command("rm")
-@click.argument("store_url")
-@click.argument("names", metavar="SET...", nargs=-1, required=True)
-@json_option
-def remove(store_url: str, names: tuple[str, ...], as_json: bool) -> None:
-    """Remove sets, named by the start of their ids, with the patterns that no other set names.
-
-    The live set of a model is refused.
-    """
-    store = open_store(store_url)
-    removed = [upkeep.remove_set(store, name) for name in names]
-    if as_json:
-        print_json({"removed": [{"set_id": set_id, "patterns": patterns} for set_id, patterns in removed]})
-        return
-    for set_id, patterns in removed:
-        click.echo(f"removed set {set_id} and {len(patterns)} patterns")
 
 
 @command.command("show")
@@ -243,12 +155,12 @@ def show(store_url: str, name: str | None, set_name: str | None, budget: str | N
     counts = pattern.kept(chosen).sum(axis=1)
     best = [ranking[:count].tolist() for ranking, count in zip(pattern.ranking, counts, strict=True)]
     if as_json:
-        print_json({**_pattern_document(pattern), "budget": str(chosen), "layers": best})
+        print_json({**pattern_document(pattern), "budget": str(chosen), "layers": best})
         return
     print_table(
         f"Pattern {pattern.pattern_id}",
         ("what", "value"),
-        [(k, _cell(v)) for k, v in _pattern_document(pattern).items()],
+        [(k, _cell(v)) for k, v in pattern_document(pattern).items()],
     )
     rows = [(layer, " ".join(str(expert) for expert in experts)) for layer, experts in enumerate(best)]
     print_table(f"Experts kept at {chosen}, most needed first", ("layer", "experts"), rows)
@@ -286,19 +198,6 @@ def _budget(text: str | None, pattern: Pattern) -> Budget:
         return Budget.parse(text)
     kept = max(1, pattern.num_experts // 4)
     return Budget(1, kept)
-
-
-def _pattern_document(pattern: Pattern) -> dict[str, Any]:
-    return {
-        "pattern_id": pattern.pattern_id,
-        "task": pattern.task,
-        "kind": pattern.kind,
-        "metric": pattern.metric,
-        "allocation": pattern.allocation,
-        "semantics": pattern.semantics,
-        "weights_id": pattern.weights_id,
-        "profiles": list(pattern.profiles),
-    }
 
 
 def _set_document(found: PatternSet) -> dict[str, Any]:
@@ -339,12 +238,6 @@ def _print_masses(patterns: Sequence[Pattern], profiles: Sequence[Profile], opti
         for pattern in patterns
     ]
     print_table("Router mass kept", ("pattern", *(str(budget) for budget in budgets)), rows)
-
-
-def _short(value: object) -> str:
-    """Ids cut to what is enough to name them by."""
-    items = [str(item) for item in value] if isinstance(value, list) else [str(value)]
-    return ", ".join(item[:16] if len(item) == 64 else item for item in items)
 
 
 def _cell(value: object) -> str:

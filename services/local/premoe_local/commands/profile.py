@@ -13,6 +13,7 @@ import click
 
 from premoe_local.console import Progress, date, json_option, note, print_json, print_table, progress
 from premoe_local.default_group import DefaultGroup
+from premoe_local.full_model import full_model
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.calibration import Answers, Example, PassedOver, check_task, read_calibration
 
@@ -166,10 +167,7 @@ def _profiles(
     missing = [job for job in jobs if found[job.task] is None]
     slot_model: SlotModel | None = None
     if missing:
-        from premoe_runtime.offline.profile.measure import load_full_model
-
-        with progress("loading the model", counts=False):
-            slot_model = load_full_model(reader, threads=how.threads, device=how.device, dtype=how.dtype)
+        slot_model = full_model(reader, threads=how.threads, device=how.device, dtype=how.dtype)
     done = []
     with progress("profiling", total=sum(len(job.examples) for job in missing)) as bar:
         for one, job in zip(wanted, jobs, strict=True):

@@ -1,0 +1,128 @@
+"""What a store of patterns holds: list it, choose the live set, remove sets. Part of `premoe patterns`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import click
+
+from premoe_local.console import date, json_option, note, print_json, print_table
+from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.formats.pattern_set import PatternSet
+from premoe_runtime.offline.patterns import library, upkeep
+from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.storage import Store, open_store
+
+T = TypeVar("T")
+
+
+@click.command("list")
+@click.argument("store_url")
+@json_option
+def list_(store_url: str, as_json: bool) -> None:
+    """List the profiles, patterns and sets of a store."""
+    store = open_store(store_url)
+    live = set(library.live_sets(store).values())
+    document = {
+        "profiles": _entries(store, "profiles", Profile.load, _profile_entry),
+        "patterns": _entries(store, "patterns", Pattern.load, pattern_document),
+        "sets": _entries(store, "sets", PatternSet.load, lambda found: _set_entry(found, live)),
+    }
+    if as_json:
+        print_json(document)
+        return
+    for title, entries in document.items():
+        columns = list(entries[0]) if entries else ["none"]
+        print_table(title.capitalize(), columns, [[_short(entry[name]) for name in columns] for entry in entries])
+
+
+def _entries(
+    store: Store,
+    kind: library.Kind,
+    load: Callable[[Callable[[str], bytes], str], T],
+    describe: Callable[[T], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """What lies under ``kind``, each with its date. Damaged files are named on stderr."""
+    entries = []
+    for name, made in sorted(library.dates(store, kind).items()):
+        try:
+            entries.append({**describe(load(store.get, name)), "made": date(made)})
+        except CorruptData as error:
+            note(f"note: {error}")
+    return entries
+
+
+def _profile_entry(profile: Profile) -> dict[str, Any]:
+    return {
+        "profile_id": profile.profile_id,
+        "task": profile.task,
+        "weights_id": profile.weights_id,
+        "samples": profile.samples,
+        "tokens": profile.tokens,
+    }
+
+
+def _set_entry(found: PatternSet, live: Collection[str]) -> dict[str, Any]:
+    return {
+        "set_id": found.set_id,
+        "weights_id": found.weights_id,
+        "metric": found.document.metric,
+        "allocation": found.allocation,
+        "tasks": [member.task for member in found.specialists],
+        "live": found.set_id in live,
+    }
+
+
+@click.command("set-live")
+@click.argument("store_url")
+@click.argument("name", metavar="SET")
+@json_option
+def set_live(store_url: str, name: str, as_json: bool) -> None:
+    """Make SET, named by the start of its id, the live set of its weights.
+
+    What serves these weights takes it up at its next look, within seconds.
+    """
+    found = upkeep.set_live(open_store(store_url), name)
+    if as_json:
+        print_json({"set_id": found.set_id, "weights_id": found.weights_id})
+    else:
+        click.echo(f"set {found.set_id} is live for weights {found.weights_id[:16]}")
+
+
+@click.command("rm")
+@click.argument("store_url")
+@click.argument("names", metavar="SET...", nargs=-1, required=True)
+@json_option
+def remove(store_url: str, names: tuple[str, ...], as_json: bool) -> None:
+    """Remove sets, named by the start of their ids, with the patterns that no other set names.
+
+    The live set of a model is refused.
+    """
+    store = open_store(store_url)
+    removed = [upkeep.remove_set(store, name) for name in names]
+    if as_json:
+        print_json({"removed": [{"set_id": set_id, "patterns": patterns} for set_id, patterns in removed]})
+        return
+    for set_id, patterns in removed:
+        click.echo(f"removed set {set_id} and {len(patterns)} patterns")
+
+
+def pattern_document(pattern: Pattern) -> dict[str, Any]:
+    return {
+        "pattern_id": pattern.pattern_id,
+        "task": pattern.task,
+        "kind": pattern.kind,
+        "metric": pattern.metric,
+        "allocation": pattern.allocation,
+        "semantics": pattern.semantics,
+        "weights_id": pattern.weights_id,
+        "profiles": list(pattern.profiles),
+    }
+
+
+def _short(value: object) -> str:
+    """Ids cut to what is enough to name them by."""
+    items = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return ", ".join(item[:16] if len(item) == 64 else item for item in items)
