@@ -63,7 +63,10 @@ class PackReader:
         manifest = self.manifest()
         for file in (*manifest.skeleton, manifest.checks):
             if file.path == path:
-                data = self.store.get(self.path(path))
+                try:
+                    data = self.store.get(self.path(path))
+                except NotFound as error:
+                    raise self._incomplete(f"{path} is missing") from error
                 self._count(len(data))
                 check_file(file, data, self.url)
                 return data
@@ -123,6 +126,10 @@ class PackReader:
     def _read(self, run: Run, group: _Group) -> None:
         try:
             self._count(self.store.read_into(run.file, run.offset, run.views))
+        except NotFound as error:
+            raise self._incomplete(f"the file of {group} is missing") from error
+        except CorruptData as error:
+            raise self._incomplete(f"the file of {group} is too short") from error
         except PremoeError as error:
             raise type(error)(f"pack {self.url}, {group}: {error}", reason=error.reason) from error
 
@@ -161,6 +168,10 @@ class PackReader:
             )
         return manifest
 
+    def _incomplete(self, what: str) -> CorruptData:
+        """What a manifest lists and is not there is damage: whoever asked did nothing wrong."""
+        return CorruptData(f"pack {self.url}: {what}; pack the model again", reason="PACK_INCOMPLETE")
+
     def path(self, path: str) -> str:
         """A pack path as a path of the store."""
         return f"{self.prefix}/{path}" if self.prefix else path
@@ -184,9 +195,14 @@ class _Group:
 def check_file(file: PackFile, data: bytes, where: str) -> None:
     """Raise CorruptData when a pack file has another length or digest than the manifest says."""
     if len(data) != file.num_bytes:
-        raise CorruptData(f"pack {where}: {file.path} has {len(data)} bytes, expected {file.num_bytes}")
+        raise CorruptData(
+            f"pack {where}: {file.path} has {len(data)} bytes, expected {file.num_bytes}; pack the model again",
+            reason="BAD_LENGTH",
+        )
     if blake3.blake3(data).hexdigest() != file.digest:
-        raise CorruptData(f"pack {where}: {file.path} does not match its digest; pack it again", reason="BAD_DIGEST")
+        raise CorruptData(
+            f"pack {where}: {file.path} does not match its digest; pack the model again", reason="BAD_DIGEST"
+        )
 
 
 def open_pack(url: str) -> PackReader:

@@ -154,6 +154,7 @@ class Packer:
             yield PackFile(path=file, num_bytes=record.num_bytes, digest=record.digest)
 
     def write_shard(self, file: str, tensors: Sequence[TensorInfo]) -> ShardRecord:
+        """Stage one skeleton shard of these tensors, in their order."""
         header = encode_header([(one.name, one.dtype, one.shape) for one in tensors], {"format": "pt"})
         whole = blake3.blake3(header)
         digests: dict[str, str] = {}
@@ -187,6 +188,7 @@ class Packer:
         return self.put(f"skeleton/{path}", data)
 
     def put(self, file: str, data: bytes) -> PackFile:
+        """Stage a small file."""
         self.staging.store.put(self.staging.path(file), data)
         self.bytes_written += len(data)
         return PackFile(path=file, num_bytes=len(data), digest=blake3.blake3(data).hexdigest())
@@ -208,6 +210,7 @@ class Packer:
         return record
 
     def write_layer(self, layer: int, file: str) -> LayerRecord:
+        """Stage one MoE layer's expert file."""
         model, blob_bytes = self.checkpoint.model, self.layout.blob_bytes
         header = lay.expert_file_header(model.num_experts, blob_bytes)
         digests: list[str] = []
