@@ -1,1 +1,1 @@
-"""Model families: tensor names on disk and router arithmetic, one file a family."""
+"""Model families: what no stock class tells of them, one value and one file a family."""

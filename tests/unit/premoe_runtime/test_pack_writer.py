@@ -16,7 +16,7 @@ from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from support.checkpoints import Array, checkpoint, config, tensors, write
+from support.checkpoints import CONFIGS, Array, checkpoint, config, tensors, write
 
 from premoe_runtime.formats.errors import Conflict, Exhausted
 from premoe_runtime.formats.manifest import Manifest
@@ -102,7 +102,7 @@ def test_packs_hold_the_checkpoint(tmp_path: Path, family: str, dtype: str) -> N
 
 @settings(max_examples=25, deadline=None)
 @given(
-    family=st.sampled_from(["qwen3_moe", "mixtral", "olmoe"]),
+    family=st.sampled_from(sorted(CONFIGS)),
     hidden=st.integers(1, 40),
     inner=st.integers(1, 70),
     layers=st.integers(1, 3),
