@@ -1,12 +1,13 @@
-"""Decode throughput with a quarter of the experts in slots, against all of them: same engine, same process.
+"""Throughput with a quarter of the experts in slots, with all of them, and of plain transformers: in one process.
 
     python benchmarks/throughput.py [--rounds 7 --dtype float32 --threads 2] [--json FILE]
 
 A random Qwen3-MoE (4 layers, 64 experts, top-8; about 200 MB of experts) is packed and loaded twice: with 16 slots a
-layer under one pattern, and with 64 under the full one. Only ratios should be quoted: pruning gives speed through fewer
-distinct experts touched, so it grows with the batch. float32 is the default because a CPU without bf16 instructions
-spends its time emulating them, whatever the number of experts. CPU seconds are noted beside the clock's: they tell more
-on a machine that is shared.
+layer under one pattern, and with 64 under the full one; the third variant is ``generate`` of the stock class with the
+same weights. Decoding is timed from the moment when all of a batch have their first token, prefill up to it. Only
+ratios should be quoted: pruning gives speed through fewer distinct experts touched, so it grows with the batch.
+float32 is the default because a CPU without bf16 instructions spends its time emulating them, whatever the number of
+experts. CPU seconds are noted beside the clock's: they tell more on a machine that is shared.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +40,7 @@ from premoe_runtime.serving.requests import FULL, KeptPattern, ManagedRequest
 from premoe_runtime.storage import open_store
 
 LAYERS, EXPERTS, TOP_K = 4, 64, 8
-VOCABULARY, PROMPT_TOKENS, ANSWER_TOKENS = 8192, 32, 48
+VOCABULARY, PROMPT_TOKENS, ANSWER_TOKENS, PREFILL_TOKENS = 8192, 32, 48, 128
 BATCHES = (1, 8, 32)
 QUARTER = EXPERTS // 4
 WIDTHS = {"float32": 128, "bfloat16": 256}
@@ -76,41 +78,97 @@ def write_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Wall and CPU seconds of this process."""
+
+    wall: float = field(default_factory=time.perf_counter)
+    cpu: float = field(default_factory=time.process_time)
+
+
 class Clock:
-    """Sees every token of a batch; measures from the last sequence's first token to the very last token."""
+    """Sees every token of a batch: when it was sent, when all had their first token, and when the last one came."""
 
     def __init__(self, batch: int) -> None:
         self._starting = set(range(batch))
         self._running = set(range(batch))
         self._decoded = 0
-        self._began = (0.0, 0.0)
-        self._ended = (0.0, 0.0)
         self._error: Exception | None = None
         self._done = threading.Event()
+        self.sent = self.began = self.ended = Moment()
 
     def on_event(self, index: int, event: TokenEvent) -> None:
         """Called on the engine's thread only."""
-        now = (time.perf_counter(), time.process_time())
+        now = Moment()
         if index in self._starting:
             self._starting.remove(index)
             if not self._starting:
-                self._began = now
+                self.began = now
         elif not self._starting:
             self._decoded += 1
         self._error = self._error or event.error
         if event.last:
             self._running.remove(index)
             if not self._running:
-                self._ended = now
+                self.ended = now
                 self._done.set()
 
-    def seconds_per_token(self) -> tuple[float, float]:
-        """Waits for the end. Wall and CPU seconds per decoded token of the whole batch."""
+    def wait(self) -> Run:
         self._done.wait()
         if self._error is not None:
             raise self._error
-        wall, cpu = (end - begin for begin, end in zip(self._began, self._ended, strict=True))
-        return wall / self._decoded, cpu / self._decoded
+        return Run(self.sent, self.began, self.ended, self._decoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A batch from sending it to all first tokens to the end; ``decoded``: tokens after these."""
+
+    sent: Moment
+    began: Moment
+    ended: Moment
+    decoded: int
+
+    @property
+    def prefill(self) -> float:
+        return self.began.wall - self.sent.wall
+
+    @property
+    def decode(self) -> float:
+        """Wall seconds per token of the batch."""
+        return (self.ended.wall - self.began.wall) / self.decoded
+
+    @property
+    def decode_cpu(self) -> float:
+        return (self.ended.cpu - self.began.cpu) / self.decoded
+
+
+class Plain:
+    """The stock class, as ``from_pretrained`` gives it."""
+
+    def __init__(self, checkpoint: Path, dtype: str) -> None:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype), trust_remote_code=False)
+        self._model = model.eval().requires_grad_(False)
+        self._random = np.random.default_rng(0)
+
+    def run(self, batch: int, prompt_tokens: int, answer_tokens: int) -> Run:
+        ids = torch.from_numpy(self._random.integers(0, VOCABULARY, (batch, prompt_tokens)))
+        moments: list[Moment] = []
+
+        def note(tokens: torch.Tensor, scores: torch.Tensor, **_: object) -> torch.Tensor:
+            moments.append(Moment())
+            return torch.zeros(batch, dtype=torch.bool)
+
+        sent = Moment()
+        self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=answer_tokens,
+            pad_token_id=0,
+            stopping_criteria=[note],
+        )
+        return Run(sent, moments[0], moments[-1], batch * (answer_tokens - 1))
 
 
 class Served:
@@ -121,58 +179,73 @@ class Served:
         self._model = load_slot_model(source, slots=slots)
         store = self._model.store
         arena = HostArena(store.blob_bytes, 64 << 20)
-        engine = HfEngine(self._model, arena, max_sequences=max(BATCHES), context=128, prefill_tokens=1024)
+        engine = HfEngine(self._model, arena, max_sequences=max(BATCHES), context=256, prefill_tokens=1024)
         self.front = Front(engine, store, arena, source)
         kept = np.random.default_rng(0).permuted(np.tile(np.arange(EXPERTS), (LAYERS, 1)), axis=1) < slots
         self._pattern = KeptPattern(FULL if slots == EXPERTS else "quarter", kept)
         self._serial = 0
-        self.cpu_seconds: dict[int, list[float]] = {batch: [] for batch in BATCHES}
 
     @property
     def slot_bytes(self) -> int:
         return self._model.store.device_bytes
 
-    def decode(self, batch: int) -> float:
-        """Seconds per token while all of ``batch`` sequences decode."""
+    def run(self, batch: int, prompt_tokens: int, answer_tokens: int) -> Run:
         clock = Clock(batch)
         for index in range(batch):
             self._serial += 1
             random = np.random.default_rng(self._serial)
-            prompt = tuple(int(token) for token in random.integers(0, VOCABULARY, PROMPT_TOKENS))
-            sampling = SamplingParams(max_tokens=ANSWER_TOKENS)
+            prompt = tuple(int(token) for token in random.integers(0, VOCABULARY, prompt_tokens))
+            sampling = SamplingParams(max_tokens=answer_tokens)
             request = ManagedRequest(f"b{self._serial}", self._pattern, TOP_K, prompt, sampling)
             self.front.generate(request, lambda report: None, partial(clock.on_event, index))
-        wall, cpu = clock.seconds_per_token()
-        self.cpu_seconds[batch].append(cpu)
-        return wall
+        return clock.wait()
+
+
+Variants = Mapping[str, Served | Plain]
 
 
 @contextmanager
-def served_pair(dtype: str) -> Iterator[dict[str, Served]]:
+def variants(dtype: str) -> Iterator[dict[str, Served | Plain]]:
     with tempfile.TemporaryDirectory(prefix="premoe-bench-") as name, ExitStack() as stack:
         folder = Path(name)
         write_checkpoint(folder / "checkpoint", dtype)
         packed = write_pack(open_source(str(folder / "checkpoint")), open_store((folder / "store").as_uri()))
-        pair = {}
+        made: dict[str, Served | Plain] = {}
         for label, slots in (("quarter", QUARTER), ("full", EXPERTS)):
-            pair[label] = Served(packed.url, slots)
-            stack.callback(pair[label].front.close)
-        yield pair
+            served = Served(packed.url, slots)
+            stack.callback(served.front.close)
+            made[label] = served
+        yield made | {"plain": Plain(folder / "checkpoint", dtype)}
 
 
-def measure(report: Report, pair: dict[str, Served], rounds: int) -> None:
+def measure(report: Report, models: Variants, rounds: int) -> None:
     for batch in BATCHES:
-        variants = {label: partial(served.decode, batch) for label, served in pair.items()}
-        interleaved(variants, 1)
-        for served in pair.values():
-            served.cpu_seconds[batch].clear()
-        samples = interleaved(variants, rounds)
-        medians = {label: report.samples(f"batch_{batch}_{label}", seconds) for label, seconds in samples.items()}
-        cpu = {label: float(np.median(served.cpu_seconds[batch])) for label, served in pair.items()}
-        for label, median in medians.items():
-            report.values[f"batch_{batch}_{label}_tokens_per_s"] = 1 / median
-        report.values[f"batch_{batch}_ratio"] = medians["full"] / medians["quarter"]
-        report.values[f"batch_{batch}_cpu_ratio"] = cpu["full"] / cpu["quarter"]
+        decode_cpu: dict[str, list[float]] = {label: [] for label in models}
+
+        def decode(label: str, batch: int = batch, cpu: dict[str, list[float]] = decode_cpu) -> float:
+            run = models[label].run(batch, PROMPT_TOKENS, ANSWER_TOKENS)
+            cpu[label].append(run.decode_cpu)
+            return run.decode
+
+        def prefill(label: str, batch: int = batch) -> float:
+            return models[label].run(batch, PREFILL_TOKENS, 1).prefill
+
+        compare(report, f"batch_{batch}_decode", {label: partial(decode, label) for label in models}, rounds)
+        compare(report, f"batch_{batch}_prefill", {label: partial(prefill, label) for label in models}, rounds)
+        cpu = {label: float(np.median(seconds[1:])) for label, seconds in decode_cpu.items()}
+        report.values[f"batch_{batch}_decode_cpu_quarter_over_full"] = cpu["full"] / cpu["quarter"]
+        report.values[f"batch_{batch}_decode_cpu_full_over_plain"] = cpu["plain"] / cpu["full"]
+
+
+def compare(report: Report, name: str, runs: Mapping[str, Callable[[], float]], rounds: int) -> None:
+    """Speeds against each other, by medians and by the fastest rounds, which a busy machine disturbs least."""
+    interleaved(runs, 1)
+    samples = interleaved(runs, rounds)
+    medians = {label: report.samples(f"{name}_{label}", seconds) for label, seconds in samples.items()}
+    fastest = {label: min(seconds) for label, seconds in samples.items()}
+    for over, under in (("quarter", "full"), ("full", "plain")):
+        report.values[f"{name}_{over}_over_{under}"] = medians[under] / medians[over]
+        report.values[f"{name}_{over}_over_{under}_fastest"] = fastest[under] / fastest[over]
 
 
 @click.command()
@@ -181,24 +254,23 @@ def measure(report: Report, pair: dict[str, Served], rounds: int) -> None:
 @click.option("--threads", default=None, type=int, help="Torch threads (default: torch's own).")
 @json_option
 def main(rounds: int, dtype: str, threads: int | None, json_file: Path | None) -> None:
-    """Tokens/s at 25 % of the experts and at all of them, at batch 1, 8 and 32."""
+    """Tokens/s at 25 % of the experts, at all of them, and of plain transformers, at batch 1, 8 and 32."""
     if threads:
         torch.set_num_threads(threads)
-    with served_pair(dtype) as pair:
+    with variants(dtype) as models:
         report = Report(
-            "decode throughput at 25 % of the experts",
+            "throughput at 25 % of the experts, at all, and of plain transformers",
             {
                 "dtype": dtype,
                 "layers": LAYERS,
                 "experts": EXPERTS,
                 "top_k": TOP_K,
                 "slots": QUARTER,
-                "slot_bytes": pair["quarter"].slot_bytes,
-                "slot_bytes_full": pair["full"].slot_bytes,
+                "slot_bytes": {label: m.slot_bytes for label, m in models.items() if isinstance(m, Served)},
                 "torch_threads": torch.get_num_threads(),
             },
         )
-        measure(report, pair, rounds)
+        measure(report, models, rounds)
     report.finish(json_file)
 
 

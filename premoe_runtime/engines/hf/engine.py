@@ -65,7 +65,12 @@ class HfEngine:
         parked_bytes: int | None = None,
     ) -> None:
         config = slot_model.model.config.get_text_config()
-        self._context = min(context or DEFAULT_CONTEXT, int(config.max_position_embeddings))
+        longest = int(config.max_position_embeddings)
+        if context is not None and context > longest:
+            raise InvalidInput(
+                f"context {context} is outside 1 to {longest}, the model's own; lower it", reason="CONTEXT_INVALID"
+            )
+        self._context = context or min(DEFAULT_CONTEXT, longest)
         self._vocabulary = int(config.vocab_size)
         self._top_k = slot_model.manifest.top_k
         self._store = slot_model.store

@@ -17,7 +17,7 @@ from premoe_runtime.engines.hf.attention import Reading, attend, attention_mask,
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.kv import KVPool, KVShape, StepCache
 from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, kv_shape
-from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 
 @pytest.fixture
@@ -122,6 +122,12 @@ def test_a_fixed_pool_is_all_the_kv_there_is(tmp_path: Path) -> None:
         per_token = 2 * LAYERS * 2 * 16 * 4
         assert bench.engine.kv_bytes == 3 * 48 * per_token
         assert kv_shape(bench.slot_model).token_bytes == per_token
+
+
+def test_a_context_beyond_the_models_own_is_refused_not_cut(tmp_path: Path) -> None:
+    refused = pytest.raises(InvalidInput, match="context 1025 is outside 1 to 1024")
+    with refused, hf_bench(tmp_path, context=1025):
+        pass
 
 
 def test_parked_rows_come_back_as_they_were() -> None:
