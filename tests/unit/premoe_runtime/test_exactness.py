@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from premoe_runtime.residency.swap import bring
 LAYERS, EXPERTS = 2, 16
 ONE_ROW = torch.zeros(1, dtype=torch.int64)
 """Every token under row 0, whatever their number."""
+OLD_YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 each_family = pytest.mark.parametrize("family", FAMILIES)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
 
@@ -204,6 +206,39 @@ def test_width_and_row_may_differ_within_a_batch(tmp_path: Path) -> None:
             expected = stock_logits(alone, ids[index : index + 1])
         # Another batch shape may run other kernels: equal up to rounding only.
         torch.testing.assert_close(together[index : index + 1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "drop", "change"),
+    [
+        (
+            "qwen3_moe",
+            ("rope_parameters",),
+            {
+                "rope_theta": 1e4,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+            },
+        ),
+        ("qwen3_moe", (), {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}),
+        ("qwen3_moe", (), {"sliding_window": 8, "use_sliding_window": False}),
+        ("qwen2_moe", (), {"sliding_window": 8, "use_sliding_window": True, "num_local_experts": 99}),
+        ("mixtral", (), {"sliding_window": 8}),
+        ("olmoe", (), {"clip_qkv": 0.5, "moe_intermediate_size": 7}),
+    ],
+)
+def test_keys_of_the_config_mean_what_the_stock_class_makes_of_them(
+    tmp_path: Path, family: Family, drop: tuple[str, ...], change: dict[str, Any]
+) -> None:
+    checkpoint = tiny_checkpoint(tmp_path, family)
+    path = checkpoint / "config.json"
+    fields = {key: value for key, value in json.loads(path.read_text()).items() if key not in drop}
+    path.write_text(json.dumps(fields | change))
+    stock = AutoModelForCausalLM.from_pretrained(checkpoint, experts_implementation="grouped_mm")
+    slots = load_slot_model(MemorySource(checkpoint), slots=EXPERTS)
+    everything = torch.ones(LAYERS, EXPERTS, dtype=torch.bool)
+    bring(slots.store, slots.source, experts_of(everything), {0: everything})
+    expected = stock_logits(stock.eval().requires_grad_(False), prompts())
+    assert torch.equal(slot_logits(slots, prompts()), expected)
 
 
 def test_dense_blocks_are_counted_over(tmp_path: Path) -> None:

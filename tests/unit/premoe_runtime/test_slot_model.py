@@ -116,6 +116,22 @@ def test_tokenizer_and_template_come_along(tmp_path: Path) -> None:
     assert tokenizer.decode(ids) == "<|user|>2+2<|assistant|>"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"extra_special_tokens": ["<|end|>"]},
+        {"extra_special_tokens": {"stop_token": "<|end|>"}},
+        {"additional_special_tokens": ["<|end|>"]},
+    ],
+)
+def test_special_tokens_under_every_name_they_have_had(tmp_path: Path, fields: dict[str, object]) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
+    path = "skeleton/tokenizer_config.json"
+    told = json.loads(source.files[path]) | fields
+    tokenizer = load_slot_model(edited(source, path, json.dumps(told).encode()), slots=4).tokenizer
+    assert tokenizer.encode("<|end|>", add_special_tokens=False) == [260]
+
+
 def test_recorder_sees_every_layer_of_every_forward(tmp_path: Path) -> None:
     model = loaded(tmp_path, slots=EXPERTS)
     kept = random_kept(1, LAYERS, EXPERTS, 6)[0]
