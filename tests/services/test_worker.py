@@ -239,6 +239,8 @@ STARTS: dict[str, tuple[list[str], int, str]] = {
     "slots": (["--budget", "2/4", "--slots", "5"], 2, "at least 6"),
     "full": (["--budget", "2/4", "--on-unknown", "full"], 4, "--slots 16"),
     "model": (["--budget", "2/4", "--model-id", "f" * 64], 3, "f" * 16),
+    "context": (["--budget", "2/4", "--context-length", "100000000"], 2, "outside 1 to 1024"),
+    "device": (["--budget", "2/4", "--device", "zzz"], 2, "device 'zzz' cannot be used here"),
 }
 
 

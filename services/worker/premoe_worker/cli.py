@@ -17,6 +17,7 @@ from premoe_servicekit.server import RpcServer, check_port_is_free
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.offline.sizing import settled_context, shape_of
 from premoe_worker.adapters.expert_store import GrpcExpertSource
 from premoe_worker.adapters.retrieval import GrpcRetrieval
 from premoe_worker.limits import Limits, check_limits, model_name
@@ -46,6 +47,9 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
         stack.callback(source.close)
         manifest = await _manifest(source, settings.store_wait_s)
         limits = _limits(settings, manifest)
+        if settings.context_length is not None:
+            config = await asyncio.to_thread(source.read_file, "skeleton/config.json")
+            settled_context(shape_of(manifest, config), settings.context_length)
         retrieval = None
         if settings.retrieval:
             client = await stack.enter_async_context(channel(settings.retrieval, tls=process.tls))
