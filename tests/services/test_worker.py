@@ -6,15 +6,18 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_local.mesh import Mesh
 from premoe_servicekit.clients import blocking_channel, channel
 from premoe_servicekit.errors import rpc_errors
+from support import dying_worker
 from support.mesh import BUDGET, UNKNOWN, mesh_over, prompts
 from support.processes import run_to_end, serving
 
@@ -296,3 +299,25 @@ def test_a_uniform_worker_serves_a_shared_set(store_url: str) -> None:
     even = replace(pattern, allocation="uniform").kept(Budget.parse(BUDGET))
     for layer, kept in zip(residency.layers, even, strict=True):
         assert set(np.flatnonzero(kept)) <= set(layer.slots)
+
+
+def test_an_engine_that_dies_ends_the_process_with_its_reason(store_address: str, store_url: str) -> None:
+    experts = open_pack(store_url).manifest().num_experts
+    arguments = ["--store", store_address, "--budget", "2/4", "--slots", str(experts), "--threads", "1"]
+    arguments += ["--drain-delay-s", "3600"]  # so that there is time to look at it
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(Path(__file__).parents[1])}
+    with serving("support.dying_worker", arguments, environment) as child:
+        full = worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_FULL)
+        with blocking_channel(child.address) as opened:
+            stub, health = Stub(opened), health_pb2_grpc.HealthStub(opened)
+            assert list(stub.Generate(request(pattern=full)))
+            statuses = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
+            with pytest.raises(Unavailable, match=dying_worker.REASON), rpc_errors("worker"):
+                list(stub.Generate(request(pattern=full, tokens=dying_worker.FATAL_TOKENS)))
+            assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            with pytest.raises(Unavailable), rpc_errors("worker"):
+                list(stub.Generate(request(pattern=full)))
+        assert child.stop(signal.SIGTERM) == Unavailable.exit_code
+        last = child.stderr().strip().splitlines()[-1]
+        assert last == f"error: serving ended: RuntimeError: {dying_worker.REASON}; start the worker again"

@@ -72,6 +72,7 @@ class Worker:
         """
         received_ns = time.time_ns()
         self._check_model(ask.model)
+        self.model.front.admit()
         with self._admission.request() as start:
             request, answer = await self._prepare(self._with_defaults(ask), received_ns)
             async with aclosing(answer.run(self.model, request)) as events:
@@ -103,6 +104,7 @@ class Worker:
 
         A probe is refused while a request would be: it is asked for on behalf of one.
         """
+        self.model.front.admit()
         self._admission.check()
         started = time.perf_counter()
         encoded = await self._encoding.run(self.model.encode, ask.prompt)

@@ -15,7 +15,7 @@ from premoe_worker.model import Encoded, ServedModel
 from premoe_worker.service import Worker
 
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.errors import Exhausted
+from premoe_runtime.formats.errors import Exhausted, Unavailable
 from premoe_runtime.offline.prompts import Span
 
 
@@ -27,7 +27,7 @@ class Model:
         self.encoded = 0
         self.manifest = SimpleNamespace(model_id="m", weights_id="w")
         self.engine = SimpleNamespace(check=lambda request: None)
-        self.front = SimpleNamespace(drain=lambda timeout_s: 0)
+        self.front = SimpleNamespace(drain=lambda timeout_s: 0, admit=lambda: None)
 
     def encode(self, prompt: Any) -> Encoded:
         self.encoded += 1
@@ -67,6 +67,21 @@ async def test_a_full_queue_is_told_before_anything_is_encoded_or_probed() -> No
     model.encoding.set()
     model.probing.set()
     await worker.probe(Ask("hello"))  # the request that left has left the queue too
+    worker.close()
+
+
+async def test_a_worker_that_drains_says_so_before_it_encodes() -> None:
+    model = Model()
+
+    def refuse() -> None:
+        raise Unavailable("draining", reason="DRAINING")
+
+    model.front.admit = refuse
+    worker = worker_over(model, queue_limit=9)
+    for asked in (anext(worker.generate(Ask("hello"))), worker.probe(Ask("hello"))):
+        with pytest.raises(Unavailable):
+            await asked
+    assert model.encoded == 0
     worker.close()
 
 
