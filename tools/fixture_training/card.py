@@ -147,8 +147,11 @@ def _details(rows: list[Row]) -> str:
             continue
         exact = " | ".join(f"{value:.1f}" for value in row["exact"].values())
         ppl = " | ".join(f"{row['perplexity'][t]:.1f}" if t in row["perplexity"] else "" for t in OPEN)
-        how = "right specialist, " + row["how"] if row["how"] in ("own split", "as served") else row["how"]
-        how = how.replace("own split", "uniform") if row["allocation"] == "uniform" and "specialist" in how else how
+        how = row["how"]
+        if row["metric"] == "random":
+            how = "random experts"
+        elif how in ("own split", "as served"):
+            how = f"right specialist, {how if row['allocation'] == 'shared' else 'uniform'}"
         ranked = f"{row['metric']}, {row['allocation']}"
         lines.append(f"| {row['percent_kept']:g} | {how} | {ranked} | **{row['retained']:.1f}** | {exact} | {ppl} |\n")
     return "".join(lines)
