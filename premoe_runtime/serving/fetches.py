@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.ids import ExpertId
@@ -64,6 +65,10 @@ class FetchOver:
     end_ns: int
 
 
+def on_a_thread(run: Callable[[], None]) -> None:
+    threading.Thread(target=run, name="premoe-fetch", daemon=True).start()
+
+
 class Fetches:
     """Starts fetches on threads of their own, which tell of it through ``post``; everything else is the owner's thread.
 
@@ -76,8 +81,9 @@ class Fetches:
         fetcher: Fetcher,
         post: Callable[[Delivered | FetchOver], None],
         retry_seconds: Sequence[float] = RETRY_SECONDS,
+        spawn: Callable[[Callable[[], None]], None] = on_a_thread,
     ) -> None:
-        self._host, self._fetcher, self._post = host, fetcher, post
+        self._host, self._fetcher, self._post, self._spawn = host, fetcher, post, spawn
         self._retry_seconds = tuple(retry_seconds)
         self._running: set[Fetch] = set()
         self.host = host
@@ -164,10 +170,7 @@ class Fetches:
         fetch = need.fetch = Fetch(need, {expert: self._host.reserve(expert) for expert in experts})
         self._running.add(fetch)
         # Another fetch may run in the request's context at this moment: a copy is entered.
-        target = context.copy().run
-        threading.Thread(
-            target=target, args=(self._run, fetch, dict(fetch.places)), name="premoe-fetch", daemon=True
-        ).start()
+        self._spawn(partial(context.copy().run, self._run, fetch, dict(fetch.places)))
 
     def _run(self, fetch: Fetch, places: dict[ExpertId, int]) -> None:
         start_ns, error = time.time_ns(), None

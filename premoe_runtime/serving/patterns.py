@@ -107,7 +107,7 @@ class Patterns:
     def enter(self, group: Group) -> None:
         """Run what is new in the group if its experts are there, else let it wait for its turn."""
         if group.state is State.RESTING:
-            ready = group.row_written and not self._ledger.lacks(group.experts)
+            ready = group.row_written and not self._ledger.lacks(group.experts) and not self._loses(group)
             self._step(group, Step.FOUND if ready else Step.ASKED)
             if ready:
                 self._ledger.touch(group.experts)
@@ -246,6 +246,10 @@ class Patterns:
     def needs(self) -> list[Need]:
         """What waiting patterns need, oldest first."""
         return [group.need for group in self._in_need()]
+
+    def _loses(self, group: Group) -> bool:
+        """Whether the swap under way will take one of the group's experts."""
+        return self._swap is not None and any(load.evicts in group.experts for load in self._swap.pending.values())
 
     def _step(self, group: Group, step: Step) -> None:
         self._groups.step(group, step)

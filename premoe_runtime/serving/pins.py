@@ -46,14 +46,19 @@ class Pins:
             self._loaded[pattern.id] = pattern.experts
 
     def remove(self, pattern_id: str) -> None:
-        """Does nothing for a pattern without a pin."""
+        """Does nothing for a pattern without a pin. What was still to come for it no longer is."""
         self._host.unpin(self._loaded.pop(pattern_id, frozenset()))
+        for stock in [stock for stock in self._stocks if stock.pattern_id == pattern_id]:
+            self._end(stock)
+            stock.done.set_result(stock.report)
 
     def complete(self, pattern: KeptPattern, swapped: Future[SwapReport], done: Future[SwapReport]) -> None:
         """Its swap is over: what passed through host memory without staying is to come again, then it is loaded."""
         if (error := swapped.exception()) is not None:
             self.remove(pattern.id)
             done.set_exception(error)
+        elif pattern.id not in self._loaded:
+            done.set_result(swapped.result())
         else:
             self._stocks.append(Stock(pattern.id, Need(pattern.experts), swapped.result(), done))
 
@@ -63,8 +68,7 @@ class Pins:
             if lacking:
                 self._fetches.update(stock.need, lacking, first=True, context=None, now=now)
             else:
-                self._stocks.remove(stock)
-                self._fetches.drop(stock.need)
+                self._end(stock)
                 stock.done.set_result(stock.report)
 
     def note_delivered(self, message: Delivered) -> None:
@@ -73,6 +77,10 @@ class Pins:
 
     def note_fetch_failed(self, message: FetchOver, error: Exception) -> None:
         for stock in [stock for stock in self._stocks if stock.need is message.fetch.need]:
-            self._stocks.remove(stock)
+            self._end(stock)
             self.remove(stock.pattern_id)
             stock.done.set_exception(error)
+
+    def _end(self, stock: Stock) -> None:
+        self._stocks.remove(stock)
+        self._fetches.drop(stock.need)
