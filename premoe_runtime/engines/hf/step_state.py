@@ -67,6 +67,8 @@ class StepState:
     def retained_mass(self) -> torch.Tensor:
         """f32[T] of the last forward: kept share of the full router's scores, mean over MoE layers."""
         whole = self._mask.new_ones(self._count)
+        if all(mass is None for mass in self.masses):
+            return whole
         return torch.stack([whole if mass is None else mass for mass in self.masses]).clamp(max=1.0).mean(dim=0)
 
     def _rules(self) -> list[LayerRules]:
