@@ -79,6 +79,11 @@ class KVPool:
     def give_back(self, row: int) -> None:
         self._free.append(row)
 
+    def clear(self, row: int) -> None:
+        """Forget what a row holds: a failed sequence may have left values that are not finite."""
+        for layer in self._layers:
+            layer[:, row].zero_()
+
     def park(self, row: int, tokens: int) -> ParkedKV:
         """Copy the first ``tokens`` columns of a row to the host."""
         return ParkedKV(torch.stack([layer[:, row, :, :tokens] for layer in self._layers]).cpu())

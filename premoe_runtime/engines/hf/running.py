@@ -183,6 +183,8 @@ class RunningSequences:
     def _fail(self, sequence: RunningSequence, error: Exception) -> None:
         if not isinstance(error, PremoeError):
             logger.error("sequence %s failed", sequence.request.request_id, exc_info=error)
+        if sequence.row is not None:
+            self._pool.clear(sequence.row)
         self._end(sequence, sequence.failed_event(error))
 
     def _end(self, sequence: RunningSequence, event: TokenEvent) -> None:

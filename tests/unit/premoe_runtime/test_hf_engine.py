@@ -99,6 +99,26 @@ def test_logits_that_are_not_numbers_fail_the_sequence(bench: Bench, monkeypatch
     assert isinstance(bench.run(prompt(8), max_tokens=3).last.error, CorruptData)
 
 
+def test_a_failed_sequence_leaves_nothing_in_its_row(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A masked NaN would still spoil the product with the values of a longer neighbour's columns."""
+    assert isinstance(bench.engine, HfEngine)
+    expected = bench.run(prompt(6), max_tokens=6).tokens
+    pool, runner = bench.engine._pool, runner_of(bench)
+    original = runner.run
+
+    def run(chunks: Sequence[Chunk]) -> list[ChunkResult]:
+        results = original(chunks)
+        for chunk in chunks:
+            pool.layer(0)[0][chunk.row].fill_(torch.nan)
+        return [ChunkResult(result.logits * torch.nan, result.mass) for result in results]
+
+    monkeypatch.setattr(runner, "run", run)
+    assert isinstance(bench.run(prompt(8), max_tokens=3).last.error, CorruptData)
+    monkeypatch.undo()
+    assert bench.run(prompt(6), max_tokens=6).tokens == expected
+    assert all(torch.isfinite(half).all() for layer in range(LAYERS) for half in pool.layer(layer))
+
+
 def test_an_answer_never_sees_what_a_row_held_before(bench: Bench) -> None:
     assert isinstance(bench.engine, HfEngine)
     expected = bench.run(prompt(10), max_tokens=10).tokens
