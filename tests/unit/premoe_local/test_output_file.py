@@ -60,5 +60,5 @@ def test_what_cannot_be_written_is_one_known_error(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "open", read_only)
     monkeypatch.setattr(Path, "unlink", read_only)
-    with pytest.raises((Unavailable, InvalidInput), match="Read-only file system"):
+    with pytest.raises((Unavailable, InvalidInput), match="is on a read-only file system; choose another place"):
         write_file(tmp_path / "x", b"")

@@ -30,7 +30,7 @@ from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
 from premoe_runtime.residency.fetch import Fetcher
 from premoe_runtime.residency.host_tier import HostArena
-from premoe_runtime.residency.ledger import Entry, Ledger
+from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.plan import Load
 
 LAYERS, EXPERTS, KEPT, PATTERNS, WIDTH = 2, 8, 3, 6, 5
@@ -64,8 +64,7 @@ class Pending:
     loads: tuple[Load, ...]
     places: dict[ExpertId, int]
     digests: dict[ExpertId, str]
-    entries: tuple[Entry, ...] | None = None
-    """What to publish, once the copy is over."""
+    copied: bool = False
 
 
 class SwapMachine(RuleBasedStateMachine):
@@ -138,10 +137,11 @@ class SwapMachine(RuleBasedStateMachine):
         with contextlib.suppress(CorruptData, Unavailable):
             if pending := self.fetch(pattern):
                 self.free += pending.places.values()
+        self.source.failing, self.source.corrupt = set(), set()
         assert self.ledger.resident() == before
 
     def pick(self, index: int, *, copied: bool) -> Pending | None:
-        found = [pending for pending in self.pending if (pending.entries is not None) == copied]
+        found = [pending for pending in self.pending if pending.copied == copied]
         return found[index % len(found)] if found else None
 
     @rule(index=any_swap, stop_after=st.integers(0, 9), decode=st.booleans())
@@ -159,18 +159,17 @@ class SwapMachine(RuleBasedStateMachine):
         copied = job.result()
         assert copied.error is None
         assert copied.torn == frozenset()
-        pending.entries = self.ledger.settle(pending.loads, copied.written)
+        # What came stays, whose slot was not written comes back.
+        self.store.publish(self.ledger.settle(pending.loads, copied.written))
         self.free += pending.places.values()
-        if len(copied.written) < len(pending.loads):
-            # Cancelled: what came stays, whose slot was not written comes back.
-            self.store.publish(pending.entries)
+        pending.copied = len(copied.written) == len(pending.loads)
+        if not pending.copied:
             self.pending.remove(pending)
 
     @rule(index=any_swap)
     def publish_one(self, index: int) -> None:
         if pending := self.pick(index, copied=True):
-            assert pending.entries is not None
-            self.store.publish(pending.entries, {pending.pattern: kept_table[pending.pattern]})
+            self.store.publish((), {pending.pattern: kept_table[pending.pattern]})
             self.pending.remove(pending)
             self.running.append(pending.pattern)
 
@@ -209,8 +208,7 @@ class SwapMachine(RuleBasedStateMachine):
     @invariant()
     def tables_and_bytes_agree(self) -> None:
         self.store.check_integrity()
-        unpublished = {expert for pending in self.pending for expert, _ in pending.entries or ()}
-        assert self.store.resident() == self.ledger.resident() - unpublished
+        assert self.store.resident() == self.ledger.resident()
         for pattern in self.running:
             assert self.store.row_ready(pattern)
 
