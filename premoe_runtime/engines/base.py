@@ -216,11 +216,6 @@ class Engine(Protocol):
         """Longest prompt plus answer, in tokens."""
         ...
 
-    @property
-    def kv_bytes(self) -> int:
-        """Bytes of the KV cache on the device."""
-        ...
-
     def start(self, report: Callable[[Report], None]) -> None:
         """Begin to run. ``report`` is called from one thread, in order, and must not block nor raise."""
         ...

@@ -29,7 +29,7 @@ class SlotStore:
     ``slots``: how many each MoE layer has. ``lut``: i64[L, E + 1], expert -> slot; a layer's ``slots`` means absent,
     and entry E is the "no expert" sentinel. ``mask``: f32[L, P, E], 0 where a row keeps an expert *and* it is
     published, else -inf. ``sliced``: bool[P]. Their addresses never change. Tables are written by ``retire``,
-    ``publish``, ``set_row`` and ``clear_row`` only, between two steps, on the engine's thread; bytes of slots by one
+    ``publish`` and ``set_row`` only, between two steps, on the engine's thread; bytes of slots by one
     copy at a time, of slots that the tables do not name.
     """
 
@@ -135,20 +135,6 @@ class SlotStore:
         self._kept[row] = values
         self.sliced[row] = semantics == "slice"
         self.mask[:, row] = torch.from_numpy(_mask_of(values & self._resident)).to(self.device)
-
-    def clear_row(self, row: int) -> None:
-        """Forget a row: nothing can be routed under it any more."""
-        self._kept[row] = False
-        self.sliced[row] = False
-        self.mask[:, row] = -torch.inf
-
-    def row_experts(self, row: int) -> frozenset[ExpertId]:
-        """The experts a row keeps, resident or not."""
-        return frozenset(ExpertId(layer, expert) for layer, expert in np.argwhere(self._kept[row]).tolist())
-
-    def row_ready(self, row: int) -> bool:
-        """Whether the row keeps something and all of it is resident."""
-        return bool(self._kept[row].any() and not (self._kept[row] & ~self._resident).any())
 
     def note_digest(self, expert: ExpertId, digest: str) -> None:
         """Remember the checksum that a slot was filled with (a blob converted on arrival has one of its own)."""

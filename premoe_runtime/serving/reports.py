@@ -37,9 +37,6 @@ class SwapReport:
             return 0.0
         return (max(p.end_ns for p in self.phases) - min(p.start_ns for p in self.phases)) / 1e6
 
-    def phase(self, name: str) -> SwapPhase | None:
-        return next((phase for phase in self.phases if phase.name == name), None)
-
     def shared(self) -> SwapReport:
         """For others that waited for the same swap: its times, but none of its bytes, so that sums stay true."""
         return replace(self, blobs=0, bytes=0, evicted=0, blobs_fetched=0, bytes_fetched=0)

@@ -98,10 +98,6 @@ class HfEngine:
     def context(self) -> int:
         return self._context
 
-    @property
-    def kv_bytes(self) -> int:
-        return self._pool.num_bytes
-
     def start(self, report: Callable[[Report], None]) -> None:
         self._report = report
         for thread in self._threads:

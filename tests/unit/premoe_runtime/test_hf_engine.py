@@ -140,7 +140,7 @@ def test_a_fixed_pool_is_all_the_kv_there_is(tmp_path: Path) -> None:
     with hf_bench(tmp_path, max_sequences=3, context=48, kept_per_layer=EXPERTS) as bench:
         assert isinstance(bench.engine, HfEngine)
         per_token = 2 * LAYERS * 2 * 16 * 4
-        assert bench.engine.kv_bytes == 3 * 48 * per_token
+        assert bench.engine._pool.num_bytes == 3 * 48 * per_token
         assert kv_shape(bench.slot_model).token_bytes == per_token
 
 

@@ -84,7 +84,6 @@ class ScriptedEngine:
     stop: bool = False
     steps: int = 0
     context: int = 100
-    kv_bytes: int = 0
 
     def start(self, report: Callable[[Report], None]) -> None:
         raise NotImplementedError
