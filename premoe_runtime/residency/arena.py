@@ -8,7 +8,7 @@ import torch
 
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.manifest import BlobLayout
-from premoe_runtime.residency.slot_layout import field_view
+from premoe_runtime.residency.blob_fields import field_view
 
 HUGE_FROM_BYTES = 32 << 20
 """Below this a huge page could hold more memory than the blobs that were written to it."""

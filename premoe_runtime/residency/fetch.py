@@ -10,8 +10,8 @@ import torch
 from premoe_runtime.formats.errors import CorruptData, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.residency.blob_fields import SlotLayout
 from premoe_runtime.residency.host_tier import HostArena, bytes_of, digest_of
-from premoe_runtime.residency.slot_layout import SlotLayout
 from premoe_runtime.residency.source import ExpertSource
 
 

@@ -14,10 +14,10 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.residency.arena import SlotArena
+from premoe_runtime.residency.blob_fields import SlotLayout
 from premoe_runtime.residency.host_tier import digest_of
 from premoe_runtime.residency.ledger import Entry, slots_of_layers
 from premoe_runtime.residency.plan import EMPTY
-from premoe_runtime.residency.slot_layout import SlotLayout
 
 Kept = npt.NDArray[np.bool_] | torch.Tensor | Mapping[int, Collection[int]]
 """Experts a mask row keeps: bool[L, E], or the kept experts of every MoE layer."""

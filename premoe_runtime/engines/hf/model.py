@@ -25,7 +25,7 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs.consistency import contradiction, refuse
 from premoe_runtime.packs.source import has_vocabulary
-from premoe_runtime.residency.slot_layout import torch_dtype
+from premoe_runtime.residency.blob_fields import torch_dtype
 from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.source import ExpertSource
 

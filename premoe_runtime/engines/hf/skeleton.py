@@ -13,7 +13,7 @@ from premoe_runtime.families.spec import MoeModel
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.safetensors import Tensor, parse_file
 from premoe_runtime.packs.consistency import refuse, skeleton_contradiction
-from premoe_runtime.residency.slot_layout import TORCH_DTYPES, torch_dtype
+from premoe_runtime.residency.blob_fields import TORCH_DTYPES, torch_dtype
 from premoe_runtime.residency.source import ExpertSource
 
 _DTYPES = TORCH_DTYPES | {"F64": torch.float64, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
