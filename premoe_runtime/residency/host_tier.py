@@ -29,12 +29,12 @@ def default_host_bytes(blob_bytes: int, slots: int, available: int) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of main memory that programs may still take, by the kernel's estimate and the container's limit."""
+    """Bytes of main memory that this process may still take, by the kernel's estimate and the container's limit."""
     text = Path("/proc/meminfo").read_text()
     free = next(int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("MemAvailable"))
-    limit = Path("/sys/fs/cgroup/memory.max")
+    group = Path("/sys/fs/cgroup")
     try:
-        return min(free, int(limit.read_text()))
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     except (OSError, ValueError):
         return free
 

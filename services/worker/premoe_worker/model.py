@@ -86,7 +86,9 @@ def load_model(source: ExpertSource, limits: Limits, settings: WorkerSettings) -
     store = slot_model.store
     host_bytes = settings.host_memory_bytes
     if host_bytes is None:
-        host_bytes = default_host_bytes(store.blob_bytes, sum(store.slots), available_memory())
+        # Slots in main memory are allocated, but their pages are taken only when they are written.
+        slots = store.device_bytes if store.device.type == "cpu" else 0
+        host_bytes = default_host_bytes(store.blob_bytes, sum(store.slots), available_memory() - slots)
     arena = HostArena(store.blob_bytes, host_bytes, page_locked=store.device.type == "cuda")
     engine = HfEngine(slot_model, arena, max_sequences=settings.max_sequences, context=settings.context_length)
     front = Front(engine, store, arena, source, max_waiting=settings.queue_limit, copy_rate=settings.copy_rate_bytes)
