@@ -137,7 +137,8 @@ class Engine(Part):
     max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
     """Tokens of an answer whose request names no number."""
     host_memory: Size | None = None
-    """Host memory for expert blobs outside slots, for example 8Gi; default: room to pass them through."""
+    """Host memory for expert blobs outside slots, for example 8Gi; default: a blob a slot, within a quarter of
+    free memory."""
     queue_limit: Annotated[int, Field(ge=0, le=1_048_576)] = 256
     """Requests that may wait in a worker; more are refused with RESOURCE_EXHAUSTED."""
 

@@ -37,7 +37,7 @@ class WorkerSettings(ServerSettings):
     on_unknown: OnUnknown = "generalist"
     """What runs when no stored task fits; `full` needs slots for all experts."""
     host_memory_bytes: int | None = Field(default=None, ge=0)
-    """Host memory for expert blobs outside slots; default: room to pass them through."""
+    """Host memory for expert blobs outside slots; default: a blob a slot, within a quarter of free memory."""
     max_sequences: int = Field(default=8, ge=1)
     """Sequences in one batch; each has room for the whole context in the KV cache."""
     context_length: int | None = Field(default=None, ge=8)
