@@ -273,3 +273,11 @@ def test_a_copy_saves_before_it_overwrites(store: SlotStore, source: MemorySourc
     assert arena.blob(0).numpy().tobytes() == source.blobs[victim]
     store.publish([(load.expert, slot)])
     store.check_integrity()
+
+
+@pytest.mark.parametrize(("place", "slot"), [(99, 0), (0, 99), (-1, 0), (0, -1)])
+def test_a_copy_never_leaves_its_memory(store: SlotStore, place: int, slot: int) -> None:
+    expert = ExpertId(1, 2)
+    copied = Copier(store, HostArena(store.blob_bytes, 0)).run(Copy((BlobCopy(expert, place, slot, ""),)))
+    assert isinstance(copied.error, IndexError)
+    assert copied.written == frozenset()
