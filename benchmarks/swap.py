@@ -55,7 +55,7 @@ class RandomBlobs:
         digests = [[blake3.blake3(blob.numpy().data).hexdigest() for blob in layer] for layer in self.blobs]
         self._manifest = Manifest(
             model_id="",
-            weights_id="",
+            weights_id="0" * 64,
             family="random",
             router=RouterSpec(score="softmax", renormalise=True),
             top_k=1,
@@ -65,12 +65,12 @@ class RandomBlobs:
             dtype="BF16",
             layout=BlobLayout(fields=fields, blob_bytes=blob_bytes),
             layers=tuple(
-                ExpertLayer(block=i, file="", data_offset=0, stride=blob_bytes, digests=tuple(d))
+                ExpertLayer(block=i, file="experts", data_offset=0, stride=blob_bytes, digests=tuple(d))
                 for i, d in enumerate(digests)
             ),
             skeleton=(),
-            checks=PackFile(path="", num_bytes=0, digest=""),
-            origin=Origin(url=""),
+            checks=PackFile(path="checks", num_bytes=0, digest="0" * 64),
+            origin=Origin(url="random"),
         )
 
     def manifest(self) -> Manifest:
