@@ -63,11 +63,14 @@ def check_generation(generate: Node) -> None:
     store_side = [node.span for node in fetch.walk() if node.span.service == "premoe-expert-store"]
     assert any(span.name != FETCH for span in store_side), str(fetch)
     moved = swap.span.attributes
-    assert moved["premoe.swap.source"] == "store"
+    # Blobs of a pattern that gave way before may still be in host memory.
+    assert moved["premoe.swap.source"] in ("store", "mixed")
     assert isinstance(moved["premoe.swap.experts_loaded"], int)
     assert moved["premoe.swap.experts_loaded"] > 0
     fetched = swap.find("fetch grpc").span.attributes
-    assert fetched["premoe.fetch.bytes"] == fetched["premoe.fetch.bytes.object"] == moved["premoe.swap.bytes"]
+    assert fetched["premoe.fetch.bytes"] == fetched["premoe.fetch.bytes.object"]
+    whole = moved["premoe.swap.source"] == "store"
+    assert (fetched["premoe.fetch.bytes"] == moved["premoe.swap.bytes"]) is whole
     assert isinstance(moved["premoe.swap.duration"], float)
     assert isinstance(moved["premoe.swap.experts_evicted"], int)
     prefill, decode = generate.find("prefill").span, generate.find("decode").span
