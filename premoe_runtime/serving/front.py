@@ -157,7 +157,7 @@ class Front:
         done: Future[None] = Future()
         self._post(Drain(done))
         try:
-            self._ask(None, done, timeout=timeout)
+            done.result(timeout)
         except TimeoutError:
             return self._loop.unfinished
         return 0
@@ -187,9 +187,8 @@ class Front:
         done: Future[tuple[Residency, ServingStats]] = Future()
         return self._ask(Look(done), done, timeout=_ANSWER_SECONDS)
 
-    def _ask(self, message: Message | None, done: Future[T], *, timeout: float | None) -> T:
-        if message is not None:
-            self._post(message)
+    def _ask(self, message: Message, done: Future[T], *, timeout: float | None) -> T:
+        self._post(message)
         return done.result(timeout)
 
     def _post(self, message: Message) -> None:
