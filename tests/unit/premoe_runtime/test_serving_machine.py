@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -367,4 +368,4 @@ class ServingMachine(RuleBasedStateMachine):
 
 
 ServingMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestServingMachine = ServingMachine.TestCase
+TestServingMachine = pytest.mark.timeout(900)(pytest.mark.slow(ServingMachine.TestCase))
