@@ -346,7 +346,8 @@ class ServingMachine(RuleBasedStateMachine):
             self.engine.boundary()
             self.engine.step(True)
             self.turn()
-            if drained.done() and not self.engine.inbox and self.engine.copy is None and self._resting():
+            answered = drained.done() and all(future.done() for future in self.futures)
+            if answered and not self.engine.inbox and self.engine.copy is None and self._resting():
                 break
         assert drained.done(), "some request never ended"
         assert all(asked.ended for asked in self.asked)
@@ -367,5 +368,5 @@ class ServingMachine(RuleBasedStateMachine):
         return all(group.state is State.RESTING for group in self.loop._patterns._groups.groups())
 
 
-ServingMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+ServingMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 TestServingMachine = pytest.mark.timeout(900)(pytest.mark.slow(ServingMachine.TestCase))

@@ -212,6 +212,6 @@ class SwapMachine(RuleBasedStateMachine):
 
 
 SwapMachine.TestCase.settings = settings(
-    max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=50, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestSwapMachine = pytest.mark.timeout(900)(pytest.mark.slow(SwapMachine.TestCase))
