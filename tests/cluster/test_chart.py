@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from premoe_operator.crd import SCHEMA_VERSION
 from support.charts import (
     CERT_MANAGER,
     CHART,
@@ -98,7 +99,7 @@ def test_an_older_definition_is_refused(control_plane: ControlPlane, namespace: 
     definition = ("customresourcedefinition", "prunedmodels.premoe.dev", "--overwrite")
     control_plane.kubectl("annotate", *definition, "premoe.dev/schema=0")
     try:
-        with pytest.raises(HelmFailed, match="has schema 0 and this chart needs 2: upgrade the release of premoe-crds"):
+        with pytest.raises(HelmFailed, match=f"has schema 0 and this chart needs {SCHEMA_VERSION}: upgrade"):
             install(control_plane, CHART, namespace, values_file("plain"))
         install(control_plane, CHART, namespace, values_of("plain") | {"checkDefinition": False})
         uninstall(control_plane, namespace)
