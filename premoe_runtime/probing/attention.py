@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
+from premoe_runtime.engines.hf.attention import visible, window_of
+
 QUERY_BLOCK = 512
 _NAME = "premoe_blockwise"
 
@@ -28,20 +30,15 @@ def blockwise(
 
     ``query``: [B, H, T, D]; ``key``, ``value``: [B, G, T, D], each for H / G heads. Returns [B, T, H, D].
     """
-    # Some classes hand their window on, others keep it where attention implementations look for it.
-    sliding_window = sliding_window or getattr(module, "sliding_window", None) or None
+    window = window_of(module, sliding_window)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     attended = []
     for start in range(0, query.shape[2], QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, query.shape[2])
-        first = 0 if sliding_window is None else max(0, start - sliding_window + 1)
-        queries = torch.arange(start, end, device=query.device)[:, None]
-        columns = torch.arange(first, end, device=query.device)
-        seen = columns <= queries
-        if sliding_window is not None:
-            seen &= columns > queries - sliding_window
+        first = 0 if window is None else max(0, start - window + 1)
+        seen = visible(torch.arange(start, end, device=query.device), slice(first, end), window)
         attended.append(
             nn.functional.scaled_dot_product_attention(
                 query[:, :, start:end], key[:, :, first:end], value[:, :, first:end], attn_mask=seen, scale=scaling

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from premoe_runtime.engines.hf.model import SlotModel
+from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.signature import signature
 from premoe_runtime.probing.attention import with_blockwise
@@ -45,11 +47,13 @@ class Prober:
         self._device = slot_model.model.device
         self._embedding: nn.Module = decoder.embed_tokens
         self._rotary: nn.Module = decoder.rotary_emb
+        spec = FAMILIES[manifest.family]
         self._blocks = [
             *(_probing_copy(block) for block in decoder.layers[:first]),
-            _probing_copy(decoder.layers[first], mlp=_StandIn()),
+            _probing_copy(decoder.layers[first], **{spec.sparse: _StandIn()}),
         ]
-        self._router_weight: torch.Tensor = decoder.layers[first].mlp.gate.weight
+        router: Any = decoder.layers[first].get_submodule(f"{spec.sparse}.{spec.router_module}")
+        self._router_weight: torch.Tensor = router.weight
         self._lock = threading.Lock()
 
     @property

@@ -89,6 +89,20 @@ def neighbours(rows: Sequence[int], lengths: Sequence[int], width: int) -> list[
     return [*cuts, slice(start, len(rows))]
 
 
+def visible(positions: torch.Tensor, columns: slice, window: int | None) -> torch.Tensor:
+    """bool[..., columns]: whether queries at ``positions`` (i64[...]) see a column: up to their own, in a window."""
+    at = torch.arange(columns.start, columns.stop, device=positions.device)
+    seen = at <= positions[..., None]
+    if window is not None:
+        seen &= at > positions[..., None] - window
+    return seen
+
+
+def window_of(module: nn.Module, stated: int | None) -> int | None:
+    """Sliding window of an attention module: some classes hand it on, others keep it; 0 is none."""
+    return stated or getattr(module, "sliding_window", None) or None
+
+
 def attention_mask(
     positions: torch.Tensor, columns: slice, *, dtype: torch.dtype, window: int | None = None
 ) -> torch.Tensor:
@@ -96,10 +110,7 @@ def attention_mask(
 
     ``positions``: i64[B, T] of the queries. Returns dtype[B, 1, T, columns].
     """
-    at = torch.arange(columns.start, columns.stop, device=positions.device)
-    seen = at <= positions[..., None]
-    if window is not None:
-        seen &= at > positions[..., None] - window
+    seen = visible(positions, columns, window)
     mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
     return mask.masked_fill_(~seen, float("-inf")).unsqueeze(1)
 
@@ -122,8 +133,8 @@ def attend(
     if reading is None:
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return found
-    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
-    parts = [_attend(query, key, value, span, kwargs["scaling"]) for span in reading.spans(window or None)]
+    window = window_of(module, kwargs.get("sliding_window"))
+    parts = [_attend(query, key, value, span, kwargs["scaling"]) for span in reading.spans(window)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)), None
 
 
