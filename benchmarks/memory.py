@@ -112,7 +112,7 @@ def child(url: str, slots: int, resident: bool) -> None:
     from premoe_runtime.engines.hf.model import load_slot_model
     from premoe_runtime.formats.ids import ExpertId
     from premoe_runtime.packs.reader import open_pack
-    from premoe_runtime.residency.host_tier import STAGING_BYTES
+    from premoe_runtime.residency.plan import STAGING_BYTES
     from premoe_runtime.residency.swap import bring
 
     source = open_pack(url)

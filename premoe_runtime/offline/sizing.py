@@ -12,6 +12,7 @@ from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import DTYPE_BYTES, Manifest
+from premoe_runtime.residency.plan import whole_host_bytes
 
 DEFAULT_CONTEXT = 4096
 DEFAULT_ROWS = 8
@@ -19,8 +20,6 @@ STEP_TOKENS = 256
 """Prompt tokens that one step takes at most, beside one token of every running sequence."""
 PROCESS_BYTES = 850 << 20
 """Main memory of a worker before it has a model: torch, transformers, gRPC (measured, torch 2.13 on Linux)."""
-STAGING_BYTES = 64 << 20
-"""The smallest host tier."""
 
 
 class SizedConfig(BaseConfig):
@@ -187,7 +186,7 @@ def _fit(shape: Shape, request: SizeRequest, budget: Budget, kv: int, workspace:
         slots=slots,
         layer_slots=layer_slots,
         experts=experts,
-        host=max(experts, STAGING_BYTES) + kv + PROCESS_BYTES,
+        host=whole_host_bytes(shape.blob_bytes, sum(layer_slots)) + kv + PROCESS_BYTES,
         total=base + kv,
         fits=fits,
         max_context=longest,

@@ -12,20 +12,16 @@ import torch
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.arena import zeroed
+from premoe_runtime.residency.plan import whole_host_bytes
 
 MIN_BLOBS = 2
 """Blobs that stay free of pins, so that a swap always has a way through."""
 
 
-STAGING_BYTES = 64 << 20
-"""The smallest host tier that is made unasked."""
-
-
 def default_host_bytes(blob_bytes: int, slots: int, available: int) -> int:
-    """Bytes of a host tier when nobody says: a blob for each of the worker's ``slots``, so that whatever pattern comes
-    is here whole before anything gives way for it; at most a quarter of the ``available`` memory.
-    """
-    return min(max((slots + MIN_BLOBS) * blob_bytes, STAGING_BYTES), max(available // 4, MIN_BLOBS * blob_bytes))
+    """Bytes of a host tier when nobody says: ``whole_host_bytes``, at most a quarter of the ``available`` memory."""
+    whole = whole_host_bytes(blob_bytes, slots + MIN_BLOBS)
+    return min(whole, max(available // 4, MIN_BLOBS * blob_bytes))
 
 
 def available_memory() -> int:

@@ -11,6 +11,8 @@ from premoe_runtime.formats.ids import ExpertId
 
 EMPTY = -1
 """In a slot table: no expert."""
+STAGING_BYTES = 64 << 20
+"""The smallest host tier that is made unasked."""
 NO_SLOTS: frozenset[tuple[int, int]] = frozenset()
 
 
@@ -36,6 +38,13 @@ class SwapPlan:
     @property
     def victims(self) -> frozenset[ExpertId]:
         return frozenset(load.evicts for load in self.loads if load.evicts is not None)
+
+
+def whole_host_bytes(blob_bytes: int, blobs: int) -> int:
+    """Bytes of a host tier that holds a blob for each of a worker's slots, so that any pattern is here whole before
+    anything gives way for it.
+    """
+    return max(blobs * blob_bytes, STAGING_BYTES)
 
 
 def plan_swap(

@@ -31,7 +31,8 @@ from premoe_runtime.engines.base import (
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.host_tier import STAGING_BYTES, HostArena, HostTier
+from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.plan import STAGING_BYTES
 from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.swap import bring
 from premoe_runtime.serving.front import Front, Handle

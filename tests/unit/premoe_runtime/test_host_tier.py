@@ -12,13 +12,13 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.host_tier import (
     MIN_BLOBS,
-    STAGING_BYTES,
     HostArena,
     HostTier,
     available_memory,
     default_host_bytes,
     digest_of,
 )
+from premoe_runtime.residency.plan import STAGING_BYTES
 
 BLOB = 4096
 ZERO = digest_of(torch.zeros(BLOB, dtype=torch.uint8))

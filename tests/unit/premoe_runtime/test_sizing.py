@@ -12,7 +12,8 @@ from support.tiny import tiny_checkpoint
 from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.offline.sizing import PROCESS_BYTES, STAGING_BYTES, Shape, SizeRequest, shape_of, size
+from premoe_runtime.offline.sizing import PROCESS_BYTES, Shape, SizeRequest, shape_of, size
+from premoe_runtime.residency.plan import STAGING_BYTES
 
 SHAPE = Shape(
     top_k=4,
