@@ -12,7 +12,6 @@ from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 WEIGHT_DTYPES = ("BF16", "F16", "F32")
 _MTP = re.compile(r"(model\.)?mtp\b.*")
-_BLOCK = re.compile(r"model\.layers\.(\d+)\..*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def experts_dtype(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str
 
 def _needless(name: str, model: MoeModel, predicted_blocks: int) -> str:
     """Why the model needs no tensor of this name; empty when there is no such reason."""
-    block = _BLOCK.fullmatch(name)
+    block = re.fullmatch(re.escape(model.spec.layers) + r"\.(\d+)\..*", name)
     if _MTP.fullmatch(name) or (block and model.num_blocks <= int(block[1]) < model.num_blocks + predicted_blocks):
         return "multi-token prediction"
     module = name.rpartition(".")[0].rpartition(".")[2]
