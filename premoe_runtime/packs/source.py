@@ -66,8 +66,12 @@ class Source:
 
 
 def check_tokenizer(source: Source) -> None:
-    """Raise InvalidInput (reason TOKENIZER_MISSING) when no file of the source holds a vocabulary."""
-    if not has_vocabulary(source.skeleton_files):
+    """Raise InvalidInput (reason TOKENIZER_MISSING) when no file of a checkpoint holds a vocabulary.
+
+    What is no checkpoint at all is named by whoever reads it.
+    """
+    names = source.skeleton_files
+    if "config.json" in names and not has_vocabulary(names):
         raise InvalidInput(
             f"{source.url} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json with merges.txt, vocab.txt); "
             "add the model's own, or allow it with --without-tokenizer",

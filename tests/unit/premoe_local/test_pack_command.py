@@ -68,6 +68,15 @@ def test_a_folder_without_tokenizer_is_refused_unless_that_is_wanted(
     assert premoe("pack", source, "--to", tmp_path / "store", "--without-tokenizer").exit_code == 0
 
 
+def test_a_folder_that_is_no_checkpoint_is_named_as_that(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.json").write_text("{}")
+    refused = premoe("pack", tmp_path / "photos", "--to", tmp_path / "store")
+    assert refused.exit_code == 3
+    assert "no config.json; is this a checkpoint folder?" in refused.stderr
+    assert "tokenizer" not in refused.stderr
+
+
 def test_a_read_only_place_is_one_line(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
