@@ -36,7 +36,7 @@ from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.residency.host_tier import HostArena
 from premoe_runtime.serving.front import Front
-from premoe_runtime.serving.requests import FULL, KeptPattern, ManagedRequest
+from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_runtime.storage import open_store
 
 LAYERS, EXPERTS, TOP_K = 4, 64, 8
@@ -182,7 +182,7 @@ class Served:
         engine = HfEngine(self._model, arena, max_sequences=max(BATCHES), context=256, prefill_tokens=1024)
         self.front = Front(engine, store, arena, source)
         kept = np.random.default_rng(0).permuted(np.tile(np.arange(EXPERTS), (LAYERS, 1)), axis=1) < slots
-        self._pattern = KeptPattern(FULL if slots == EXPERTS else "quarter", kept)
+        self._pattern = KeptPattern("full" if slots == EXPERTS else "quarter", kept)
         self._serial = 0
 
     @property
@@ -196,7 +196,7 @@ class Served:
             random = np.random.default_rng(self._serial)
             prompt = tuple(int(token) for token in random.integers(0, VOCABULARY, prompt_tokens))
             sampling = SamplingParams(max_tokens=answer_tokens)
-            request = ManagedRequest(f"b{self._serial}", self._pattern, TOP_K, prompt, sampling)
+            request = Request(f"b{self._serial}", self._pattern, TOP_K, prompt, sampling)
             self.front.generate(request, lambda report: None, partial(clock.on_event, index))
         return clock.wait()
 

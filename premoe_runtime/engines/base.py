@@ -15,7 +15,7 @@ from premoe_runtime.formats.arrays import Mask
 from premoe_runtime.formats.choices import Semantics
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import Copied, Copy
-from premoe_runtime.residency.ledger import Entry
+from premoe_runtime.residency.ledger import Placement
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -29,23 +29,6 @@ class SamplingParams:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceRequest:
-    """One sequence to run under one pattern row of the mask table.
-
-    ``pattern_row`` indexes the mask table; its experts are published before ``Submit`` and stay so until the sequence
-    ends or is paused. ``active`` experts are used per token (at most the model's top-k). ``kv_key`` names everything
-    but the tokens that its keys and values depend on; empty: they may not be shared.
-    """
-
-    request_id: str
-    token_ids: tuple[int, ...]
-    pattern_row: int
-    active: int
-    sampling: SamplingParams = field(default_factory=SamplingParams)
-    kv_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +70,19 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Run a sequence. A request that can never run, or whose id is in use, gets one event with the error."""
+    """Run a request as one sequence. One that can never run, or whose id is in use, gets one event with the error.
 
-    request: SequenceRequest
+    ``pattern_row`` indexes the mask table; its experts were published before and stay so until the sequence ends or is
+    paused. ``active`` experts are used per token (at most the model's top-k). ``kv_key`` names everything but the
+    tokens that its keys and values depend on; empty: they may not be shared.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    pattern_row: int
+    active: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    kv_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +138,7 @@ class MaskRow:
 class Publish:
     """Enter experts and a mask row into the tables; answered by ``Published``."""
 
-    entries: tuple[Entry, ...]
+    placements: tuple[Placement, ...]
     row: MaskRow | None = None
 
 
@@ -220,7 +213,7 @@ class Engine(Protocol):
         """Begin to run. ``report`` is called from one thread, in order, and must not block nor raise."""
         ...
 
-    def check(self, request: SequenceRequest) -> None:
+    def check(self, request: Submit) -> None:
         """Raise InvalidInput for a request that can never run here. Any thread."""
         ...
 

@@ -9,7 +9,7 @@ from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.plan import EMPTY, Load, SwapPlan, plan_swap
 
-Entry = tuple[ExpertId, int]
+Placement = tuple[ExpertId, int]
 """An expert and the slot of its layer that holds it."""
 
 
@@ -109,13 +109,13 @@ class Ledger:
 
     def settle(
         self, loads: Collection[Load], written: AbstractSet[ExpertId], torn: AbstractSet[ExpertId] = frozenset()
-    ) -> tuple[Entry, ...]:
-        """Step three: what the slots hold now. Returns the entries to publish; the generation grows.
+    ) -> tuple[Placement, ...]:
+        """Step three: what the slots hold now. Returns the placements to publish; the generation grows.
 
         ``written`` experts arrive; a ``torn`` slot was written in part and is empty; every other slot was not touched,
         so its victim is given back.
         """
-        entries: list[Entry] = []
+        placements: list[Placement] = []
         for load in loads:
             del self._moving[load.layer, load.slot]
             if load.expert in torn:
@@ -124,7 +124,7 @@ class Ledger:
             if holder is not None:
                 self.table[load.layer][load.slot] = holder.expert
                 self._slot_of[holder] = load.slot
-                entries.append((holder, load.slot))
+                placements.append((holder, load.slot))
         self.touch([load.expert for load in loads if load.expert in written])
         self.generation += 1
-        return tuple(entries)
+        return tuple(placements)

@@ -16,7 +16,7 @@ from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.residency.arena import SlotArena
 from premoe_runtime.residency.blob_fields import SlotLayout
 from premoe_runtime.residency.host_tier import digest_of
-from premoe_runtime.residency.ledger import Entry, slots_of_layers
+from premoe_runtime.residency.ledger import Placement, slots_of_layers
 from premoe_runtime.residency.plan import EMPTY
 
 Kept = npt.NDArray[np.bool_] | torch.Tensor | Mapping[int, Collection[int]]
@@ -104,23 +104,27 @@ class SlotStore:
         return event
 
     def publish(
-        self, entries: Collection[Entry], rows: Mapping[int, Kept] | None = None, *, semantics: Semantics = "selection"
+        self,
+        placements: Collection[Placement],
+        rows: Mapping[int, Kept] | None = None,
+        *,
+        semantics: Semantics = "selection",
     ) -> None:
         """Step three: from the next step on these experts are found in these slots, and these rows hold.
 
         Raises Conflict, changing nothing, when a slot holds another expert or a row keeps one that is not resident.
         """
         checked = {row: self._checked_row(row, kept) for row, kept in (rows or {}).items()}
-        for expert, slot in entries:
+        for expert, slot in placements:
             if self._table[expert.layer][slot] != EMPTY:
                 raise Conflict(f"slot {slot} of layer {expert.layer} is not free for {expert}", reason="SLOT_TAKEN")
-        self._check_rows_resident([expert for expert, _ in entries], checked)
-        if entries:
-            layers, columns = _columns(expert for expert, _ in entries)
+        self._check_rows_resident([expert for expert, _ in placements], checked)
+        if placements:
+            layers, columns = _columns(expert for expert, _ in placements)
             self._resident[layers, columns] = True
-            for expert, slot in entries:
+            for expert, slot in placements:
                 self._table[expert.layer][slot] = expert.expert
-            self._write(self.lut, (layers, columns), np.array([slot for _, slot in entries], dtype=np.int64))
+            self._write(self.lut, (layers, columns), np.array([slot for _, slot in placements], dtype=np.int64))
             kept_there = self._kept[:, layers, columns].T
             self._write(self.mask, (layers, slice(None), columns), _mask_of(kept_there))
         for row, values in checked.items():

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
 
-from premoe_runtime.engines.base import Engine, SequenceRequest, TokenEvent
+from premoe_runtime.engines.base import Engine, Submit, TokenEvent
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.residency.fetch import Fetcher
 from premoe_runtime.residency.host_tier import HostArena, HostTier
@@ -31,7 +31,7 @@ from premoe_runtime.serving.messages import (
     UnloadPattern,
 )
 from premoe_runtime.serving.reports import Residency, ServingStats, SwapReport
-from premoe_runtime.serving.requests import Entry, KeptPattern, ManagedRequest
+from premoe_runtime.serving.requests import KeptPattern, OpenRequest, Request
 from premoe_runtime.serving.turns import DEFAULT_QUANTUM
 
 DEFAULT_MAX_WAITING = 256
@@ -44,13 +44,13 @@ T = TypeVar("T")
 class Handle:
     """A request given to the front."""
 
-    def __init__(self, post: Callable[[Message], None], entry: Entry) -> None:
-        self._post, self._entry = post, entry
+    def __init__(self, post: Callable[[Message], None], request: OpenRequest) -> None:
+        self._post, self._request = post, request
 
     def cancel(self) -> None:
         """Stop it wherever it is: queued, in mid-swap or running. Its last event says ``cancelled``. Idempotent."""
-        if not self._entry.ended:
-            self._post(CancelRequest(self._entry))
+        if not self._request.ended:
+            self._post(CancelRequest(self._request))
 
 
 class Front:
@@ -77,7 +77,6 @@ class Front:
     ) -> None:
         self._engine, self._max_waiting = engine, max_waiting
         self._slots, self._num_experts = store.slots, store.num_experts
-        self._full = KeptPattern.full(store.num_layers, store.num_experts)
         self._inbox: SimpleQueue[Heard] = SimpleQueue()
         fetcher = Fetcher(source, store.manifest, store.layout, arena)
         self._loop = ServingLoop(
@@ -109,7 +108,7 @@ class Front:
 
     def generate(
         self,
-        request: ManagedRequest,
+        request: Request,
         on_started: Callable[[SwapReport], None],
         on_event: Callable[[TokenEvent], None],
     ) -> Handle:
@@ -120,13 +119,11 @@ class Front:
         loop can know (id in use, queue full in that moment, too many patterns) comes as the only event's error.
         """
         self.admit()
-        pattern = self._full if isinstance(request.pattern, str) else request.pattern
-        self._check_pattern(pattern)
-        asked = SequenceRequest(request.request_id, request.token_ids, 0, request.active, request.sampling)
-        self._engine.check(asked)
-        entry = Entry(request, pattern, on_started, on_event, contextvars.copy_context())
-        self._post(Generate(entry))
-        return Handle(self._post, entry)
+        self._check_pattern(request.pattern)
+        self._engine.check(Submit(request.request_id, request.token_ids, 0, request.active, request.sampling))
+        opened = OpenRequest(request, on_started, on_event, contextvars.copy_context())
+        self._post(Generate(opened))
+        return Handle(self._post, opened)
 
     def load_pattern(self, pattern: KeptPattern) -> SwapReport:
         """Make a pattern resident ahead of requests and pin its blobs in host memory; waits for its turn. Idempotent.

@@ -11,7 +11,7 @@ from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.serving.fetches import Need
 from premoe_runtime.serving.reports import SwapReport
-from premoe_runtime.serving.requests import Entry, KeptPattern
+from premoe_runtime.serving.requests import KeptPattern, OpenRequest
 
 
 class State(Enum):
@@ -64,7 +64,7 @@ class Group:
         self.row: int | None = None
         self.row_written = False
         self.pinned_in_host = False
-        self.entries: dict[str, Entry] = {}
+        self.requests: dict[str, OpenRequest] = {}
         self.loads: list[Future[SwapReport]] = []
         self.need = Need(self.pattern.experts)
 
@@ -79,15 +79,15 @@ class Group:
     @property
     def wanted(self) -> bool:
         """Whether anybody still waits for it."""
-        return bool(self.loads) or any(entry.error is None for entry in self.entries.values())
+        return bool(self.loads) or any(request.error is None for request in self.requests.values())
 
     def names(self) -> frozenset[str]:
         """Ids under which the pattern was asked for."""
-        return frozenset({self.pattern.id} | {entry.pattern.id for entry in self.entries.values()})
+        return frozenset({self.pattern.id} | {request.pattern.id for request in self.requests.values()})
 
     def submitted(self) -> frozenset[str]:
         """Ids of its requests that the engine has."""
-        return frozenset(entry.id for entry in self.entries.values() if entry.submitted)
+        return frozenset(request.id for request in self.requests.values() if request.submitted)
 
 
 class GroupTable:
@@ -107,10 +107,10 @@ class GroupTable:
     def get(self, key: str) -> Group:
         return self._groups[key]
 
-    def holder(self, entry: Entry) -> Group | None:
+    def holder(self, request: OpenRequest) -> Group | None:
         """The group that an unfinished request is in, unless it has failed."""
-        group = self._groups.get(entry.pattern.key)
-        return group if group is not None and entry.id in group.entries else None
+        group = self._groups.get(request.pattern.key)
+        return group if group is not None and request.id in group.requests else None
 
     def groups(self) -> list[Group]:
         return list(self._groups.values())

@@ -28,7 +28,6 @@ from premoe_runtime.engines.base import (
 )
 from premoe_runtime.formats.errors import Exhausted, PremoeError, Unavailable
 from premoe_runtime.residency.ledger import Ledger
-from premoe_runtime.serving.entries import Entries
 from premoe_runtime.serving.fetches import Delivered, Fetches, FetchOver
 from premoe_runtime.serving.messages import (
     CancelRequest,
@@ -42,10 +41,11 @@ from premoe_runtime.serving.messages import (
     PreloadPattern,
     UnloadPattern,
 )
+from premoe_runtime.serving.open_requests import OpenRequests
 from premoe_runtime.serving.patterns import Patterns
 from premoe_runtime.serving.pins import Pins
 from premoe_runtime.serving.reports import Residency, SwapReport
-from premoe_runtime.serving.requests import Entry, KeptPattern
+from premoe_runtime.serving.requests import KeptPattern, OpenRequest
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ Heard = Message | Report | Delivered | FetchOver
 
 
 class ServingLoop:
-    """Owns requests (``Entries``), patterns and the swap (``Patterns``), pins, the ledger and the host tier.
+    """Owns requests (``OpenRequests``), patterns and the swap (``Patterns``), pins, the ledger and the host tier.
 
     Other threads read three words of it, to refuse early: ``draining``, ``unfinished`` and ``running``.
     """
@@ -74,13 +74,13 @@ class ServingLoop:
     ) -> None:
         self._engine, self._ledger, self._fetches, self._inbox = engine, ledger, fetches, inbox
         self._blob_bytes, self._max_waiting = blob_bytes, max_waiting
-        self._entries = Entries(engine, weights_id)
+        self._requests = OpenRequests(engine, weights_id)
         self._pins = Pins(fetches)
         self._patterns = Patterns(
             engine,
             ledger,
             fetches,
-            self._entries,
+            self._requests,
             max_rows=max_rows,
             blob_bytes=blob_bytes,
             quantum=quantum,
@@ -94,12 +94,12 @@ class ServingLoop:
     @property
     def unfinished(self) -> int:
         """Requests that have not ended."""
-        return len(self._entries)
+        return len(self._requests)
 
     @property
     def running(self) -> int:
         """Sequences in the engine's last step."""
-        return self._entries.last.running
+        return self._requests.last.running
 
     def run(self) -> BaseException | None:
         """Serve until closed. Whatever ends it ends every request first; returns why, unless it was closed."""
@@ -116,12 +116,12 @@ class ServingLoop:
 
     def decide(self, now: float) -> None:
         """What follows from all that was heard. ``now``: monotonic seconds."""
-        for entry in self._entries.take_failed_receivers():
-            self._cancel(entry)
+        for request in self._requests.take_failed_receivers():
+            self._cancel(request)
         self._patterns.fetch_what_is_lacking(now)
         self._pins.fetch_what_is_lacking(now)
         self._patterns.start_next()
-        if not self._entries:
+        if not self._requests:
             for done in self._drains:
                 done.set_result(None)
             self._drains = []
@@ -149,10 +149,10 @@ class ServingLoop:
         match message:
             case StepReport():
                 self._note_step(message)
-            case Generate(entry):
-                self._generate(entry)
-            case CancelRequest(entry):
-                self._cancel(entry)
+            case Generate(request):
+                self._generate(request)
+            case CancelRequest(request):
+                self._cancel(request)
             case Delivered():
                 if not self._patterns.note_delivered(message):
                     self._pins.note_delivered(message)
@@ -185,41 +185,41 @@ class ServingLoop:
 
     # Requests.
 
-    def _generate(self, entry: Entry) -> None:
+    def _generate(self, request: OpenRequest) -> None:
         try:
             if self.draining:
                 raise draining()
             if self.unfinished - self.running >= self._max_waiting:
                 raise queue_full(self._max_waiting)
-            group = self._patterns.find(entry.pattern)
-            self._entries.add(group, entry)
+            group = self._patterns.find(request.pattern)
+            self._requests.add(group, request)
         except PremoeError as error:
-            self._entries.refuse(entry, error)
+            self._requests.refuse(request, error)
             return
         self._patterns.enter(group)
 
-    def _cancel(self, entry: Entry) -> None:
-        if entry.submitted:
-            self._engine.post(Cancel(frozenset({entry.id})))
-        elif not entry.ended:
-            self._free(entry, TokenEvent((), "", finish="cancelled"))
+    def _cancel(self, request: OpenRequest) -> None:
+        if request.submitted:
+            self._engine.post(Cancel(frozenset({request.id})))
+        elif not request.ended:
+            self._free(request, TokenEvent((), "", finish="cancelled"))
 
     def _note_step(self, report: StepReport) -> None:
-        self._entries.last = report
+        self._requests.last = report
         for request_id, event in report.events:
-            entry = self._entries.get(request_id)
-            if entry is None:
+            request = self._requests.get(request_id)
+            if request is None:
                 continue
             if not event.last:
-                self._entries.deliver(entry, event)
-            elif entry.error is None:
-                self._free(entry, event)
+                self._requests.deliver(request, event)
+            elif request.error is None:
+                self._free(request, event)
             else:
-                self._free(entry, replace(event, finish=None, error=entry.error))
+                self._free(request, replace(event, finish=None, error=request.error))
 
-    def _free(self, entry: Entry, event: TokenEvent) -> None:
-        group = self._patterns.holder(entry)
-        self._entries.free(entry, group, event)
+    def _free(self, request: OpenRequest, event: TokenEvent) -> None:
+        group = self._patterns.holder(request)
+        self._requests.free(request, group, event)
         if group is not None:
             self._patterns.leave(group)
 
@@ -295,7 +295,7 @@ class ServingLoop:
         for done in waiting:
             done.set_exception(error)
         cancelled = TokenEvent((), "", finish="cancelled")
-        self._entries.free_all(cancelled if failure is None else TokenEvent((), "", error=error))
+        self._requests.free_all(cancelled if failure is None else TokenEvent((), "", error=error))
         for drained in self._drains:
             drained.set_result(None)
         self.refuse_the_rest(error)
@@ -308,8 +308,8 @@ class ServingLoop:
             except Empty:
                 return
             match message:
-                case Generate(entry):
-                    self._entries.refuse(entry, error)
+                case Generate(request):
+                    self._requests.refuse(request, error)
                 case LoadPattern(_, done) | PreloadPattern(_, done) | Look(done) | CheckBytes(done):
                     done.set_exception(error)
                 case Drain(done):

@@ -6,21 +6,21 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from premoe_runtime.serving.reports import Residency, ServingStats, SwapReport
-from premoe_runtime.serving.requests import Entry, KeptPattern
+from premoe_runtime.serving.requests import KeptPattern, OpenRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Generate:
     """Answer a request. Refusals come as its only event."""
 
-    entry: Entry
+    request: OpenRequest
 
 
 @dataclass(frozen=True, slots=True)
 class CancelRequest:
     """End a request wherever it is; unknown or ended ones are passed over."""
 
-    entry: Entry
+    request: OpenRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,13 @@ from premoe_runtime.engines.base import Engine, Load, Loaded, MaskRow, Pause, Pu
 from premoe_runtime.formats.errors import Exhausted, PremoeError
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import BlobCopy, Copy
-from premoe_runtime.residency.ledger import Entry as LedgerEntry
-from premoe_runtime.residency.ledger import Ledger
+from premoe_runtime.residency.ledger import Ledger, Placement
 from premoe_runtime.residency.plan import Load as PlannedLoad
-from premoe_runtime.serving.entries import Entries
 from premoe_runtime.serving.fetches import Delivered, Fetches, FetchOver, Need
 from premoe_runtime.serving.groups import Group, GroupTable, State, Step
+from premoe_runtime.serving.open_requests import OpenRequests
 from premoe_runtime.serving.reports import ServingStats, SwapPhase, SwapReport
-from premoe_runtime.serving.requests import Entry, KeptPattern
+from premoe_runtime.serving.requests import KeptPattern, OpenRequest
 from premoe_runtime.serving.turns import Contender, next_move
 
 logger = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ class Swap:
     fetched: int = 0
     fetch_ns: tuple[int, int] = (0, 0)
     error: Exception | None = None
-    entries: list[Entry] = field(default_factory=list)
+    requests: list[OpenRequest] = field(default_factory=list)
     loads: list[Future[SwapReport]] = field(default_factory=list)
     """Who is told once it is published."""
 
@@ -75,14 +74,14 @@ class Patterns:
         engine: Engine,
         ledger: Ledger,
         fetches: Fetches,
-        entries: Entries,
+        requests: OpenRequests,
         *,
         max_rows: int,
         blob_bytes: int,
         quantum: int,
         copy_rate: float | None,
     ) -> None:
-        self._engine, self._ledger, self._fetches, self._entries = engine, ledger, fetches, entries
+        self._engine, self._ledger, self._fetches, self._requests = engine, ledger, fetches, requests
         self._host = fetches.host
         self._blob_bytes, self._quantum, self._copy_rate = blob_bytes, quantum, copy_rate
         self._groups = GroupTable(max_rows)
@@ -100,9 +99,9 @@ class Patterns:
         """See ``GroupTable.find``."""
         return self._groups.find(pattern)
 
-    def holder(self, entry: Entry) -> Group | None:
+    def holder(self, request: OpenRequest) -> Group | None:
         """See ``GroupTable.holder``."""
-        return self._groups.holder(entry)
+        return self._groups.holder(request)
 
     def enter(self, group: Group) -> None:
         """Run what is new in the group if its experts are there, else let it wait for its turn."""
@@ -114,9 +113,9 @@ class Patterns:
         if group.state is not State.RUNNING:
             return
         report = SwapReport(generation=self._ledger.generation)
-        for entry in [entry for entry in group.entries.values() if not entry.submitted]:
-            self._entries.announce([entry], report)
-            self._entries.submit(group, entry)
+        for request in [request for request in group.requests.values() if not request.submitted]:
+            self._requests.announce([request], report)
+            self._requests.submit(group, request)
         loads, group.loads = group.loads, []
         for done in loads:
             done.set_result(report)
@@ -172,7 +171,7 @@ class Patterns:
     def note_copied(self, message: Loaded) -> None:
         swap, copied = self._swap, message.copied
         assert swap is not None, "a copy belongs to the swap under way"
-        entries = self._ledger.settle(swap.copying, copied.written, copied.torn)
+        placements = self._ledger.settle(swap.copying, copied.written, copied.torn)
         for load in swap.copying:
             if load.expert in copied.written:
                 del swap.pending[load.expert]
@@ -191,7 +190,7 @@ class Patterns:
         swap.copying, swap.saving = (), ()
         swap.error = swap.error or copied.error
         self._changed = True
-        self._publish(swap, entries)
+        self._publish(swap, placements)
 
     def note_published(self, at_ns: int) -> None:
         swap, done = self._publishing.popleft()
@@ -200,7 +199,7 @@ class Patterns:
             return
         report = swap.report(self._blob_bytes, self._ledger.generation)
         self._count(report)
-        report = self._entries.announce(swap.entries, report)
+        report = self._requests.announce(swap.requests, report)
         for load in swap.loads:
             load.set_result(report)
             report = report.shared()
@@ -218,7 +217,7 @@ class Patterns:
             lacking = self._lacking(group)
             if first and len(lacking) > len(group.need.held) + self._host.available:
                 self._make_room(group)
-            lead = next(iter(group.entries.values()), None)
+            lead = next(iter(group.requests.values()), None)
             context = None if lead is None else lead.context
             self._fetches.update(group.need, lacking, first=first, context=context, now=now)
             first = first and group.need.ready
@@ -235,7 +234,7 @@ class Patterns:
             [contender(group) for group in self._groups.in_state(State.RUNNING)],
             [contender(group) for group in waiting],
             self._ledger.slots,
-            steps=self._entries.last.steps - self._turn_start,
+            steps=self._requests.last.steps - self._turn_start,
             quantum=self._quantum,
         )
         if move.start is not None:
@@ -323,21 +322,21 @@ class Patterns:
             BlobCopy(load.expert, self._host.place(load.expert), load.slot, self._host.digest(load.expert))
             for load in ready
         ]
-        threads = copy_threads(self._entries.last.running, len(os.sched_getaffinity(0)))
+        threads = copy_threads(self._requests.last.running, len(os.sched_getaffinity(0)))
         swap.copying, swap.saving = tuple(ready), tuple(save.expert for save in saves)
         swap.evicted += len(victims)
         swap.posted_ns = time.time_ns()
         self._engine.post(Retire(victims))
         self._engine.post(Load(Copy(tuple(loads), tuple(saves), threads, self._copy_rate)))
 
-    def _publish(self, swap: Swap, entries: tuple[LedgerEntry, ...]) -> None:
+    def _publish(self, swap: Swap, placements: tuple[Placement, ...]) -> None:
         """Enter what the slots hold; with the last of it the pattern's row, and its sequences run."""
         group = swap.group
         done = not swap.pending and swap.error is None and group.wanted
         row = MaskRow(swap.row, group.pattern.kept, group.pattern.semantics) if done else None
         swap.posted_ns = time.time_ns()
         self._publishing.append((swap, done))
-        self._engine.post(Publish(entries, row))
+        self._engine.post(Publish(placements, row))
         if not done:
             self._advance()
             return
@@ -347,12 +346,12 @@ class Patterns:
         self._ledger.touch(group.experts)
         swap.fetched, swap.fetch_ns = group.need.delivered, group.need.fetch_ns
         self._let_host_go(group)
-        self._turn_start = self._entries.last.steps
+        self._turn_start = self._requests.last.steps
         self._engine.post(Resume(group.submitted()))
-        swap.entries, swap.loads, group.loads = list(group.entries.values()), group.loads, []
-        for entry in swap.entries:
-            if not entry.submitted:
-                self._entries.submit(group, entry)
+        swap.requests, swap.loads, group.loads = list(group.requests.values()), group.loads, []
+        for request in swap.requests:
+            if not request.submitted:
+                self._requests.submit(group, request)
 
     def _give_up(self, swap: Swap) -> None:
         """Nothing is being copied: the swap ends, and what it brought so far stays."""
@@ -376,7 +375,7 @@ class Patterns:
         loads, group.loads = group.loads, []
         for done in loads:
             done.set_exception(error)
-        self._entries.fail(group, error)
+        self._requests.fail(group, error)
         self.leave(group)
 
     def _let_host_go(self, group: Group) -> None:

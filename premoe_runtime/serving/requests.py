@@ -6,7 +6,6 @@ import contextvars
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 
@@ -18,8 +17,8 @@ from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.turns import KeptTable, experts_of, pattern_key
 
-FULL: Literal["full"] = "full"
-"""Instead of a pattern: every expert of every layer."""
+FULL = "full"
+"""Id of the pattern that keeps every expert of every layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +73,14 @@ class KeptPattern:
 
 
 @dataclass(frozen=True, slots=True)
-class ManagedRequest:
+class Request:
     """One request with its pattern decided. ``active``: experts per token, at most the model's top-k.
 
     ``salt``: of the tenant; keys and values are never shared across salts.
     """
 
     request_id: str
-    pattern: KeptPattern | Literal["full"]
+    pattern: KeptPattern
     active: int
     token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -89,15 +88,14 @@ class ManagedRequest:
 
 
 @dataclass(eq=False, slots=True)
-class Entry:
-    """One request on its way through the loop, which alone changes it.
+class OpenRequest:
+    """A request that has not ended, on its way through the loop, which alone changes it.
 
     ``on_started`` is called once with what its swap moved, before any event; ``report`` is that, once it is known.
     ``error``: why it will end, if its group failed. What is fetched for it runs in ``context``, for its trace alone.
     """
 
-    request: ManagedRequest
-    pattern: KeptPattern
+    asked: Request
     on_started: Callable[[SwapReport], None]
     on_event: Callable[[TokenEvent], None]
     context: contextvars.Context
@@ -108,4 +106,8 @@ class Entry:
 
     @property
     def id(self) -> str:
-        return self.request.request_id
+        return self.asked.request_id
+
+    @property
+    def pattern(self) -> KeptPattern:
+        return self.asked.pattern

@@ -26,7 +26,6 @@ from premoe_runtime.engines.base import (
     Publish,
     Published,
     Retire,
-    Submit,
     TokenEvent,
 )
 from premoe_runtime.formats.errors import Conflict, InvalidInput
@@ -256,7 +255,7 @@ def test_an_id_in_use_is_refused(opened: Opener) -> None:
     running = bench.submit(prompt(4), max_tokens=900).wait_first()
     events: list[TokenEvent] = []
     bench.reports.collectors[running.request_id] = events.append  # type: ignore[assignment]
-    bench.engine.post(Submit(replace(bench.request(prompt(4)), request_id=running.request_id)))
+    bench.engine.post(replace(bench.request(prompt(4)), request_id=running.request_id))
     bench.boundary()
     running.cancel()
     bench.boundary()

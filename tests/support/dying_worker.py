@@ -10,13 +10,13 @@ def main() -> None:
     """Patch, then serve as any worker does."""
     from premoe_worker.cli import main as serve
 
-    from premoe_runtime.engines.base import SequenceRequest
+    from premoe_runtime.engines.base import Submit
     from premoe_runtime.engines.hf.running import RunningSequences
 
     add, step = RunningSequences.add, RunningSequences.step
     doomed = False
 
-    def noticing(self: RunningSequences, request: SequenceRequest) -> None:
+    def noticing(self: RunningSequences, request: Submit) -> None:
         nonlocal doomed
         doomed = doomed or request.sampling.max_tokens == FATAL_TOKENS
         add(self, request)

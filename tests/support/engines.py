@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from premoe_runtime.engines.base import (
     Report,
     Resume,
     SamplingParams,
-    SequenceRequest,
     StepReport,
     Submit,
     TokenEvent,
@@ -37,7 +36,7 @@ from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.swap import bring
 from premoe_runtime.serving.front import Front, Handle
 from premoe_runtime.serving.reports import SwapReport
-from premoe_runtime.serving.requests import KeptPattern, ManagedRequest
+from premoe_runtime.serving.requests import KeptPattern, Request
 from support.oracle import experts_of, random_kept
 from support.sources import MemorySource
 from support.tiny import Family, tiny_checkpoint
@@ -138,9 +137,9 @@ class Bench:
     reports: Reports
     _serial: int = 0
 
-    def request(self, token_ids: list[int], *, row: int = 0, active: int = TOP_K, **sampling: Any) -> SequenceRequest:
+    def request(self, token_ids: list[int], *, row: int = 0, active: int = TOP_K, **sampling: Any) -> Submit:
         self._serial += 1
-        return SequenceRequest(f"r{self._serial}", tuple(token_ids), row, active, SamplingParams(**sampling))
+        return Submit(f"r{self._serial}", tuple(token_ids), row, active, SamplingParams(**sampling))
 
     def submit(
         self, token_ids: list[int], *, gate: Callable[[TokenEvent], None] | None = None, **options: Any
@@ -149,10 +148,10 @@ class Bench:
         collector = Collector(request.request_id, gate)
         return self.post(request, collector)
 
-    def post(self, request: SequenceRequest, collector: Collector) -> Collector:
+    def post(self, request: Submit, collector: Collector) -> Collector:
         collector.handle = EngineHandle(self.engine, request.request_id)
         self.reports.collectors[request.request_id] = collector
-        self.engine.post(Submit(request))
+        self.engine.post(request)
         return collector
 
     def pause(self, *request_ids: str) -> None:
@@ -247,15 +246,13 @@ class ManagedBench:
         slots = self.front.residency().slots
         return frozenset(ExpertId(layer, e) for layer, row in enumerate(slots) for e in row if e >= 0)
 
-    def request(
-        self, pattern: KeptPattern | Literal["full"], token_ids: list[int], active: int = TOP_K, **sampling: Any
-    ) -> ManagedRequest:
+    def request(self, pattern: KeptPattern, token_ids: list[int], active: int = TOP_K, **sampling: Any) -> Request:
         self._serial += 1
-        return ManagedRequest(f"m{self._serial}", pattern, active, tuple(token_ids), SamplingParams(**sampling))
+        return Request(f"m{self._serial}", pattern, active, tuple(token_ids), SamplingParams(**sampling))
 
     def submit(
         self,
-        pattern: KeptPattern | Literal["full"],
+        pattern: KeptPattern,
         token_ids: list[int],
         *,
         gate: Callable[[TokenEvent], None] | None = None,
@@ -267,7 +264,7 @@ class ManagedBench:
         collector.handle = self.front.generate(request, started, collector)
         return collector, started
 
-    def run(self, pattern: KeptPattern | Literal["full"], token_ids: list[int], **options: Any) -> Collector:
+    def run(self, pattern: KeptPattern, token_ids: list[int], **options: Any) -> Collector:
         return self.submit(pattern, token_ids, **options)[0].wait()
 
 

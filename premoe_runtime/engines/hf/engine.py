@@ -24,7 +24,6 @@ from premoe_runtime.engines.base import (
     Report,
     Resume,
     Retire,
-    SequenceRequest,
     StopLoad,
     Submit,
 )
@@ -103,7 +102,7 @@ class HfEngine:
         for thread in self._threads:
             thread.start()
 
-    def check(self, request: SequenceRequest) -> None:
+    def check(self, request: Submit) -> None:
         """See the port."""
         check_sampling(request.sampling)
         tokens = request.token_ids
@@ -170,8 +169,8 @@ class HfEngine:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case Submit(request):
-                self._submit(request)
+            case Submit():
+                self._submit(command)
             case Cancel(ids):
                 self._sequences.cancel(ids)
             case Pause(ids):
@@ -182,14 +181,14 @@ class HfEngine:
                 self._retired = self._store.retire(experts), time.time_ns()
             case Load(copy):
                 self._copies.put((copy, *self._retired))
-            case Publish(entries, row):
+            case Publish(placements, row):
                 rows = {} if row is None else {row.row: row.kept}
-                self._store.publish(entries, rows, semantics="selection" if row is None else row.semantics)
+                self._store.publish(placements, rows, semantics="selection" if row is None else row.semantics)
                 self._report(Published(time.time_ns()))
             case Check():
                 self._report(Checked(self._check()))
 
-    def _submit(self, request: SequenceRequest) -> None:
+    def _submit(self, request: Submit) -> None:
         try:
             self.check(request)
             self._sequences.add(request)

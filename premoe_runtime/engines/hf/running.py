@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from premoe_runtime.engines.base import SequenceRequest, StepReport, TokenEvent
+from premoe_runtime.engines.base import StepReport, Submit, TokenEvent
 from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.sequence import RunningSequence
@@ -45,7 +45,7 @@ class RunningSequences:
     def can_step(self) -> bool:
         return any(not sequence.paused for sequence in self._sequences.values())
 
-    def add(self, request: SequenceRequest) -> None:
+    def add(self, request: Submit) -> None:
         """Raises Conflict for an id in use."""
         if request.request_id in self._sequences:
             raise Conflict(f"request id {request.request_id!r} is in use", reason="REQUEST_ID_IN_USE")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from premoe_runtime.engines.base import FinishReason, SequenceRequest, SequenceTimings, TokenEvent
+from premoe_runtime.engines.base import FinishReason, SequenceTimings, Submit, TokenEvent
 from premoe_runtime.engines.hf.kv import ParkedKV
 from premoe_runtime.engines.hf.text import Decoder, Detokenizer, StopMatcher
 from premoe_runtime.engines.sampling import Sampler
@@ -15,7 +15,7 @@ class RunningSequence:
 
     def __init__(
         self,
-        request: SequenceRequest,
+        request: Submit,
         decoder: Decoder,
         eos_ids: frozenset[int],
         context: int,

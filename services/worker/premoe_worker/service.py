@@ -16,12 +16,12 @@ from opentelemetry import trace
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
-from premoe_runtime.engines.base import SequenceRequest, TokenEvent
+from premoe_runtime.engines.base import Submit, TokenEvent
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
 from premoe_runtime.serving.reports import Residency, SwapReport
-from premoe_runtime.serving.requests import KeptPattern, ManagedRequest
+from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.admission import Admission, Lane
 from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Ranking, Started
 from premoe_worker.limits import Limits
@@ -81,7 +81,7 @@ class Worker:
                         start()
                     yield event
 
-    async def _prepare(self, ask: Ask, received_ns: int) -> tuple[ManagedRequest, _Answer]:
+    async def _prepare(self, ask: Ask, received_ns: int) -> tuple[Request, _Answer]:
         """Everything that comes before a request can be queued with its pattern."""
         encoded = await self._encoding.run(self.model.encode, ask.prompt)
         describe_request(ask, self.name, len(encoded.token_ids))
@@ -96,7 +96,7 @@ class Worker:
             raise
         describe_choice(choice)
         active = self._active(ask.active_experts, pattern, budget)
-        request = ManagedRequest(f"r{next(self._numbers)}", pattern, active, encoded.token_ids, ask.sampling)
+        request = Request(f"r{next(self._numbers)}", pattern, active, encoded.token_ids, ask.sampling)
         return request, _Answer(choice, len(encoded.token_ids), received_ns)
 
     async def probe(self, ask: Ask) -> tuple[npt.NDArray[np.float32], int, float]:
@@ -155,7 +155,7 @@ class Worker:
         Raises what a request would, and CorruptData.
         """
         pattern = await self._verification_pattern()
-        request = ManagedRequest(
+        request = Request(
             "verification", pattern, min(self.limits.budget.active, int(pattern.kept.sum(axis=1).min())), (0, 0)
         )
         request = replace(request, sampling=replace(request.sampling, max_tokens=1))
@@ -191,7 +191,7 @@ class Worker:
     def _check(self, encoded: Encoded, ask: Ask) -> None:
         """Refuse what can never run before anything is probed, fetched or swapped. Raises InvalidInput."""
         active = self.limits.budget.active if ask.active_experts is None else ask.active_experts
-        self.model.engine.check(SequenceRequest("check", encoded.token_ids, 0, active, ask.sampling))
+        self.model.engine.check(Submit("check", encoded.token_ids, 0, active, ask.sampling))
 
     async def _recognise(self, encoded: Encoded, on_unknown: OnUnknown) -> PatternChoice:
         retrieval = self._require_retrieval()
@@ -284,7 +284,7 @@ class _Answer:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[SwapReport | TokenEvent] = asyncio.Queue()
 
-    async def run(self, model: ServedModel, request: ManagedRequest) -> AsyncGenerator[Event, None]:
+    async def run(self, model: ServedModel, request: Request) -> AsyncGenerator[Event, None]:
         swap = SwapSpan(self._choice)
         started = False
         # The manager copies this context: what it fetches for us becomes part of the swap span.

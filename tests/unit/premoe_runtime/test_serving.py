@@ -26,7 +26,7 @@ from support.engines import (
 from premoe_runtime.engines.base import TokenEvent
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.serving.requests import FULL, KeptPattern
+from premoe_runtime.serving.requests import KeptPattern
 
 A, B, C = pattern("a", range(5)), pattern("b", range(5, 10)), pattern("c", range(3, 8))
 LONG: dict[str, Any] = {"max_tokens": 40}
@@ -248,11 +248,12 @@ def test_the_queue_is_bounded(opened: Callable[..., ManagedBench]) -> None:
 
 
 def test_full_needs_a_slot_for_every_expert(opened: Callable[..., ManagedBench]) -> None:
+    full = KeptPattern.full(LAYERS, EXPERTS)
     with pytest.raises(Conflict) as caught:
-        opened(slots=6).submit(FULL, prompt(4))
+        opened(slots=6).submit(full, prompt(4))
     assert caught.value.reason == "FULL_NEEDS_ALL_SLOTS"
-    full = opened(slots=EXPERTS).run(FULL, prompt(4), max_tokens=3)
-    assert full.last.retained_mass == pytest.approx(1.0)
+    answer = opened(slots=EXPERTS).run(full, prompt(4), max_tokens=3)
+    assert answer.last.retained_mass == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,6 @@ from premoe_runtime.engines.base import (
     Report,
     Resume,
     Retire,
-    SequenceRequest,
     StepReport,
     StopLoad,
     Submit,
@@ -56,7 +55,7 @@ from premoe_runtime.serving.messages import (
     UnloadPattern,
 )
 from premoe_runtime.serving.reports import SwapReport
-from premoe_runtime.serving.requests import Entry, KeptPattern, ManagedRequest
+from premoe_runtime.serving.requests import KeptPattern, OpenRequest, Request
 
 EXPERTS, SLOTS, ROWS, HOST_BLOBS = 16, (5, 4), 4, 9
 PATTERNS = [
@@ -78,7 +77,7 @@ class ScriptedEngine:
     slots: dict[tuple[int, int], ExpertId] = field(default_factory=dict)
     bytes: dict[tuple[int, int], ExpertId | None] = field(default_factory=dict)
     rows: dict[int, frozenset[ExpertId]] = field(default_factory=dict)
-    sequences: dict[str, SequenceRequest] = field(default_factory=dict)
+    sequences: dict[str, Submit] = field(default_factory=dict)
     paused: set[str] = field(default_factory=set)
     tokens: dict[str, int] = field(default_factory=dict)
     copy: Copy | None = None
@@ -89,7 +88,7 @@ class ScriptedEngine:
     def start(self, report: Callable[[Report], None]) -> None:
         raise NotImplementedError
 
-    def check(self, request: SequenceRequest) -> None:
+    def check(self, request: Submit) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -109,10 +108,10 @@ class ScriptedEngine:
 
     def _carry_out(self, command: Command, events: list[tuple[str, TokenEvent]]) -> None:
         match command:
-            case Submit(request):
-                assert request.request_id not in self.sequences
-                assert request.kv_key
-                self.sequences[request.request_id] = request
+            case Submit(request_id):
+                assert request_id not in self.sequences
+                assert command.kv_key
+                self.sequences[request_id] = command
             case Cancel(ids):
                 for request_id in ids & self.sequences.keys():
                     events.append((request_id, TokenEvent((), "", finish="cancelled")))
@@ -129,8 +128,8 @@ class ScriptedEngine:
                 for blob in copy.loads:
                     assert (blob.expert.layer, blob.slot) not in self.slots, "a published slot is never written"
                 self.copy = copy
-            case Publish(entries, row):
-                for expert, slot in entries:
+            case Publish(placements, row):
+                for expert, slot in placements:
                     assert self.bytes[expert.layer, slot] == expert, "a slot holds what the tables say"
                     assert (expert.layer, slot) not in self.slots
                     self.slots[expert.layer, slot] = expert
@@ -191,7 +190,7 @@ class ScriptedEngine:
 class Asked:
     """A request and what its owner was told."""
 
-    entry: Entry
+    request: OpenRequest
     started: list[SwapReport] = field(default_factory=list)
     events: list[TokenEvent] = field(default_factory=list)
 
@@ -261,18 +260,18 @@ class ServingMachine(RuleBasedStateMachine):
 
     @rule(pattern=st.integers(0, len(PATTERNS) - 1))
     def ask(self, pattern: int) -> None:
-        request = ManagedRequest(f"r{len(self.asked)}", PATTERNS[pattern], 1, (1, 2))
-        asked = Asked(Entry(request, PATTERNS[pattern], lambda report: None, lambda event: None, contextvars.Context()))
-        asked.entry.on_started, asked.entry.on_event = asked.started.append, asked.on_event
+        request = Request(f"r{len(self.asked)}", PATTERNS[pattern], 1, (1, 2))
+        asked = Asked(OpenRequest(request, lambda report: None, lambda event: None, contextvars.Context()))
+        asked.request.on_started, asked.request.on_event = asked.started.append, asked.on_event
         self.asked.append(asked)
-        self.inbox.put(Generate(asked.entry))
+        self.inbox.put(Generate(asked.request))
         self.turn()
 
     @rule(index=st.integers(0, 99), heard=st.booleans())
     def cancel(self, index: int, heard: bool) -> None:
         """Cancel one; the loop may hear of it only together with what comes next."""
         if self.asked:
-            self.inbox.put(CancelRequest(self.asked[index % len(self.asked)].entry))
+            self.inbox.put(CancelRequest(self.asked[index % len(self.asked)].request))
             if heard:
                 self.turn()
 
@@ -325,10 +324,10 @@ class ServingMachine(RuleBasedStateMachine):
         rows = [group.row for group in patterns._groups.groups() if group.row is not None]
         assert len(rows) == len(set(rows))
         assert len(patterns._groups.groups()) <= 2 * ROWS
-        assert self.loop.unfinished == sum(not asked.ended for asked in self.asked if asked.entry.id in self._known())
+        assert self.loop.unfinished == sum(not asked.ended for asked in self.asked if asked.request.id in self._known())
 
     def _known(self) -> set[str]:
-        return set(self.loop._entries._entries)
+        return set(self.loop._requests._open)
 
     def teardown(self) -> None:
         """Whatever happened: with a source and an engine that work, everybody comes to an end and nothing is left."""
