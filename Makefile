@@ -84,8 +84,8 @@ check: install ## Formatting, lint, types, architecture contracts, stubs up to d
 	@$(BIN)/ruff check $(PY)
 	@$(MAKE) --no-print-directory types imports
 	@tools/check_stubs.sh
-	@$(BIN)/python -m premoe_operator.crd --check $(CRD)
-	@$(BIN)/python -m premoe_operator.crd --reference --check $(CRD_PAGE)
+	@$(BIN)/python tools/crd.py --check $(CRD)
+	@$(BIN)/python tools/crd.py --reference --check $(CRD_PAGE)
 	@$(BIN)/python tools/chart_readme.py --check
 
 .PHONY: fmt
@@ -111,8 +111,8 @@ protos: install ## Regenerate the committed stubs from protos/
 
 .PHONY: crds
 crds: install ## Regenerate the custom resource definition and its reference from the pydantic classes
-	@$(BIN)/python -m premoe_operator.crd --write $(CRD)
-	@$(BIN)/python -m premoe_operator.crd --reference --write $(CRD_PAGE)
+	@$(BIN)/python tools/crd.py --write $(CRD)
+	@$(BIN)/python tools/crd.py --reference --write $(CRD_PAGE)
 
 .PHONY: charts
 charts: install cluster-tools ## Lint the charts and renew their tables of values

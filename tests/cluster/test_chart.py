@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from premoe_operator.crd import SCHEMA_VERSION
+from crd import SCHEMA_VERSION
 from support.charts import (
     CERT_MANAGER,
     CHART,

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from premoe_operator import desired
+from premoe_operator.children import Owner
 from support.cluster_fixtures import control_plane, namespace, restricted_namespace
 from support.control_plane import ControlPlane
 from support.pruned_models import FULL, OWNER, SMALLEST, Document, changed, children_of, inputs_of
@@ -67,7 +67,7 @@ def test_pods_pass_the_restricted_standard_and_a_plain_one_does_not(
 
 def owned_by_nobody(spec: Document, namespace: str) -> list[dict[str, Any]]:
     """Children that garbage collection leaves alone; without Certificates, whose API is not on this server."""
-    owner = desired.Owner(OWNER.name, namespace, OWNER.uid, OWNER.generation)
+    owner = Owner(OWNER.name, namespace, OWNER.uid, OWNER.generation)
     children = [child for child in children_of(inputs_of(spec, owner=owner)) if child["kind"] != "Certificate"]
     for child in children:
         del child["metadata"]["ownerReferences"]

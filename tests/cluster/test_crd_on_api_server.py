@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 import pytest
-from premoe_operator.crd import SCHEMA_VERSION
-from premoe_operator.crd_rules import ROOT_RULES, RULES
-from premoe_operator.resources import parse_spec
+from crd import SCHEMA_VERSION
+from crd_rules import ROOT_RULES, RULES
+from premoe_operator.api.resources import parse_spec
 from support.cluster_fixtures import control_plane, namespace
 from support.control_plane import ControlPlane
 from support.pruned_models import COMMIT, FULL, MODEL_ID, SMALLEST, Document, changed

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from premoe_operator import desired
+from premoe_operator.children import Owner
 from support.cluster_fixtures import control_plane, namespace
 from support.control_plane import ControlPlane
 from support.pruned_models import Document, children_of, inputs_of
@@ -60,7 +60,7 @@ def test_an_example_applies_and_its_children_would(control_plane: ControlPlane, 
     (name,) = (each["metadata"]["name"] for each in documents(example) if each["kind"] == "PrunedModel")
     found: Any = control_plane.get(models_path(namespace, name))
     metadata = found["metadata"]
-    owner = desired.Owner(name, namespace, metadata["uid"], metadata["generation"])
+    owner = Owner(name, namespace, metadata["uid"], metadata["generation"])
     for child in children_of(inputs_of(found["spec"], owner=owner)):
         if child["kind"] != "Certificate":  # cert-manager's API is not on this server
             answer = apply_child(control_plane, child)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from premoe_operator.crd import definition
-from premoe_operator.definition import check_definition
-from premoe_operator.resources import GROUP, VERSION
+from crd import definition
+from premoe_operator.api.resources import GROUP, VERSION
+from premoe_operator.run.definition import check_definition
 from support.cluster_fixtures import control_plane, create_namespace, delete_namespace, install_crd, namespace
 from support.control_plane import ControlPlane
 from support.operator_fixtures import site

@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from premoe_operator import desired
+from premoe_operator.children import Owner, pod_template_refusals
 from support.cluster_fixtures import control_plane
 from support.control_plane import ControlPlane
 from support.pruned_models import SMALLEST, Document, children_of, inputs_of
@@ -67,9 +67,9 @@ def check_refusal(seed: int, answer: httpx.Response) -> None:
 def built_children(seed: int, model: Document) -> list[Document]:
     """All children; none where the release refuses the podTemplate, which the operator tells in a condition."""
     metadata = model["metadata"]
-    owner = desired.Owner(metadata["name"], metadata["namespace"], metadata["uid"], metadata["generation"])
+    owner = Owner(metadata["name"], metadata["namespace"], metadata["uid"], metadata["generation"])
     inputs = inputs_of(model["spec"], owner=owner)
-    if desired.pod_template_refusals(inputs):
+    if pod_template_refusals(inputs):
         return []
     children = children_of(inputs)
     assert json.loads(json.dumps(children)) == children, seed

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import httpx2
-from premoe_operator.cache import Cache
-from premoe_operator.desired import LABEL_MODEL
-from premoe_operator.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
-from premoe_operator.objects import Json, ModelKey
-from premoe_operator.observed import WorkersAsked
-from premoe_operator.ports import Cluster, ExpertStore, Listed, PackFacts, StoreFailure, WorkerPreload
-from premoe_operator.reconciler import Outcome, Reconciler
-from premoe_operator.release import Release
+from premoe_operator.api.release import Release
+from premoe_operator.children import LABEL_MODEL
+from premoe_operator.decide.observed import WorkersAsked
+from premoe_operator.kube.cache import Cache
+from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
+from premoe_operator.kube.objects import Json, ModelKey
+from premoe_operator.kube.ports import Cluster, ExpertStore, Listed, PackFacts, StoreFailure, WorkerPreload
+from premoe_operator.run.reconciler import Outcome, Reconciler
 
 When = Literal["before", "after"]
 

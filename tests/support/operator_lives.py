@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx2
 from lightkube.config.client_adapter import verify_cluster
-from premoe_operator.adapters.kubernetes import KubernetesApi, load_config
-from premoe_operator.objects import ModelKey
-from premoe_operator.ports import PackFacts
-from premoe_operator.release import read_release
+from premoe_operator.api.release import read_release
+from premoe_operator.kube.client import KubernetesApi, load_config
+from premoe_operator.kube.objects import ModelKey
+from premoe_operator.kube.ports import PackFacts
 
 from support.api_faults import FactsStore, FaultyCluster, Operator
 from support.operator_process import FACTS, MODEL_ID, Gone, Kubelet, Site, pruned_model, wait

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hypothesis import strategies as st
-from premoe_operator import desired
-from premoe_operator.desired import Inputs, Obj, Owner
-from premoe_operator.release import Release
-from premoe_operator.resources import Part, parse_spec
+from premoe_operator import children
+from premoe_operator.api.release import Release
+from premoe_operator.api.resources import Part, parse_spec
+from premoe_operator.children import Inputs, Obj, Owner
 
 Document = dict[str, Any]
 
@@ -120,12 +120,12 @@ def inputs_of(spec: Document, *, release: Mapping[str, Any] | None = None, **cha
 
 def children_of(inputs: Inputs) -> list[Obj]:
     """Every child that the spec asks for."""
-    template = desired.worker_template(inputs)
-    jobs = (desired.pack_job(inputs), desired.profile_job(inputs), desired.patterns_job(inputs))
+    template = children.worker_template(inputs)
+    jobs = (children.pack_job(inputs), children.profile_job(inputs), children.patterns_job(inputs))
     return [
-        *desired.surroundings(inputs),
-        desired.template_revision(inputs, template),
-        desired.worker_deployment(inputs, template),
+        *children.surroundings(inputs),
+        children.template_revision(inputs, template),
+        children.worker_deployment(inputs, template),
         *(job for job in jobs if job is not None),
     ]
 

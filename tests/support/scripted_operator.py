@@ -12,10 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 from unittest.mock import patch
 
-from premoe_operator import cli, rollout
-from premoe_operator.desired import Inputs, worker_template
-from premoe_operator.ports import PackFacts, StoreFailure, WorkerPreload
-from premoe_operator.reasons import Reason
+from premoe_operator.api.reasons import Reason
+from premoe_operator.children import Inputs, worker_template
+from premoe_operator.decide import rollout
+from premoe_operator.kube.ports import PackFacts, StoreFailure, WorkerPreload
+from premoe_operator.run import cli
 
 FACTS_VARIABLE = "SCRIPTED_STORE_FACTS"
 PRELOADS_VARIABLE = "SCRIPTED_WORKERS_PRELOADS"

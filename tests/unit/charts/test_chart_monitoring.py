@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from premoe_operator.metrics import Metrics
-from premoe_operator.reasons import Reason
+from premoe_operator.api.reasons import Reason
+from premoe_operator.run.metrics import Metrics
 from support.charts import ROOT, Object, named, of_kind, rendered
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from premoe_expert_store.settings import ExpertStoreSettings
 from premoe_gateway.settings import GatewaySettings
-from premoe_operator.release import Release, read_release
-from premoe_operator.settings import OperatorSettings
+from premoe_operator.api.release import Release, read_release
+from premoe_operator.run.settings import OperatorSettings
 from premoe_retrieval.settings import RetrievalSettings
 from premoe_servicekit.settings import S, load_settings
 from support.charts import CHART, PROFILES, Object, named, render, rendered, values_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from premoe_operator.crd import SCHEMA_VERSION
+from crd import SCHEMA_VERSION
 from support.charts import CHART, PROFILES, HelmFailed, helm, render, values_arguments, values_file, values_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from premoe_operator import cache as cache_module
-from premoe_operator.cache import Cache
-from premoe_operator.kinds import PRUNED_MODEL, SERVICE
-from premoe_operator.objects import Json, ModelKey, ObjectKey
-from premoe_operator.ports import Listed
+from premoe_operator.kube import cache as cache_module
+from premoe_operator.kube.cache import Cache
+from premoe_operator.kube.kinds import PRUNED_MODEL, SERVICE
+from premoe_operator.kube.objects import Json, ModelKey, ObjectKey
+from premoe_operator.kube.ports import Listed
 
 CHAT = ModelKey("a", "chat")
 KEY = ObjectKey(SERVICE, "a", "chat-worker")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
-from premoe_operator.conditions import Verdict, dated, summed_up
-from premoe_operator.events import ready_event
-from premoe_operator.jobs import JobState, failure_reason, job_state, result_of
-from premoe_operator.objects import RESULT_ANNOTATION, Json
-from premoe_operator.pods import troubles
-from premoe_operator.reasons import ConditionType, Reason
-from premoe_operator.resources import Condition, PrunedModelStatus
-from premoe_operator.situation import WorkerCounts
+from premoe_operator.api.reasons import ConditionType, Reason
+from premoe_operator.api.resources import Condition, PrunedModelStatus
+from premoe_operator.decide.conditions import Verdict, dated, summed_up
+from premoe_operator.decide.events import ready_event
+from premoe_operator.decide.jobs import JobState, failure_reason, job_state, result_of
+from premoe_operator.decide.pods import troubles
+from premoe_operator.decide.situation import WorkerCounts
+from premoe_operator.kube.objects import RESULT_ANNOTATION, Json
 
 EARLY, LATE = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 

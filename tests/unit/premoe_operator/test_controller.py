@@ -12,15 +12,15 @@ from lightkube.config.models import Cluster, User
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from premoe_operator import controller as controller_module
-from premoe_operator import reconciler as reconciler_module
-from premoe_operator.controller import Controller
-from premoe_operator.kinds import PRUNED_MODEL, SERVICE
-from premoe_operator.metrics import Metrics
-from premoe_operator.objects import ModelKey, ObjectKey
-from premoe_operator.ports import FenceClosed, PackFacts, WorkerPreload
-from premoe_operator.release import Release
-from premoe_operator.settings import OperatorSettings
+from premoe_operator.api.release import Release
+from premoe_operator.kube.kinds import PRUNED_MODEL, SERVICE
+from premoe_operator.kube.objects import ModelKey, ObjectKey
+from premoe_operator.kube.ports import FenceClosed, PackFacts, WorkerPreload
+from premoe_operator.run import controller as controller_module
+from premoe_operator.run import reconciler as reconciler_module
+from premoe_operator.run.controller import Controller
+from premoe_operator.run.metrics import Metrics
+from premoe_operator.run.settings import OperatorSettings
 from support.api_faults import FactsStore
 from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
 

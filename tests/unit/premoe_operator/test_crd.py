@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import crd
 import pytest
 from click.testing import CliRunner
-from premoe_operator import crd
-from premoe_operator.crd_rules import RULES
-from premoe_operator.resources import parse_spec
+from crd_rules import RULES
+from premoe_operator.api.resources import parse_spec
 from support.pruned_models import SMALLEST
 
 ROOT = Path(__file__).parents[3]

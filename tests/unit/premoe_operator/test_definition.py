@@ -4,8 +4,8 @@ import copy
 from typing import Any
 
 import pytest
-from premoe_operator.crd import schema
-from premoe_operator.definition import check_definition
+from crd import schema
+from premoe_operator.run.definition import check_definition
 
 from premoe_runtime.formats.errors import InvalidInput
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from premoe_operator import desired
-from premoe_operator.desired import Obj
+from premoe_operator import children
+from premoe_operator.children import Obj
 from premoe_worker.jobs.cli import command
 from support.pruned_models import COMMIT, FULL, IMAGE, MODEL_ID, SMALLEST, Document, changed, inputs_of
 
@@ -23,7 +23,7 @@ def container_of(job: Obj) -> Obj:
 
 
 def job_of(build: str, spec: Document, **changes: Any) -> Obj:
-    job = getattr(desired, build)(inputs_of(spec, **changes))
+    job = getattr(children, build)(inputs_of(spec, **changes))
     assert isinstance(job, dict)
     return job
 
@@ -127,9 +127,9 @@ def test_data_in_object_storage_needs_no_volume() -> None:
 
 def test_without_tasks_there_is_only_the_pack_job() -> None:
     inputs = inputs_of(SMALLEST)
-    assert desired.profile_job(inputs) is None
-    assert desired.patterns_job(inputs) is None
-    assert desired.tasks_config(inputs) is None
+    assert children.profile_job(inputs) is None
+    assert children.patterns_job(inputs) is None
+    assert children.tasks_config(inputs) is None
 
 
 def test_a_release_without_a_store_secret_gives_none() -> None:
@@ -155,9 +155,9 @@ def test_the_command_takes_its_arguments(build: str, spec: Document, tmp_path: P
     assert context.params["store_url"] == "s3://premoe/store"
 
 
-MARKED = {desired.ANNOTATION_SUSPENDED: "true"}
+MARKED = {children.ANNOTATION_SUSPENDED: "true"}
 MARK = {"metadata": {"annotations": MARKED}}
-UNMARK = {"metadata": {"annotations": {desired.ANNOTATION_SUSPENDED: None}}}
+UNMARK = {"metadata": {"annotations": {children.ANNOTATION_SUSPENDED: None}}}
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_only_suspend_and_parallelism_of_a_job_change(
 ) -> None:
     job = job_of("profile_job", FULL)
     job["spec"]["suspend"], job["metadata"]["annotations"] = suspended, annotations
-    assert desired.job_changes(inputs_of(changed(FULL, changes)), job) == patch
+    assert children.job_changes(inputs_of(changed(FULL, changes)), job) == patch
 
 
 def test_a_job_made_while_suspended_is_marked() -> None:
@@ -190,4 +190,4 @@ def test_a_job_made_while_suspended_is_marked() -> None:
 
 def test_parallelism_of_a_job_that_is_not_indexed_is_left_alone() -> None:
     job = job_of("pack_job", FULL)
-    assert desired.job_changes(inputs_of(changed(FULL, {"jobs.parallelism": 7})), job) is None
+    assert children.job_changes(inputs_of(changed(FULL, {"jobs.parallelism": 7})), job) is None

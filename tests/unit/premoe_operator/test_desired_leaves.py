@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from premoe_operator import desired
-from premoe_operator.resources import PrunedModelSpec
+from premoe_operator import children
+from premoe_operator.api.resources import PrunedModelSpec
 from support.pruned_models import COMMIT, FULL, MODEL_ID, Document, changed, children_of, inputs_of, leaves
 
 HF = {"model.uri": "hf://org/name", "model.revision": COMMIT}
@@ -125,18 +125,18 @@ def test_another_value_changes_a_child(leaf: str) -> None:
 def test_the_spec_hash_follows_the_worker_template(leaf: str) -> None:
     """A change of the template always has another hash, and nothing else has, save the revision asked for."""
     before, after = (inputs_of(spec) for spec in based_on(leaf))
-    templates = [desired.worker_template(inputs) for inputs in (before, after)]
+    templates = [children.worker_template(inputs) for inputs in (before, after)]
     for template in templates:
-        del template["metadata"]["labels"][desired.LABEL_SPEC_HASH]
+        del template["metadata"]["labels"][children.LABEL_SPEC_HASH]
     differ = templates[0] != templates[1]
-    assert (desired.spec_hash(before) != desired.spec_hash(after)) == (differ or leaf == "workers.rollout.revision")
+    assert (children.spec_hash(before) != children.spec_hash(after)) == (differ or leaf == "workers.rollout.revision")
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_a_job_of_the_same_name_differs_only_where_kubernetes_lets_it(leaf: str) -> None:
     """Kubernetes refuses to change the template of a Job, so another template has another name, save for tracing:
     that alone is no reason to run a Job again."""
-    for build in (desired.pack_job, desired.profile_job, desired.patterns_job):
+    for build in (children.pack_job, children.profile_job, children.patterns_job):
         before, after = (build(inputs_of(spec)) for spec in based_on(leaf))
         assert before is not None
         assert after is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from premoe_operator import desired
+from premoe_operator import children
 from support.pruned_models import SMALLEST, changed, inputs_of
 
 from premoe_runtime.formats.errors import InvalidInput
@@ -15,12 +15,12 @@ ALLOWED = ["metadata", "spec.affinity", "spec.containers[premoe-worker].env", "s
 
 def refusals(patch: Any, allowed: list[str]) -> tuple[str, ...]:
     release = {"podTemplate": {"allowedPaths": allowed}}
-    return desired.pod_template_refusals(inputs_of(changed(SMALLEST, {"podTemplate": patch}), release=release))
+    return children.pod_template_refusals(inputs_of(changed(SMALLEST, {"podTemplate": patch}), release=release))
 
 
 def merged(patch: Any) -> Any:
     release = {"podTemplate": {"allowedPaths": ALLOWED}}
-    return desired.worker_template(inputs_of(changed(SMALLEST, {"podTemplate": patch}), release=release))
+    return children.worker_template(inputs_of(changed(SMALLEST, {"podTemplate": patch}), release=release))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_the_hatch_is_off_without_a_list() -> None:
 
 
 def test_lists_with_names_merge_and_others_are_replaced() -> None:
-    plain = desired.worker_template(inputs_of(SMALLEST))
+    plain = children.worker_template(inputs_of(SMALLEST))
     template = merged(
         {
             "metadata": {"labels": {"team": "search"}, "annotations": {"note": "x"}},
@@ -92,8 +92,8 @@ def test_lists_with_names_merge_and_others_are_replaced() -> None:
 
 
 def test_nothing_else_changes_and_the_plain_template_is_left_alone() -> None:
-    plain = desired.worker_template(inputs_of(SMALLEST))
+    plain = children.worker_template(inputs_of(SMALLEST))
     patched = merged({"spec": {"affinity": {"a": 1}}})
     del patched["spec"]["affinity"]
-    del patched["metadata"]["labels"][desired.LABEL_SPEC_HASH], plain["metadata"]["labels"][desired.LABEL_SPEC_HASH]
+    del patched["metadata"]["labels"][children.LABEL_SPEC_HASH], plain["metadata"]["labels"][children.LABEL_SPEC_HASH]
     assert patched == plain

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from hypothesis import given, settings
-from premoe_operator import desired
-from premoe_operator.desired import Owner
-from premoe_operator.resources import MAX_NAME
+from premoe_operator import children
+from premoe_operator.api.resources import MAX_NAME
+from premoe_operator.children import Owner
 from support.pruned_models import OWNER, Document, children_of, inputs_of, specs
 
 LONGEST = Owner("m" * MAX_NAME, "n" * 63, OWNER.uid, 1)
@@ -36,7 +36,7 @@ def test_any_valid_spec_builds_all_children(spec: Document) -> None:
 @given(spec=specs())
 def test_building_twice_gives_equal_values(spec: Document) -> None:
     assert children_of(inputs_of(spec)) == children_of(inputs_of(spec))
-    assert desired.spec_hash(inputs_of(spec)) == desired.spec_hash(inputs_of(spec))
+    assert children.spec_hash(inputs_of(spec)) == children.spec_hash(inputs_of(spec))
 
 
 def check_metadata(child: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def check_metadata(child: dict[str, Any]) -> None:
     assert owner["uid"] == LONGEST.uid
     assert owner["controller"] is owner["blockOwnerDeletion"] is True
     assert metadata["labels"]["app.kubernetes.io/managed-by"] == "premoe-operator"
-    assert metadata["labels"][desired.LABEL_MODEL] == LONGEST.name
+    assert metadata["labels"][children.LABEL_MODEL] == LONGEST.name
     assert all(len(value) <= 63 for value in metadata["labels"].values())
 
 

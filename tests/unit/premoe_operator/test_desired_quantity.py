@@ -5,8 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
-from premoe_operator.desired import parse_quantity
-from premoe_operator.desired.quantity import parse_bytes
+from premoe_operator.children import parse_quantity
+from premoe_operator.children.quantity import parse_bytes
 
 from premoe_runtime.formats.errors import InvalidInput
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from premoe_operator import desired
-from premoe_operator.release import Release
+from premoe_operator import children
+from premoe_operator.api.release import Release
 from support.pruned_models import COMMIT, FULL, RELEASE, SMALLEST, changed, children_of, inputs_of, leaves
 
 RULE = {"ports": [{"port": 9, "protocol": "TCP"}]}
@@ -67,9 +67,9 @@ def test_another_value_changes_a_child_and_no_spec_hash(leaf: str) -> None:
     before = changed(RELEASE, base)
     old, new = (inputs_of(HUB, release=release) for release in (before, changed(before, changes)))
     assert children_of(old) != children_of(new)
-    assert desired.spec_hash(old) == desired.spec_hash(new)
+    assert children.spec_hash(old) == children.spec_hash(new)
 
 
 def test_the_list_of_paths_refuses() -> None:
-    assert desired.pod_template_refusals(inputs_of(FULL)) == ()
-    assert desired.pod_template_refusals(inputs_of(FULL, release={"podTemplate": {"allowedPaths": []}}))
+    assert children.pod_template_refusals(inputs_of(FULL)) == ()
+    assert children.pod_template_refusals(inputs_of(FULL, release={"podTemplate": {"allowedPaths": []}}))

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from premoe_operator import desired
-from premoe_operator.desired import Obj
+from premoe_operator import children
+from premoe_operator.children import Obj
 from support.pruned_models import FULL, SMALLEST, changed, inputs_of
 
 WORKERS = {
@@ -50,7 +50,7 @@ def rules(policy: Obj | None, direction: str) -> list[Obj]:
 
 
 def test_surroundings_come_policies_first() -> None:
-    kinds = [(child["kind"], child["metadata"]["name"]) for child in desired.surroundings(inputs_of(FULL))]
+    kinds = [(child["kind"], child["metadata"]["name"]) for child in children.surroundings(inputs_of(FULL))]
     assert kinds == [
         ("NetworkPolicy", "mixtral-worker"),
         ("NetworkPolicy", "mixtral-jobs"),
@@ -64,12 +64,12 @@ def test_surroundings_come_policies_first() -> None:
 
 
 def test_the_smallest_spec_asks_for_no_certificate_and_no_tasks() -> None:
-    kinds = {child["metadata"]["name"] for child in desired.surroundings(inputs_of(SMALLEST))}
+    kinds = {child["metadata"]["name"] for child in children.surroundings(inputs_of(SMALLEST))}
     assert kinds == {"mixtral-worker", "mixtral-jobs", "mixtral-residency"}
 
 
 def test_the_service_is_headless() -> None:
-    assert desired.worker_service(inputs_of(SMALLEST))["spec"] == {
+    assert children.worker_service(inputs_of(SMALLEST))["spec"] == {
         "clusterIP": "None",
         "selector": WORKERS,
         "ports": [
@@ -77,18 +77,18 @@ def test_the_service_is_headless() -> None:
             {"name": "admin", "port": 50052, "targetPort": "admin", "protocol": "TCP", "appProtocol": "grpc"},
         ],
     }
-    assert desired.grpc_endpoint(inputs_of(SMALLEST)) == "dns:///mixtral-worker.models.svc:50051"
+    assert children.grpc_endpoint(inputs_of(SMALLEST)) == "dns:///mixtral-worker.models.svc:50051"
 
 
 def test_the_selector_as_text() -> None:
-    assert desired.worker_selector("mixtral") == WORKERS
-    assert desired.selector_text("mixtral") == (
+    assert children.worker_selector("mixtral") == WORKERS
+    assert children.selector_text("mixtral") == (
         "app.kubernetes.io/component=worker,app.kubernetes.io/name=premoe,premoe.dev/model=mixtral"
     )
 
 
 def test_the_disruption_budget_lets_broken_workers_go() -> None:
-    assert desired.disruption_budget(inputs_of(SMALLEST))["spec"] == {
+    assert children.disruption_budget(inputs_of(SMALLEST))["spec"] == {
         "maxUnavailable": 1,
         "selector": {"matchLabels": WORKERS},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
@@ -96,7 +96,7 @@ def test_the_disruption_budget_lets_broken_workers_go() -> None:
 
 
 def test_the_service_account_has_annotations_and_no_token() -> None:
-    account = desired.service_account(inputs_of(FULL))
+    account = children.service_account(inputs_of(FULL))
     assert account is not None
     assert account["metadata"]["annotations"] == {"cloud.test/role": "reader"}
     assert account["automountServiceAccountToken"] is False
@@ -104,19 +104,19 @@ def test_the_service_account_has_annotations_and_no_token() -> None:
 
 def test_a_named_service_account_is_used_by_all_pods_and_not_created() -> None:
     inputs = inputs_of(changed(SMALLEST, {"workers.serviceAccountName": "own"}))
-    assert desired.service_account(inputs) is None
-    pods = (desired.worker_template(inputs), desired.pack_job(inputs)["spec"]["template"])
+    assert children.service_account(inputs) is None
+    pods = (children.worker_template(inputs), children.pack_job(inputs)["spec"]["template"])
     assert [pod["spec"]["serviceAccountName"] for pod in pods] == ["own", "own"]
 
 
 def test_the_residency_file() -> None:
-    data = desired.residency_config(inputs_of(FULL))["data"]
+    data = children.residency_config(inputs_of(FULL))["data"]
     assert {name: json.loads(text) for name, text in data.items()} == {"residency.json": {"preload": ["maths"]}}
-    assert desired.residency_config(inputs_of(SMALLEST))["data"] == {"residency.json": '{"preload": []}'}
+    assert children.residency_config(inputs_of(SMALLEST))["data"] == {"residency.json": '{"preload": []}'}
 
 
 def test_the_tasks_file_keeps_the_order_of_indexes() -> None:
-    config = desired.tasks_config(inputs_of(FULL))
+    config = children.tasks_config(inputs_of(FULL))
     assert config is not None
     assert json.loads(config["data"]["tasks.json"]) == [
         {"name": "maths", "data": "/etc/premoe/calibration/maths/data.jsonl", "samples": 100},
@@ -125,7 +125,7 @@ def test_the_tasks_file_keeps_the_order_of_indexes() -> None:
 
 
 def test_workers_are_called_by_gateway_and_operator_only_and_call_what_they_need() -> None:
-    policy = desired.network_policy(inputs_of(SMALLEST))
+    policy = children.network_policy(inputs_of(SMALLEST))
     assert policy is not None
     assert policy["spec"] == {
         "podSelector": {"matchLabels": WORKERS},
@@ -137,7 +137,7 @@ def test_workers_are_called_by_gateway_and_operator_only_and_call_what_they_need
 
 def test_peers_are_named_by_namespace_and_labels() -> None:
     peers = [{"podLabels": {"app": "client"}}, {"namespaceLabels": {"team": "search"}}]
-    policy = desired.network_policy(inputs_of(changed(SMALLEST, {"access.peers": peers})))
+    policy = children.network_policy(inputs_of(changed(SMALLEST, {"access.peers": peers})))
     assert rules(policy, "ingress")[0] == {
         "from": [
             *CALLERS["from"],
@@ -149,13 +149,13 @@ def test_peers_are_named_by_namespace_and_labels() -> None:
 
 
 def test_without_any_caller_nobody_is_let_in() -> None:
-    policy = desired.network_policy(inputs_of(SMALLEST, release={"gateway": None, "operator": None}))
+    policy = children.network_policy(inputs_of(SMALLEST, release={"gateway": None, "operator": None}))
     assert rules(policy, "ingress") == []
 
 
 def test_own_services_are_reached_in_their_namespace() -> None:
     spec = changed(SMALLEST, {"expertStoreRef": {"name": "store", "port": 7001}})
-    policy = desired.network_policy(inputs_of(spec))
+    policy = children.network_policy(inputs_of(spec))
     assert rules(policy, "egress")[1] == {"to": [namespaced("models")], "ports": tcp(7001)}
 
 
@@ -172,8 +172,8 @@ def test_own_services_are_reached_in_their_namespace() -> None:
 def test_the_trace_collector_is_reached(own: str, release: Obj, egress: Obj, expected: list[Obj]) -> None:
     spec = changed(SMALLEST, {"tracing.endpoint": own})
     inputs = inputs_of(spec, release={"tracing": release, "egress": egress})
-    assert rules(desired.network_policy(inputs), "egress")[3:] == expected
-    assert rules(desired.jobs_network_policy(inputs), "egress")[2:] == expected
+    assert rules(children.network_policy(inputs), "egress")[3:] == expected
+    assert rules(children.jobs_network_policy(inputs), "egress")[2:] == expected
 
 
 @pytest.mark.parametrize(
@@ -189,13 +189,13 @@ def test_the_trace_collector_is_reached(own: str, release: Obj, egress: Obj, exp
 def test_jobs_reach_object_storage_and_the_hub(uri: str, egress: dict[str, Any], expected: list[Obj]) -> None:
     revision = "0" * 40 if uri.startswith("hf") else None
     inputs = inputs_of(changed(SMALLEST, {"model.uri": uri, "model.revision": revision}), release={"egress": egress})
-    policy = desired.jobs_network_policy(inputs)
+    policy = children.jobs_network_policy(inputs)
     assert rules(policy, "egress") == expected
     assert rules(policy, "ingress") == []
 
 
 def test_the_jobs_policy_selects_jobs_and_no_worker() -> None:
-    policy = desired.jobs_network_policy(inputs_of(SMALLEST))
+    policy = children.jobs_network_policy(inputs_of(SMALLEST))
     assert policy is not None
     selector = policy["spec"]["podSelector"]
     (expression,) = selector["matchExpressions"]
@@ -205,12 +205,12 @@ def test_the_jobs_policy_selects_jobs_and_no_worker() -> None:
 
 def test_no_policy_where_none_is_wanted() -> None:
     inputs = inputs_of(changed(SMALLEST, {"access.networkPolicy": "None"}))
-    assert desired.network_policy(inputs) is None
-    assert desired.jobs_network_policy(inputs) is None
+    assert children.network_policy(inputs) is None
+    assert children.jobs_network_policy(inputs) is None
 
 
 def test_the_certificate_names_the_service_each_worker_and_the_loopback() -> None:
-    certificate = desired.certificate(inputs_of(FULL, release={"tls": {"serverName": "premoe.internal"}}))
+    certificate = children.certificate(inputs_of(FULL, release={"tls": {"serverName": "premoe.internal"}}))
     assert certificate is not None
     assert certificate["spec"] == {
         "secretName": "mixtral-worker-tls",

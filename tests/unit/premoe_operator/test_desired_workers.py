@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from premoe_operator import desired
-from premoe_operator.desired import Obj
+from premoe_operator import children
+from premoe_operator.children import Obj
 from premoe_servicekit.settings import check_environment
 from premoe_worker.settings import WorkerSettings
 from support.pruned_models import FULL, IMAGE, MODEL_ID, OWNER, SMALLEST, changed, inputs_of
@@ -44,11 +44,11 @@ def probe(failures: int, service: str = "") -> Obj:
 
 
 def test_the_template_of_the_smallest_spec() -> None:
-    template = desired.worker_template(inputs_of(SMALLEST))
+    template = children.worker_template(inputs_of(SMALLEST))
     env = container_of(template).pop("env")
     assert template == {
         "metadata": {
-            "labels": {**LABELS, "premoe.dev/spec-hash": desired.spec_hash(inputs_of(SMALLEST))},
+            "labels": {**LABELS, "premoe.dev/spec-hash": children.spec_hash(inputs_of(SMALLEST))},
             "annotations": {"kubectl.kubernetes.io/default-container": "premoe-worker"},
         },
         "spec": {
@@ -139,7 +139,7 @@ def test_the_template_of_the_smallest_spec() -> None:
 
 
 def test_what_a_full_spec_adds_to_the_environment() -> None:
-    env = env_of(desired.worker_template(inputs_of(FULL)))
+    env = env_of(children.worker_template(inputs_of(FULL)))
     expected = {
         "OMP_NUM_THREADS": "3",
         "PREMOE_WORKER_STORE": "dns:///store.elsewhere.svc:7001",
@@ -170,7 +170,7 @@ def test_what_a_full_spec_adds_to_the_environment() -> None:
 
 
 def test_what_a_full_spec_adds_to_the_pod() -> None:
-    template = desired.worker_template(inputs_of(FULL))
+    template = children.worker_template(inputs_of(FULL))
     pod = template["spec"]
     assert template["metadata"]["labels"]["team"] == "search"
     assert template["metadata"]["annotations"]["note.test/owner"] == "search"
@@ -189,30 +189,30 @@ def test_what_a_full_spec_adds_to_the_pod() -> None:
     assert container_of(template)["resources"] == {**FULL["workers"]["resources"], "claims": [{"name": "device"}]}
     assert container_of(template)["startupProbe"] == probe(60)
     assert container_of(template)["image"] == "registry.test/premoe/own:1"
-    assert desired.worker_memory_volumes(inputs_of(FULL)) == 512 << 20
-    assert desired.worker_memory_volumes(inputs_of(SMALLEST)) == 0
+    assert children.worker_memory_volumes(inputs_of(FULL)) == 512 << 20
+    assert children.worker_memory_volumes(inputs_of(SMALLEST)) == 0
 
 
 def test_an_open_toleration_has_no_empty_fields() -> None:
     spec = changed(SMALLEST, {"workers.placement.tolerations": [{"operator": "Exists"}]})
-    assert desired.worker_template(inputs_of(spec))["spec"]["tolerations"] == [{"operator": "Exists"}]
+    assert children.worker_template(inputs_of(spec))["spec"]["tolerations"] == [{"operator": "Exists"}]
 
 
 def test_no_spread_has_no_constraint() -> None:
     spec = changed(SMALLEST, {"workers.placement.spread": "None"})
-    assert "topologySpreadConstraints" not in desired.worker_template(inputs_of(spec))["spec"]
+    assert "topologySpreadConstraints" not in children.worker_template(inputs_of(spec))["spec"]
 
 
 @pytest.mark.parametrize(("limit", "threads"), [("500m", "1"), ("1", "1"), ("3500m", "3"), ("16", "16"), (None, None)])
 def test_threads_follow_the_cpu_limit(limit: str | None, threads: str | None) -> None:
     spec = SMALLEST if limit is None else changed(SMALLEST, {"workers.resources.limits": {"cpu": limit}})
-    env = env_of(desired.worker_template(inputs_of(spec)))
+    env = env_of(children.worker_template(inputs_of(spec)))
     assert env.get("PREMOE_WORKER_THREADS") == env.get("OMP_NUM_THREADS") == threads
 
 
 def test_a_pinned_image_wins_over_spec_and_release() -> None:
-    assert container_of(desired.worker_template(inputs_of(FULL, image="pinned:1")))["image"] == "pinned:1"
-    assert desired.default_image(inputs_of(FULL, image="pinned:1")) == "registry.test/premoe/own:1"
+    assert container_of(children.worker_template(inputs_of(FULL, image="pinned:1")))["image"] == "pinned:1"
+    assert children.default_image(inputs_of(FULL, image="pinned:1")) == "registry.test/premoe/own:1"
 
 
 def test_what_the_release_adds() -> None:
@@ -225,7 +225,7 @@ def test_what_the_release_adds() -> None:
         "extraVolumeMounts": [{"name": "site", "mountPath": "/site", "readOnly": True}],
         "drain": {"preStopSeconds": 1, "delaySeconds": 2},
     }
-    template = desired.worker_template(inputs_of(SMALLEST, release=release))
+    template = children.worker_template(inputs_of(SMALLEST, release=release))
     container, env = container_of(template), env_of(template)
     assert container["imagePullPolicy"] == "Always"
     assert template["spec"]["imagePullSecrets"] == [{"name": "pull"}]
@@ -253,25 +253,25 @@ def test_the_certificate_is_that_of_the_spec_else_of_the_release(
     own: dict[str, Any], release: dict[str, Any], secret: str | None
 ) -> None:
     inputs = inputs_of(changed(SMALLEST, {"access.tls": own}), release={"tls": release})
-    template = desired.worker_template(inputs)
+    template = children.worker_template(inputs)
     mounted = [each["secret"]["secretName"] for each in template["spec"]["volumes"] if each["name"] == "tls"]
     assert mounted == ([] if secret is None else ["mixtral-worker-tls" if secret == "issued" else secret])
     assert ("PREMOE_WORKER_TLS_CERT" in env_of(template)) == (secret is not None)
-    assert (desired.certificate(inputs) is not None) == (secret in ("issued", "mixtral-worker-tls"))
+    assert (children.certificate(inputs) is not None) == (secret in ("issued", "mixtral-worker-tls"))
 
 
 def test_the_name_that_peers_certificates_carry_is_told_to_workers_with_tls() -> None:
     release = {"tls": {"mode": "Secret", "secretName": "shared", "serverName": "premoe.internal"}}
-    env = env_of(desired.worker_template(inputs_of(SMALLEST, release=release)))
+    env = env_of(children.worker_template(inputs_of(SMALLEST, release=release)))
     assert env["PREMOE_WORKER_TLS_SERVER_NAME"] == "premoe.internal"
     plain = changed(SMALLEST, {"access.tls.mode": "Disabled"})
-    assert "PREMOE_WORKER_TLS_SERVER_NAME" not in env_of(desired.worker_template(inputs_of(plain, release=release)))
+    assert "PREMOE_WORKER_TLS_SERVER_NAME" not in env_of(children.worker_template(inputs_of(plain, release=release)))
 
 
 @pytest.mark.parametrize("spec", [SMALLEST, FULL])
 def test_every_setting_is_one_of_the_worker_s_and_has_a_value_it_takes(spec: Any) -> None:
     release = {"tls": {"mode": "Secret", "secretName": "shared", "serverName": "premoe.internal"}}
-    env = env_of(desired.worker_template(inputs_of(spec, release=release)))
+    env = env_of(children.worker_template(inputs_of(spec, release=release)))
     given = {name: value for name, value in env.items() if name.startswith("PREMOE_WORKER_")}
     check_environment(WorkerSettings, given)
     fields = {name.removeprefix("PREMOE_WORKER_").lower(): value for name, value in given.items()}
@@ -282,7 +282,7 @@ def test_every_setting_is_one_of_the_worker_s_and_has_a_value_it_takes(spec: Any
 
 def test_a_template_needs_the_pack() -> None:
     with pytest.raises(InvalidInput, match="mixtral is not packed yet"):
-        desired.worker_template(inputs_of(SMALLEST, model_id=""))
+        children.worker_template(inputs_of(SMALLEST, model_id=""))
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_template_needs_the_pack() -> None:
 def test_the_deployment_takes_the_template_as_given(kind: str, rolling: Obj) -> None:
     inputs = inputs_of(changed(FULL, {"workers.rollout.type": kind}))
     template = {"metadata": {"labels": {"some": "template"}}}
-    assert desired.worker_deployment(inputs, template) == {
+    assert children.worker_deployment(inputs, template) == {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": "mixtral-worker", "namespace": "models", "labels": LABELS, "ownerReferences": OWNERS},
@@ -324,13 +324,13 @@ OWNERS = [
 
 
 def test_a_suspended_model_has_no_workers() -> None:
-    assert desired.worker_deployment(inputs_of(changed(FULL, {"suspend": True})), {})["spec"]["replicas"] == 0
+    assert children.worker_deployment(inputs_of(changed(FULL, {"suspend": True})), {})["spec"]["replicas"] == 0
 
 
 def test_the_revision_keeps_the_template_under_its_hash() -> None:
     inputs = inputs_of(FULL)
-    found, template = desired.spec_hash(inputs), desired.worker_template(inputs)
-    assert desired.template_revision(inputs, template) == {
+    found, template = children.spec_hash(inputs), children.worker_template(inputs)
+    assert children.template_revision(inputs, template) == {
         "apiVersion": "apps/v1",
         "kind": "ControllerRevision",
         "metadata": {
@@ -342,12 +342,12 @@ def test_the_revision_keeps_the_template_under_its_hash() -> None:
         "revision": 3,
         "data": template,
     }
-    assert desired.template_revision_name(inputs) == f"mixtral-{found[:8]}"
+    assert children.template_revision_name(inputs) == f"mixtral-{found[:8]}"
 
 
 def test_neither_release_nor_pinned_image_are_in_the_spec_hash() -> None:
     hashes = {
-        desired.spec_hash(inputs)
+        children.spec_hash(inputs)
         for inputs in (
             inputs_of(FULL),
             inputs_of(FULL, image="pinned:1"),
@@ -355,12 +355,12 @@ def test_neither_release_nor_pinned_image_are_in_the_spec_hash() -> None:
         )
     }
     assert len(hashes) == 1
-    assert desired.spec_hash(inputs_of(FULL, model_id=MODEL_ID[:-1] + "0")) not in hashes
+    assert children.spec_hash(inputs_of(FULL, model_id=MODEL_ID[:-1] + "0")) not in hashes
 
 
 def test_values_equal_to_defaults_do_not_change_the_hash() -> None:
     written = changed(SMALLEST, {"engine.spare": 2, "workers.placement": {"spread": "Host"}, "podTemplate": {}})
-    assert desired.spec_hash(inputs_of(written)) == desired.spec_hash(inputs_of(SMALLEST))
+    assert children.spec_hash(inputs_of(written)) == children.spec_hash(inputs_of(SMALLEST))
 
 
 def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
@@ -378,8 +378,8 @@ def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
         "workers": {"resources": {"limits": {"cpu": "2"}}, "labels": {"team": "search"}},
     }
     inputs = inputs_of(spec)
-    jobs = [desired.pack_job(inputs), desired.profile_job(inputs), desired.patterns_job(inputs)]
-    assert desired.spec_hash(inputs) == "0b3c0702967c5f08"
+    jobs = [children.pack_job(inputs), children.profile_job(inputs), children.patterns_job(inputs)]
+    assert children.spec_hash(inputs) == "0b3c0702967c5f08"
     assert [job and job["metadata"]["name"] for job in jobs] == [
         "mixtral-pack-118a8a58",
         "mixtral-profile-d5466582",

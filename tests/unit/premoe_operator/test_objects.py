@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from premoe_operator.objects import APPLIED_ANNOTATION, OWNER_ANNOTATION, Json, difference, ownership, stamped
+from premoe_operator.kube.objects import APPLIED_ANNOTATION, OWNER_ANNOTATION, Json, difference, ownership, stamped
 
 OWNER: Json = {"metadata": {"name": "chat", "namespace": "a", "uid": "u1"}}
 

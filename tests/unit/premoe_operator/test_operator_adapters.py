@@ -16,12 +16,12 @@ from aiohttp import web
 from lightkube import KubeConfig
 from lightkube.config.kubeconfig import SingleConfig
 from lightkube.config.models import Cluster, User
-from premoe_operator.adapters.expert_store import GrpcExpertStore
-from premoe_operator.adapters.kubernetes import KubernetesApi, load_config
-from premoe_operator.adapters.watches import WatchClock, kopf_session
-from premoe_operator.adapters.workers import GrpcWorkers
-from premoe_operator.kinds import LEASE, SERVICE
-from premoe_operator.ports import ApiFailure, FenceClosed, PackFacts, StoreFailure, WorkerPreload
+from premoe_operator.kube.client import KubernetesApi, load_config
+from premoe_operator.kube.kinds import LEASE, SERVICE
+from premoe_operator.kube.ports import ApiFailure, FenceClosed, PackFacts, StoreFailure, WorkerPreload
+from premoe_operator.kube.watches import WatchClock, kopf_session
+from premoe_operator.run.expert_store import GrpcExpertStore
+from premoe_operator.run.workers import GrpcWorkers
 from premoe_servicekit.tls import tls_of
 from support.blob_pack import write_blob_pack
 from support.certificates import Authority, tls_folder

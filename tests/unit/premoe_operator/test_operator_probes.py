@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import httpx
-from premoe_operator.adapters.kubernetes import migrated_fields
-from premoe_operator.metrics import Metrics
-from premoe_operator.probes import Answer, ProbeServer, verdict
+from premoe_operator.kube.client import migrated_fields
+from premoe_operator.run.metrics import Metrics
+from premoe_operator.run.probes import Answer, ProbeServer, verdict
 
 
 async def test_answers_by_path() -> None:

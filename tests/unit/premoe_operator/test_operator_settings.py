@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from premoe_operator.settings import OperatorSettings
+from premoe_operator.run.settings import OperatorSettings
 from premoe_servicekit.settings import load_settings
 
 from premoe_runtime.formats.errors import InvalidInput

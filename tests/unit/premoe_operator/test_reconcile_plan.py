@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
-from premoe_operator.kinds import CERTIFICATE, DEPLOYMENT, JOB, PRUNED_MODEL
-from premoe_operator.objects import RESULT_ANNOTATION, Json, ObjectKey, key_of, uid_of
-from premoe_operator.observed import Observed, Refusal
-from premoe_operator.plan import Plan, plan
-from premoe_operator.ports import PackFacts, StoreFailure
-from premoe_operator.reasons import Reason
-from premoe_operator.release import Release
-from premoe_operator.situation import needs
+from premoe_operator.api.reasons import Reason
+from premoe_operator.api.release import Release
+from premoe_operator.decide.observed import Observed, Refusal
+from premoe_operator.decide.plan import Plan, plan
+from premoe_operator.decide.situation import needs
+from premoe_operator.kube.kinds import CERTIFICATE, DEPLOYMENT, JOB, PRUNED_MODEL
+from premoe_operator.kube.objects import RESULT_ANNOTATION, Json, ObjectKey, key_of, uid_of
+from premoe_operator.kube.ports import PackFacts, StoreFailure
 from support import pruned_models
 
 RELEASE = Release.model_validate(pruned_models.RELEASE)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from premoe_operator.release import Drain, read_release
+from premoe_operator.api.release import Drain, read_release
 from support.pruned_models import IMAGE, RELEASE
 
 from premoe_runtime.formats.errors import InvalidInput

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from premoe_operator.resources import PrunedModelSpec, parse_spec
+from premoe_operator.api.resources import PrunedModelSpec, parse_spec
 from support.pruned_models import FULL, SMALLEST, changed
 
 from premoe_runtime.formats.errors import InvalidInput

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from premoe_operator.reasons import Reason
+from premoe_operator.api.reasons import Reason
 
 PAGE = Path(__file__).parents[3] / "docs/troubleshooting.md"
 

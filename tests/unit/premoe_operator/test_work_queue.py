@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from premoe_operator.work_queue import FIRST_RETRY_S, WorkQueue
+from premoe_operator.run.queue import FIRST_RETRY_S, WorkQueue
 
 KEYS = ["a", "b", "c"]
 

@@ -1,0 +1,1 @@
+"""What the outside says and hears: PrunedModel, the release file, reasons of conditions."""

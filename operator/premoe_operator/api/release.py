@@ -1,0 +1,171 @@
+"""What a Helm release says about every worker and Job: images, services, transport security, tracing, egress.
+
+One JSON file, camelCase, which the chart mounts. The operator reads it at its start; a change of the chart's values
+restarts the operator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from premoe_operator.api.resources import (
+    DnsLabel,
+    DnsName,
+    Image,
+    IssuerRef,
+    LabelMap,
+    OptionalDnsName,
+    OtlpEndpoint,
+    Part,
+    Ratio,
+)
+from premoe_runtime.formats.errors import InvalidInput
+
+GRPC_PORT = 50051
+
+
+class ReleaseService(Part):
+    """A service of the release."""
+
+    name: DnsLabel
+    """Name of the Service."""
+    namespace: DnsLabel
+    """Its namespace."""
+    port: Annotated[int, Field(ge=1, le=65535)] = GRPC_PORT
+    """Its gRPC port, the same in Service and pods."""
+    pod_labels: LabelMap = Field(default={})
+    """Labels of its pods, for egress rules; none: any pod of its namespace."""
+
+    @property
+    def host(self) -> str:
+        """Its name in the cluster's DNS."""
+        return f"{self.name}.{self.namespace}.svc"
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Callers(Part):
+    """Pods of the release that may call workers."""
+
+    namespace: DnsLabel
+    """Their namespace."""
+    pod_labels: LabelMap = Field(default={})
+    """Their labels; none: any pod of the namespace."""
+
+
+class ReleaseTls(Part):
+    """Transport security of PrunedModels that name none."""
+
+    mode: Literal["Disabled", "Secret", "CertManager"] = "Disabled"
+    """Plain text, a Secret in the PrunedModel's namespace, or certificates of a cert-manager issuer."""
+    secret_name: OptionalDnsName = ""
+    """Secret of mode Secret."""
+    issuer_ref: IssuerRef | None = None
+    """Issuer of mode CertManager."""
+    server_name: OptionalDnsName = ""
+    """A name that every certificate of the release carries, workers' included, and that clients verify; empty: the
+    address called. Behind one Service that finds workers of many models, no address is in all certificates."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> ReleaseTls:
+        if self.mode == "Secret" and not self.secret_name:
+            raise ValueError("mode Secret needs secretName")
+        if self.mode == "CertManager" and self.issuer_ref is None:
+            raise ValueError("mode CertManager needs issuerRef")
+        return self
+
+
+class ReleaseTracing(Part):
+    """Traces of PrunedModels that name no endpoint."""
+
+    endpoint: OtlpEndpoint = ""
+    """OTLP endpoint; empty: no traces."""
+    sample_ratio: Ratio | None = None
+    """Share of requests traced when the caller did not decide, as a decimal string."""
+
+
+class PodTemplatePolicy(Part):
+    """What ``spec.podTemplate`` may set."""
+
+    allowed_paths: list[str] = Field(default=[])
+    """Paths such as spec.affinity or spec.containers[premoe-worker].env; none: the hatch is off."""
+
+
+class Egress(Part):
+    """Where pods may connect to, as NetworkPolicy egress rules. None: chosen from what else is known."""
+
+    dns: list[dict[str, Any]] | None = None
+    """Cluster DNS; default: port 53 of pods labelled k8s-app=kube-dns in kube-system."""
+    s3: list[dict[str, Any]] | None = None
+    """Object storage, for Jobs; default: port 443 anywhere."""
+    hub: list[dict[str, Any]] | None = None
+    """The model hub, for Jobs that pack from it; default: port 443 anywhere."""
+    otlp: list[dict[str, Any]] | None = None
+    """Trace collector; default: the endpoint's port anywhere."""
+
+
+class Drain(Part):
+    """Seconds for which a stopping worker still serves, so that callers learn first."""
+
+    pre_stop_seconds: Annotated[int, Field(ge=0, le=300)] = 5
+    """From the pod's deletion to SIGTERM: endpoints and kube-proxy rules change meanwhile."""
+    delay_seconds: Annotated[int, Field(ge=0, le=300)] = 30
+    """From SIGTERM, health NOT_SERVING, to the end of the listener: at least the cluster DNS's cache time."""
+
+
+class Release(Part):
+    """Release-wide defaults and rules."""
+
+    worker_image: Annotated[Image, Field(min_length=1)]
+    """Image of workers and Jobs."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    """Pull policy of that image."""
+    image_pull_secrets: list[DnsName] = Field(default=[])
+    """Names of pull Secrets in the PrunedModel's namespace."""
+    store_url: Annotated[str, Field(min_length=1, max_length=512)]
+    """Object store of packs, profiles and patterns: s3://bucket/prefix."""
+    store_secret_name: OptionalDnsName = ""
+    """Secret in the PrunedModel's namespace whose AWS_* keys Jobs get as environment; empty: workload identity."""
+    expert_store: ReleaseService
+    """Expert store of PrunedModels that name none."""
+    retrieval: ReleaseService
+    """Retrieval service of PrunedModels that name none."""
+    gateway: Callers | None = None
+    """Gateway, which calls workers' gRPC port."""
+    operator: Callers | None = None
+    """Operator, which asks workers' admin port what is resident."""
+    tls: ReleaseTls = ReleaseTls()
+    """Transport security of PrunedModels that name none."""
+    tracing: ReleaseTracing = ReleaseTracing()
+    """Traces of PrunedModels that name no endpoint."""
+    drain: Drain = Drain()
+    """How long a stopping worker still serves."""
+    run_as_user: Annotated[int, Field(ge=1)] | None = None
+    """User id of workers and Jobs; default: the image's (OpenShift chooses its own)."""
+    extra_env: list[dict[str, Any]] = Field(default=[])
+    """EnvVars of workers and Jobs; one with a name of ours replaces it."""
+    extra_volumes: list[dict[str, Any]] = Field(default=[])
+    """Volumes of workers and Jobs."""
+    extra_volume_mounts: list[dict[str, Any]] = Field(default=[])
+    """Mounts of those volumes."""
+    pod_template: PodTemplatePolicy = PodTemplatePolicy()
+    """What spec.podTemplate may set."""
+    egress: Egress = Egress()
+    """Where pods may connect to."""
+
+
+def read_release(path: Path) -> Release:
+    """Read the release file. Raises InvalidInput (RELEASE_INVALID) with one line for a missing or wrong file."""
+    try:
+        return Release.model_validate_json(path.read_bytes(), by_name=False)
+    except OSError as error:
+        raise InvalidInput(f"release file {path}: {error.strerror or error}", reason="RELEASE_INVALID") from None
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"]) or "the whole file"
+        raise InvalidInput(f"release file {path}: {where}: {fault['msg']}", reason="RELEASE_INVALID") from None

@@ -1,0 +1,52 @@
+"""The workers' Deployment, and the ControllerRevision that keeps its template.
+
+The template is rendered once per spec hash and read back from the ControllerRevision afterwards: an operator that
+renders differently, or has another default image, restarts no worker.
+"""
+
+from __future__ import annotations
+
+from premoe_operator.children.hashes import spec_hash
+from premoe_operator.children.inputs import LABEL_SPEC_HASH, Inputs, Obj, metadata, worker_selector
+
+_ROLLING: dict[str, Obj] = {
+    "Surge": {"maxSurge": 1, "maxUnavailable": 0},
+    "InPlace": {"maxSurge": 0, "maxUnavailable": 1},
+    # Not the strategy type Recreate: apply refuses to switch types (kubernetes/kubernetes#24198).
+    "Recreate": {"maxSurge": 0, "maxUnavailable": "100%"},
+}
+
+
+def worker_deployment(inputs: Inputs, template: Obj) -> Obj:
+    """The Deployment with that template; no replicas while suspended."""
+    spec = inputs.spec
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(inputs, inputs.worker_name, "worker"),
+        "spec": {
+            "replicas": 0 if spec.suspend else spec.workers.replicas,
+            "selector": {"matchLabels": worker_selector(inputs.owner.name)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": dict(_ROLLING[spec.workers.rollout.type])},
+            "progressDeadlineSeconds": spec.workers.rollout.progress_deadline_seconds,
+            "revisionHistoryLimit": 2,
+            "template": template,
+        },
+    }
+
+
+def template_revision_name(inputs: Inputs) -> str:
+    """Name of the ControllerRevision that keeps the template of the present spec."""
+    return f"{inputs.owner.name}-{spec_hash(inputs)[:8]}"
+
+
+def template_revision(inputs: Inputs, template: Obj) -> Obj:
+    """The ControllerRevision that keeps the template."""
+    found = metadata(inputs, template_revision_name(inputs), "worker", {LABEL_SPEC_HASH: spec_hash(inputs)})
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "ControllerRevision",
+        "metadata": found,
+        "revision": inputs.owner.generation,
+        "data": template,
+    }

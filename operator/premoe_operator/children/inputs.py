@@ -1,0 +1,116 @@
+"""What the builders of child objects are given, and the names and metadata that all children share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from premoe_operator.api.release import Release
+from premoe_operator.api.resources import GROUP, KIND, VERSION, PrunedModelSpec
+from premoe_runtime.formats.errors import InvalidInput
+
+Obj = dict[str, Any]
+"""A Kubernetes object, or a part of one, in JSON types."""
+
+FIELD_MANAGER = "premoe-operator"
+LABEL_MODEL = f"{GROUP}/model"
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+LABEL_SPEC_HASH = f"{GROUP}/spec-hash"
+LABEL_JOB_INPUTS = f"{GROUP}/inputs-hash"
+ANNOTATION_RETRY = f"{GROUP}/retry"
+ANNOTATION_SUSPENDED = f"{GROUP}/suspended"
+"""On Jobs that spec.suspend suspended."""
+
+RESERVED_LABEL_PREFIXES = (f"{GROUP}/", "app.kubernetes.io/")
+"""Labels that children are found by: nobody else may set one."""
+
+GRPC_PORT = 50051
+ADMIN_PORT = 50052
+HEALTH_PORT = 50053
+
+JOB_COMPONENTS = ("pack", "profile", "patterns")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The PrunedModel that owns the children."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Everything that children depend on."""
+
+    owner: Owner
+    spec: PrunedModelSpec
+    release: Release
+    model_id: str = ""
+    """Id of the pack; empty until it is packed."""
+    image: str = ""
+    """Image that the workers are pinned to; empty: that of the spec, else of the release."""
+    retry: str = ""
+    """Value of the annotation premoe.dev/retry: a new value makes new Jobs."""
+
+    @property
+    def worker_name(self) -> str:
+        return f"{self.owner.name}-worker"
+
+    def packed_model_id(self) -> str:
+        """The pack's id. Raises InvalidInput where none is known yet: the caller must pack first."""
+        if not self.model_id:
+            raise InvalidInput(f"{self.owner.name} is not packed yet", reason="MODEL_ID_UNKNOWN")
+        return self.model_id
+
+
+def default_image(inputs: Inputs) -> str:
+    """The image that a new worker template takes."""
+    return inputs.spec.engine.image or inputs.release.worker_image
+
+
+def labels(inputs: Inputs, component: str, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Labels of a child; ``extra`` cannot replace ours."""
+    return {
+        **(extra or {}),
+        LABEL_NAME: "premoe",
+        LABEL_COMPONENT: component,
+        "app.kubernetes.io/instance": inputs.owner.name,
+        "app.kubernetes.io/managed-by": FIELD_MANAGER,
+        "app.kubernetes.io/part-of": "premoe",
+        LABEL_MODEL: inputs.owner.name,
+    }
+
+
+def worker_selector(name: str) -> dict[str, str]:
+    """Labels that select the workers of a PrunedModel within its namespace."""
+    return {LABEL_NAME: "premoe", LABEL_COMPONENT: "worker", LABEL_MODEL: name}
+
+
+def selector_text(name: str) -> str:
+    """The same as one string, for ``status.selector`` and watches."""
+    return ",".join(f"{key}={value}" for key, value in sorted(worker_selector(name).items()))
+
+
+def metadata(inputs: Inputs, name: str, component: str, extra_labels: Mapping[str, str] | None = None) -> Obj:
+    """Metadata of a child: name, namespace, labels and the owner, without which it would outlive the PrunedModel."""
+    owner = inputs.owner
+    return {
+        "name": name,
+        "namespace": owner.namespace,
+        "labels": labels(inputs, component, extra_labels),
+        "ownerReferences": [
+            {
+                "apiVersion": f"{GROUP}/{VERSION}",
+                "kind": KIND,
+                "name": owner.name,
+                "uid": owner.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }

@@ -1,0 +1,184 @@
+"""The Jobs that pack, profile and build patterns. Each ensures its artefact: where that exists it ends at once.
+
+A Job is named after what it computes from, so another input is another Job, and the template of a Job, which
+Kubernetes does not let change, never has to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from premoe_operator.children.configs import CALIBRATION_FOLDER, tasks_config_name
+from premoe_operator.children.hashes import job_hash
+from premoe_operator.children.inputs import (
+    ANNOTATION_SUSPENDED,
+    LABEL_JOB_INPUTS,
+    Inputs,
+    Obj,
+    default_image,
+    labels,
+    metadata,
+)
+from premoe_operator.children.pods import PodShape, pod_spec, thread_count, tracing_env
+
+JOB_CONTAINER = "premoe-job"
+TASKS_FOLDER = "/etc/premoe/tasks"
+SOURCE_FOLDER = "/source"
+
+BAD_INPUT_EXITS = (2, 3, 4, 5)
+"""Exit codes of errors that another try repeats (``premoe_runtime.formats.errors``)."""
+
+
+def pack_job(inputs: Inputs) -> Obj:
+    """Pack the checkpoint into the store."""
+    model, store = inputs.spec.model, inputs.release.store_url
+    options = [("--to", store), ("--revision", model.revision), ("--expect", model.model_id)]
+    volumes: list[Obj] = []
+    mounts: list[Obj] = []
+    source = model.uri
+    if source.startswith("pvc://"):
+        claim, _, folder = source.removeprefix("pvc://").partition("/")
+        source = f"{SOURCE_FOLDER}/{folder}"
+        volumes = [{"name": "source", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}]
+        mounts = [{"name": "source", "mountPath": SOURCE_FOLDER, "readOnly": True}]
+    computed_from = {"uri": model.uri, "revision": model.revision, "modelId": model.model_id}
+    return _job(inputs, "pack", ["pack", source, *_flags(options)], computed_from, volumes, mounts)
+
+
+def profile_job(inputs: Inputs) -> Obj | None:
+    """Profile every task, one index each; None without tasks."""
+    spec = inputs.spec
+    if not spec.patterns.tasks:
+        return None
+    options = [("--answers", spec.patterns.answers.lower())]
+    if spec.engine.device != "cpu":
+        options.append(("--device", spec.engine.device))
+    # Profiles of before there was impact do for the other metrics.
+    weighed = {"impact": True} if spec.patterns.metric in ("Impact", "Norm") else {}
+    computed_from = {**_profiled_from(inputs), "device": spec.engine.device, **weighed}
+    job = _job(inputs, "profile", _on_tasks(inputs, "profile", options), computed_from, *_task_files(inputs))
+    tasks = len(spec.patterns.tasks)
+    indexed = {"completionMode": "Indexed", "completions": tasks, "parallelism": _parallelism(inputs)}
+    return {**job, "spec": {**job["spec"], **indexed}}
+
+
+def patterns_job(inputs: Inputs) -> Obj | None:
+    """Build the set of exactly those tasks and make it the live one; None without tasks."""
+    patterns = inputs.spec.patterns
+    if not patterns.tasks:
+        return None
+    budgets = dict.fromkeys((inputs.spec.budget, patterns.generalist_budget or inputs.spec.budget))
+    options = [
+        ("--answers", patterns.answers.lower()),
+        ("--metric", patterns.metric.lower()),
+        *(("--budget", budget) for budget in budgets),
+        ("--on-unknown", patterns.on_unknown.lower()),
+    ]
+    computed_from = {**_profiled_from(inputs), "options": options}
+    return _job(inputs, "patterns", _on_tasks(inputs, "patterns", options), computed_from, *_task_files(inputs))
+
+
+def job_changes(inputs: Inputs, job: Obj) -> Obj | None:
+    """Merge patch for a Job that exists: the only fields that may change; None: nothing to change.
+
+    A queue such as Kueue suspends Jobs too. So what we suspended is marked, and only that is resumed.
+    """
+    spec, metadata = job["spec"], job["metadata"]
+    marked = ANNOTATION_SUSPENDED in (metadata.get("annotations") or {})
+    patch: Obj = {}
+    if inputs.spec.suspend != marked:
+        mark = "true" if inputs.spec.suspend else None
+        patch["metadata"] = {"annotations": {ANNOTATION_SUSPENDED: mark}}
+    wanted: Obj = {"suspend": inputs.spec.suspend} if inputs.spec.suspend or marked else {}
+    if spec.get("completionMode") == "Indexed":
+        wanted["parallelism"] = min(inputs.spec.jobs.parallelism, spec["completions"])
+    changed = {name: value for name, value in wanted.items() if spec.get(name) != value}
+    if changed:
+        patch["spec"] = changed
+    return patch or None
+
+
+def _job(
+    inputs: Inputs, kind: str, args: list[str], computed_from: dict[str, Any], volumes: list[Obj], mounts: list[Obj]
+) -> Obj:
+    jobs = inputs.spec.jobs
+    name = job_hash(inputs, kind, computed_from)
+    extra = {**jobs.labels, LABEL_JOB_INPUTS: name}
+    found = metadata(inputs, f"{inputs.owner.name}-{kind}-{name}", kind, extra)
+    if inputs.spec.suspend:
+        found["annotations"] = {ANNOTATION_SUSPENDED: "true"}
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": found,
+        "spec": {
+            "suspend": inputs.spec.suspend,
+            "backoffLimit": jobs.retries,
+            "activeDeadlineSeconds": jobs.timeout_seconds,
+            # A pod that still ends must not run beside its replacement.
+            "podReplacementPolicy": "Failed",
+            "podFailurePolicy": {"rules": _failure_rules()},
+            "template": {
+                "metadata": {"labels": labels(inputs, kind, extra)},
+                "spec": {**pod_spec(inputs, _shape(inputs, kind, args, volumes, mounts)), "restartPolicy": "Never"},
+            },
+        },
+    }
+
+
+def _shape(inputs: Inputs, kind: str, args: list[str], volumes: list[Obj], mounts: list[Obj]) -> PodShape:
+    jobs, secret = inputs.spec.jobs, inputs.release.store_secret_name
+    container = {"name": JOB_CONTAINER, "image": default_image(inputs), "command": ["premoe-job"], "args": args}
+    return PodShape(
+        container=container,
+        env=tracing_env(inputs, f"premoe-{kind}"),
+        volumes=volumes,
+        mounts=mounts,
+        resources=jobs.resources,
+        threads=thread_count(jobs.resources),
+        scratch_size=jobs.scratch_size,
+        env_from=({"secretRef": {"name": secret}},) if secret else (),
+    )
+
+
+def _failure_rules() -> list[Obj]:
+    """The first rule that fits decides: a lost node is no failure, bad input ends the Job."""
+    exits = {"containerName": JOB_CONTAINER, "operator": "In", "values": list(BAD_INPUT_EXITS)}
+    return [
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        {"action": "FailJob", "onExitCodes": exits},
+    ]
+
+
+def _on_tasks(inputs: Inputs, command: str, options: list[tuple[str, str]]) -> list[str]:
+    common = [("--model-id", inputs.packed_model_id()), ("--tasks", f"{TASKS_FOLDER}/tasks.json")]
+    return [command, inputs.release.store_url, *_flags([*common, *options])]
+
+
+def _profiled_from(inputs: Inputs) -> dict[str, Any]:
+    patterns = inputs.spec.patterns
+    tasks = [task.model_dump(by_alias=True, exclude_defaults=True) for task in patterns.tasks]
+    return {"modelId": inputs.packed_model_id(), "tasks": tasks, "answers": patterns.answers}
+
+
+def _task_files(inputs: Inputs) -> tuple[list[Obj], list[Obj]]:
+    """Volumes and mounts of the list of tasks and of the calibration data that ConfigMaps hold."""
+    volumes: list[Obj] = [{"name": "tasks", "configMap": {"name": tasks_config_name(inputs)}}]
+    mounts: list[Obj] = [{"name": "tasks", "mountPath": TASKS_FOLDER, "readOnly": True}]
+    sources = [
+        {"configMap": {"name": source.name, "items": [{"key": source.key, "path": f"{task.name}/data.jsonl"}]}}
+        for task in inputs.spec.patterns.tasks
+        if (source := task.calibration.config_map) is not None
+    ]
+    if sources:
+        volumes.append({"name": "calibration", "projected": {"sources": sources}})
+        mounts.append({"name": "calibration", "mountPath": CALIBRATION_FOLDER, "readOnly": True})
+    return volumes, mounts
+
+
+def _parallelism(inputs: Inputs) -> int:
+    return min(inputs.spec.jobs.parallelism, len(inputs.spec.patterns.tasks))
+
+
+def _flags(options: list[tuple[str, str]]) -> list[str]:
+    return [part for name, value in options if value for part in (name, value)]

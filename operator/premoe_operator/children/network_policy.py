@@ -1,0 +1,136 @@
+"""NetworkPolicies: who may call workers, and where workers and Jobs may connect to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from premoe_operator.api.release import Callers, ReleaseService
+from premoe_operator.api.resources import Peer
+from premoe_operator.children.inputs import (
+    GRPC_PORT,
+    JOB_COMPONENTS,
+    LABEL_COMPONENT,
+    LABEL_MODEL,
+    LABEL_NAME,
+    Inputs,
+    Obj,
+    metadata,
+    worker_selector,
+)
+from premoe_operator.children.services import expert_store, retrieval
+
+_NAMESPACE_NAME = "kubernetes.io/metadata.name"
+_DNS: list[Obj] = [
+    {
+        "to": [
+            {
+                "namespaceSelector": {"matchLabels": {_NAMESPACE_NAME: "kube-system"}},
+                "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}},
+            }
+        ],
+        "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
+    }
+]
+_HTTPS: list[Obj] = [{"ports": [{"port": 443, "protocol": "TCP"}]}]
+_OTLP_PORTS = {"http": 80, "https": 443}
+
+
+def network_policy(inputs: Inputs) -> Obj | None:
+    """The workers' policy; None where the spec wants none.
+
+    Probes come from the node itself, which policies do not concern. Workers of one model do not call each other.
+    """
+    if inputs.spec.access.network_policy == "None":
+        return None
+    egress = [
+        *_dns(inputs),
+        *(_to_service(service) for service in (expert_store(inputs), retrieval(inputs))),
+        *_otlp(inputs),
+    ]
+    selector = {"matchLabels": worker_selector(inputs.owner.name)}
+    return _policy(inputs, inputs.worker_name, "worker", selector, _callers(inputs), egress)
+
+
+def jobs_network_policy(inputs: Inputs) -> Obj | None:
+    """The Jobs' policy: nobody calls them, and they reach object storage, the model hub and the trace collector."""
+    if inputs.spec.access.network_policy == "None":
+        return None
+    egress = inputs.release.egress
+    s3 = _HTTPS if egress.s3 is None else egress.s3
+    hub = (_HTTPS if egress.hub is None else egress.hub) if inputs.spec.model.uri.startswith("hf://") else []
+    selector = {
+        "matchLabels": {LABEL_NAME: "premoe", LABEL_MODEL: inputs.owner.name},
+        "matchExpressions": [{"key": LABEL_COMPONENT, "operator": "In", "values": list(JOB_COMPONENTS)}],
+    }
+    rules = [*_dns(inputs), *s3, *(rule for rule in hub if rule not in s3), *_otlp(inputs)]
+    return _policy(inputs, f"{inputs.owner.name}-jobs", "profile", selector, [], rules)
+
+
+def _policy(inputs: Inputs, name: str, component: str, selector: Obj, ingress: list[Obj], egress: list[Obj]) -> Obj:
+    """Both directions are policed; a direction without rules is closed.
+
+    The API server stores no empty list of rules: applying one would count as a change every time.
+    """
+    rules = {"ingress": ingress, "egress": egress}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata(inputs, name, component),
+        "spec": {
+            "podSelector": selector,
+            "policyTypes": ["Ingress", "Egress"],
+            **{direction: each for direction, each in rules.items() if each},
+        },
+    }
+
+
+def _callers(inputs: Inputs) -> list[Obj]:
+    release = inputs.release
+    own = [_caller(caller) for caller in (release.gateway, release.operator) if caller is not None]
+    clients = [*own, *map(_peer, inputs.spec.access.peers)]
+    # A rule without peers would let everybody in.
+    return [{"from": clients, "ports": [{"port": GRPC_PORT, "protocol": "TCP"}]}] if clients else []
+
+
+def _caller(caller: Callers) -> Obj:
+    return _pods_of(caller.namespace, caller.pod_labels)
+
+
+def _peer(peer: Peer) -> Obj:
+    selector: Obj = {"podSelector": _selector(peer.pod_labels)}
+    if peer.namespace_labels:
+        selector["namespaceSelector"] = _selector(peer.namespace_labels)
+    return selector
+
+
+def _pods_of(namespace: str, pod_labels: Mapping[str, str]) -> Obj:
+    return {
+        "namespaceSelector": _selector({_NAMESPACE_NAME: namespace}),
+        "podSelector": _selector(pod_labels),
+    }
+
+
+def _selector(wanted: Mapping[str, str]) -> Obj:
+    """Without labels it selects everything; an empty map of them is stored as none, like an empty list of rules."""
+    return {"matchLabels": dict(wanted)} if wanted else {}
+
+
+def _to_service(service: ReleaseService) -> Obj:
+    ports = [{"port": service.port, "protocol": "TCP"}]
+    return {"to": [_pods_of(service.namespace, service.pod_labels)], "ports": ports}
+
+
+def _dns(inputs: Inputs) -> list[Obj]:
+    return _DNS if inputs.release.egress.dns is None else inputs.release.egress.dns
+
+
+def _otlp(inputs: Inputs) -> list[Obj]:
+    endpoint = inputs.spec.tracing.endpoint or inputs.release.tracing.endpoint
+    if not endpoint:
+        return []
+    # The release's rules are about its own collector.
+    if inputs.release.egress.otlp is not None and not inputs.spec.tracing.endpoint:
+        return inputs.release.egress.otlp
+    parts = urlsplit(endpoint)
+    return [{"ports": [{"port": parts.port or _OTLP_PORTS[parts.scheme], "protocol": "TCP"}]}]

@@ -1,0 +1,60 @@
+"""Which certificate, if any, a PrunedModel's workers use, and the cert-manager object that asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from premoe_operator.api.resources import IssuerRef
+from premoe_operator.children.inputs import Inputs, Obj, metadata
+from premoe_operator.children.services import workers
+
+TLS_FOLDER = "/etc/premoe/tls"
+
+
+@dataclass(frozen=True, slots=True)
+class Transport:
+    """Mutual TLS with the certificate in a Secret; ``issuer`` fills the Secret, where we have to ask for it."""
+
+    secret_name: str
+    issuer: IssuerRef | None = None
+
+
+def transport(inputs: Inputs) -> Transport | None:
+    """The workers' certificate; None: plain text."""
+    tls, release = inputs.spec.access.tls, inputs.release.tls
+    mode, secret, issuer = tls.mode, tls.secret_name, tls.issuer_ref
+    if mode == "Release":
+        mode = "Disabled" if release.mode == "Disabled" else "Mutual"
+        secret, issuer = release.secret_name, release.issuer_ref if release.mode == "CertManager" else None
+    if mode == "Disabled":
+        return None
+    if issuer is not None:
+        return Transport(f"{inputs.worker_name}-tls", issuer)
+    return Transport(secret)
+
+
+def certificate(inputs: Inputs) -> Obj | None:
+    """A certificate for the workers, as servers and as clients; None where a Secret is given or nothing is encrypted.
+
+    The names are those by which peers call the workers, and those of the loopback call behind the health port.
+    """
+    found = transport(inputs)
+    if found is None or found.issuer is None:
+        return None
+    service = workers(inputs).host
+    names = [service, f"*.{service}", f"{service}.cluster.local", "localhost", inputs.release.tls.server_name]
+    return {
+        "apiVersion": "cert-manager.io/v1",
+        "kind": "Certificate",
+        "metadata": metadata(inputs, inputs.worker_name, "worker"),
+        "spec": {
+            "secretName": found.secret_name,
+            "duration": "2160h",
+            "renewBefore": "720h",
+            "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
+            "usages": ["digital signature", "server auth", "client auth"],
+            "dnsNames": [each for each in names if each],
+            "ipAddresses": ["127.0.0.1", "::1"],
+            "issuerRef": found.issuer.model_dump(by_alias=True),
+        },
+    }

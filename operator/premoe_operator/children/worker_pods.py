@@ -1,0 +1,166 @@
+"""The pod template of the workers."""
+
+from __future__ import annotations
+
+import math
+
+from premoe_operator.children.hashes import spec_hash
+from premoe_operator.children.inputs import (
+    ADMIN_PORT,
+    GRPC_PORT,
+    HEALTH_PORT,
+    LABEL_SPEC_HASH,
+    Inputs,
+    Obj,
+    default_image,
+    labels,
+    worker_selector,
+)
+from premoe_operator.children.pod_template import merged_pod_template
+from premoe_operator.children.pods import (
+    PodShape,
+    env_list,
+    memory_volume_bytes,
+    pod_spec,
+    thread_count,
+    tracing_env,
+)
+from premoe_operator.children.quantity import parse_bytes
+from premoe_operator.children.services import expert_store, grpc_target, retrieval
+from premoe_operator.children.transport import TLS_FOLDER, transport
+from premoe_runtime.formats.ids import bare_digest
+
+WORKER_CONTAINER = "premoe-worker"
+RESIDENCY_FOLDER = "/etc/premoe/residency"
+
+PROBE_PERIOD_S = 5
+MAX_CONNECTION_AGE_S = 300
+"""Clients look up a headless Service's pods again when a connection ends: new workers get work within this time."""
+_STOP_MARGIN_S = 10
+"""From the end of the last request to the exit of the process: models are unloaded and spans exported meanwhile."""
+
+_TOPOLOGY = {"Host": "kubernetes.io/hostname", "Zone": "topology.kubernetes.io/zone"}
+
+
+def worker_template(inputs: Inputs) -> Obj:
+    """The template of the workers' pods, spec.podTemplate merged in.
+
+    Raises InvalidInput: not packed yet (MODEL_ID_UNKNOWN), or spec.podTemplate sets what the release does not allow
+    (POD_TEMPLATE_REFUSED).
+    """
+    workers = inputs.spec.workers
+    spec = pod_spec(inputs, _shape(inputs))
+    drain = inputs.release.drain
+    stop = drain.pre_stop_seconds + drain.delay_seconds + workers.drain_timeout_seconds + _STOP_MARGIN_S
+    spec["terminationGracePeriodSeconds"] = stop
+    if workers.placement.spread != "None":
+        spec["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": _TOPOLOGY[workers.placement.spread],
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": worker_selector(inputs.owner.name)},
+            }
+        ]
+    template: Obj = {
+        "metadata": {
+            "labels": {**labels(inputs, "worker", workers.labels), LABEL_SPEC_HASH: spec_hash(inputs)},
+            "annotations": {**workers.annotations, "kubectl.kubernetes.io/default-container": WORKER_CONTAINER},
+        },
+        "spec": spec,
+    }
+    return merged_pod_template(template, inputs.spec.pod_template, inputs.release.pod_template.allowed_paths)
+
+
+def worker_memory_volumes(inputs: Inputs) -> int:
+    """Bytes of the workers' memory-backed volumes, which count in their memory limit."""
+    return memory_volume_bytes(inputs.spec.workers.shared_memory_size)
+
+
+def _shape(inputs: Inputs) -> PodShape:
+    workers = inputs.spec.workers
+    volumes: list[Obj] = [{"name": "residency", "configMap": {"name": f"{inputs.owner.name}-residency"}}]
+    mounts: list[Obj] = [{"name": "residency", "mountPath": RESIDENCY_FOLDER, "readOnly": True}]
+    tls = transport(inputs)
+    if tls is not None:
+        volumes.append({"name": "tls", "secret": {"secretName": tls.secret_name}})
+        mounts.append({"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True})
+    return PodShape(
+        container=_container(inputs),
+        env=[*_settings(inputs), *tracing_env(inputs, "premoe-worker")],
+        volumes=volumes,
+        mounts=mounts,
+        resources=workers.resources,
+        threads=_threads(inputs),
+        scratch_size=workers.scratch_size,
+        shared_memory_size=workers.shared_memory_size,
+    )
+
+
+def _container(inputs: Inputs) -> Obj:
+    def probe(failures: int, service: str = "") -> Obj:
+        grpc: Obj = {"port": HEALTH_PORT, "service": service}
+        return {"grpc": grpc, "periodSeconds": PROBE_PERIOD_S, "timeoutSeconds": 3, "failureThreshold": failures}
+
+    return {
+        "name": WORKER_CONTAINER,
+        "image": inputs.image or default_image(inputs),
+        "command": ["premoe-worker"],
+        "ports": [
+            {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
+            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
+            {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+        ],
+        "startupProbe": probe(math.ceil(inputs.spec.workers.startup_timeout_seconds / PROBE_PERIOD_S)),
+        "readinessProbe": probe(2),
+        # A service of its own: a worker that drains is not ready, and must not be killed for it.
+        "livenessProbe": probe(6, "liveness"),
+        "lifecycle": {"preStop": {"sleep": {"seconds": inputs.release.drain.pre_stop_seconds}}},
+    }
+
+
+def _settings(inputs: Inputs) -> list[Obj]:
+    spec, release = inputs.spec, inputs.release
+    engine, patterns = spec.engine, spec.patterns
+    drain_s = spec.workers.drain_timeout_seconds
+    values: dict[str, object] = {
+        "HOST": "0.0.0.0",
+        "PORT": GRPC_PORT,
+        "ADMIN_HOST": "0.0.0.0",
+        "ADMIN_PORT": ADMIN_PORT,
+        "HEALTH_HOST": "0.0.0.0",
+        "HEALTH_PORT": HEALTH_PORT,
+        "STORE": grpc_target(expert_store(inputs)),
+        "RETRIEVAL": grpc_target(retrieval(inputs)),
+        "MODEL_ID": bare_digest(inputs.packed_model_id()),
+        "MODEL_NAME": spec.model.served_name or inputs.owner.name,
+        "BUDGET": spec.budget,
+        # Left out where it is the worker's default: templates of before there was a choice stay as they are.
+        "ALLOCATION": "uniform" if spec.allocation == "Uniform" else None,
+        "GENERALIST_BUDGET": patterns.generalist_budget,
+        "ON_UNKNOWN": patterns.on_unknown.lower(),
+        "SLOTS": engine.slots,
+        "SPARE": engine.spare,
+        "HOST_MEMORY_BYTES": None if engine.host_memory is None else parse_bytes(engine.host_memory),
+        "MAX_SEQUENCES": engine.max_sequences,
+        "CONTEXT_LENGTH": engine.context_length,
+        "MAX_TOKENS": engine.max_tokens,
+        "QUEUE_LIMIT": engine.queue_limit,
+        "THREADS": _threads(inputs),
+        "DEVICE": engine.device,
+        "RESIDENCY_DIR": RESIDENCY_FOLDER,
+        "DRAIN_S": drain_s,
+        "DRAIN_DELAY_S": release.drain.delay_seconds,
+        "GRACE_S": drain_s,
+        "MAX_CONNECTION_AGE_S": MAX_CONNECTION_AGE_S,
+        "LOG_FORMAT": "json",
+    }
+    if transport(inputs) is not None:
+        files = {"TLS_CERT": "tls.crt", "TLS_KEY": "tls.key", "TLS_CA": "ca.crt"}
+        values |= {name: f"{TLS_FOLDER}/{file}" for name, file in files.items()}
+        values["TLS_SERVER_NAME"] = release.tls.server_name
+    return env_list({f"PREMOE_WORKER_{name}": value for name, value in values.items()})
+
+
+def _threads(inputs: Inputs) -> int | None:
+    return inputs.spec.engine.threads or thread_count(inputs.spec.workers.resources)

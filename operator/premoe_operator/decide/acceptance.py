@@ -1,0 +1,78 @@
+"""Whether a spec can be served, beyond what the API server could check; and what the pack's facts come out as. Pure."""
+
+from __future__ import annotations
+
+from premoe_operator.api.reasons import Reason
+from premoe_operator.api.resources import Resolved
+from premoe_operator.children import pod_template_refusals
+from premoe_operator.decide.conditions import Verdict
+from premoe_operator.decide.observed import Observed
+from premoe_operator.decide.situation import Situation
+from premoe_operator.kube.objects import age, model_key
+from premoe_operator.kube.ports import PackFacts, StoreFailure
+from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import InvalidInput
+
+
+def acceptance(situation: Situation, observed: Observed, resolved: Resolved) -> Verdict:
+    """The verdict on the spec, as far as the pack is known by now. Of two equal served names the older one's holds."""
+    inputs = situation.inputs
+    oldest = min((situation.model, *observed.rivals), key=age)
+    if oldest is not situation.model:
+        first = model_key(oldest)
+        name = inputs.spec.model.served_name or inputs.owner.name
+        message = f"{first.namespace}/{first.name} is older and has the served name {name}"
+        return Verdict("False", Reason.SERVED_NAME_CONFLICT, message)
+    refusals = pod_template_refusals(inputs)
+    if refusals:
+        return Verdict("False", Reason.POD_TEMPLATE_REFUSED, refusals[0])
+    if resolved.layers:
+        try:
+            _check_budgets(situation, resolved)
+        except InvalidInput as error:
+            return Verdict("False", Reason.BUDGET_IMPOSSIBLE, str(error))
+    return Verdict("True", Reason.ACCEPTED)
+
+
+def with_facts(resolved: Resolved, situation: Situation, store: PackFacts | StoreFailure | None) -> Resolved:
+    """What is resolved, with the store's facts and the pattern set that was built."""
+    changes: dict[str, object] = {}
+    if isinstance(store, PackFacts):
+        changes = {
+            "model_id": store.model_id,
+            "family": store.family,
+            "layers": store.layers,
+            "experts": store.experts,
+            "top_k": store.top_k,
+            "expert_bytes": store.layers * store.experts * store.blob_bytes,
+        }
+    if situation.patterns is not None and situation.patterns.state.phase == "Complete":
+        changes["pattern_set"] = str(situation.patterns.state.result.get("patternSet", "")) or resolved.pattern_set
+    resolved = resolved.model_copy(update=changes)
+    if resolved.layers and resolved.experts:
+        bytes_of_slot_row = resolved.expert_bytes // resolved.experts
+        slots = min(_slots(situation), resolved.experts)
+        resolved = resolved.model_copy(update={"resident_bytes": bytes_of_slot_row * slots})
+    return resolved
+
+
+def _budgets(situation: Situation) -> list[Budget]:
+    spec = situation.inputs.spec
+    return [Budget.parse(text) for text in (spec.budget, spec.patterns.generalist_budget) if text]
+
+
+def _check_budgets(situation: Situation, resolved: Resolved) -> None:
+    """Raise InvalidInput where the model has fewer experts, or a worker fewer slots, than a budget needs."""
+    engine = situation.inputs.spec.engine
+    for budget in _budgets(situation):
+        budget.check(top_k=resolved.top_k, num_experts=resolved.experts)
+        if engine.slots is not None:
+            budget.check_slots(engine.slots, num_experts=resolved.experts, spare=engine.spare)
+
+
+def _slots(situation: Situation) -> int:
+    """Expert slots per layer of one worker."""
+    engine = situation.inputs.spec.engine
+    if engine.slots is not None:
+        return engine.slots
+    return max(budget.kept for budget in _budgets(situation)) + engine.spare

@@ -1,0 +1,72 @@
+"""What one reconcile knows: the PrunedModel, its children, and what was read about them. Frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from premoe_operator.api.reasons import Reason
+from premoe_operator.kube.objects import Json, ObjectKey
+from premoe_operator.kube.ports import PackFacts, StoreFailure, WorkerPreload
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The API refused a write of this child."""
+
+    reason: Reason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that ``plan`` decides on. ``None`` and empty mean: not asked for, or nothing there."""
+
+    model: Json
+    children: Mapping[ObjectKey, Json] = field(default_factory=dict)
+    """Objects with a child's label, owner reference or name; foreign ones too, so that they are left alone."""
+    pods: tuple[Json, ...] | None = None
+    events: tuple[Json, ...] = ()
+    """Warning events about those pods and about Jobs without pods."""
+    store: PackFacts | StoreFailure | None = None
+    missing_sources: tuple[str, ...] = ()
+    """One sentence for each ConfigMap of calibration data that is not there."""
+    rivals: tuple[Json, ...] = ()
+    """Other PrunedModels with the same served name."""
+    same_weights: tuple[Json, ...] = ()
+    """Other PrunedModels with tasks over the same pack."""
+    preloads: tuple[WorkerPreload, ...] | None = None
+    """What workers keep resident."""
+    refusals: Mapping[ObjectKey, Refusal] = field(default_factory=dict)
+
+
+class WorkersAsked(NamedTuple):
+    """Workers, and what they are asked about."""
+
+    host: str
+    port: int
+    encrypted: bool
+    """Whether they talk mutual TLS."""
+    tasks: tuple[str, ...]
+    """Those to keep resident."""
+    ready: int
+    """How many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What has to be read beyond the watches. All empty for a healthy PrunedModel."""
+
+    pods: bool = False
+    events_of: tuple[Json, ...] = ()
+    """Jobs without pods, whose events may say why."""
+    manifest_of: str = ""
+    """Id of a pack whose facts are not known yet."""
+    store_address: str = ""
+    sources: tuple[tuple[str, str], ...] = ()
+    """Names and keys of ConfigMaps that a Job is going to read."""
+    certificate: ObjectKey | None = None
+    """Wanted; read directly where Certificates are not watched."""
+    workers: WorkersAsked | None = None
+    """Workers to ask what they keep resident."""

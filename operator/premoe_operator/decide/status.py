@@ -1,0 +1,93 @@
+"""The status of a PrunedModel as a whole value. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from premoe_operator.api.reasons import ConditionType
+from premoe_operator.api.resources import Endpoints, LastFailure, PreloadStatus, Progress, PrunedModelStatus, Resolved
+from premoe_operator.children import grpc_endpoint, selector_text
+from premoe_operator.decide.conditions import Verdicts, dated
+from premoe_operator.decide.pods import Trouble
+from premoe_operator.decide.situation import PlannedJob, Situation, WorkerCounts
+from premoe_operator.kube.objects import Json
+
+
+def build_status(
+    situation: Situation,
+    *,
+    verdicts: Verdicts,
+    resolved: Resolved,
+    counts: WorkerCounts,
+    found: Sequence[Trouble],
+    preload: PreloadStatus | None,
+    now: str,
+) -> PrunedModelStatus:
+    """Everything but the conditions' times and the last failure is computed anew."""
+    owner, spec = situation.inputs.owner, situation.inputs.spec
+    tasks = len(spec.patterns.tasks)
+    profiled = situation.profile.state.completed if situation.profile is not None else 0
+    return PrunedModelStatus(
+        observed_generation=owner.generation,
+        conditions=dated(verdicts, situation.status.conditions, generation=owner.generation, now=now),
+        replicas=counts.replicas,
+        ready_replicas=counts.ready,
+        updated_replicas=counts.updated,
+        selector=selector_text(owner.name),
+        workers_summary=f"{counts.ready}/{0 if spec.suspend else spec.workers.replicas}",
+        patterns_summary=f"{profiled}/{tasks}" if tasks else "",
+        reason=verdicts[ConditionType.READY].reason.value,
+        endpoints=Endpoints(grpc=grpc_endpoint(situation.inputs)),
+        resolved=resolved,
+        progress=Progress(
+            pack=situation.pack.state.phase,
+            profiled=profiled,
+            tasks=tasks,
+            patterns=situation.patterns.state.phase if situation.patterns is not None else "",
+        ),
+        preload=preload,
+        last_failure=_last_failure(situation, found, now),
+    )
+
+
+def status_document(model: Json, status: PrunedModelStatus) -> Json:
+    """The status as it is applied, to exactly this object."""
+    metadata = {name: model["metadata"][name] for name in ("name", "namespace", "uid")}
+    return {
+        "apiVersion": model["apiVersion"],
+        "kind": model["kind"],
+        "metadata": metadata,
+        "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
+    }
+
+
+def _last_failure(situation: Situation, found: Sequence[Trouble], now: str) -> LastFailure | None:
+    """The latest failure seen; it stays after the cause is mended."""
+    before = situation.status.last_failure
+    candidates = [_of_trouble(trouble, now) for trouble in found if trouble.exit_code is not None]
+    jobs = (situation.pack, situation.profile, situation.patterns)
+    candidates += [_of_job(job, now) for job in jobs if job is not None and job.state.result.get("pod")]
+    failures = [failure for failure in (*candidates, before) if failure is not None]
+    return max(failures, key=lambda failure: failure.time, default=None)
+
+
+def _of_trouble(trouble: Trouble, now: str) -> LastFailure:
+    return LastFailure(
+        pod=trouble.pod,
+        reason=trouble.code or trouble.reason.value,
+        message=trouble.message,
+        exit_code=trouble.exit_code,
+        time=trouble.time or now,
+    )
+
+
+def _of_job(job: PlannedJob, now: str) -> LastFailure:
+    result = job.state.result
+    exit_code = result.get("exitCode")
+    return LastFailure(
+        pod=str(result["pod"]),
+        reason=str(result.get("reason") or "Failed"),
+        message=" ".join(str(result.get("message", "")).split())[:1024],
+        exit_code=exit_code if isinstance(exit_code, int) else None,
+        time=str(result.get("time") or now),
+    )

@@ -1,0 +1,1 @@
+"""Kubernetes: kinds and objects, the client, the watches and what they have shown, the Lease."""

@@ -1,0 +1,240 @@
+"""The Kubernetes API over lightkube's connection: every call goes through one method, ``KubernetesApi._call``.
+
+Objects are plain JSON. Before each write, and before each further try of one, the fence is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+import yaml
+from lightkube import AsyncClient, KubeConfig
+from lightkube.config.kubeconfig import SingleConfig
+from lightkube.core.exceptions import ConfigError
+from lightkube.core.generic_client import BasicRequest
+
+from premoe_operator.children import FIELD_MANAGER
+from premoe_operator.kube.kinds import CORE_EVENT, Kind, kind_of
+from premoe_operator.kube.objects import Json, uid_of, version_of
+from premoe_operator.kube.ports import ApiFailure, Listed
+from premoe_runtime.formats.errors import InvalidInput
+
+REQUEST_TIMEOUT_S = 10.0
+THROTTLED_TRIES = 4
+THROTTLED_WAIT_MAX_S = 30.0
+PAGE_OBJECTS = 500
+POOL_CONNECTIONS = 32
+
+_APPLY = "application/apply-patch+yaml"
+_MERGE = "application/merge-patch+json"
+_JSON_PATCH = "application/json-patch+json"
+
+_log = logging.getLogger(__name__)
+
+
+def load_config(kubeconfig: str) -> SingleConfig:
+    """Where the API server is and who we are. Raises InvalidInput in one line."""
+    try:
+        config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
+        single = config.get()
+    except (ConfigError, OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
+        detail = " ".join(str(error).split())
+        raise InvalidInput(f"no Kubernetes connection: {detail}", reason="KUBECONFIG_INVALID") from None
+    if single is None or single.user is None:
+        raise InvalidInput("no Kubernetes connection: no context with a user", reason="KUBECONFIG_INVALID")
+    return single
+
+
+class KubernetesApi:
+    """Implements ``ports.Cluster``. ``fence`` raises FenceClosed when this process must not write."""
+
+    def __init__(
+        self,
+        config: SingleConfig,
+        *,
+        fence: Callable[[], None],
+        on_call: Callable[[str, str, int], None] = lambda verb, plural, code: None,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        timeout = httpx2.Timeout(REQUEST_TIMEOUT_S)
+        self._client = AsyncClient(config, timeout=timeout, transport=transport)
+        self._fence = fence
+        self._on_call = on_call
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def list(
+        self, kind: Kind, namespace: str | None, *, label_selector: str = "", field_selector: str = ""
+    ) -> Listed:
+        params = {"limit": str(PAGE_OBJECTS)}
+        if label_selector:
+            params["labelSelector"] = label_selector
+        if field_selector:
+            params["fieldSelector"] = field_selector
+        found: list[Json] = []
+        while True:
+            page = await self._call("list", "GET", kind, kind.path(namespace), params=params)
+            # A list's items carry neither apiVersion nor kind.
+            found += [{"apiVersion": kind.api_version, "kind": kind.name, **item} for item in page.get("items", [])]
+            following = page["metadata"].get("continue", "")
+            if not following:
+                return Listed(tuple(found), version_of(page))
+            params["continue"] = following
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
+        try:
+            return await self._call("get", "GET", kind, kind.path(namespace, name))
+        except ApiFailure as failure:
+            if failure.code == httpx2.codes.NOT_FOUND:
+                return None
+            raise
+
+    async def openapi(self, kind: Kind) -> Json:
+        """The OpenAPI v3 document of a kind's group and version. Raises ApiFailure."""
+        return await self._call("get", "GET", kind, f"openapi/v3/apis/{kind.api_version}")
+
+    async def create(self, obj: Json) -> Json:
+        kind = kind_of(obj)
+        path = kind.path(obj["metadata"]["namespace"])
+        return await self._call("create", "POST", kind, path, params={"fieldManager": FIELD_MANAGER}, body=obj)
+
+    async def apply(self, obj: Json) -> Json:
+        kind = kind_of(obj)
+        path = kind.path(obj["metadata"]["namespace"], obj["metadata"]["name"])
+        await self._own_by_apply(kind, obj)
+        params = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._call("apply", "PATCH", kind, path, params=params, body=obj, content_type=_APPLY)
+
+    async def apply_status(self, obj: Json) -> Json:
+        kind = kind_of(obj)
+        path = kind.path(obj["metadata"]["namespace"], obj["metadata"]["name"], "status")
+        params = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        return await self._call("apply_status", "PATCH", kind, path, params=params, body=obj, content_type=_APPLY)
+
+    async def merge_patch(self, kind: Kind, namespace: str, name: str, patch: Json) -> Json:
+        params = {"fieldManager": FIELD_MANAGER}
+        path = kind.path(namespace, name)
+        return await self._call("patch", "PATCH", kind, path, params=params, body=patch, content_type=_MERGE)
+
+    async def delete(self, kind: Kind, namespace: str, name: str, *, uid: str) -> None:
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            await self._call("delete", "DELETE", kind, kind.path(namespace, name), body=body)
+        except ApiFailure as failure:
+            # 409: another object has the name now, so ours is gone.
+            if failure.code not in (httpx2.codes.NOT_FOUND, httpx2.codes.CONFLICT):
+                raise
+
+    async def replace(self, obj: Json) -> Json:
+        kind = kind_of(obj)
+        path = kind.path(obj["metadata"]["namespace"], obj["metadata"]["name"])
+        return await self._call("update", "PUT", kind, path, params={"fieldManager": FIELD_MANAGER}, body=obj)
+
+    async def _own_by_apply(self, kind: Kind, obj: Json) -> None:
+        """Turn what we own by the POST into what we own by apply, once.
+
+        Otherwise the POST's entry in managedFields keeps every field that a later apply no longer names.
+        """
+        namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
+        present = await self.get(kind, namespace, name)
+        if present is None or uid_of(present) != uid_of(obj):
+            return  # the apply itself then fails with 409
+        fields = present["metadata"].get("managedFields", [])
+        migrated = migrated_fields(fields)
+        if migrated == fields:
+            return
+        patch = [
+            {"op": "test", "path": "/metadata/resourceVersion", "value": present["metadata"]["resourceVersion"]},
+            {"op": "replace", "path": "/metadata/managedFields", "value": migrated},
+        ]
+        params = {"fieldManager": FIELD_MANAGER}
+        path = kind.path(namespace, name)
+        await self._call("patch", "PATCH", kind, path, params=params, body=patch, content_type=_JSON_PATCH)
+
+    async def _call(
+        self,
+        verb: str,
+        method: str,
+        kind: Kind,
+        path: str,
+        *,
+        params: dict[str, str] | None = None,
+        body: object = None,
+        content_type: str = "application/json",
+    ) -> Json:
+        """Send one request; wait out 429 and 503 as the server asks, a few times. Raises ApiFailure, FenceClosed."""
+        writes = method != "GET" and kind is not CORE_EVENT
+        headers = {"Content-Type": content_type} if body is not None else None
+        for tries_left in reversed(range(THROTTLED_TRIES)):
+            if writes:
+                self._fence()
+            request = BasicRequest(method=method, url=path, params=dict(params or {}), data=body, headers=headers)
+            try:
+                response = await self._send(request)
+            except httpx2.HTTPError as error:
+                self._on_call(verb, kind.plural, 0)
+                detail = f"{type(error).__name__}: {error}".rstrip(": ")
+                raise ApiFailure(0, "Unreachable", f"the API server did not answer: {detail}") from error
+            self._on_call(verb, kind.plural, response.status_code)
+            if response.is_success:
+                answer: Json = response.json()
+                return answer
+            wait_s = _asked_wait_s(response)
+            if wait_s is None or not tries_left:
+                raise _failure(response)
+            _log.info("%s %s: asked to wait %.0f s", verb, path, wait_s)
+            await asyncio.sleep(wait_s)
+        raise AssertionError("the last try returns or raises")
+
+    async def _send(self, request: BasicRequest) -> httpx2.Response:
+        # Below lightkube's public methods, because those cannot delete with preconditions.
+        generic: Any = self._client._client
+        response: httpx2.Response = await generic.send(generic.build_adapter_request(request))
+        return response
+
+
+def migrated_fields(fields: list[Json]) -> list[Json]:
+    """ManagedFields with our Update entry as an Apply entry, where we have no Apply entry yet."""
+
+    def ours(entry: Json, operation: str) -> bool:
+        return (
+            entry.get("manager") == FIELD_MANAGER
+            and entry.get("operation") == operation
+            and not entry.get("subresource")
+        )
+
+    if any(ours(entry, "Apply") for entry in fields):
+        return [entry for entry in fields if not ours(entry, "Update")]
+    return [{**entry, "operation": "Apply"} if ours(entry, "Update") else entry for entry in fields]
+
+
+def _asked_wait_s(response: httpx2.Response) -> float | None:
+    if response.status_code not in (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE):
+        return None
+    text = response.headers.get("Retry-After", "")
+    return min(float(text), THROTTLED_WAIT_MAX_S) if text.isdigit() else None
+
+
+def _failure(response: httpx2.Response) -> ApiFailure:
+    reason, message = "", response.text[:300]
+    try:
+        status: dict[str, Any] = response.json()
+        reason, message = str(status.get("reason", "")), str(status.get("message", message))
+    except (json.JSONDecodeError, AttributeError):
+        pass  # a proxy's page, not the API's Status
+    return ApiFailure(response.status_code, reason, " ".join(message.split()))

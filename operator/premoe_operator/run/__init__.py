@@ -1,0 +1,1 @@
+"""The running process: settings, Lease, queue, reconciler, probes."""

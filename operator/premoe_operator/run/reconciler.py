@@ -1,0 +1,265 @@
+"""One reconcile: observe, plan, write, say how it is. Thin: what to do is decided in ``plan``.
+
+Safe to stop between any two calls: the next reconcile starts from what is there then.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from premoe_operator.api.reasons import Reason
+from premoe_operator.api.release import Release
+from premoe_operator.children import LABEL_MODEL
+from premoe_operator.decide.changes import Changes
+from premoe_operator.decide.events import ready_event
+from premoe_operator.decide.observed import Needs, Observed, Refusal, WorkersAsked
+from premoe_operator.decide.plan import Plan, plan
+from premoe_operator.decide.pods import waits_for_containers
+from premoe_operator.decide.situation import needs, read_status
+from premoe_operator.decide.status import status_document
+from premoe_operator.kube.cache import Cache
+from premoe_operator.kube.kinds import CONFIG_MAP, CORE_EVENT, POD, Kind
+from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, key_of, ownership, uid_of
+from premoe_operator.kube.ports import ApiFailure, Cluster, ExpertStore, PackFacts, StoreFailure, WorkerPreload
+
+PODS_ASKED_FOR_EVENTS = 3
+
+Preloads: TypeAlias = Callable[[ModelKey, WorkersAsked | None], tuple[WorkerPreload, ...] | None]
+"""What a model's workers said last of what they keep resident; see ``PreloadWatch.look``."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a reconcile went."""
+
+    writes: int = 0
+    """API calls that changed something."""
+    again: bool = False
+    """Whether a write was refused, or more is to be written: the model comes again, after a growing wait, so that an
+    API server that keeps something else than we sent is not asked over and over."""
+    requeue_after_s: float | None = None
+    ready: bool | None = None
+    """Whether the model is Ready; ``None``: it is gone."""
+
+
+def now_text() -> str:
+    """The time as conditions write it."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Reconciler:
+    """For one event loop; calls for different models may overlap, for one model they must not."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        store: ExpertStore,
+        preloads: Preloads,
+        cache: Cache,
+        release: Release,
+        *,
+        poll_s: float,
+        unwatched: frozenset[Kind] = frozenset(),
+        now: Callable[[], str] = now_text,
+    ) -> None:
+        self._cluster = cluster
+        self._store = store
+        self._preloads = preloads
+        self._cache = cache
+        self._release = release
+        self._poll_s = poll_s
+        self._unwatched = unwatched
+        self._now = now
+        self._unlabelled: defaultdict[ModelKey, set[ObjectKey]] = defaultdict(set)
+        """Objects with a child's name that the watches do not show, because they lack our label."""
+
+    async def reconcile(self, model: ModelKey) -> Outcome:
+        """Raises ApiFailure when the API is down or answers what the next try may mend, and FenceClosed."""
+        observed = await self._observe(model)
+        if observed is None:
+            self._unlabelled.pop(model, None)
+            self._preloads(model, None)
+            return Outcome()
+        first = self._plan(observed)
+        refusals, writes = await self._execute(model, first.changes)
+        final = first
+        if writes or refusals:
+            observed = replace(observed, children=self._children(model), refusals=refusals)
+            final = self._plan(observed)
+        if final.status is not None:
+            writes += await self._say(observed.model, final)
+        return Outcome(
+            writes=writes,
+            again=bool(refusals) or final.changes.writes,
+            requeue_after_s=final.requeue_after_s,
+            ready=_is_ready(final, observed.model),
+        )
+
+    def _plan(self, observed: Observed) -> Plan:
+        return plan(observed, self._release, now=self._now(), poll_s=self._poll_s)
+
+    async def _observe(self, key: ModelKey) -> Observed | None:
+        model = self._cache.model(key)
+        if model is None:
+            return None
+        await self._look_at_unlabelled(key, model)
+        wanted = needs(model, self._children(key), self._release)
+        if wanted.certificate is not None and wanted.certificate.kind in self._unwatched:
+            try:
+                await self._look_at(key, wanted.certificate)
+            except ApiFailure as failure:
+                if failure.code != 403:  # without the right to read there is none to write: that is said then
+                    raise
+        pods = await self._pods(key) if wanted.pods else None
+        return Observed(
+            model=model,
+            children=self._children(key),
+            pods=pods,
+            events=await self._events(key.namespace, pods or (), wanted),
+            store=await self._facts(wanted),
+            missing_sources=await self._missing_sources(key.namespace, wanted),
+            rivals=tuple(self._cache.rivals(key)),
+            same_weights=tuple(self._cache.same_weights(key)),
+            preloads=self._preloads(key, wanted.workers),
+        )
+
+    def _children(self, key: ModelKey) -> dict[ObjectKey, Json]:
+        children = self._cache.children(key)
+        for other in self._unlabelled.get(key, ()):
+            found = self._cache.get(other)
+            if found is not None:
+                children[other] = found
+        return children
+
+    async def _look_at_unlabelled(self, key: ModelKey, model: Json) -> None:
+        """Read again what no watch shows; leave to the watches what has our label again."""
+        for other in list(self._unlabelled.get(key, ())):
+            found = await self._look_at(key, other)
+            if found is None or (ownership(found, model) == "ours" and other in self._cache.children(key)):
+                self._unlabelled[key].discard(other)
+
+    async def _look_at(self, key: ModelKey, other: ObjectKey) -> Json | None:
+        """Read one object past the watches."""
+        found = await self._cluster.get(other.kind, other.namespace, other.name)
+        if found is None:
+            self._cache.forget(other)
+            return None
+        self._cache.put(found)
+        self._unlabelled[key].add(other)
+        return found
+
+    async def _pods(self, key: ModelKey) -> tuple[Json, ...]:
+        listed = await self._cluster.list(POD, key.namespace, label_selector=f"{LABEL_MODEL}={key.name}")
+        return listed.items
+
+    async def _events(self, namespace: str, pods: tuple[Json, ...], wanted: Needs) -> tuple[Json, ...]:
+        stuck = [pod for pod in pods if waits_for_containers(pod)][:PODS_ASKED_FOR_EVENTS]
+        found: list[Json] = []
+        for obj in (*stuck, *(wanted.events_of if not pods else ())):
+            selector = f"involvedObject.uid={uid_of(obj)},type=Warning"
+            found += (await self._cluster.list(CORE_EVENT, namespace, field_selector=selector)).items
+        return tuple(found)
+
+    async def _facts(self, wanted: Needs) -> PackFacts | StoreFailure | None:
+        if not wanted.manifest_of:
+            return None
+        return await self._store.facts(wanted.store_address, wanted.manifest_of)
+
+    async def _missing_sources(self, namespace: str, wanted: Needs) -> tuple[str, ...]:
+        missing: list[str] = []
+        for name, key in wanted.sources:
+            found = await self._cluster.get(CONFIG_MAP, namespace, name)
+            if found is None:
+                missing.append(f"ConfigMap {name} with calibration data does not exist")
+            elif key not in (found.get("data") or {}) and key not in (found.get("binaryData") or {}):
+                missing.append(f"ConfigMap {name} has no key {key}")
+        return tuple(missing)
+
+    async def _execute(self, model: ModelKey, todo: Changes) -> tuple[dict[ObjectKey, Refusal], int]:
+        """Write what was planned. Returns what the API refused for good, and how many writes went through."""
+        refusals: dict[ObjectKey, Refusal] = {}
+        writes = 0
+        for child in todo.create:
+            writes += await self._write(model, child, refusals, create=True)
+        for child in todo.apply:
+            writes += await self._write(model, child, refusals, create=False)
+        for patch in todo.patch:
+            try:
+                self._cache.put(await self._cluster.merge_patch(*patch.key, patch.patch))
+                writes += 1
+            except ApiFailure as failure:
+                await self._lost_race(model, patch.key, failure)
+        for doomed in todo.delete:
+            await self._cluster.delete(*doomed.key, uid=doomed.uid)
+            writes += 1
+        return refusals, writes
+
+    async def _write(self, model: ModelKey, child: Json, refusals: dict[ObjectKey, Refusal], *, create: bool) -> int:
+        key = key_of(child)
+        try:
+            self._cache.put(await (self._cluster.create(child) if create else self._cluster.apply(child)))
+        except ApiFailure as failure:
+            refusal = _refusal(key, failure)
+            if refusal is None:
+                await self._lost_race(model, key, failure)
+            else:
+                refusals[key] = refusal
+            return 0
+        return 1
+
+    async def _lost_race(self, model: ModelKey, key: ObjectKey, failure: ApiFailure) -> None:
+        """Somebody else was there first (409), or the object has gone (404): look again. Raises other failures."""
+        if failure.code not in (404, 409):
+            raise failure
+        _log.info("%s/%s: %s", model.namespace, model.name, failure.message)
+        if await self._look_at(model, key) is None and failure.code == 409:
+            raise failure
+
+    async def _say(self, model: Json, final: Plan) -> int:
+        """Write the status, and one Event when Ready has changed."""
+        if final.status is None:
+            return 0
+        try:
+            self._cache.put(await self._cluster.apply_status(status_document(model, final.status)))
+        except ApiFailure as failure:
+            if failure.code in (404, 409):  # gone, or recreated under its name: a watch says so soon
+                return 0
+            raise
+        event = ready_event(model, read_status(model), final.status, self._now())
+        if event is not None:
+            try:
+                await self._cluster.create(event)
+            except ApiFailure as failure:  # an Event is a courtesy
+                _log.info("event not written: %s", failure.message)
+        return 1
+
+
+def _refusal(key: ObjectKey, failure: ApiFailure) -> Refusal | None:
+    """What the API refuses however often it is asked; ``None`` for what another try may mend."""
+    subject = f"{key.kind.name} {key.name}: {failure.message}"
+    if failure.code == 403 and "exceeded quota" in failure.message:
+        return Refusal(Reason.QUOTA_EXCEEDED, subject)
+    is_missing_kind = failure.code == 404 and "could not find the requested resource" in failure.message
+    if failure.code in (400, 403, 422) or is_missing_kind:
+        return Refusal(Reason.REFUSED_BY_API, subject)
+    return None
+
+
+def _is_ready(final: Plan, model: Json) -> bool:
+    status = final.status or read_status(model)
+    return any(condition.type == "Ready" and condition.status == "True" for condition in status.conditions)
+
+
+def inventory(models: list[Json]) -> Mapping[str, int]:
+    """How many PrunedModels have which reason of Ready."""
+    counts: defaultdict[str, int] = defaultdict(int)
+    for model in models:
+        counts[str((model.get("status") or {}).get("reason") or "New")] += 1
+    return counts
