@@ -14,7 +14,8 @@ import yaml
 from crd_reference import reference
 from crd_rules import ROOT_RULES, RULES
 from crd_schema import structural
-from premoe_operator.api.resources import GROUP, KIND, PLURAL, VERSION, PrunedModelSpec, PrunedModelStatus
+from premoe_operator.api.resources import GROUP, KIND, PLURAL, VERSION, PrunedModelSpec
+from premoe_operator.api.status import PrunedModelStatus
 
 SCHEMA_VERSION = 3
 """Raised by hand with every change of the schema: the chart refuses an older definition than its operator needs."""

@@ -27,6 +27,18 @@ def tracked_files() -> list[Path]:
     return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
 
 
+TOP_LEVEL = {
+    *(".ci", ".dockerignore", ".gitignore"),
+    *("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md", "constraints.txt", "pyproject.toml"),
+    *("benchmarks", "charts", "docs", "examples", "operator", "premoe_runtime", "protos", "services", "tests", "tools"),
+}
+
+
+def test_nothing_else_lies_at_the_top() -> None:
+    """What a program leaves behind, such as .kube/, is ignored and never committed."""
+    assert {path.relative_to(ROOT).parts[0] for path in tracked_files()} - TOP_LEVEL == set()
+
+
 @pytest.mark.parametrize("folder", ["operator", "services"])
 def test_no_python_file_directly_in(folder: str) -> None:
     """A module or conftest in operator/ would shadow the standard library's operator."""

@@ -13,8 +13,8 @@ import httpx
 import httpx2
 import pytest
 from premoe_operator.kube.client import KubernetesApi
+from premoe_operator.kube.cluster import ApiFailure
 from premoe_operator.kube.objects import ModelKey
-from premoe_operator.kube.ports import ApiFailure
 from support.api_faults import Crash, FaultyCluster, StormTransport
 from support.cluster_fixtures import control_plane, namespace
 from support.freezing_proxy import freezing_proxy

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import httpx2
+from premoe_operator.api.names import LABEL_MODEL
 from premoe_operator.api.release import Release
-from premoe_operator.children import LABEL_MODEL
-from premoe_operator.decide.observed import WorkersAsked
+from premoe_operator.decide.observed import PackFacts, StoreFailure, WorkerPreload, WorkersAsked
 from premoe_operator.kube.cache import Cache
+from premoe_operator.kube.cluster import Cluster, Listed
 from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
 from premoe_operator.kube.objects import Json, ModelKey
-from premoe_operator.kube.ports import Cluster, ExpertStore, Listed, PackFacts, StoreFailure, WorkerPreload
-from premoe_operator.run.reconciler import Outcome, Reconciler
+from premoe_operator.run.reconciler import ExpertStore, Outcome, Reconciler
 
 When = Literal["before", "after"]
 

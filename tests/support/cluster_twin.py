@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from premoe_operator.kube.cluster import ApiFailure, Listed
 from premoe_operator.kube.kinds import CHILDREN, DEPLOYMENT, JOB, POD, PRUNED_MODEL, Kind, kind_of
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, controller_of, key_of, uid_of
-from premoe_operator.kube.ports import ApiFailure, Listed
 
 NAMESPACE = "team-a"
 MODEL_ID = "blake3:" + "ab" * 32

@@ -11,9 +11,9 @@ from typing import Any
 import httpx2
 from lightkube.config.client_adapter import verify_cluster
 from premoe_operator.api.release import read_release
+from premoe_operator.decide.observed import PackFacts
 from premoe_operator.kube.client import KubernetesApi, load_config
 from premoe_operator.kube.objects import ModelKey
-from premoe_operator.kube.ports import PackFacts
 
 from support.api_faults import FactsStore, FaultyCluster, Operator
 from support.operator_process import FACTS, MODEL_ID, Gone, Kubelet, Site, pruned_model, wait

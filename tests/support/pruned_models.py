@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from premoe_operator import children
 from premoe_operator.api.release import Release
 from premoe_operator.api.resources import Part, parse_spec
-from premoe_operator.children import Inputs, Obj, Owner
+from premoe_operator.children import Inputs, Owner
+from premoe_operator.kube.objects import Json
 
 Document = dict[str, Any]
 
@@ -118,7 +119,7 @@ def inputs_of(spec: Document, *, release: Mapping[str, Any] | None = None, **cha
     return Inputs(spec=parse_spec(spec), release=parsed, **values)
 
 
-def children_of(inputs: Inputs) -> list[Obj]:
+def children_of(inputs: Inputs) -> list[Json]:
     """Every child that the spec asks for."""
     template = children.worker_template(inputs)
     jobs = (children.pack_job(inputs), children.profile_job(inputs), children.patterns_job(inputs))

@@ -15,7 +15,7 @@ from unittest.mock import patch
 from premoe_operator.api.reasons import Reason
 from premoe_operator.children import Inputs, worker_template
 from premoe_operator.decide import rollout
-from premoe_operator.kube.ports import PackFacts, StoreFailure, WorkerPreload
+from premoe_operator.decide.observed import PackFacts, StoreFailure, WorkerPreload
 from premoe_operator.run import cli
 
 FACTS_VARIABLE = "SCRIPTED_STORE_FACTS"

@@ -1,46 +1,28 @@
 """The child objects of a PrunedModel as pure values: one builder a child."""
 
-from premoe_operator.children.configs import residency_config, tasks_config
 from premoe_operator.children.deployment import template_revision, template_revision_name, worker_deployment
-from premoe_operator.children.disruption_budget import disruption_budget
 from premoe_operator.children.hashes import spec_hash
-from premoe_operator.children.inputs import (
-    ANNOTATION_RETRY,
-    ANNOTATION_SUSPENDED,
-    FIELD_MANAGER,
-    LABEL_COMPONENT,
-    LABEL_JOB_INPUTS,
-    LABEL_MODEL,
-    LABEL_SPEC_HASH,
-    Inputs,
-    Obj,
-    Owner,
-    default_image,
-    selector_text,
-    worker_selector,
-)
+from premoe_operator.children.inputs import Inputs, Owner, default_image, selector_text, worker_selector
 from premoe_operator.children.jobs import JOB_CONTAINER, job_changes, pack_job, patterns_job, profile_job
 from premoe_operator.children.network_policy import jobs_network_policy, network_policy
 from premoe_operator.children.pod_template import pod_template_refusals
 from premoe_operator.children.quantity import parse_quantity
-from premoe_operator.children.service_account import service_account
-from premoe_operator.children.services import grpc_endpoint, worker_service
-from premoe_operator.children.surroundings import surroundings
+from premoe_operator.children.services import grpc_endpoint
+from premoe_operator.children.surroundings import (
+    disruption_budget,
+    residency_config,
+    service_account,
+    surroundings,
+    tasks_config,
+    worker_service,
+)
 from premoe_operator.children.transport import certificate
 from premoe_operator.children.worker_pods import WORKER_CONTAINER, worker_memory_volumes, worker_template
 
 __all__ = [
-    "ANNOTATION_RETRY",
-    "ANNOTATION_SUSPENDED",
-    "FIELD_MANAGER",
     "JOB_CONTAINER",
-    "LABEL_COMPONENT",
-    "LABEL_JOB_INPUTS",
-    "LABEL_MODEL",
-    "LABEL_SPEC_HASH",
     "WORKER_CONTAINER",
     "Inputs",
-    "Obj",
     "Owner",
     "certificate",
     "default_image",

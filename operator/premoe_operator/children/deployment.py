@@ -6,10 +6,12 @@ renders differently, or has another default image, restarts no worker.
 
 from __future__ import annotations
 
+from premoe_operator.api.names import LABEL_SPEC_HASH
 from premoe_operator.children.hashes import spec_hash
-from premoe_operator.children.inputs import LABEL_SPEC_HASH, Inputs, Obj, metadata, worker_selector
+from premoe_operator.children.inputs import Inputs, metadata, worker_selector
+from premoe_operator.kube.objects import Json
 
-_ROLLING: dict[str, Obj] = {
+_ROLLING: dict[str, Json] = {
     "Surge": {"maxSurge": 1, "maxUnavailable": 0},
     "InPlace": {"maxSurge": 0, "maxUnavailable": 1},
     # Not the strategy type Recreate: apply refuses to switch types (kubernetes/kubernetes#24198).
@@ -17,7 +19,7 @@ _ROLLING: dict[str, Obj] = {
 }
 
 
-def worker_deployment(inputs: Inputs, template: Obj) -> Obj:
+def worker_deployment(inputs: Inputs, template: Json) -> Json:
     """The Deployment with that template; no replicas while suspended."""
     spec = inputs.spec
     return {
@@ -40,7 +42,7 @@ def template_revision_name(inputs: Inputs) -> str:
     return f"{inputs.owner.name}-{spec_hash(inputs)[:8]}"
 
 
-def template_revision(inputs: Inputs, template: Obj) -> Obj:
+def template_revision(inputs: Inputs, template: Json) -> Json:
     """The ControllerRevision that keeps the template."""
     found = metadata(inputs, template_revision_name(inputs), "worker", {LABEL_SPEC_HASH: spec_hash(inputs)})
     return {

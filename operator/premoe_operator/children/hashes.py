@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from premoe_operator.children.inputs import Inputs
+from premoe_operator.kube.objects import digest
 
 _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
     # The pack's id stands for where it came from.
@@ -24,12 +23,6 @@ _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
     },
 }
 """Fields whose change must restart no worker."""
-
-
-def digest(document: object) -> str:
-    """16 hexadecimal digits of a JSON document."""
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def spec_hash(inputs: Inputs) -> str:

@@ -4,27 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from premoe_operator.api.names import FIELD_MANAGER, LABEL_COMPONENT, LABEL_MODEL, LABEL_NAME
 from premoe_operator.api.release import Release
 from premoe_operator.api.resources import GROUP, KIND, VERSION, PrunedModelSpec
+from premoe_operator.kube.objects import Json
 from premoe_runtime.formats.errors import InvalidInput
-
-Obj = dict[str, Any]
-"""A Kubernetes object, or a part of one, in JSON types."""
-
-FIELD_MANAGER = "premoe-operator"
-LABEL_MODEL = f"{GROUP}/model"
-LABEL_NAME = "app.kubernetes.io/name"
-LABEL_COMPONENT = "app.kubernetes.io/component"
-LABEL_SPEC_HASH = f"{GROUP}/spec-hash"
-LABEL_JOB_INPUTS = f"{GROUP}/inputs-hash"
-ANNOTATION_RETRY = f"{GROUP}/retry"
-ANNOTATION_SUSPENDED = f"{GROUP}/suspended"
-"""On Jobs that spec.suspend suspended."""
-
-RESERVED_LABEL_PREFIXES = (f"{GROUP}/", "app.kubernetes.io/")
-"""Labels that children are found by: nobody else may set one."""
 
 GRPC_PORT = 50051
 ADMIN_PORT = 50052
@@ -96,7 +81,7 @@ def selector_text(name: str) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(worker_selector(name).items()))
 
 
-def metadata(inputs: Inputs, name: str, component: str, extra_labels: Mapping[str, str] | None = None) -> Obj:
+def metadata(inputs: Inputs, name: str, component: str, extra_labels: Mapping[str, str] | None = None) -> Json:
     """Metadata of a child: name, namespace, labels and the owner, without which it would outlive the PrunedModel."""
     owner = inputs.owner
     return {

@@ -8,18 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from premoe_operator.children.configs import CALIBRATION_FOLDER, tasks_config_name
+from premoe_operator.api.names import ANNOTATION_SUSPENDED, LABEL_JOB_INPUTS
 from premoe_operator.children.hashes import job_hash
-from premoe_operator.children.inputs import (
-    ANNOTATION_SUSPENDED,
-    LABEL_JOB_INPUTS,
-    Inputs,
-    Obj,
-    default_image,
-    labels,
-    metadata,
-)
+from premoe_operator.children.inputs import Inputs, default_image, labels, metadata
 from premoe_operator.children.pods import PodShape, pod_spec, thread_count, tracing_env
+from premoe_operator.children.surroundings import CALIBRATION_FOLDER, tasks_config_name
+from premoe_operator.kube.objects import Json
 
 JOB_CONTAINER = "premoe-job"
 TASKS_FOLDER = "/etc/premoe/tasks"
@@ -29,12 +23,12 @@ BAD_INPUT_EXITS = (2, 3, 4, 5)
 """Exit codes of errors that another try repeats (``premoe_runtime.formats.errors``)."""
 
 
-def pack_job(inputs: Inputs) -> Obj:
+def pack_job(inputs: Inputs) -> Json:
     """Pack the checkpoint into the store."""
     model, store = inputs.spec.model, inputs.release.store_url
     options = [("--to", store), ("--revision", model.revision), ("--expect", model.model_id)]
-    volumes: list[Obj] = []
-    mounts: list[Obj] = []
+    volumes: list[Json] = []
+    mounts: list[Json] = []
     source = model.uri
     if source.startswith("pvc://"):
         claim, _, folder = source.removeprefix("pvc://").partition("/")
@@ -45,7 +39,7 @@ def pack_job(inputs: Inputs) -> Obj:
     return _job(inputs, "pack", ["pack", source, *_flags(options)], computed_from, volumes, mounts)
 
 
-def profile_job(inputs: Inputs) -> Obj | None:
+def profile_job(inputs: Inputs) -> Json | None:
     """Profile every task, one index each; None without tasks."""
     spec = inputs.spec
     if not spec.patterns.tasks:
@@ -62,7 +56,7 @@ def profile_job(inputs: Inputs) -> Obj | None:
     return {**job, "spec": {**job["spec"], **indexed}}
 
 
-def patterns_job(inputs: Inputs) -> Obj | None:
+def patterns_job(inputs: Inputs) -> Json | None:
     """Build the set of exactly those tasks and make it the live one; None without tasks."""
     patterns = inputs.spec.patterns
     if not patterns.tasks:
@@ -78,18 +72,18 @@ def patterns_job(inputs: Inputs) -> Obj | None:
     return _job(inputs, "patterns", _on_tasks(inputs, "patterns", options), computed_from, *_task_files(inputs))
 
 
-def job_changes(inputs: Inputs, job: Obj) -> Obj | None:
+def job_changes(inputs: Inputs, job: Json) -> Json | None:
     """Merge patch for a Job that exists: the only fields that may change; None: nothing to change.
 
     A queue such as Kueue suspends Jobs too. So what we suspended is marked, and only that is resumed.
     """
     spec, metadata = job["spec"], job["metadata"]
     marked = ANNOTATION_SUSPENDED in (metadata.get("annotations") or {})
-    patch: Obj = {}
+    patch: Json = {}
     if inputs.spec.suspend != marked:
         mark = "true" if inputs.spec.suspend else None
         patch["metadata"] = {"annotations": {ANNOTATION_SUSPENDED: mark}}
-    wanted: Obj = {"suspend": inputs.spec.suspend} if inputs.spec.suspend or marked else {}
+    wanted: Json = {"suspend": inputs.spec.suspend} if inputs.spec.suspend or marked else {}
     if spec.get("completionMode") == "Indexed":
         wanted["parallelism"] = min(inputs.spec.jobs.parallelism, spec["completions"])
     changed = {name: value for name, value in wanted.items() if spec.get(name) != value}
@@ -99,8 +93,8 @@ def job_changes(inputs: Inputs, job: Obj) -> Obj | None:
 
 
 def _job(
-    inputs: Inputs, kind: str, args: list[str], computed_from: dict[str, Any], volumes: list[Obj], mounts: list[Obj]
-) -> Obj:
+    inputs: Inputs, kind: str, args: list[str], computed_from: dict[str, Any], volumes: list[Json], mounts: list[Json]
+) -> Json:
     jobs = inputs.spec.jobs
     name = job_hash(inputs, kind, computed_from)
     extra = {**jobs.labels, LABEL_JOB_INPUTS: name}
@@ -126,7 +120,7 @@ def _job(
     }
 
 
-def _shape(inputs: Inputs, kind: str, args: list[str], volumes: list[Obj], mounts: list[Obj]) -> PodShape:
+def _shape(inputs: Inputs, kind: str, args: list[str], volumes: list[Json], mounts: list[Json]) -> PodShape:
     jobs, secret = inputs.spec.jobs, inputs.release.store_secret_name
     container = {"name": JOB_CONTAINER, "image": default_image(inputs), "command": ["premoe-job"], "args": args}
     return PodShape(
@@ -141,7 +135,7 @@ def _shape(inputs: Inputs, kind: str, args: list[str], volumes: list[Obj], mount
     )
 
 
-def _failure_rules() -> list[Obj]:
+def _failure_rules() -> list[Json]:
     """The first rule that fits decides: a lost node is no failure, bad input ends the Job."""
     exits = {"containerName": JOB_CONTAINER, "operator": "In", "values": list(BAD_INPUT_EXITS)}
     return [
@@ -161,10 +155,10 @@ def _profiled_from(inputs: Inputs) -> dict[str, Any]:
     return {"modelId": inputs.packed_model_id(), "tasks": tasks, "answers": patterns.answers}
 
 
-def _task_files(inputs: Inputs) -> tuple[list[Obj], list[Obj]]:
+def _task_files(inputs: Inputs) -> tuple[list[Json], list[Json]]:
     """Volumes and mounts of the list of tasks and of the calibration data that ConfigMaps hold."""
-    volumes: list[Obj] = [{"name": "tasks", "configMap": {"name": tasks_config_name(inputs)}}]
-    mounts: list[Obj] = [{"name": "tasks", "mountPath": TASKS_FOLDER, "readOnly": True}]
+    volumes: list[Json] = [{"name": "tasks", "configMap": {"name": tasks_config_name(inputs)}}]
+    mounts: list[Json] = [{"name": "tasks", "mountPath": TASKS_FOLDER, "readOnly": True}]
     sources = [
         {"configMap": {"name": source.name, "items": [{"key": source.key, "path": f"{task.name}/data.jsonl"}]}}
         for task in inputs.spec.patterns.tasks

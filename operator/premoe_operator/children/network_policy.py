@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from premoe_operator.api.names import LABEL_COMPONENT, LABEL_MODEL, LABEL_NAME
 from premoe_operator.api.release import Callers, ReleaseService
 from premoe_operator.api.resources import Peer
-from premoe_operator.children.inputs import (
-    GRPC_PORT,
-    JOB_COMPONENTS,
-    LABEL_COMPONENT,
-    LABEL_MODEL,
-    LABEL_NAME,
-    Inputs,
-    Obj,
-    metadata,
-    worker_selector,
-)
+from premoe_operator.children.inputs import GRPC_PORT, JOB_COMPONENTS, Inputs, metadata, worker_selector
 from premoe_operator.children.services import expert_store, retrieval
+from premoe_operator.kube.objects import Json
 
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
-_DNS: list[Obj] = [
+_DNS: list[Json] = [
     {
         "to": [
             {
@@ -32,11 +24,11 @@ _DNS: list[Obj] = [
         "ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}],
     }
 ]
-_HTTPS: list[Obj] = [{"ports": [{"port": 443, "protocol": "TCP"}]}]
+_HTTPS: list[Json] = [{"ports": [{"port": 443, "protocol": "TCP"}]}]
 _OTLP_PORTS = {"http": 80, "https": 443}
 
 
-def network_policy(inputs: Inputs) -> Obj | None:
+def network_policy(inputs: Inputs) -> Json | None:
     """The workers' policy; None where the spec wants none.
 
     Probes come from the node itself, which policies do not concern. Workers of one model do not call each other.
@@ -52,7 +44,7 @@ def network_policy(inputs: Inputs) -> Obj | None:
     return _policy(inputs, inputs.worker_name, "worker", selector, _callers(inputs), egress)
 
 
-def jobs_network_policy(inputs: Inputs) -> Obj | None:
+def jobs_network_policy(inputs: Inputs) -> Json | None:
     """The Jobs' policy: nobody calls them, and they reach object storage, the model hub and the trace collector."""
     if inputs.spec.access.network_policy == "None":
         return None
@@ -67,7 +59,7 @@ def jobs_network_policy(inputs: Inputs) -> Obj | None:
     return _policy(inputs, f"{inputs.owner.name}-jobs", "profile", selector, [], rules)
 
 
-def _policy(inputs: Inputs, name: str, component: str, selector: Obj, ingress: list[Obj], egress: list[Obj]) -> Obj:
+def _policy(inputs: Inputs, name: str, component: str, selector: Json, ingress: list[Json], egress: list[Json]) -> Json:
     """Both directions are policed; a direction without rules is closed.
 
     The API server stores no empty list of rules: applying one would count as a change every time.
@@ -85,7 +77,7 @@ def _policy(inputs: Inputs, name: str, component: str, selector: Obj, ingress: l
     }
 
 
-def _callers(inputs: Inputs) -> list[Obj]:
+def _callers(inputs: Inputs) -> list[Json]:
     release = inputs.release
     own = [_caller(caller) for caller in (release.gateway, release.operator) if caller is not None]
     clients = [*own, *map(_peer, inputs.spec.access.peers)]
@@ -93,39 +85,39 @@ def _callers(inputs: Inputs) -> list[Obj]:
     return [{"from": clients, "ports": [{"port": GRPC_PORT, "protocol": "TCP"}]}] if clients else []
 
 
-def _caller(caller: Callers) -> Obj:
+def _caller(caller: Callers) -> Json:
     return _pods_of(caller.namespace, caller.pod_labels)
 
 
-def _peer(peer: Peer) -> Obj:
-    selector: Obj = {"podSelector": _selector(peer.pod_labels)}
+def _peer(peer: Peer) -> Json:
+    selector: Json = {"podSelector": _selector(peer.pod_labels)}
     if peer.namespace_labels:
         selector["namespaceSelector"] = _selector(peer.namespace_labels)
     return selector
 
 
-def _pods_of(namespace: str, pod_labels: Mapping[str, str]) -> Obj:
+def _pods_of(namespace: str, pod_labels: Mapping[str, str]) -> Json:
     return {
         "namespaceSelector": _selector({_NAMESPACE_NAME: namespace}),
         "podSelector": _selector(pod_labels),
     }
 
 
-def _selector(wanted: Mapping[str, str]) -> Obj:
+def _selector(wanted: Mapping[str, str]) -> Json:
     """Without labels it selects everything; an empty map of them is stored as none, like an empty list of rules."""
     return {"matchLabels": dict(wanted)} if wanted else {}
 
 
-def _to_service(service: ReleaseService) -> Obj:
+def _to_service(service: ReleaseService) -> Json:
     ports = [{"port": service.port, "protocol": "TCP"}]
     return {"to": [_pods_of(service.namespace, service.pod_labels)], "ports": ports}
 
 
-def _dns(inputs: Inputs) -> list[Obj]:
+def _dns(inputs: Inputs) -> list[Json]:
     return _DNS if inputs.release.egress.dns is None else inputs.release.egress.dns
 
 
-def _otlp(inputs: Inputs) -> list[Obj]:
+def _otlp(inputs: Inputs) -> list[Json]:
     endpoint = inputs.spec.tracing.endpoint or inputs.release.tracing.endpoint
     if not endpoint:
         return []

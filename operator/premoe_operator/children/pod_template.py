@@ -13,7 +13,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from premoe_operator.children.inputs import RESERVED_LABEL_PREFIXES, Inputs, Obj
+from premoe_operator.api.names import RESERVED_LABEL_PREFIXES
+from premoe_operator.children.inputs import Inputs
+from premoe_operator.kube.objects import Json
 from premoe_runtime.formats.errors import InvalidInput
 
 MAX_BYTES = 16 << 10
@@ -28,12 +30,12 @@ def pod_template_refusals(inputs: Inputs) -> tuple[str, ...]:
     return _refusals(inputs.spec.pod_template, inputs.release.pod_template.allowed_paths)
 
 
-def merged_pod_template(template: Obj, patch: Mapping[str, Any], allowed: Sequence[str]) -> Obj:
+def merged_pod_template(template: Json, patch: Mapping[str, Any], allowed: Sequence[str]) -> Json:
     """The template with the patch merged in. Raises InvalidInput (POD_TEMPLATE_REFUSED) with the first refusal."""
     refused = _refusals(patch, allowed)
     if refused:
         raise InvalidInput(refused[0], reason="POD_TEMPLATE_REFUSED")
-    merged: Obj = _merged(template, patch)
+    merged: Json = _merged(template, patch)
     return merged
 
 

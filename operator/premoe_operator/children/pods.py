@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from premoe_operator.api.resources import Resources
-from premoe_operator.children.inputs import Inputs, Obj
+from premoe_operator.children.inputs import Inputs
 from premoe_operator.children.quantity import parse_bytes, parse_quantity
+from premoe_operator.kube.objects import Json
 
 HOME = "/home/premoe"
 CACHE = "/var/cache/premoe"
@@ -18,23 +19,23 @@ CACHE = "/var/cache/premoe"
 class PodShape:
     """The parts in which workers and Jobs differ."""
 
-    container: Obj
+    container: Json
     """Name, arguments, ports, probes: everything but what ``pod_spec`` adds."""
-    env: list[Obj]
-    volumes: list[Obj]
-    mounts: list[Obj]
+    env: list[Json]
+    volumes: list[Json]
+    mounts: list[Json]
     resources: Resources
     threads: int | None
     scratch_size: str
     shared_memory_size: str | None = None
-    env_from: tuple[Obj, ...] = ()
+    env_from: tuple[Json, ...] = ()
 
 
-def pod_spec(inputs: Inputs, shape: PodShape) -> Obj:
+def pod_spec(inputs: Inputs, shape: PodShape) -> Json:
     """A pod that the ``restricted`` Pod Security Standard admits."""
     release, placement = inputs.release, inputs.spec.workers.placement
     scratch, scratch_mounts = _scratch(shape)
-    container: Obj = {
+    container: Json = {
         **shape.container,
         "imagePullPolicy": release.image_pull_policy,
         "env": merged_by_name(_process_env(shape.threads), shape.env, release.extra_env),
@@ -49,7 +50,7 @@ def pod_spec(inputs: Inputs, shape: PodShape) -> Obj:
     }
     if shape.env_from:
         container["envFrom"] = list(shape.env_from)
-    spec: Obj = {
+    spec: Json = {
         "automountServiceAccountToken": False,
         "containers": [container],
         # A Service called premoe-worker would otherwise put PREMOE_WORKER_SERVICE_HOST among the worker's settings.
@@ -58,7 +59,7 @@ def pod_spec(inputs: Inputs, shape: PodShape) -> Obj:
         "serviceAccountName": inputs.spec.workers.service_account_name or inputs.worker_name,
         "volumes": [*scratch, *shape.volumes, *release.extra_volumes],
     }
-    optional: Obj = {
+    optional: Json = {
         "imagePullSecrets": [{"name": name} for name in release.image_pull_secrets],
         "nodeSelector": dict(placement.node_selector),
         "priorityClassName": placement.priority_class_name,
@@ -82,7 +83,7 @@ def memory_volume_bytes(shared_memory_size: str | None) -> int:
     return 0 if shared_memory_size is None else parse_bytes(shared_memory_size)
 
 
-def tracing_env(inputs: Inputs, service: str) -> list[Obj]:
+def tracing_env(inputs: Inputs, service: str) -> list[Json]:
     """OTEL_* variables; none without an endpoint."""
     own, release = inputs.spec.tracing, inputs.release.tracing
     endpoint = own.endpoint or release.endpoint
@@ -107,22 +108,22 @@ def tracing_env(inputs: Inputs, service: str) -> list[Obj]:
     ]
 
 
-def env_list(values: Mapping[str, object]) -> list[Obj]:
+def env_list(values: Mapping[str, object]) -> list[Json]:
     """EnvVars; empty and missing values are left to the process's own defaults."""
     return [{"name": name, "value": str(value)} for name, value in values.items() if value not in (None, "")]
 
 
-def merged_by_name(*lists: Iterable[Obj]) -> list[Obj]:
+def merged_by_name(*lists: Iterable[Json]) -> list[Json]:
     """Lists whose items have names, one after the other; a later item replaces an earlier one of its name."""
     return list({item["name"]: item for items in lists for item in items}.values())
 
 
-def _security_context(run_as_user: int | None) -> Obj:
-    context: Obj = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+def _security_context(run_as_user: int | None) -> Json:
+    context: Json = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     return context if run_as_user is None else {**context, "runAsUser": run_as_user}
 
 
-def _process_env(threads: int | None) -> list[Obj]:
+def _process_env(threads: int | None) -> list[Json]:
     return env_list(
         {
             # getpass.getuser() of torch and friends fails for a user id that /etc/passwd does not know.
@@ -141,11 +142,11 @@ def _process_env(threads: int | None) -> list[Obj]:
     )
 
 
-def _scratch(shape: PodShape) -> tuple[list[Obj], list[Obj]]:
+def _scratch(shape: PodShape) -> tuple[list[Json], list[Json]]:
     """Writable folders beside the read-only root."""
     folders = {"tmp": "/tmp", "home": HOME, "cache": CACHE}
-    volumes: list[Obj] = [{"name": name, "emptyDir": {"sizeLimit": shape.scratch_size}} for name in folders]
-    mounts: list[Obj] = [{"name": name, "mountPath": path} for name, path in folders.items()]
+    volumes: list[Json] = [{"name": name, "emptyDir": {"sizeLimit": shape.scratch_size}} for name in folders]
+    mounts: list[Json] = [{"name": name, "mountPath": path} for name, path in folders.items()]
     if shape.shared_memory_size is not None:
         memory = {"medium": "Memory", "sizeLimit": shape.shared_memory_size}
         volumes.append({"name": "shm", "emptyDir": memory})
@@ -153,7 +154,7 @@ def _scratch(shape: PodShape) -> tuple[list[Obj], list[Obj]]:
     return volumes, mounts
 
 
-def _resources(resources: Resources) -> Obj:
+def _resources(resources: Resources) -> Json:
     return _without_empty(
         {
             "requests": dict(resources.requests),
@@ -163,9 +164,9 @@ def _resources(resources: Resources) -> Obj:
     )
 
 
-def _from_pod(name: str, field: str) -> Obj:
+def _from_pod(name: str, field: str) -> Json:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}}
 
 
-def _without_empty(document: Obj) -> Obj:
+def _without_empty(document: Json) -> Json:
     return {key: value for key, value in document.items() if value not in ("", None, [], {})}

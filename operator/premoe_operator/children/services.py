@@ -1,10 +1,10 @@
-"""The services that workers call, and the headless Service by which workers are called."""
+"""Addresses of the services that workers call, and of the workers."""
 
 from __future__ import annotations
 
 from premoe_operator.api.release import ReleaseService
 from premoe_operator.api.resources import ServiceRef
-from premoe_operator.children.inputs import ADMIN_PORT, GRPC_PORT, Inputs, Obj, metadata, worker_selector
+from premoe_operator.children.inputs import GRPC_PORT, Inputs
 
 
 def expert_store(inputs: Inputs) -> ReleaseService:
@@ -30,23 +30,6 @@ def workers(inputs: Inputs) -> ReleaseService:
 def grpc_endpoint(inputs: Inputs) -> str:
     """GRPC target of all workers."""
     return grpc_target(workers(inputs))
-
-
-def worker_service(inputs: Inputs) -> Obj:
-    """A headless Service: gRPC clients see every ready worker and choose among them."""
-    return {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": metadata(inputs, inputs.worker_name, "worker"),
-        "spec": {
-            "clusterIP": "None",
-            "selector": worker_selector(inputs.owner.name),
-            "ports": [
-                {"name": "grpc", "port": GRPC_PORT, "targetPort": "grpc", "protocol": "TCP", "appProtocol": "grpc"},
-                {"name": "admin", "port": ADMIN_PORT, "targetPort": "admin", "protocol": "TCP", "appProtocol": "grpc"},
-            ],
-        },
-    }
 
 
 def _resolved(inputs: Inputs, named: ServiceRef | None, default: ReleaseService) -> ReleaseService:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from premoe_operator.children.configs import residency_config, tasks_config
-from premoe_operator.children.disruption_budget import disruption_budget
-from premoe_operator.children.inputs import Inputs, Obj
+import json
+
+from premoe_operator.api.resources import Task
+from premoe_operator.children.inputs import ADMIN_PORT, GRPC_PORT, Inputs, metadata, worker_selector
 from premoe_operator.children.network_policy import jobs_network_policy, network_policy
-from premoe_operator.children.service_account import service_account
-from premoe_operator.children.services import worker_service
 from premoe_operator.children.transport import certificate
+from premoe_operator.kube.objects import Json
+
+CALIBRATION_FOLDER = "/etc/premoe/calibration"
 
 
-def surroundings(inputs: Inputs) -> tuple[Obj, ...]:
+def surroundings(inputs: Inputs) -> tuple[Json, ...]:
     """All children but Jobs, ControllerRevisions and the Deployment, in the order in which to create them.
 
     Policies come first: no pod may run without its own.
@@ -27,3 +29,76 @@ def surroundings(inputs: Inputs) -> tuple[Obj, ...]:
         disruption_budget(inputs),
     )
     return tuple(child for child in wanted if child is not None)
+
+
+def service_account(inputs: Inputs) -> Json | None:
+    """An account without rights, for workload identity; None where the spec names one."""
+    if inputs.spec.workers.service_account_name:
+        return None
+    annotations = dict(inputs.spec.workers.service_account_annotations)
+    return {
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {**metadata(inputs, inputs.worker_name, "worker"), "annotations": annotations},
+        "automountServiceAccountToken": False,
+    }
+
+
+def residency_config(inputs: Inputs) -> Json:
+    """What workers bring in unasked; they watch the file, so that a change restarts nothing."""
+    return _config(inputs, "residency", {"preload": list(inputs.spec.patterns.preload)}, "worker")
+
+
+def tasks_config(inputs: Inputs) -> Json | None:
+    """The tasks in the order of the profile Job's indexes; None without tasks."""
+    tasks = [_document(task) for task in inputs.spec.patterns.tasks]
+    return _config(inputs, "tasks", tasks, "profile") if tasks else None
+
+
+def tasks_config_name(inputs: Inputs) -> str:
+    return f"{inputs.owner.name}-tasks"
+
+
+def worker_service(inputs: Inputs) -> Json:
+    """A headless Service: gRPC clients see every ready worker and choose among them."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(inputs, inputs.worker_name, "worker"),
+        "spec": {
+            "clusterIP": "None",
+            "selector": worker_selector(inputs.owner.name),
+            "ports": [
+                {"name": "grpc", "port": GRPC_PORT, "targetPort": "grpc", "protocol": "TCP", "appProtocol": "grpc"},
+                {"name": "admin", "port": ADMIN_PORT, "targetPort": "admin", "protocol": "TCP", "appProtocol": "grpc"},
+            ],
+        },
+    }
+
+
+def disruption_budget(inputs: Inputs) -> Json:
+    """Node drains take one worker at a time, and one that never became ready does not hold them up."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(inputs, inputs.worker_name, "worker"),
+        "spec": {
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": worker_selector(inputs.owner.name)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    }
+
+
+def _document(task: Task) -> Json:
+    data = task.calibration.uri or f"{CALIBRATION_FOLDER}/{task.name}/data.jsonl"
+    return {"name": task.name, "data": data, **({} if task.samples is None else {"samples": task.samples})}
+
+
+def _config(inputs: Inputs, what: str, document: object, component: str) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(inputs, f"{inputs.owner.name}-{what}", component),
+        "data": {f"{what}.json": json.dumps(document)},
+    }

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from premoe_operator.api.resources import IssuerRef
-from premoe_operator.children.inputs import Inputs, Obj, metadata
+from premoe_operator.children.inputs import Inputs, metadata
 from premoe_operator.children.services import workers
+from premoe_operator.kube.objects import Json
 
 TLS_FOLDER = "/etc/premoe/tls"
 
@@ -33,7 +34,7 @@ def transport(inputs: Inputs) -> Transport | None:
     return Transport(secret)
 
 
-def certificate(inputs: Inputs) -> Obj | None:
+def certificate(inputs: Inputs) -> Json | None:
     """A certificate for the workers, as servers and as clients; None where a Secret is given or nothing is encrypted.
 
     The names are those by which peers call the workers, and those of the loopback call behind the health port.

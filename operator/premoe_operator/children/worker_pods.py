@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
+from premoe_operator.api.names import LABEL_SPEC_HASH
 from premoe_operator.children.hashes import spec_hash
 from premoe_operator.children.inputs import (
     ADMIN_PORT,
     GRPC_PORT,
     HEALTH_PORT,
-    LABEL_SPEC_HASH,
     Inputs,
-    Obj,
     default_image,
     labels,
     worker_selector,
@@ -28,6 +27,7 @@ from premoe_operator.children.pods import (
 from premoe_operator.children.quantity import parse_bytes
 from premoe_operator.children.services import expert_store, grpc_target, retrieval
 from premoe_operator.children.transport import TLS_FOLDER, transport
+from premoe_operator.kube.objects import Json
 from premoe_runtime.formats.ids import bare_digest
 
 WORKER_CONTAINER = "premoe-worker"
@@ -42,7 +42,7 @@ _STOP_MARGIN_S = 10
 _TOPOLOGY = {"Host": "kubernetes.io/hostname", "Zone": "topology.kubernetes.io/zone"}
 
 
-def worker_template(inputs: Inputs) -> Obj:
+def worker_template(inputs: Inputs) -> Json:
     """The template of the workers' pods, spec.podTemplate merged in.
 
     Raises InvalidInput: not packed yet (MODEL_ID_UNKNOWN), or spec.podTemplate sets what the release does not allow
@@ -62,7 +62,7 @@ def worker_template(inputs: Inputs) -> Obj:
                 "labelSelector": {"matchLabels": worker_selector(inputs.owner.name)},
             }
         ]
-    template: Obj = {
+    template: Json = {
         "metadata": {
             "labels": {**labels(inputs, "worker", workers.labels), LABEL_SPEC_HASH: spec_hash(inputs)},
             "annotations": {**workers.annotations, "kubectl.kubernetes.io/default-container": WORKER_CONTAINER},
@@ -79,8 +79,8 @@ def worker_memory_volumes(inputs: Inputs) -> int:
 
 def _shape(inputs: Inputs) -> PodShape:
     workers = inputs.spec.workers
-    volumes: list[Obj] = [{"name": "residency", "configMap": {"name": f"{inputs.owner.name}-residency"}}]
-    mounts: list[Obj] = [{"name": "residency", "mountPath": RESIDENCY_FOLDER, "readOnly": True}]
+    volumes: list[Json] = [{"name": "residency", "configMap": {"name": f"{inputs.owner.name}-residency"}}]
+    mounts: list[Json] = [{"name": "residency", "mountPath": RESIDENCY_FOLDER, "readOnly": True}]
     tls = transport(inputs)
     if tls is not None:
         volumes.append({"name": "tls", "secret": {"secretName": tls.secret_name}})
@@ -97,9 +97,9 @@ def _shape(inputs: Inputs) -> PodShape:
     )
 
 
-def _container(inputs: Inputs) -> Obj:
-    def probe(failures: int, service: str = "") -> Obj:
-        grpc: Obj = {"port": HEALTH_PORT, "service": service}
+def _container(inputs: Inputs) -> Json:
+    def probe(failures: int, service: str = "") -> Json:
+        grpc: Json = {"port": HEALTH_PORT, "service": service}
         return {"grpc": grpc, "periodSeconds": PROBE_PERIOD_S, "timeoutSeconds": 3, "failureThreshold": failures}
 
     return {
@@ -119,7 +119,7 @@ def _container(inputs: Inputs) -> Obj:
     }
 
 
-def _settings(inputs: Inputs) -> list[Obj]:
+def _settings(inputs: Inputs) -> list[Json]:
     spec, release = inputs.spec, inputs.release
     engine, patterns = spec.engine, spec.patterns
     drain_s = spec.workers.drain_timeout_seconds

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from premoe_operator.api.reasons import Reason
-from premoe_operator.api.resources import Resolved
+from premoe_operator.api.status import Resolved
 from premoe_operator.children import pod_template_refusals
 from premoe_operator.decide.conditions import Verdict
-from premoe_operator.decide.observed import Observed
+from premoe_operator.decide.observed import Observed, PackFacts, StoreFailure
 from premoe_operator.decide.situation import Situation
 from premoe_operator.kube.objects import age, model_key
-from premoe_operator.kube.ports import PackFacts, StoreFailure
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput
 

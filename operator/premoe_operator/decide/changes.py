@@ -8,24 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from premoe_operator.children import LABEL_COMPONENT, job_changes
+from premoe_operator.api.names import ANNOTATION_APPLIED, ANNOTATION_OWNER, LABEL_COMPONENT
+from premoe_operator.children import job_changes
+from premoe_operator.decide.difference import difference
 from premoe_operator.decide.jobs import result_of, result_patch
 from premoe_operator.decide.observed import Observed
 from premoe_operator.decide.situation import PlannedJob, Situation
 from premoe_operator.kube.kinds import JOB, REVISION
-from premoe_operator.kube.objects import (
-    APPLIED_ANNOTATION,
-    OWNER_ANNOTATION,
-    Json,
-    ObjectKey,
-    annotation,
-    difference,
-    is_deleting,
-    key_of,
-    ownership,
-    stamped,
-    uid_of,
-)
+from premoe_operator.kube.objects import Json, ObjectKey, annotation, is_deleting, key_of, ownership, stamped, uid_of
 
 _NEVER_APPLIED = (JOB, REVISION)
 """Kinds whose contents the API does not let change; another content has another name."""
@@ -89,7 +79,7 @@ def changes(wanted: Sequence[Json], observed: Observed, situation: Situation, *,
             patch += _metadata_patch(situation, child, found)
         else:
             target = stamped(child)
-            if annotation(found, APPLIED_ANNOTATION) != annotation(target, APPLIED_ANNOTATION) or difference(
+            if annotation(found, ANNOTATION_APPLIED) != annotation(target, ANNOTATION_APPLIED) or difference(
                 target, found
             ):
                 apply.append({**target, "metadata": {**target["metadata"], "uid": uid_of(found)}})
@@ -103,7 +93,7 @@ def changes(wanted: Sequence[Json], observed: Observed, situation: Situation, *,
 def _metadata_patch(situation: Situation, wanted: Json, found: Json) -> list[Patch]:
     """What may change on an object whose contents the API keeps: its metadata, and two fields of a Job."""
     target = {name: wanted["metadata"][name] for name in ("labels", "ownerReferences")}
-    target["annotations"] = {OWNER_ANNOTATION: uid_of(situation.model)}
+    target["annotations"] = {ANNOTATION_OWNER: uid_of(situation.model)}
     patch: Json = {}
     if key_of(found).kind is JOB:
         patch = job_changes(situation.inputs, found) or {}

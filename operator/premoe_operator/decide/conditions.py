@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from premoe_operator.api.reasons import ConditionType, Reason
-from premoe_operator.api.resources import Condition
+from premoe_operator.api.status import Condition
 from premoe_operator.decide.jobs import failure_reason, running_trouble
-from premoe_operator.decide.observed import Refusal
+from premoe_operator.decide.observed import Refusal, StoreFailure
 from premoe_operator.decide.pods import Trouble
 from premoe_operator.decide.situation import PlannedJob, Situation, WorkerCounts, template_hash
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey
-from premoe_operator.kube.ports import StoreFailure
 
 MESSAGE_MAX = 1024
 

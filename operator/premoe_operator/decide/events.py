@@ -5,11 +5,10 @@ The name is a digest of what is said, so that a repeated reconcile, or the other
 
 from __future__ import annotations
 
+from premoe_operator.api.names import FIELD_MANAGER
 from premoe_operator.api.reasons import Reason
-from premoe_operator.api.resources import Condition, PrunedModelStatus
-from premoe_operator.children import FIELD_MANAGER
-from premoe_operator.children.hashes import digest
-from premoe_operator.kube.objects import Json
+from premoe_operator.api.status import Condition, PrunedModelStatus
+from premoe_operator.kube.objects import Json, digest
 
 NOTE_MAX = 1024
 

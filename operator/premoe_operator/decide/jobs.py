@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from premoe_operator.api.names import ANNOTATION_RESULT
 from premoe_operator.api.reasons import Reason
 from premoe_operator.decide.pods import Trouble, last_words
-from premoe_operator.kube.objects import RESULT_ANNOTATION, Json, annotation, controller_of, uid_of
+from premoe_operator.kube.objects import Json, annotation, controller_of, uid_of
 
 Phase = Literal["Pending", "Running", "Suspended", "Complete", "Failed"]
 
@@ -47,7 +48,7 @@ def job_state(job: Json | None) -> JobState:
     conditions = {entry["type"]: entry for entry in status.get("conditions") or [] if entry.get("status") == "True"}
     completed = _completed(status)
     if "Complete" in conditions or "Failed" in conditions:
-        text = annotation(job, RESULT_ANNOTATION)
+        text = annotation(job, ANNOTATION_RESULT)
         return JobState(
             phase="Complete" if "Complete" in conditions else "Failed",
             result=_parsed(text),
@@ -110,7 +111,7 @@ def running_trouble(component: str, found: Iterable[Trouble]) -> Trouble | None:
 def result_patch(job: Json, result: Json) -> Json:
     """Merge patch that keeps the result on the Job; refused when the Job was replaced meanwhile."""
     text = json.dumps(result, sort_keys=True, ensure_ascii=False)
-    return {"metadata": {"uid": uid_of(job), "annotations": {RESULT_ANNOTATION: text}}}
+    return {"metadata": {"uid": uid_of(job), "annotations": {ANNOTATION_RESULT: text}}}
 
 
 def _completed(status: dict[str, Any]) -> int:

@@ -8,7 +8,40 @@ from typing import NamedTuple
 
 from premoe_operator.api.reasons import Reason
 from premoe_operator.kube.objects import Json, ObjectKey
-from premoe_operator.kube.ports import PackFacts, StoreFailure, WorkerPreload
+
+
+@dataclass(frozen=True, slots=True)
+class PackFacts:
+    """What the manifest of a pack says about the model."""
+
+    model_id: str
+    family: str
+    layers: int
+    experts: int
+    top_k: int
+    blob_bytes: int
+    """Bytes of one expert."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFailure:
+    """Why there are no facts: ManifestNotFound or StoreUnreachable, and one sentence."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPreload:
+    """What one worker says about the tasks that it keeps resident."""
+
+    wanted: tuple[str, ...] = ()
+    """Tasks of the list that it has read."""
+    done: tuple[str, ...] = ()
+    problem: str = ""
+    """Why these are not all, where more time alone does not help."""
+    has_answered: bool = True
+    """If not, ``problem`` says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 
 from premoe_operator.api.reasons import ConditionType, Reason
 from premoe_operator.api.release import Release
-from premoe_operator.api.resources import PrunedModelStatus
+from premoe_operator.api.status import PrunedModelStatus
 from premoe_operator.children import surroundings
 from premoe_operator.decide import conditions
 from premoe_operator.decide.acceptance import acceptance, with_facts
 from premoe_operator.decide.changes import Changes, changes, planned_jobs
 from premoe_operator.decide.conditions import Verdict
-from premoe_operator.decide.observed import Observed
+from premoe_operator.decide.observed import Observed, StoreFailure
 from premoe_operator.decide.pods import Trouble, troubles
-from premoe_operator.decide.preload import preload_status
 from premoe_operator.decide.rollout import Rollout, rollout
 from premoe_operator.decide.situation import (
     PlannedJob,
@@ -30,11 +29,10 @@ from premoe_operator.decide.situation import (
     worker_counts,
     workers_lag,
 )
-from premoe_operator.decide.status import build_status
+from premoe_operator.decide.status import build_status, preload_status
 from premoe_operator.kube.claims import holder
 from premoe_operator.kube.kinds import CERTIFICATE
 from premoe_operator.kube.objects import Json, ObjectKey, is_deleting, key_of
-from premoe_operator.kube.ports import StoreFailure
 from premoe_runtime.formats.errors import InvalidInput
 
 SOON_S = 2.0

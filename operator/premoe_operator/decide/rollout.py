@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from premoe_operator.api.resources import Resolved
+from premoe_operator.api.names import LABEL_SPEC_HASH
+from premoe_operator.api.status import Resolved
 from premoe_operator.children import (
-    LABEL_SPEC_HASH,
     default_image,
     spec_hash,
     template_revision,
@@ -20,9 +20,10 @@ from premoe_operator.children import (
     worker_template,
 )
 from premoe_operator.children.inputs import metadata
+from premoe_operator.decide.difference import difference
 from premoe_operator.decide.situation import Situation, image_of, template_hash
 from premoe_operator.kube.kinds import REVISION
-from premoe_operator.kube.objects import Json, ObjectKey, difference, ownership
+from premoe_operator.kube.objects import Json, ObjectKey, ownership
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,19 +7,11 @@ from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
+from premoe_operator.api.names import ANNOTATION_RETRY, LABEL_SPEC_HASH
 from premoe_operator.api.release import Release
-from premoe_operator.api.resources import PrunedModelStatus, Resolved, parse_spec
-from premoe_operator.children import (
-    ANNOTATION_RETRY,
-    LABEL_SPEC_HASH,
-    WORKER_CONTAINER,
-    Inputs,
-    Owner,
-    certificate,
-    pack_job,
-    patterns_job,
-    profile_job,
-)
+from premoe_operator.api.resources import parse_spec
+from premoe_operator.api.status import PrunedModelStatus, Resolved
+from premoe_operator.children import WORKER_CONTAINER, Inputs, Owner, certificate, pack_job, patterns_job, profile_job
 from premoe_operator.children.services import expert_store, workers
 from premoe_operator.children.transport import transport
 from premoe_operator.decide.jobs import JobState, job_state

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from premoe_operator.api.reasons import ConditionType
-from premoe_operator.api.resources import Endpoints, LastFailure, PreloadStatus, Progress, PrunedModelStatus, Resolved
+from premoe_operator.api.status import Endpoints, LastFailure, PreloadStatus, Progress, PrunedModelStatus, Resolved
 from premoe_operator.children import grpc_endpoint, selector_text
 from premoe_operator.decide.conditions import Verdicts, dated
-from premoe_operator.decide.pods import Trouble
-from premoe_operator.decide.situation import PlannedJob, Situation, WorkerCounts
+from premoe_operator.decide.observed import WorkerPreload
+from premoe_operator.decide.pods import MESSAGE_MAX, Trouble
+from premoe_operator.decide.situation import PlannedJob, Situation, WorkerCounts, worker_counts
 from premoe_operator.kube.objects import Json
 
 
@@ -47,6 +48,26 @@ def build_status(
         ),
         preload=preload,
         last_failure=_last_failure(situation, found, now),
+    )
+
+
+def preload_status(situation: Situation, found: Sequence[WorkerPreload] | None) -> PreloadStatus | None:
+    """``found`` None: nobody was asked now, so what was last said stays, as long as there are workers."""
+    spec = situation.inputs.spec
+    wanted = spec.patterns.preload
+    if not wanted or spec.suspend or worker_counts(situation.deployment).wanted == 0:
+        return None
+    if found is None:
+        return situation.status.preload
+    answers = [worker for worker in found if worker.has_answered]
+    done = [task for task in wanted if answers and all(task in worker.done for worker in answers)]
+    # A worker that has not read the present list yet has nothing to say about it.
+    told = [worker.problem for worker in found if not worker.has_answered or set(worker.wanted) == set(wanted)]
+    return PreloadStatus(
+        tasks=len(wanted),
+        resident=len(done),
+        workers=len(answers),
+        message=max(told, default="")[:MESSAGE_MAX],
     )
 
 

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 
+from premoe_operator.api.names import LABEL_MODEL
 from premoe_operator.kube.claims import claim_of
+from premoe_operator.kube.cluster import Listed
 from premoe_operator.kube.kinds import PRUNED_MODEL, Kind
-from premoe_operator.kube.objects import (
-    MODEL_LABEL,
-    Json,
-    ModelKey,
-    ObjectKey,
-    controller_of,
-    key_of,
-    version_of,
-)
-from premoe_operator.kube.ports import Listed
+from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, controller_of, key_of, version_of
 
 TOMBSTONES = 4096
 
@@ -166,7 +159,7 @@ def models_of(obj: Json) -> set[ModelKey]:
     key = key_of(obj)
     if key.kind is PRUNED_MODEL:
         return {ModelKey(key.namespace, key.name)}
-    names = {(obj["metadata"].get("labels") or {}).get(MODEL_LABEL)}
+    names = {(obj["metadata"].get("labels") or {}).get(LABEL_MODEL)}
     controller = controller_of(obj)
     if controller is not None and controller.get("kind") == PRUNED_MODEL.name:
         names.add(controller.get("name"))

@@ -19,10 +19,10 @@ from lightkube.config.kubeconfig import SingleConfig
 from lightkube.core.exceptions import ConfigError
 from lightkube.core.generic_client import BasicRequest
 
-from premoe_operator.children import FIELD_MANAGER
+from premoe_operator.api.names import FIELD_MANAGER
+from premoe_operator.kube.cluster import ApiFailure, Listed
 from premoe_operator.kube.kinds import CORE_EVENT, Kind, kind_of
 from premoe_operator.kube.objects import Json, uid_of, version_of
-from premoe_operator.kube.ports import ApiFailure, Listed
 from premoe_runtime.formats.errors import InvalidInput
 
 REQUEST_TIMEOUT_S = 10.0
@@ -52,7 +52,7 @@ def load_config(kubeconfig: str) -> SingleConfig:
 
 
 class KubernetesApi:
-    """Implements ``ports.Cluster``. ``fence`` raises FenceClosed when this process must not write."""
+    """Implements ``cluster.Cluster``. ``fence`` raises FenceClosed when this process must not write."""
 
     def __init__(
         self,

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from premoe_operator.kube.cluster import ApiFailure, Cluster, FenceClosed
 from premoe_operator.kube.kinds import LEASE
 from premoe_operator.kube.objects import Json
-from premoe_operator.kube.ports import ApiFailure, Cluster, FenceClosed
 
 _log = logging.getLogger(__name__)
 

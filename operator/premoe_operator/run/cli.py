@@ -10,9 +10,9 @@ from premoe_servicekit.process import Process, run_process
 
 from premoe_operator.api.release import read_release
 from premoe_operator.kube.client import KubernetesApi, load_config
+from premoe_operator.kube.cluster import ApiFailure, FenceClosed
 from premoe_operator.kube.kinds import PRUNED_MODEL
 from premoe_operator.kube.lease import Lease, LeaseLost, LeaseTimes
-from premoe_operator.kube.ports import ApiFailure, FenceClosed
 from premoe_operator.run.controller import Controller
 from premoe_operator.run.definition import check_definition
 from premoe_operator.run.expert_store import GrpcExpertStore

@@ -15,18 +15,17 @@ from lightkube.config.kubeconfig import SingleConfig
 from opentelemetry.trace import Status, StatusCode
 from premoe_servicekit.telemetry import tracer
 
+from premoe_operator.api.names import LABEL_MODEL
 from premoe_operator.api.release import Release
-from premoe_operator.children import LABEL_MODEL
 from premoe_operator.kube.cache import Cache
-from premoe_operator.kube.handlers import build_registry, configure
+from premoe_operator.kube.cluster import ApiFailure, Cluster, FenceClosed
 from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL
 from premoe_operator.kube.objects import ModelKey, model_key
-from premoe_operator.kube.ports import ApiFailure, Cluster, ExpertStore, FenceClosed, Workers
-from premoe_operator.kube.watches import WatchClock, kopf_session
+from premoe_operator.kube.watches import WatchClock, build_registry, configure, kopf_session
 from premoe_operator.run.metrics import Metrics
-from premoe_operator.run.preload_watch import PreloadWatch
+from premoe_operator.run.preload_watch import PreloadWatch, Workers
 from premoe_operator.run.queue import WorkQueue
-from premoe_operator.run.reconciler import Outcome, Reconciler, inventory
+from premoe_operator.run.reconciler import ExpertStore, Outcome, Reconciler, inventory
 from premoe_operator.run.settings import OperatorSettings
 from premoe_runtime.formats.errors import Unavailable
 

@@ -7,9 +7,10 @@ reading the definition itself would take a right beyond the namespaces that the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any, get_args
 
-from crd import schema
-
+from premoe_operator.api.resources import Part, PrunedModelSpec
+from premoe_operator.api.status import PrunedModelStatus
 from premoe_operator.kube.kinds import PRUNED_MODEL
 from premoe_operator.kube.objects import Json
 from premoe_runtime.formats.errors import InvalidInput
@@ -26,25 +27,34 @@ def check_definition(document: Json) -> None:
     served = _served(document)
     if served is None:
         return
-    ours = schema()
-    missing = [*unknown_fields(_part(ours, "spec"), _part(served, "spec"), "spec")]
-    missing += unknown_fields(_part(ours, "status"), _part(served, "status"), "status")
+    missing = [*unknown_fields(PrunedModelSpec, _part(served, "spec"), "spec")]
+    missing += unknown_fields(PrunedModelStatus, _part(served, "status"), "status")
     if missing:
         named = ", ".join(missing[:NAMED_FIELDS]) + (", …" if len(missing) > NAMED_FIELDS else "")
         message = f"the definition of PrunedModel in this cluster does not know {named}"
         raise InvalidInput(f"{message}: upgrade the release of premoe-crds first", reason="DEFINITION_OLDER")
 
 
-def unknown_fields(wanted: Mapping[str, Json], served: Mapping[str, Json], path: str) -> Iterator[str]:
-    """Paths of what one structural schema has and the other has not, the topmost only."""
+def unknown_fields(wanted: type[Part], served: Mapping[str, Json], path: str) -> Iterator[str]:
+    """Paths of a class's fields that a structural schema lacks, the topmost only."""
     theirs: Mapping[str, Json] = served.get("properties", {})
-    for name, below in wanted.get("properties", {}).items():
-        if name in theirs:
-            yield from unknown_fields(below, theirs[name], f"{path}.{name}")
-        else:
-            yield f"{path}.{name}"
-    if "items" in wanted and "items" in served:
-        yield from unknown_fields(wanted["items"], served["items"], f"{path}[]")
+    for name, field in wanted.model_fields.items():
+        where = field.alias or name
+        if where not in theirs:
+            yield f"{path}.{where}"
+            continue
+        below = theirs[where]
+        is_list = "items" in below
+        for part in _parts_of(field.annotation):
+            yield from unknown_fields(part, below["items"] if is_list else below, f"{path}.{where}{'[]' * is_list}")
+
+
+def _parts_of(annotation: Any) -> Iterator[type[Part]]:
+    """The classes of ours within a field's type: itself, an item of a list, or one that may be missing."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _parts_of(inner)
 
 
 def _part(of: Json, name: str) -> Json:

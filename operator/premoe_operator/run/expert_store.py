@@ -11,13 +11,13 @@ from premoe_servicekit.clients import channel
 from premoe_servicekit.tls import Tls
 
 from premoe_operator.api.reasons import Reason
-from premoe_operator.kube.ports import PackFacts, StoreFailure
+from premoe_operator.decide.observed import PackFacts, StoreFailure
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.manifest import Manifest
 
 
 class GrpcExpertStore:
-    """Implements ``ports.ExpertStore``. Channels are kept; there are as many as stores that specs name."""
+    """Implements ``reconciler.ExpertStore``. Channels are kept; there are as many as stores that specs name."""
 
     def __init__(self, *, timeout_s: float, tls: Tls | None) -> None:
         self._timeout_s = timeout_s

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
-from premoe_operator.decide.observed import WorkersAsked
+from premoe_operator.decide.observed import WorkerPreload, WorkersAsked
 from premoe_operator.kube.objects import ModelKey
-from premoe_operator.kube.ports import WorkerPreload, Workers
 
 RARELY_S = 300.0
 """Workers repair what they keep resident themselves; the status only tells."""
 MODELS_AT_ONCE = 8
+
+
+class Workers(Protocol):
+    """The workers behind a Service's name."""
+
+    async def preloads(self, host: str, port: int, *, encrypted: bool) -> tuple[WorkerPreload, ...]:
+        """One entry for each worker, or one for all when the name stands for nobody. Never raises."""
+        ...
 
 
 class PreloadWatch:

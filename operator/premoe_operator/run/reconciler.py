@@ -10,22 +10,30 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
+from premoe_operator.api.names import LABEL_MODEL
 from premoe_operator.api.reasons import Reason
 from premoe_operator.api.release import Release
-from premoe_operator.children import LABEL_MODEL
 from premoe_operator.decide.changes import Changes
 from premoe_operator.decide.events import ready_event
-from premoe_operator.decide.observed import Needs, Observed, Refusal, WorkersAsked
+from premoe_operator.decide.observed import (
+    Needs,
+    Observed,
+    PackFacts,
+    Refusal,
+    StoreFailure,
+    WorkerPreload,
+    WorkersAsked,
+)
 from premoe_operator.decide.plan import Plan, plan
 from premoe_operator.decide.pods import waits_for_containers
 from premoe_operator.decide.situation import needs, read_status
 from premoe_operator.decide.status import status_document
 from premoe_operator.kube.cache import Cache
+from premoe_operator.kube.cluster import ApiFailure, Cluster
 from premoe_operator.kube.kinds import CONFIG_MAP, CORE_EVENT, POD, Kind
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, key_of, ownership, uid_of
-from premoe_operator.kube.ports import ApiFailure, Cluster, ExpertStore, PackFacts, StoreFailure, WorkerPreload
 
 PODS_ASKED_FOR_EVENTS = 3
 
@@ -33,6 +41,12 @@ Preloads: TypeAlias = Callable[[ModelKey, WorkersAsked | None], tuple[WorkerPrel
 """What a model's workers said last of what they keep resident; see ``PreloadWatch.look``."""
 
 _log = logging.getLogger(__name__)
+
+
+class ExpertStore(Protocol):
+    """The expert store, asked for manifests only."""
+
+    async def facts(self, address: str, model_id: str) -> PackFacts | StoreFailure: ...
 
 
 @dataclass(frozen=True, slots=True)

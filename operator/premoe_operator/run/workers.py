@@ -11,13 +11,13 @@ from premoe_servicekit.addresses import join, look_up
 from premoe_servicekit.clients import channel
 from premoe_servicekit.tls import Tls
 
-from premoe_operator.kube.ports import WorkerPreload
+from premoe_operator.decide.observed import WorkerPreload
 
 AT_ONCE = 16
 
 
 class GrpcWorkers:
-    """Implements ``ports.Workers``. No connection is kept: minutes lie between two calls."""
+    """Implements ``preload_watch.Workers``. No connection is kept: minutes lie between two calls."""
 
     def __init__(
         self,

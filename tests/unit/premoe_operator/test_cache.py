@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from premoe_operator.kube import cache as cache_module
 from premoe_operator.kube.cache import Cache
+from premoe_operator.kube.cluster import Listed
 from premoe_operator.kube.kinds import PRUNED_MODEL, SERVICE
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey
-from premoe_operator.kube.ports import Listed
 
 CHAT = ModelKey("a", "chat")
 KEY = ObjectKey(SERVICE, "a", "chat-worker")

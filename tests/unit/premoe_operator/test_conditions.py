@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import pytest
+from premoe_operator.api.names import ANNOTATION_RESULT
 from premoe_operator.api.reasons import ConditionType, Reason
-from premoe_operator.api.resources import Condition, PrunedModelStatus
+from premoe_operator.api.status import Condition, PrunedModelStatus
 from premoe_operator.decide.conditions import Verdict, dated, summed_up
 from premoe_operator.decide.events import ready_event
 from premoe_operator.decide.jobs import JobState, failure_reason, job_state, result_of
 from premoe_operator.decide.pods import troubles
 from premoe_operator.decide.situation import WorkerCounts
-from premoe_operator.kube.objects import RESULT_ANNOTATION, Json
+from premoe_operator.kube.objects import Json
 
 EARLY, LATE = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
 
@@ -281,7 +282,7 @@ def test_the_result_of_a_failed_job_names_pod_and_code() -> None:
 def test_a_kept_result_is_read_back() -> None:
     given = job("Complete")
     assert not job_state(given).is_read
-    given["metadata"]["annotations"] = {RESULT_ANNOTATION: '{"modelId": "b"}'}
+    given["metadata"]["annotations"] = {ANNOTATION_RESULT: '{"modelId": "b"}'}
     assert job_state(given) == JobState(phase="Complete", result={"modelId": "b"})
 
 

@@ -13,9 +13,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from premoe_operator.api.release import Release
+from premoe_operator.decide.observed import PackFacts, WorkerPreload
+from premoe_operator.kube.cluster import FenceClosed
 from premoe_operator.kube.kinds import PRUNED_MODEL, SERVICE
 from premoe_operator.kube.objects import ModelKey, ObjectKey
-from premoe_operator.kube.ports import FenceClosed, PackFacts, WorkerPreload
 from premoe_operator.run import controller as controller_module
 from premoe_operator.run import reconciler as reconciler_module
 from premoe_operator.run.controller import Controller

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from premoe_operator import children
-from premoe_operator.children import Obj
+from premoe_operator.api.names import ANNOTATION_SUSPENDED
+from premoe_operator.kube.objects import Json
 from premoe_worker.jobs.cli import command
 from support.pruned_models import COMMIT, FULL, IMAGE, MODEL_ID, SMALLEST, Document, changed, inputs_of
 
@@ -16,13 +17,13 @@ from premoe_runtime.formats.errors import PremoeError
 SCRATCH = [{"name": name, "emptyDir": {"sizeLimit": "2Gi"}} for name in ("tmp", "home", "cache")]
 
 
-def container_of(job: Obj) -> Obj:
+def container_of(job: Json) -> Json:
     (container,) = job["spec"]["template"]["spec"]["containers"]
     assert isinstance(container, dict)
     return container
 
 
-def job_of(build: str, spec: Document, **changes: Any) -> Obj:
+def job_of(build: str, spec: Document, **changes: Any) -> Json:
     job = getattr(children, build)(inputs_of(spec, **changes))
     assert isinstance(job, dict)
     return job
@@ -155,9 +156,9 @@ def test_the_command_takes_its_arguments(build: str, spec: Document, tmp_path: P
     assert context.params["store_url"] == "s3://premoe/store"
 
 
-MARKED = {children.ANNOTATION_SUSPENDED: "true"}
+MARKED = {ANNOTATION_SUSPENDED: "true"}
 MARK = {"metadata": {"annotations": MARKED}}
-UNMARK = {"metadata": {"annotations": {children.ANNOTATION_SUSPENDED: None}}}
+UNMARK = {"metadata": {"annotations": {ANNOTATION_SUSPENDED: None}}}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ UNMARK = {"metadata": {"annotations": {children.ANNOTATION_SUSPENDED: None}}}
     ],
 )
 def test_only_suspend_and_parallelism_of_a_job_change(
-    annotations: Obj, suspended: bool, changes: Document, patch: Obj | None
+    annotations: Json, suspended: bool, changes: Document, patch: Json | None
 ) -> None:
     job = job_of("profile_job", FULL)
     job["spec"]["suspend"], job["metadata"]["annotations"] = suspended, annotations

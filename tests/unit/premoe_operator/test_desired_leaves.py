@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from premoe_operator import children
+from premoe_operator.api.names import LABEL_SPEC_HASH
 from premoe_operator.api.resources import PrunedModelSpec
 from support.pruned_models import COMMIT, FULL, MODEL_ID, Document, changed, children_of, inputs_of, leaves
 
@@ -127,7 +128,7 @@ def test_the_spec_hash_follows_the_worker_template(leaf: str) -> None:
     before, after = (inputs_of(spec) for spec in based_on(leaf))
     templates = [children.worker_template(inputs) for inputs in (before, after)]
     for template in templates:
-        del template["metadata"]["labels"][children.LABEL_SPEC_HASH]
+        del template["metadata"]["labels"][LABEL_SPEC_HASH]
     differ = templates[0] != templates[1]
     assert (children.spec_hash(before) != children.spec_hash(after)) == (differ or leaf == "workers.rollout.revision")
 

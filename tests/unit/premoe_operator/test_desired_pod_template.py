@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from premoe_operator import children
+from premoe_operator.api.names import LABEL_SPEC_HASH
 from support.pruned_models import SMALLEST, changed, inputs_of
 
 from premoe_runtime.formats.errors import InvalidInput
@@ -95,5 +96,5 @@ def test_nothing_else_changes_and_the_plain_template_is_left_alone() -> None:
     plain = children.worker_template(inputs_of(SMALLEST))
     patched = merged({"spec": {"affinity": {"a": 1}}})
     del patched["spec"]["affinity"]
-    del patched["metadata"]["labels"][children.LABEL_SPEC_HASH], plain["metadata"]["labels"][children.LABEL_SPEC_HASH]
+    del patched["metadata"]["labels"][LABEL_SPEC_HASH], plain["metadata"]["labels"][LABEL_SPEC_HASH]
     assert patched == plain

@@ -8,6 +8,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from premoe_operator import children
+from premoe_operator.api.names import LABEL_MODEL
 from premoe_operator.api.resources import MAX_NAME
 from premoe_operator.children import Owner
 from support.pruned_models import OWNER, Document, children_of, inputs_of, specs
@@ -51,7 +52,7 @@ def check_metadata(child: dict[str, Any]) -> None:
     assert owner["uid"] == LONGEST.uid
     assert owner["controller"] is owner["blockOwnerDeletion"] is True
     assert metadata["labels"]["app.kubernetes.io/managed-by"] == "premoe-operator"
-    assert metadata["labels"][children.LABEL_MODEL] == LONGEST.name
+    assert metadata["labels"][LABEL_MODEL] == LONGEST.name
     assert all(len(value) <= 63 for value in metadata["labels"].values())
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from premoe_operator import children
-from premoe_operator.children import Obj
+from premoe_operator.kube.objects import Json
 from support.pruned_models import FULL, SMALLEST, changed, inputs_of
 
 WORKERS = {
@@ -17,12 +17,12 @@ WORKERS = {
 }
 
 
-def namespaced(namespace: str, **labels: str) -> Obj:
+def namespaced(namespace: str, **labels: str) -> Json:
     selector = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
     return {"namespaceSelector": selector, "podSelector": {"matchLabels": labels} if labels else {}}
 
 
-def tcp(port: int) -> list[Obj]:
+def tcp(port: int) -> list[Json]:
     return [{"port": port, "protocol": "TCP"}]
 
 
@@ -32,7 +32,7 @@ DNS = {
 }
 STORE = {"to": [namespaced("premoe", app="store")], "ports": tcp(50051)}
 RETRIEVAL = {"to": [namespaced("premoe", app="retrieval")], "ports": tcp(50051)}
-CALLERS: Obj = {
+CALLERS: Json = {
     "from": [namespaced("premoe", app="gateway"), namespaced("premoe", app="operator")],
     "ports": tcp(50051),
 }
@@ -40,7 +40,7 @@ OWN = {"ports": tcp(7777)}
 """A rule that the release's values give."""
 
 
-def rules(policy: Obj | None, direction: str) -> list[Obj]:
+def rules(policy: Json | None, direction: str) -> list[Json]:
     assert policy is not None
     assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
     found = policy["spec"].get(direction, [])
@@ -169,7 +169,7 @@ def test_own_services_are_reached_in_their_namespace() -> None:
         ("http://own:9999", {"endpoint": "http://collector"}, {"otlp": [OWN]}, [{"ports": tcp(9999)}]),
     ],
 )
-def test_the_trace_collector_is_reached(own: str, release: Obj, egress: Obj, expected: list[Obj]) -> None:
+def test_the_trace_collector_is_reached(own: str, release: Json, egress: Json, expected: list[Json]) -> None:
     spec = changed(SMALLEST, {"tracing.endpoint": own})
     inputs = inputs_of(spec, release={"tracing": release, "egress": egress})
     assert rules(children.network_policy(inputs), "egress")[3:] == expected
@@ -186,7 +186,7 @@ def test_the_trace_collector_is_reached(own: str, release: Obj, egress: Obj, exp
         ("pvc://claim/folder", {"s3": [STORE], "hub": [OWN]}, [DNS, STORE]),
     ],
 )
-def test_jobs_reach_object_storage_and_the_hub(uri: str, egress: dict[str, Any], expected: list[Obj]) -> None:
+def test_jobs_reach_object_storage_and_the_hub(uri: str, egress: dict[str, Any], expected: list[Json]) -> None:
     revision = "0" * 40 if uri.startswith("hf") else None
     inputs = inputs_of(changed(SMALLEST, {"model.uri": uri, "model.revision": revision}), release={"egress": egress})
     policy = children.jobs_network_policy(inputs)

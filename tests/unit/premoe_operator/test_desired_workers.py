@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from premoe_operator import children
-from premoe_operator.children import Obj
+from premoe_operator.kube.objects import Json
 from premoe_servicekit.settings import check_environment
 from premoe_worker.settings import WorkerSettings
 from support.pruned_models import FULL, IMAGE, MODEL_ID, OWNER, SMALLEST, changed, inputs_of
@@ -28,17 +28,17 @@ SELECTOR = {
 }
 
 
-def container_of(template: Obj) -> Obj:
+def container_of(template: Json) -> Json:
     (container,) = template["spec"]["containers"]
     assert isinstance(container, dict)
     return container
 
 
-def env_of(template: Obj) -> dict[str, Any]:
+def env_of(template: Json) -> dict[str, Any]:
     return {each["name"]: each.get("value", each.get("valueFrom")) for each in container_of(template)["env"]}
 
 
-def probe(failures: int, service: str = "") -> Obj:
+def probe(failures: int, service: str = "") -> Json:
     grpc = {"port": 50053, "service": service}
     return {"grpc": grpc, "periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": failures}
 
@@ -293,7 +293,7 @@ def test_a_template_needs_the_pack() -> None:
         ("Recreate", {"maxSurge": 0, "maxUnavailable": "100%"}),
     ],
 )
-def test_the_deployment_takes_the_template_as_given(kind: str, rolling: Obj) -> None:
+def test_the_deployment_takes_the_template_as_given(kind: str, rolling: Json) -> None:
     inputs = inputs_of(changed(FULL, {"workers.rollout.type": kind}))
     template = {"metadata": {"labels": {"some": "template"}}}
     assert children.worker_deployment(inputs, template) == {

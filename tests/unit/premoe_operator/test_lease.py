@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from premoe_operator.kube.cluster import ApiFailure, FenceClosed
 from premoe_operator.kube.kinds import LEASE
 from premoe_operator.kube.lease import Lease, LeaseLost, LeaseTimes
 from premoe_operator.kube.objects import ObjectKey
-from premoe_operator.kube.ports import ApiFailure, FenceClosed
 from support.cluster_twin import ClusterTwin
 
 KEY = ObjectKey(LEASE, "premoe", "premoe-operator")

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from premoe_operator.kube.objects import APPLIED_ANNOTATION, OWNER_ANNOTATION, Json, difference, ownership, stamped
+from premoe_operator.api.names import ANNOTATION_APPLIED, ANNOTATION_OWNER
+from premoe_operator.decide.difference import difference
+from premoe_operator.kube.objects import Json, ownership, stamped
 
 OWNER: Json = {"metadata": {"name": "chat", "namespace": "a", "uid": "u1"}}
 
@@ -72,8 +74,8 @@ def test_what_others_add_is_no_difference(wanted: Json, name: str, value: Any) -
         (owned("u0", kind="ReplicaSet"), "foreign"),
         (owned("u0", name="other"), "foreign"),
         ({"metadata": {"name": "x"}}, "foreign"),
-        ({"metadata": {"name": "x", "annotations": {OWNER_ANNOTATION: "u1"}}}, "stripped"),
-        ({"metadata": {"name": "x", "annotations": {OWNER_ANNOTATION: "u0"}}}, "foreign"),
+        ({"metadata": {"name": "x", "annotations": {ANNOTATION_OWNER: "u1"}}}, "stripped"),
+        ({"metadata": {"name": "x", "annotations": {ANNOTATION_OWNER: "u0"}}}, "foreign"),
     ],
 )
 def test_ownership(obj: Json, whose: str) -> None:
@@ -83,8 +85,8 @@ def test_ownership(obj: Json, whose: str) -> None:
 def test_a_stamp_names_owner_and_content() -> None:
     child = {"kind": "Service", **owned()}
     first, second = stamped(child), stamped({**child, "spec": {"a": 1}})
-    assert first["metadata"]["annotations"][OWNER_ANNOTATION] == "u1"
-    assert first["metadata"]["annotations"][APPLIED_ANNOTATION] != second["metadata"]["annotations"][APPLIED_ANNOTATION]
+    assert first["metadata"]["annotations"][ANNOTATION_OWNER] == "u1"
+    assert first["metadata"]["annotations"][ANNOTATION_APPLIED] != second["metadata"]["annotations"][ANNOTATION_APPLIED]
     assert child == {"kind": "Service", **owned()}
 
 

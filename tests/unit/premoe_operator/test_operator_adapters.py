@@ -16,9 +16,10 @@ from aiohttp import web
 from lightkube import KubeConfig
 from lightkube.config.kubeconfig import SingleConfig
 from lightkube.config.models import Cluster, User
+from premoe_operator.decide.observed import PackFacts, StoreFailure, WorkerPreload
 from premoe_operator.kube.client import KubernetesApi, load_config
+from premoe_operator.kube.cluster import ApiFailure, FenceClosed
 from premoe_operator.kube.kinds import LEASE, SERVICE
-from premoe_operator.kube.ports import ApiFailure, FenceClosed, PackFacts, StoreFailure, WorkerPreload
 from premoe_operator.kube.watches import WatchClock, kopf_session
 from premoe_operator.run.expert_store import GrpcExpertStore
 from premoe_operator.run.workers import GrpcWorkers

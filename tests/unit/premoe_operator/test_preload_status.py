@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 from premoe_operator.api.release import Release
-from premoe_operator.decide.observed import WorkersAsked
+from premoe_operator.decide.observed import PackFacts, WorkerPreload, WorkersAsked
 from premoe_operator.kube.kinds import PRUNED_MODEL
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey
-from premoe_operator.kube.ports import PackFacts, WorkerPreload
 from premoe_operator.run.preload_watch import MODELS_AT_ONCE, PreloadWatch, is_done
 from support import pruned_models
 from support.api_faults import FactsStore, FaultyCluster, Operator, ScriptedWorkers, drive

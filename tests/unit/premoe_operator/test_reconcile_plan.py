@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from premoe_operator.api.names import ANNOTATION_RESULT
 from premoe_operator.api.reasons import Reason
 from premoe_operator.api.release import Release
-from premoe_operator.decide.observed import Observed, Refusal
+from premoe_operator.decide.observed import Observed, PackFacts, Refusal, StoreFailure
 from premoe_operator.decide.plan import Plan, plan
 from premoe_operator.decide.situation import needs
 from premoe_operator.kube.kinds import CERTIFICATE, DEPLOYMENT, JOB, PRUNED_MODEL
-from premoe_operator.kube.objects import RESULT_ANNOTATION, Json, ObjectKey, key_of, uid_of
-from premoe_operator.kube.ports import PackFacts, StoreFailure
+from premoe_operator.kube.objects import Json, ObjectKey, key_of, uid_of
 from support import pruned_models
 
 RELEASE = Release.model_validate(pruned_models.RELEASE)
@@ -67,7 +67,7 @@ def after(observed: Observed, *, finished: bool = True) -> Observed:
         if made["kind"] == "Job" and finished:
             component = made["metadata"]["labels"]["app.kubernetes.io/component"]
             text = str(results[component]).replace("'", '"')
-            made["metadata"]["annotations"] = {**made["metadata"]["annotations"], RESULT_ANNOTATION: text}
+            made["metadata"]["annotations"] = {**made["metadata"]["annotations"], ANNOTATION_RESULT: text}
             made["status"] = {"conditions": [{"type": "Complete", "status": "True"}], "completedIndexes": "0"}
         children[key_of(made)] = made
     return replace(observed, children=children)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from premoe_operator.api.release import Release
+from premoe_operator.decide.observed import PackFacts
 from premoe_operator.kube.kinds import CONFIG_MAP, DEPLOYMENT, JOB, PRUNED_MODEL, REVISION, SERVICE
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, key_of, uid_of
-from premoe_operator.kube.ports import PackFacts
 from support.api_faults import Crash, FactsStore, FaultyCluster, Operator, When, drive
 from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
 

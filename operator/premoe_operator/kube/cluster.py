@@ -1,4 +1,4 @@
-"""What the operator asks of its surroundings, and how those fail."""
+"""What the operator asks of the Kubernetes API, and how that fails."""
 
 from __future__ import annotations
 
@@ -57,51 +57,3 @@ class Cluster(Protocol):
         ...
 
     async def replace(self, obj: Json) -> Json: ...
-
-
-@dataclass(frozen=True, slots=True)
-class PackFacts:
-    """What the manifest of a pack says about the model."""
-
-    model_id: str
-    family: str
-    layers: int
-    experts: int
-    top_k: int
-    blob_bytes: int
-    """Bytes of one expert."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoreFailure:
-    """Why there are no facts: ManifestNotFound or StoreUnreachable, and one sentence."""
-
-    reason: str
-    message: str
-
-
-class ExpertStore(Protocol):
-    """The expert store, asked for manifests only."""
-
-    async def facts(self, address: str, model_id: str) -> PackFacts | StoreFailure: ...
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerPreload:
-    """What one worker says about the tasks that it keeps resident."""
-
-    wanted: tuple[str, ...] = ()
-    """Tasks of the list that it has read."""
-    done: tuple[str, ...] = ()
-    problem: str = ""
-    """Why these are not all, where more time alone does not help."""
-    has_answered: bool = True
-    """If not, ``problem`` says why."""
-
-
-class Workers(Protocol):
-    """The workers behind a Service's name."""
-
-    async def preloads(self, host: str, port: int, *, encrypted: bool) -> tuple[WorkerPreload, ...]:
-        """One entry for each worker, or one for all when the name stands for nobody. Never raises."""
-        ...
