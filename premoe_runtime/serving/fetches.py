@@ -35,6 +35,8 @@ class Need:
     """Unix time of the first fetch's start and the last one's end, in ns."""
     ready: bool = False
     """Whether a copy may begin: everything lacking is held, or as much as the tier can take."""
+    pinned: bool = False
+    """Whether what comes through host memory for it stays there."""
 
 
 @dataclass(eq=False, slots=True)
@@ -122,9 +124,17 @@ class Fetches:
                 need.held.remove(expert)
                 self._host.let_go(expert)
 
+    def pin(self, need: Need) -> None:
+        """Keep its blobs in host memory until it is dropped. Raises Exhausted when they do not fit."""
+        self._host.pin(need.experts)
+        need.pinned = True
+
     def drop(self, need: Need) -> None:
-        """Nobody needs it any more: stop its fetch and give up its holds."""
+        """Nobody needs it any more: stop its fetch, give up its holds and its pin."""
         self.let_go(need)
+        if need.pinned:
+            self._host.unpin(need.experts)
+            need.pinned = False
         if need.fetch is not None:
             need.fetch.stop.set()
         need.ready, need.tries, need.retry_at = False, 0, 0.0

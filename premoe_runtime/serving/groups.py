@@ -63,7 +63,6 @@ class Group:
         """Ticket drawn at its last step; lower is longer ago."""
         self.row: int | None = None
         self.row_written = False
-        self.pinned_in_host = False
         self.requests: dict[str, OpenRequest] = {}
         self.loads: list[Future[SwapReport]] = []
         self.need = Need(self.pattern.experts)

@@ -29,6 +29,7 @@ from premoe_runtime.engines.base import (
 from premoe_runtime.formats.errors import Exhausted, PremoeError, Unavailable
 from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.serving.fetches import Delivered, Fetches, FetchOver
+from premoe_runtime.serving.groups import GroupTable
 from premoe_runtime.serving.messages import (
     CancelRequest,
     CheckBytes,
@@ -75,13 +76,14 @@ class ServingLoop:
         self._engine, self._ledger, self._fetches, self._inbox = engine, ledger, fetches, inbox
         self._blob_bytes, self._max_waiting = blob_bytes, max_waiting
         self._requests = OpenRequests(engine, weights_id)
+        self._groups = GroupTable(max_rows)
         self._pins = Pins(fetches)
         self._patterns = Patterns(
             engine,
             ledger,
             fetches,
             self._requests,
-            max_rows=max_rows,
+            self._groups,
             blob_bytes=blob_bytes,
             quantum=quantum,
             copy_rate=copy_rate,
@@ -172,7 +174,7 @@ class ServingLoop:
                 self.draining = True
                 self._drains.append(drained)
             case Look(looked):
-                looked.set_result((self._residency(), self._patterns.stats))
+                looked.set_result((self._residency(), replace(self._patterns.stats)))
             case CheckBytes(checked):
                 self._checks.append(checked)
                 self._engine.post(Check())
@@ -191,7 +193,7 @@ class ServingLoop:
                 raise draining()
             if self.unfinished - self.running >= self._max_waiting:
                 raise queue_full(self._max_waiting)
-            group = self._patterns.find(request.pattern)
+            group = self._groups.find(request.pattern)
             self._requests.add(group, request)
         except PremoeError as error:
             self._requests.refuse(request, error)
@@ -218,7 +220,7 @@ class ServingLoop:
                 self._free(request, replace(event, finish=None, error=request.error))
 
     def _free(self, request: OpenRequest, event: TokenEvent) -> None:
-        group = self._patterns.holder(request)
+        group = self._groups.holder(request)
         self._requests.free(request, group, event)
         if group is not None:
             self._patterns.leave(group)
@@ -229,7 +231,7 @@ class ServingLoop:
         try:
             if self.draining:
                 raise draining()
-            group = self._patterns.find(pattern)
+            group = self._groups.find(pattern)
             self._pins.add(pattern)
         except PremoeError as error:
             done.set_exception(error)
@@ -246,7 +248,7 @@ class ServingLoop:
             if not self._patterns.has_room_beside_running(pattern):
                 done.set_result(None)
                 return
-            group = self._patterns.find(pattern)
+            group = self._groups.find(pattern)
         except PremoeError as error:
             done.set_exception(error)
             return

@@ -56,7 +56,7 @@ class Residency:
     loaded_patterns: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ServingStats:
     """Counters since start. ``bytes_loaded`` went into slots, ``bytes_fetched`` came from the source."""
 
@@ -66,3 +66,9 @@ class ServingStats:
     bytes_loaded: int = 0
     bytes_fetched: int = 0
     pauses: int = 0
+
+    def count(self, swap: SwapReport) -> None:
+        self.swaps += 1
+        self.blobs_loaded += swap.blobs
+        self.bytes_loaded += swap.bytes
+        self.bytes_fetched += swap.bytes_fetched
