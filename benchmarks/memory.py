@@ -129,7 +129,7 @@ def child(url: str, slots: int, resident: bool) -> None:
         "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "bytes_read": source.bytes_read,
-        "resident_bytes": len(model.store.resident()) * model.store.blob_bytes,
+        "resident_bytes": len(model.store.resident()) * model.store.shape.blob_bytes,
         "staging_bytes": STAGING_BYTES if resident else 0,
     }
     click.echo(json.dumps(found))

@@ -37,6 +37,7 @@ from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
 from premoe_runtime.residency.fetch import Fetcher
 from premoe_runtime.residency.host_tier import HostArena, HostTier
 from premoe_runtime.residency.ledger import Ledger
+from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.swap import bring
 
@@ -121,11 +122,11 @@ def main(
     half = slots // 2
     experts = slots + half
     source = RandomBlobs(layers, experts, blob_bytes)
-    store = SlotStore(source.manifest(), slots=slots, device=device)
+    store = SlotStore(SlotShape.of(source.manifest(), slots=slots), device)
     arena = HostArena(blob_bytes, layers * experts * blob_bytes, page_locked=device != "cpu")
     host, copier = HostTier(arena), Copier(store, arena)
     places = {expert: host.reserve(expert) for expert in sorted(chosen(layers, range(experts)))}
-    Fetcher(source, source.manifest(), store.layout, arena).fetch(places, host.commit)
+    Fetcher(source, store.shape, arena).fetch(places, host.commit)
     kept = chosen(layers, range(half))
     sides = [kept | chosen(layers, range(half, slots)), kept | chosen(layers, range(slots, experts))]
     bring(store, source, sides[0])

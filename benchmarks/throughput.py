@@ -178,16 +178,16 @@ class Served:
         source = open_pack(url)
         self._model = load_slot_model(source, slots=slots)
         store = self._model.store
-        arena = HostArena(store.blob_bytes, 64 << 20)
+        arena = HostArena(store.shape.blob_bytes, 64 << 20)
         engine = HfEngine(self._model, arena, max_sequences=max(BATCHES), context=256, prefill_tokens=1024)
-        self.front = Front(engine, store, arena, source)
+        self.front = Front(engine, store.shape, arena, source)
         kept = np.random.default_rng(0).permuted(np.tile(np.arange(EXPERTS), (LAYERS, 1)), axis=1) < slots
         self._pattern = KeptPattern("full" if slots == EXPERTS else "quarter", kept)
         self._serial = 0
 
     @property
     def slot_bytes(self) -> int:
-        return self._model.store.device_bytes
+        return self._model.store.shape.device_bytes
 
     def run(self, batch: int, prompt_tokens: int, answer_tokens: int) -> Run:
         clock = Clock(batch)

@@ -7,17 +7,20 @@ which they were posted. Both the transformers engine and a vLLM plug-in fit behi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from premoe_runtime.formats.arrays import Mask
 from premoe_runtime.formats.choices import Semantics
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import Copied, Copy
 from premoe_runtime.residency.ledger import Placement
 
 FinishReason = Literal["stop", "length", "cancelled"]
+MAX_STOP_STRINGS = 16
+MAX_SEED = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,55 @@ class SamplingParams:
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+
+    def check(self) -> None:
+        """Raise InvalidInput for values that no request may carry."""
+        if self.max_tokens < 1:
+            raise InvalidInput(f"max_tokens is {self.max_tokens}; it must be at least 1", reason="MAX_TOKENS_INVALID")
+        if not 0.0 <= self.temperature < float("inf"):
+            raise InvalidInput(
+                f"temperature is {self.temperature}; it must be 0 (greedy) or above", reason="TEMPERATURE_INVALID"
+            )
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidInput(f"top_p is {self.top_p}; it must lie in (0, 1]", reason="TOP_P_INVALID")
+        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
+            raise InvalidInput(
+                f"stop takes at most {MAX_STOP_STRINGS} strings, none of them empty", reason="STOP_INVALID"
+            )
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise InvalidInput(f"seed is {self.seed}; it must lie in 0 … 2^64 - 1", reason="SEED_INVALID")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What an engine can run. ``context``: longest prompt plus answer, in tokens; ``vocabulary``: number of token ids;
+    ``top_k``: most experts a token activates.
+    """
+
+    context: int
+    vocabulary: int
+    top_k: int
+
+    def check(self, token_ids: Sequence[int], active: int, sampling: SamplingParams) -> None:
+        """Raise InvalidInput for a request that can never run."""
+        sampling.check()
+        if not token_ids:
+            raise InvalidInput("the prompt is empty; send at least one token", reason="PROMPT_EMPTY")
+        if len(token_ids) >= self.context:
+            raise InvalidInput(
+                f"the prompt has {len(token_ids)} tokens, but the context holds {self.context}, at least one of them "
+                "for the answer; shorten the prompt",
+                reason="PROMPT_TOO_LONG",
+            )
+        if not 0 <= min(token_ids) <= max(token_ids) < self.vocabulary:
+            raise InvalidInput(
+                f"the prompt holds token ids outside 0 … {self.vocabulary - 1}", reason="TOKEN_ID_INVALID"
+            )
+        if not 1 <= active <= self.top_k:
+            raise InvalidInput(
+                f"{active} active experts asked for, but the model activates 1 to {self.top_k}",
+                reason="ACTIVE_EXPERTS_INVALID",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,16 +257,12 @@ class Engine(Protocol):
     """An engine runs beside its owner, in a thread or a process of its own."""
 
     @property
-    def context(self) -> int:
-        """Longest prompt plus answer, in tokens."""
+    def limits(self) -> RequestLimits:
+        """What requests may be. Whoever takes them in checks them once; the engine refuses the rest."""
         ...
 
     def start(self, report: Callable[[Report], None]) -> None:
         """Begin to run. ``report`` is called from one thread, in order, and must not block nor raise."""
-        ...
-
-    def check(self, request: Submit) -> None:
-        """Raise InvalidInput for a request that can never run here. Any thread."""
         ...
 
     def post(self, command: Command) -> None:

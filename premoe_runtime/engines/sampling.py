@@ -9,10 +9,7 @@ import numpy.typing as npt
 import torch
 
 from premoe_runtime.engines.base import SamplingParams
-from premoe_runtime.formats.errors import CorruptData, InvalidInput
-
-MAX_STOP_STRINGS = 16
-MAX_SEED = 2**64 - 1
+from premoe_runtime.formats.errors import CorruptData
 
 CANDIDATES = 512
 """Likeliest tokens of a row that leave the device. Only draws that they cannot decide look at the whole vocabulary."""
@@ -20,22 +17,6 @@ SLACK = 1e-9
 """Bound on the error of sums of probabilities in float64, whatever the order in which a device adds them up."""
 
 Floats = npt.NDArray[np.float64]
-
-
-def check_sampling(params: SamplingParams) -> None:
-    """Raise InvalidInput for values that no request may carry."""
-    if params.max_tokens < 1:
-        raise InvalidInput(f"max_tokens is {params.max_tokens}; it must be at least 1", reason="MAX_TOKENS_INVALID")
-    if not 0.0 <= params.temperature < float("inf"):
-        raise InvalidInput(
-            f"temperature is {params.temperature}; it must be 0 (greedy) or above", reason="TEMPERATURE_INVALID"
-        )
-    if not 0.0 < params.top_p <= 1.0:
-        raise InvalidInput(f"top_p is {params.top_p}; it must lie in (0, 1]", reason="TOP_P_INVALID")
-    if len(params.stop) > MAX_STOP_STRINGS or not all(params.stop):
-        raise InvalidInput(f"stop takes at most {MAX_STOP_STRINGS} strings, none of them empty", reason="STOP_INVALID")
-    if params.seed is not None and not 0 <= params.seed <= MAX_SEED:
-        raise InvalidInput(f"seed is {params.seed}; it must lie in 0 … 2^64 - 1", reason="SEED_INVALID")
 
 
 class Sampler:

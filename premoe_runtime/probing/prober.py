@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
-from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.signature import signature
 from premoe_runtime.probing.attention import with_blockwise
 
@@ -33,18 +34,18 @@ class _Reached(Exception):
 class Prober:
     """Computes signatures on the caller's thread. Safe from several threads; probes queue behind each other.
 
+    ``model``: the pack's, whole beside an engine in the same process, or as far as probes go (``load_probing_model``).
     It reads weights that an engine reads too, and writes nothing that an engine reads: blocks are shallow copies that
     attend block by block (memory grows with the prompt, not with its square), and the last one's MoE part is a stand-in
     that hands back its input.
     """
 
-    def __init__(self, slot_model: SlotModel, *, max_tokens: int | None = None) -> None:
-        manifest = slot_model.manifest
-        decoder = slot_model.model.get_decoder()
+    def __init__(self, model: PreTrainedModel, manifest: Manifest, *, max_tokens: int | None = None) -> None:
+        decoder = model.get_decoder()
         first = manifest.layers[0].block
-        self._config = slot_model.model.config.get_text_config()
+        self._config = model.config.get_text_config()
         self._max_tokens = max_tokens or int(self._config.max_position_embeddings)
-        self._device = slot_model.model.device
+        self._device = decoder.embed_tokens.weight.device
         self._embedding: nn.Module = decoder.embed_tokens
         self._rotary: nn.Module = decoder.rotary_emb
         spec = FAMILIES[manifest.family]

@@ -62,7 +62,7 @@ class Copier:
     def __init__(self, store: SlotStore, arena: HostArena) -> None:
         self._store = store
         self._arena = arena
-        self._blob_bytes = store.blob_bytes
+        self._blob_bytes = store.shape.blob_bytes
         self._places = arena.blob(0).data_ptr()
         self._slots = [held.data.data_ptr() for held in store.arenas]
         self._stream = torch.cuda.Stream(store.device) if store.device.type == "cuda" else None  # type: ignore[no-untyped-call]

@@ -9,9 +9,8 @@ import torch
 
 from premoe_runtime.formats.errors import CorruptData, Unavailable
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.residency.blob_fields import SlotLayout
 from premoe_runtime.residency.host_tier import HostArena, bytes_of, digest_of
+from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.source import ExpertSource
 
 
@@ -24,8 +23,7 @@ class Fetcher:
     """Where blobs come from and how they are kept. Safe to use from several threads, each with places of its own."""
 
     source: ExpertSource
-    manifest: Manifest
-    layout: SlotLayout
+    shape: SlotShape
     arena: HostArena
 
     def fetch(
@@ -46,8 +44,8 @@ class Fetcher:
         def into(expert: ExpertId) -> memoryview:
             if expert not in targets:
                 room = self.arena.blob(places[expert])
-                stored = self.layout.stored.blob_bytes
-                targets[expert] = torch.empty(stored, dtype=torch.uint8) if self.layout.converts else room
+                stored = self.shape.layout.stored.blob_bytes
+                targets[expert] = torch.empty(stored, dtype=torch.uint8) if self.shape.layout.converts else room
             return bytes_of(targets[expert])
 
         def done(expert: ExpertId) -> None:
@@ -72,9 +70,9 @@ class Fetcher:
 
     def _check_in(self, expert: ExpertId, blob: torch.Tensor, room: torch.Tensor) -> str:
         digest = digest_of(blob)
-        if digest != self.manifest.digest(expert):
+        if digest != self.shape.manifest.digest(expert):
             raise CorruptData(f"{expert} arrived with a wrong digest; it was not used", reason="BLOB_DIGEST")
-        if not self.layout.converts:
+        if not self.shape.layout.converts:
             return digest
-        self.layout.convert(blob, room)
+        self.shape.layout.convert(blob, room)
         return digest_of(room)

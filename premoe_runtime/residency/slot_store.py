@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,11 @@ import torch
 from premoe_runtime.formats.choices import Semantics
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.residency.arena import SlotArena
-from premoe_runtime.residency.blob_fields import SlotLayout
 from premoe_runtime.residency.host_tier import digest_of
-from premoe_runtime.residency.ledger import Placement, slots_of_layers
+from premoe_runtime.residency.ledger import Placement
 from premoe_runtime.residency.plan import EMPTY
+from premoe_runtime.residency.slot_shape import SlotShape
 
 Kept = npt.NDArray[np.bool_] | torch.Tensor | Mapping[int, Collection[int]]
 """Experts a mask row keeps: bool[L, E], or the kept experts of every MoE layer."""
@@ -26,31 +25,19 @@ Kept = npt.NDArray[np.bool_] | torch.Tensor | Mapping[int, Collection[int]]
 class SlotStore:
     """Slots of every MoE layer, the look-up table and the mask table. It decides nothing: the ledger does.
 
-    ``slots``: how many each MoE layer has. ``lut``: i64[L, E + 1], expert -> slot; a layer's ``slots`` means absent,
+    ``lut``: i64[L, E + 1], expert -> slot; a layer's ``slots`` means absent,
     and entry E is the "no expert" sentinel. ``mask``: f32[L, P, E], 0 where a row keeps an expert *and* it is
     published, else -inf. ``sliced``: bool[P]. Their addresses never change. Tables are written by ``retire``,
     ``publish`` and ``set_row`` only, between two steps, on the engine's thread; bytes of slots by one
     copy at a time, of slots that the tables do not name.
     """
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        *,
-        slots: int | Sequence[int],
-        max_rows: int = 64,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        if max_rows < 1:
-            raise InvalidInput("max_rows must be at least 1", reason="ROWS_TOO_FEW")
-        self.manifest = manifest
+    def __init__(self, shape: SlotShape, device: str | torch.device = "cpu") -> None:
+        self.shape = shape
         self.device = torch.device(device)
-        self.num_layers, self.num_experts = manifest.num_layers, manifest.num_experts
-        self.slots = slots_of_layers(slots, self.num_layers, self.num_experts)
-        self.max_rows = max_rows
-        self.layout = SlotLayout.of(manifest.layout, dtype)
-        self.arenas = [SlotArena(count, self.layout.held, self.device) for count in self.slots]
+        self.slots, max_rows = shape.slots, shape.max_rows
+        self.num_layers, self.num_experts = shape.num_layers, shape.num_experts
+        self.arenas = [SlotArena(count, shape.layout.held, self.device) for count in self.slots]
         self.lut = self._absent().to(self.device)
         self.mask = torch.full((self.num_layers, max_rows, self.num_experts), -torch.inf, device=self.device)
         self.sliced = torch.zeros(max_rows, dtype=torch.bool, device=self.device)
@@ -58,16 +45,6 @@ class SlotStore:
         self._resident = np.zeros((self.num_layers, self.num_experts), dtype=np.bool_)
         self._kept = np.zeros((max_rows, self.num_layers, self.num_experts), dtype=np.bool_)
         self._digests: dict[ExpertId, str] = {}
-
-    @property
-    def device_bytes(self) -> int:
-        """Bytes of all slots, empty ones included."""
-        return sum(arena.num_bytes for arena in self.arenas)
-
-    @property
-    def blob_bytes(self) -> int:
-        """Bytes of one blob in a slot."""
-        return self.layout.blob_bytes
 
     def slot(self, layer: int, index: int) -> torch.Tensor:
         """uint8[blob_bytes] of one slot."""
@@ -182,8 +159,9 @@ class SlotStore:
             table[where] = torch.as_tensor(values, device=self.device)
 
     def _checked_row(self, row: int, kept: Kept) -> npt.NDArray[np.bool_]:
-        if not 0 <= row < self.max_rows:
-            raise InvalidInput(f"mask row {row} does not exist; the table has {self.max_rows}", reason="ROW_UNKNOWN")
+        rows = self.shape.max_rows
+        if not 0 <= row < rows:
+            raise InvalidInput(f"mask row {row} does not exist; the table has {rows}", reason="ROW_UNKNOWN")
         shape = (self.num_layers, self.num_experts)
         if isinstance(kept, Mapping):
             values = np.zeros(shape, dtype=np.bool_)

@@ -35,8 +35,8 @@ def bring(
     an expert that is not resident), and what the source raises.
     """
     ledger = Ledger(store.slots, store.num_experts, store.slot_table())
-    arena = HostArena(store.blob_bytes, staging_bytes)
-    fetcher, copier = Fetcher(source, store.manifest, store.layout, arena), Copier(store, arena)
+    arena = HostArena(store.shape.blob_bytes, staging_bytes)
+    fetcher, copier = Fetcher(source, store.shape, arena), Copier(store, arena)
     left = list(ledger.plan(needed, pinned).loads)
     while left:
         batch, left = left[: arena.capacity], left[arena.capacity :]

@@ -9,12 +9,12 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
 
-from premoe_runtime.engines.base import Engine, Submit, TokenEvent
+from premoe_runtime.engines.base import Engine, TokenEvent
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.residency.fetch import Fetcher
 from premoe_runtime.residency.host_tier import HostArena, HostTier
 from premoe_runtime.residency.ledger import Ledger
-from premoe_runtime.residency.slot_store import SlotStore
+from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.serving.fetches import RETRY_SECONDS, Fetches
 from premoe_runtime.serving.loop import EngineEnded, Heard, ServingLoop, draining, queue_full
@@ -54,7 +54,7 @@ class Handle:
 
 
 class Front:
-    """Front of an engine and its experts; every method is safe from any thread.
+    """Front of an engine and its experts, whose slots are empty; every method is safe from any thread.
 
     A pattern whose experts all fit beside the running ones is swapped in while those go on decoding; one that does not
     fit takes turns with them (``turns.next_move``). Blobs are fetched for all waiting patterns at once and copied for
@@ -66,7 +66,7 @@ class Front:
     def __init__(
         self,
         engine: Engine,
-        store: SlotStore,
+        shape: SlotShape,
         arena: HostArena,
         source: ExpertSource,
         *,
@@ -76,17 +76,17 @@ class Front:
         retry_seconds: Sequence[float] = RETRY_SECONDS,
     ) -> None:
         self._engine, self._max_waiting = engine, max_waiting
-        self._slots, self._num_experts = store.slots, store.num_experts
+        self._slots, self._num_experts = shape.slots, shape.num_experts
         self._inbox: SimpleQueue[Heard] = SimpleQueue()
-        fetcher = Fetcher(source, store.manifest, store.layout, arena)
+        fetcher = Fetcher(source, shape, arena)
         self._loop = ServingLoop(
             engine,
-            Ledger(store.slots, store.num_experts, store.slot_table()),
+            Ledger(shape.slots, shape.num_experts),
             Fetches(HostTier(arena), fetcher, self._inbox.put, retry_seconds),
             self._inbox,
-            max_rows=store.max_rows,
-            weights_id=store.manifest.weights_id,
-            blob_bytes=store.blob_bytes,
+            max_rows=shape.max_rows,
+            weights_id=shape.manifest.weights_id,
+            blob_bytes=shape.blob_bytes,
             quantum=quantum,
             max_waiting=max_waiting,
             copy_rate=copy_rate,
@@ -114,13 +114,13 @@ class Front:
     ) -> Handle:
         """Queue a request. ``on_started`` is called once its experts are published, before any event.
 
-        Callbacks come from the loop's thread and must not block. Raises InvalidInput (prompt, sampling, pattern),
-        Conflict (full model without slots for it), Exhausted (queue full) and Unavailable (draining); what only the
-        loop can know (id in use, queue full in that moment, too many patterns) comes as the only event's error.
+        Callbacks come from the loop's thread and must not block. Prompt and sampling were checked by whoever took the
+        request in (``Engine.limits``). Raises InvalidInput (pattern), Conflict (full model without slots for it),
+        Exhausted (queue full) and Unavailable (draining); what only the loop can know (id in use, queue full in that
+        moment, too many patterns), and what the engine refuses, comes as the only event's error.
         """
         self.admit()
         self._check_pattern(request.pattern)
-        self._engine.check(Submit(request.request_id, request.token_ids, 0, request.active, request.sampling))
         opened = OpenRequest(request, on_started, on_event, contextvars.copy_context())
         self._post(Generate(opened))
         return Handle(self._post, opened)

@@ -219,7 +219,7 @@ def test_a_stop_string_ends_the_answer_before_itself(opened: Opener) -> None:
 
 def test_the_context_bounds_the_answer(opened: Opener) -> None:
     bench = opened(context=32)
-    assert bench.engine.context == 32
+    assert bench.engine.limits.context == 32
     ran = bench.run(prompt(28), max_tokens=100)
     assert ran.last.finish == "length"
     assert len(ran.tokens) == 4
@@ -242,8 +242,9 @@ def test_requests_that_can_never_run_are_refused(
     opened: Opener, token_ids: list[int], options: dict[str, Any], reason: str
 ) -> None:
     bench = opened(context=32)
+    request = bench.request(token_ids, **options)
     with pytest.raises(InvalidInput) as caught:
-        bench.engine.check(bench.request(token_ids, **options))
+        bench.engine.limits.check(request.token_ids, request.active, request.sampling)
     assert caught.value.reason == reason
     (event,) = bench.submit(token_ids, **options).wait().events
     assert isinstance(event.error, InvalidInput)

@@ -195,7 +195,7 @@ def hf_bench(
     kept = random_kept(rows, LAYERS, EXPERTS, kept_per_layer)
     if rows:
         bring(slot_model.store, source, experts_of(kept), {row: kept[row] for row in range(rows)})
-    blob_bytes = slot_model.store.blob_bytes
+    blob_bytes = slot_model.store.shape.blob_bytes
     arena = HostArena(blob_bytes, host_blobs * blob_bytes)
     running = HfEngine(slot_model, arena, **engine)
     reports = Reports()
@@ -281,9 +281,9 @@ def managed_bench(
     source = MemorySource(tiny_checkpoint(folder))
     slot_model = load_slot_model(source, slots=slots, max_rows=max_rows)
     store = slot_model.store
-    arena = HostArena(store.blob_bytes, STAGING_BYTES if host_bytes is None else host_bytes)
+    arena = HostArena(store.shape.blob_bytes, STAGING_BYTES if host_bytes is None else host_bytes)
     engine = HfEngine(slot_model, arena, **engine_options)
-    front = Front(engine, store, arena, source, **({"retry_seconds": ()} | options))
+    front = Front(engine, store.shape, arena, source, **({"retry_seconds": ()} | options))
     try:
         yield ManagedBench(front, engine, store, source, slot_model)
     finally:

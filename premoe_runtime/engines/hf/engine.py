@@ -22,6 +22,7 @@ from premoe_runtime.engines.base import (
     Publish,
     Published,
     Report,
+    RequestLimits,
     Resume,
     Retire,
     StopLoad,
@@ -31,7 +32,6 @@ from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.engines.hf.running import RunningSequences
 from premoe_runtime.engines.hf.step import StepRunner, kv_shape
-from premoe_runtime.engines.sampling import check_sampling
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.residency.copier import Copier, Copy
 from premoe_runtime.residency.host_tier import HostArena
@@ -69,11 +69,10 @@ class HfEngine:
             raise InvalidInput(
                 f"context {context} is outside 1 to {longest}, the model's own; lower it", reason="CONTEXT_INVALID"
             )
-        self._context = context or min(DEFAULT_CONTEXT, longest)
-        self._vocabulary = int(config.vocab_size)
-        self._top_k = slot_model.manifest.top_k
+        context = context or min(DEFAULT_CONTEXT, longest)
+        self.limits = RequestLimits(context, int(config.vocab_size), slot_model.manifest.top_k)
         self._store = slot_model.store
-        self._pool = KVPool(kv_shape(slot_model), rows=max_sequences, context=self._context)
+        self._pool = KVPool(kv_shape(slot_model), rows=max_sequences, context=context)
         self._sequences = RunningSequences(
             StepRunner(slot_model, self._pool),
             self._pool,
@@ -93,36 +92,10 @@ class HfEngine:
             threading.Thread(target=self._run_copies, name="premoe-copy", daemon=True),
         )
 
-    @property
-    def context(self) -> int:
-        return self._context
-
     def start(self, report: Callable[[Report], None]) -> None:
         self._report = report
         for thread in self._threads:
             thread.start()
-
-    def check(self, request: Submit) -> None:
-        """See the port."""
-        check_sampling(request.sampling)
-        tokens = request.token_ids
-        if not tokens:
-            raise InvalidInput("the prompt is empty; send at least one token", reason="PROMPT_EMPTY")
-        if len(tokens) >= self._context:
-            raise InvalidInput(
-                f"the prompt has {len(tokens)} tokens, but the context holds {self._context}, at least one of them for "
-                "the answer; shorten the prompt",
-                reason="PROMPT_TOO_LONG",
-            )
-        if not 0 <= min(tokens) <= max(tokens) < self._vocabulary:
-            raise InvalidInput(
-                f"the prompt holds token ids outside 0 … {self._vocabulary - 1}", reason="TOKEN_ID_INVALID"
-            )
-        if not 1 <= request.active <= self._top_k:
-            raise InvalidInput(
-                f"{request.active} active experts asked for, but the model activates 1 to {self._top_k}",
-                reason="ACTIVE_EXPERTS_INVALID",
-            )
 
     def post(self, command: Command) -> None:
         if isinstance(command, StopLoad):
@@ -190,7 +163,7 @@ class HfEngine:
 
     def _submit(self, request: Submit) -> None:
         try:
-            self.check(request)
+            self.limits.check(request.token_ids, request.active, request.sampling)
             self._sequences.add(request)
         except Exception as error:
             self._sequences.refuse(request.request_id, error)

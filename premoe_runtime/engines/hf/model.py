@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from premoe_runtime.engines.hf import attention
 from premoe_runtime.engines.hf.experts import slot_experts
 from premoe_runtime.engines.hf.router import RestrictedRouter
 from premoe_runtime.engines.hf.skeleton import fill_skeleton
 from premoe_runtime.engines.hf.step_state import Recorder, StepState
+from premoe_runtime.engines.hf.tokenizer import load_tokenizer
 from premoe_runtime.families import stock
-from premoe_runtime.families.registry import FAMILIES, parse_config, parse_json_object, refuse_remote_code
-from premoe_runtime.families.spec import FamilySpec
+from premoe_runtime.families.registry import FAMILIES, parse_config, parse_json_object
+from premoe_runtime.families.spec import MoeModel
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs.consistency import contradiction, refuse
-from premoe_runtime.packs.source import has_vocabulary
 from premoe_runtime.residency.blob_fields import torch_dtype
+from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.source import ExpertSource
 
 CONFIG_FILE = "skeleton/config.json"
 GENERATION_FILE = "skeleton/generation_config.json"
-TOKENIZER_CONFIG_FILE = "skeleton/tokenizer_config.json"
 
 
 class Steps:
@@ -64,7 +61,7 @@ class SlotModel:
 
     @property
     def manifest(self) -> Manifest:
-        return self.store.manifest
+        return self.store.shape.manifest
 
     @property
     def device(self) -> torch.device:
@@ -72,15 +69,8 @@ class SlotModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's own tokenizer and chat template. Raises InvalidInput: there is none, or it is broken."""
-        # Without files transformers makes an empty tokenizer, which knows no word.
-        if not has_vocabulary([file.path.removeprefix("skeleton/") for file in self.manifest.skeleton]):
-            raise InvalidInput("the pack has no tokenizer; pack a checkpoint with one", reason="TOKENIZER_MISSING")
-        if any(file.path == TOKENIZER_CONFIG_FILE for file in self.manifest.skeleton):
-            data = parse_json_object(self.source.read_file(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
-            refuse_remote_code(data, TOKENIZER_CONFIG_FILE)
-        with _skeleton_folder(self.source) as folder, stock.refusals("tokenizer", "skeleton"):
-            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        """See ``load_tokenizer``; made on first use."""
+        return load_tokenizer(self.source)
 
     def steps(self, rows: torch.Tensor | int, active: torch.Tensor | int | None = None) -> Steps:
         """Fix mask row (i64[T]) and number of active experts (i64[T], default top-k) of each flattened token.
@@ -120,12 +110,9 @@ def load_slot_model(
     CorruptData, Exhausted, and what the source raises.
     """
     manifest = source.manifest()
-    spec, config, generation = _configs(source)
-    config._attn_implementation = attention.NAME
-    model = stock.build(config, CONFIG_FILE)
-    facts = stock.describe(spec, model, CONFIG_FILE)
-    refuse(contradiction(manifest, facts))
-    store = SlotStore(manifest, slots=slots, max_rows=max_rows, device=device, dtype=dtype)
+    model, facts = bare_model(source)
+    spec = facts.spec
+    store = SlotStore(SlotShape.of(manifest, slots=slots, max_rows=max_rows, dtype=dtype), device)
     state = StepState(store.mask, store.sliced, manifest.top_k)
     for layer, block in enumerate(facts.blocks):
         sparse: Any = stock.sparse_part(model, spec, block)
@@ -137,18 +124,15 @@ def load_slot_model(
         )
         stock_experts = getattr(sparse, spec.experts_module)
         setattr(sparse, spec.experts_module, slot_experts(store.arenas[layer], stock_experts))
-    model_dtype = dtype or torch_dtype(manifest.dtype)
-    fill_skeleton(model, facts, source, device=store.device, dtype=model_dtype)
-    config.dtype = model_dtype
-    config.max_position_embeddings = facts.context  # after the frequencies: whoever bounds prompts reads it here
-    if generation is not None:
-        model.generation_config = generation
-    model.eval()
+    fill_skeleton(model, facts, source, device=store.device, dtype=dtype or torch_dtype(manifest.dtype))
     return SlotModel(model, store, state, source)
 
 
-def _configs(source: ExpertSource) -> tuple[FamilySpec, Any, GenerationConfig | None]:
-    """The pack's family, stock configuration and sampling defaults. Raises InvalidInput."""
+def bare_model(source: ExpertSource) -> tuple[PreTrainedModel, MoeModel]:
+    """The stock class of the pack's family on the meta device, with its sampling defaults, and what it must hold.
+
+    Raises InvalidInput, CorruptData (the manifest says otherwise than config.json).
+    """
     manifest = source.manifest()
     if manifest.family not in FAMILIES:
         raise InvalidInput(
@@ -158,20 +142,11 @@ def _configs(source: ExpertSource) -> tuple[FamilySpec, Any, GenerationConfig | 
     spec, data = parse_config(source.read_file(CONFIG_FILE), CONFIG_FILE)
     config: Any = stock.stock_config(spec, data, CONFIG_FILE)
     config.output_router_logits = False
-    if not any(file.path == GENERATION_FILE for file in manifest.skeleton):
-        return spec, config, None
-    sampling = parse_json_object(source.read_file(GENERATION_FILE), GENERATION_FILE)
-    return spec, config, stock.generation_config(sampling, GENERATION_FILE)
-
-
-@contextmanager
-def _skeleton_folder(source: ExpertSource) -> Iterator[Path]:
-    """A folder with the skeleton's small files (config, tokenizer, templates), as transformers wants to read them."""
-    with tempfile.TemporaryDirectory(prefix="premoe-") as name:
-        for file in source.manifest().skeleton:
-            if file.path.endswith(".safetensors"):
-                continue
-            place = Path(name, *PurePosixPath(file.path).parts[1:])
-            place.parent.mkdir(parents=True, exist_ok=True)
-            place.write_bytes(source.read_file(file.path))
-        yield Path(name)
+    config._attn_implementation = attention.NAME
+    model = stock.build(config, CONFIG_FILE)
+    facts = stock.describe(spec, model, CONFIG_FILE)
+    refuse(contradiction(manifest, facts))
+    if any(file.path == GENERATION_FILE for file in manifest.skeleton):
+        sampling = parse_json_object(source.read_file(GENERATION_FILE), GENERATION_FILE)
+        model.generation_config = stock.generation_config(sampling, GENERATION_FILE)
+    return model, facts

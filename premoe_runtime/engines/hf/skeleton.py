@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,12 +42,14 @@ def fill_skeleton(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> None:
-    """Give every parameter its weights, every non-persistent buffer its values, and tie.
+    """Give every parameter its weights, every non-persistent buffer its values, tie, and make it ready to run.
 
     ``facts``: what the family makes of the config. Tensors are cast to ``dtype``; a router that the checkpoint stores
-    wider than its experts stays so. The model's routed experts must have been replaced before. Raises CorruptData when
-    the skeleton does not fit the model, after as much of it as does.
+    wider than its experts stays so. The model's routed experts must have been replaced before. Parameters whose name
+    in the module tree is not ``wanted`` stay on the meta device. Raises CorruptData when the skeleton does not fit the
+    model, after as much of it as does.
     """
     stored, found = torch_dtype(source.manifest().dtype), list[Tensor]()
     missing = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
@@ -58,15 +61,21 @@ def fill_skeleton(
             known = facts.skeleton.get(entry.name)
             if known is None or entry.shape != known.shape:
                 continue  # to be refused with all that is wrong in sight
+            if not wanted(known.memory):
+                continue
             own = known.own_dtype and tensor.dtype != stored
-            wanted = torch.promote_types(tensor.dtype, dtype) if own else dtype
-            _assign(model, known.memory, tensor.to(device=device, dtype=wanted))
+            kept = torch.promote_types(tensor.dtype, dtype) if own else dtype
+            _assign(model, known.memory, tensor.to(device=device, dtype=kept))
             missing.discard(known.memory)
     refuse(skeleton_contradiction(source.manifest(), facts, found))
     _fill_buffers(model, device)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    model.eval()
+    config: Any = model.config
+    config.dtype = dtype
+    config.max_position_embeddings = facts.context  # after the frequencies: whoever bounds prompts reads it here
 
 
 def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

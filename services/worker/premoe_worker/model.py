@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from premoe_runtime.engines.base import Engine
 from premoe_runtime.engines.hf.engine import HfEngine
-from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
+from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.prompts import Span, encode_prompt
@@ -35,20 +36,19 @@ class Encoded:
 class ServedModel:
     """One model, ready to generate. Methods are safe from any thread; those marked so may take a while."""
 
-    def __init__(self, slot_model: SlotModel, engine: Engine, front: Front, prober: Prober) -> None:
-        self.slot_model = slot_model
+    def __init__(
+        self, manifest: Manifest, tokenizer: PreTrainedTokenizerBase, engine: Engine, front: Front, prober: Prober
+    ) -> None:
+        self.manifest = manifest
         self.engine = engine
         self.front = front
+        self._tokenizer = tokenizer
         self._prober = prober
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.slot_model.manifest
 
     def encode(self, prompt: Prompt) -> Encoded:
         """Token ids of a prompt. Takes a while for long ones. Raises InvalidInput (no user turn, template refuses)."""
         if isinstance(prompt, str):
-            token_ids = tuple(int(token) for token in self.slot_model.tokenizer(prompt)["input_ids"])
+            token_ids = tuple(int(token) for token in self._tokenizer(prompt)["input_ids"])
             return Encoded(token_ids, Span(0, len(token_ids)))
         turns = [turn for turn in prompt if isinstance(turn, Turn)]
         if not turns:
@@ -56,7 +56,7 @@ class ServedModel:
             return Encoded(token_ids, Span(0, len(token_ids)))
         if turns[-1].role != "user":
             raise InvalidInput("the last message must be the user's", reason="LAST_TURN")
-        rendered = encode_prompt(self.slot_model.tokenizer, turns)
+        rendered = encode_prompt(self._tokenizer, turns)
         return Encoded(rendered.token_ids, rendered.span)
 
     def signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
@@ -83,13 +83,14 @@ def load_model(source: ExpertSource, limits: Limits, settings: WorkerSettings) -
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     slot_model = load_slot_model(source, slots=limits.slots, device=settings.device)
-    store = slot_model.store
+    store, shape = slot_model.store, slot_model.store.shape
     host_bytes = settings.host_memory_bytes
     if host_bytes is None:
         # Slots in main memory are allocated, but their pages are taken only when they are written.
-        slots = store.device_bytes if store.device.type == "cpu" else 0
-        host_bytes = default_host_bytes(store.blob_bytes, sum(store.slots), available_memory() - slots)
-    arena = HostArena(store.blob_bytes, host_bytes, page_locked=store.device.type == "cuda")
+        slots = shape.device_bytes if store.device.type == "cpu" else 0
+        host_bytes = default_host_bytes(shape.blob_bytes, sum(shape.slots), available_memory() - slots)
+    arena = HostArena(shape.blob_bytes, host_bytes, page_locked=store.device.type == "cuda")
     engine = HfEngine(slot_model, arena, max_sequences=settings.max_sequences, context=settings.context_length)
-    front = Front(engine, store, arena, source, max_waiting=settings.queue_limit, copy_rate=settings.copy_rate_bytes)
-    return ServedModel(slot_model, engine, front, Prober(slot_model))
+    front = Front(engine, shape, arena, source, max_waiting=settings.queue_limit, copy_rate=settings.copy_rate_bytes)
+    prober = Prober(slot_model.model, shape.manifest)
+    return ServedModel(shape.manifest, slot_model.tokenizer, engine, front, prober)

@@ -16,7 +16,7 @@ from opentelemetry import trace
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
-from premoe_runtime.engines.base import Submit, TokenEvent
+from premoe_runtime.engines.base import TokenEvent
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
@@ -191,7 +191,7 @@ class Worker:
     def _check(self, encoded: Encoded, ask: Ask) -> None:
         """Refuse what can never run before anything is probed, fetched or swapped. Raises InvalidInput."""
         active = self.limits.budget.active if ask.active_experts is None else ask.active_experts
-        self.model.engine.check(Submit("check", encoded.token_ids, 0, active, ask.sampling))
+        self.model.engine.limits.check(encoded.token_ids, active, ask.sampling)
 
     async def _recognise(self, encoded: Encoded, on_unknown: OnUnknown) -> PatternChoice:
         retrieval = self._require_retrieval()

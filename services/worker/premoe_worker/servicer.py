@@ -55,7 +55,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             self._worker.limits,
             self._preload(),
             name=self._worker.name,
-            context_length=model.engine.context,
+            context_length=model.engine.limits.context,
         )
 
 

@@ -21,12 +21,18 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.prompts import encode_prompt
 from premoe_runtime.probing.attention import QUERY_BLOCK
 from premoe_runtime.probing.prober import Prober
+from premoe_runtime.probing.weights import load_probing_model
 
 
 @dataclass(frozen=True)
 class Said:
     role: str
     content: str
+
+
+def prober_of(source: MemorySource, **options: Any) -> Prober:
+    """With weights of its own, as beside an engine in another process."""
+    return Prober(load_probing_model(source), source.manifest(), **options)
 
 
 def stock_signature(folder: Path, token_ids: list[int], indices: list[int], layer: int = 0) -> Any:
@@ -40,7 +46,7 @@ def stock_signature(folder: Path, token_ids: list[int], indices: list[int], laye
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_signature_is_the_stock_routers(tmp_path: Path, family: Family) -> None:
     folder = tiny_checkpoint(tmp_path, family)
-    prober = Prober(load_slot_model(MemorySource(folder), slots=2))
+    prober = prober_of(MemorySource(folder))
     asked, chosen = prompt(30), list(range(7, 19))
     found = prober.signature(asked, chosen)
     assert found.shape == (prober.dimension,) == (EXPERTS,)
@@ -51,9 +57,34 @@ def test_the_signature_is_the_stock_routers(tmp_path: Path, family: Family) -> N
     assert np.allclose(prober.signature(asked), everything, atol=1e-5)
 
 
+TIED: dict[str, Any] = {"tie_word_embeddings": True}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("config", [{}, TIED], ids=["plain", "tied"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_of_its_own_give_the_bits_of_the_whole_model(
+    tmp_path: Path, family: Family, config: dict[str, Any], dtype: torch.dtype
+) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, family, dtype, **config))
+    whole, few = load_slot_model(source, slots=2).model, load_probing_model(source)
+    asked = prompt(40)
+    own, shared = (Prober(model, source.manifest()).signature(asked) for model in (few, whole))
+    assert np.array_equal(own, shared)
+
+
+def test_weights_of_its_own_are_few(tmp_path: Path) -> None:
+    source = MemorySource(tiny_checkpoint(tmp_path, num_hidden_layers=6, mlp_only_layers=[0]))
+    held = [name for name, tensor in load_probing_model(source).named_parameters() if not tensor.is_meta]
+    blocks = {name.split(".")[2] for name in held if ".layers." in name}
+    assert blocks == {"0", "1"}
+    assert [name for name in held if ".1.mlp." in name] == ["model.layers.1.mlp.gate.weight"]
+    assert [name for name in held if ".layers." not in name] == ["model.embed_tokens.weight"]
+
+
 def test_leading_dense_blocks_are_run(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, num_hidden_layers=3, mlp_only_layers=[0])
-    prober = Prober(load_slot_model(MemorySource(folder), slots=2))
+    prober = prober_of(MemorySource(folder))
     asked = prompt(20)
     assert np.allclose(prober.signature(asked), stock_signature(folder, asked, list(range(20))), atol=1e-5)
 
@@ -64,7 +95,7 @@ def test_leading_dense_blocks_are_run(tmp_path: Path) -> None:
 )
 def test_a_sliding_window_is_kept(tmp_path: Path, family: Family, window: dict[str, Any]) -> None:
     folder = tiny_checkpoint(tmp_path, family, sliding_window=4, **window)
-    prober = Prober(load_slot_model(MemorySource(folder), slots=2))
+    prober = prober_of(MemorySource(folder))
     asked = prompt(24)
     assert np.allclose(prober.signature(asked), stock_signature(folder, asked, list(range(24))), atol=1e-5)
 
@@ -75,15 +106,15 @@ def test_a_router_wider_than_the_model_is_probed(tmp_path: Path) -> None:
     for path in [path for path in source.files if path.endswith(".safetensors")]:
         tensors = load(source.files[path])
         source.files[path] = save({name: t.float() if ".gate." in name else t for name, t in tensors.items()})
-    found = Prober(load_slot_model(source, slots=2)).signature(prompt(24))
-    narrow = Prober(load_slot_model(MemorySource(folder), slots=2)).signature(prompt(24))
+    found = prober_of(source).signature(prompt(24))
+    narrow = prober_of(MemorySource(folder)).signature(prompt(24))
     assert np.allclose(found, narrow, atol=0.02)
 
 
 @pytest.mark.parametrize("window", [None, 100])
 def test_long_prompts_are_probed_in_blocks(tmp_path: Path, window: int | None) -> None:
     folder = tiny_checkpoint(tmp_path, "mixtral", sliding_window=window)
-    prober = Prober(load_slot_model(MemorySource(folder), slots=2), max_tokens=2000)
+    prober = prober_of(MemorySource(folder), max_tokens=2000)
     asked = prompt(2 * QUERY_BLOCK + 70)
     expected = stock_signature(folder, asked, list(range(len(asked))))
     assert np.allclose(prober.signature(asked), expected, atol=1e-5)
@@ -103,7 +134,7 @@ class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def test_no_tensor_of_a_probe_is_tokens_by_tokens(tmp_path: Path) -> None:
     tokens = 16 * QUERY_BLOCK
-    prober = Prober(load_slot_model(MemorySource(tiny_checkpoint(tmp_path)), slots=2), max_tokens=tokens)
+    prober = prober_of(MemorySource(tiny_checkpoint(tmp_path)), max_tokens=tokens)
     with Largest() as largest:  # type: ignore[no-untyped-call]
         prober.signature(prompt(tokens))
     assert tokens < largest.values < tokens * tokens / 2
@@ -111,7 +142,7 @@ def test_no_tensor_of_a_probe_is_tokens_by_tokens(tmp_path: Path) -> None:
 
 def test_probing_does_not_disturb_a_running_engine(tmp_path: Path) -> None:
     with hf_bench(tmp_path) as bench:
-        prober = Prober(bench.slot_model)
+        prober = Prober(bench.slot_model.model, bench.slot_model.manifest)
         alone = bench.run(prompt(12), row=1, max_tokens=60).tokens
         expected = prober.signature(prompt(40, seed=3))
         running = bench.submit(prompt(12), row=1, max_tokens=60)
@@ -123,13 +154,13 @@ def test_probing_does_not_disturb_a_running_engine(tmp_path: Path) -> None:
 
 def test_probing_reads_no_expert(tmp_path: Path) -> None:
     source = MemorySource(tiny_checkpoint(tmp_path))
-    Prober(load_slot_model(source, slots=2)).signature(prompt(9))
+    prober_of(source).signature(prompt(9))
     assert source.blobs_read == []
 
 
 @pytest.fixture
 def prober(tmp_path: Path) -> Prober:
-    return Prober(load_slot_model(MemorySource(tiny_checkpoint(tmp_path)), slots=2), max_tokens=16)
+    return prober_of(MemorySource(tiny_checkpoint(tmp_path)), max_tokens=16)
 
 
 @pytest.mark.parametrize(

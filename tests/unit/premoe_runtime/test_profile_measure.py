@@ -83,7 +83,7 @@ def test_signatures_are_those_the_prober_makes(tmp_path: Path) -> None:
         for q in ("HELLO", "A LONGER QUESTION?", "Z")
     ]
     profile = measure_profile(model, examples, task="talk")
-    prober = Prober(model)
+    prober = Prober(model.model, model.manifest)
     for row, example in enumerate(examples):
         prompt = encode_prompt(model.tokenizer, example.messages)
         probed = prober.signature(prompt.token_ids, range(prompt.span.start, prompt.span.stop))

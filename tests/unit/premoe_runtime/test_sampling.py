@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from premoe_runtime.engines import sampling
 from premoe_runtime.engines.base import SamplingParams
-from premoe_runtime.engines.sampling import Sampler, check_sampling, choose_batch
+from premoe_runtime.engines.sampling import Sampler, choose_batch
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 LOGITS = torch.log(torch.tensor([0.5, 0.1, 0.3, 0.1]))
@@ -189,5 +189,5 @@ def test_damaged_logits_fail_their_own_row_only(bad: float, temperature: float) 
 )
 def test_impossible_parameters_are_refused(params: SamplingParams, reason: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        check_sampling(params)
+        params.check()
     assert caught.value.reason == reason

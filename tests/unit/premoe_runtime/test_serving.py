@@ -78,7 +78,7 @@ def test_the_first_request_brings_its_experts_and_the_next_finds_them(opened: Ca
     first, started = bench.submit(A, prompt(8), max_tokens=4)
     assert first.wait().last.finish == "length"
     (report,) = started.reports
-    blob = bench.store.blob_bytes
+    blob = bench.store.shape.blob_bytes
     assert (report.blobs, report.bytes, report.evicted) == (10, 10 * blob, 0)
     assert (report.blobs_fetched, report.bytes_fetched) == (10, 10 * blob)
     assert report.generation == bench.front.residency().generation == 1
@@ -271,13 +271,13 @@ def test_patterns_that_cannot_run_here_are_refused(opened: Callable[..., Managed
     assert caught.value.reason == reason
 
 
-def test_bad_prompts_are_refused_before_anything_moves(opened: Callable[..., ManagedBench]) -> None:
+def test_bad_prompts_that_nobody_checked_are_refused_by_the_engine(opened: Callable[..., ManagedBench]) -> None:
     bench = opened(slots=6)
     for token_ids, options in (([], {}), (prompt(4), {"active": TOP_K + 1}), (prompt(4), {"top_p": 2.0})):
-        with pytest.raises(InvalidInput):
-            bench.submit(A, token_ids, **options)
-    assert bench.front.residency().waiting == 0
-    assert bench.source.blobs_read == []
+        refused, _ = bench.submit(A, token_ids, **options)
+        assert isinstance(refused.wait().last.error, InvalidInput)
+    assert (bench.front.residency().waiting, bench.front.stats().swaps) == (0, 1)
+    assert bench.run(A, prompt(4), max_tokens=2).last.finish == "length"
 
 
 def test_request_ids_are_unique_while_in_use(opened: Callable[..., ManagedBench]) -> None:
@@ -364,7 +364,7 @@ def test_residency_tells_what_lies_where(opened: Callable[..., ManagedBench]) ->
     seen = bench.front.residency()
     assert [sorted(row) for row in seen.slots] == [[-1, 0, 1, 2, 3, 4]] * LAYERS
     assert (seen.running, seen.waiting, seen.running_patterns, seen.generation) == (1, 0, ("a",), 1)
-    assert seen.device_bytes == LAYERS * 6 * bench.store.blob_bytes
+    assert seen.device_bytes == LAYERS * 6 * bench.store.shape.blob_bytes
     assert seen.host_bytes == bench.host.arena.num_bytes
     running.cancel()
     running.wait()

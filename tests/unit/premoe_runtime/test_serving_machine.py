@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from premoe_runtime.engines.base import (
     Publish,
     Published,
     Report,
+    RequestLimits,
     Resume,
     Retire,
     StepReport,
@@ -83,12 +85,9 @@ class ScriptedEngine:
     copy: Copy | None = None
     stop: bool = False
     steps: int = 0
-    context: int = 100
+    limits: ClassVar[RequestLimits] = RequestLimits(context=100, vocabulary=100, top_k=4)
 
     def start(self, report: Callable[[Report], None]) -> None:
-        raise NotImplementedError
-
-    def check(self, request: Submit) -> None:
         raise NotImplementedError
 
     def close(self) -> None:

@@ -52,8 +52,8 @@ def test_loading_reads_the_skeleton_once_and_no_expert(tmp_path: Path, family: F
     assert source.file_bytes == sum(
         len(data) for path, data in source.files.items() if "token" not in path and "template" not in path
     )
-    assert model.store.device_bytes == LAYERS * 4 * source.manifest().layout.blob_bytes
-    assert model.store.device_bytes < source.manifest().experts_bytes / 3
+    assert model.store.shape.device_bytes == LAYERS * 4 * source.manifest().layout.blob_bytes
+    assert model.store.shape.device_bytes < source.manifest().experts_bytes / 3
     # What the model owns is the skeleton: the experts' bytes are the slot store's alone.
     owned = sum(p.numel() * p.element_size() for p in model.model.parameters())
     tensors = [load(data) for path, data in source.files.items() if path.endswith(".safetensors")]
@@ -107,7 +107,7 @@ def test_dtype_casts_skeleton_and_slots(tmp_path: Path) -> None:
     assert {p.dtype for p in model.model.parameters()} == {torch.bfloat16}
     assert {b.dtype for b in model.model.buffers()} == {torch.float32}
     assert model.store.arenas[0].field("down").dtype == torch.bfloat16
-    assert model.store.blob_bytes < model.manifest.layout.blob_bytes
+    assert model.store.shape.blob_bytes < model.manifest.layout.blob_bytes
 
 
 def test_tokenizer_and_template_come_along(tmp_path: Path) -> None:

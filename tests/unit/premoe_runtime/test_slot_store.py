@@ -17,6 +17,7 @@ from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
 from premoe_runtime.residency.fetch import Fetcher, never
 from premoe_runtime.residency.host_tier import HostArena, HostTier
 from premoe_runtime.residency.ledger import Ledger
+from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.swap import bring
 
@@ -37,7 +38,7 @@ def source(pristine: MemorySource) -> MemorySource:
 
 @pytest.fixture
 def store(source: MemorySource) -> SlotStore:
-    return SlotStore(source.manifest(), slots=SLOTS, max_rows=4)
+    return SlotStore(SlotShape.of(source.manifest(), slots=SLOTS, max_rows=4))
 
 
 def full_row(*experts: int) -> dict[int, list[int]]:
@@ -62,7 +63,7 @@ def test_an_empty_store_routes_nowhere(store: SlotStore) -> None:
 
 
 def test_sizes(store: SlotStore, source: MemorySource) -> None:
-    assert store.device_bytes == 14 * source.manifest().layout.blob_bytes
+    assert store.shape.device_bytes == 14 * source.manifest().layout.blob_bytes
 
 
 def test_views_are_the_blobs_fields(store: SlotStore, source: MemorySource) -> None:
@@ -86,7 +87,7 @@ def test_only_missing_blobs_are_read(store: SlotStore, source: MemorySource) -> 
 def test_staging_room_smaller_than_the_swap_passes_it_through(
     store: SlotStore, source: MemorySource, blobs: int
 ) -> None:
-    bring(store, source, wanted(*range(6)), staging_bytes=blobs * store.blob_bytes)
+    bring(store, source, wanted(*range(6)), staging_bytes=blobs * store.shape.blob_bytes)
     assert store.resident() == wanted(*range(6))
     store.check_integrity()
 
@@ -103,7 +104,7 @@ def test_rows_see_only_what_is_resident(store: SlotStore, source: MemorySource) 
 
 
 def test_kept_may_come_as_array_tensor_or_mapping(source: MemorySource) -> None:
-    store = SlotStore(source.manifest(), slots=EXPERTS, max_rows=3)
+    store = SlotStore(SlotShape.of(source.manifest(), slots=EXPERTS, max_rows=3))
     bring(store, source, wanted(*range(EXPERTS)))
     kept = random_kept(1, LAYERS, EXPERTS, 5)[0]
     store.set_row(0, kept)
@@ -228,7 +229,7 @@ def test_a_source_may_deliver_from_its_own_threads(store: SlotStore, source: Mem
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_blobs_are_converted_on_the_way_into_host_memory(source: MemorySource, dtype: torch.dtype) -> None:
-    store = SlotStore(source.manifest(), slots=SLOTS, dtype=dtype)
+    store = SlotStore(SlotShape.of(source.manifest(), slots=SLOTS, dtype=dtype))
     bring(store, source, wanted(1, 2))
     assert store.arenas[0].field("down").dtype == dtype
     store.check_integrity()
@@ -236,11 +237,11 @@ def test_blobs_are_converted_on_the_way_into_host_memory(source: MemorySource, d
 
 def copies(store: SlotStore, source: MemorySource, *experts: int) -> tuple[Copier, Ledger, Copy]:
     """Everything ready to copy these experts into an empty store."""
-    arena = HostArena(store.blob_bytes, 2 * EXPERTS * store.blob_bytes)
+    arena = HostArena(store.shape.blob_bytes, 2 * EXPERTS * store.shape.blob_bytes)
     host, ledger = HostTier(arena), Ledger(store.slots, EXPERTS)
     loads = ledger.plan(wanted(*experts)).loads
     places = {load.expert: host.reserve(load.expert) for load in loads}
-    Fetcher(source, source.manifest(), store.layout, arena).fetch(places, host.commit)
+    Fetcher(source, store.shape, arena).fetch(places, host.commit)
     ledger.retire(loads)
     blobs = [BlobCopy(x.expert, places[x.expert], x.slot, host.digest(x.expert)) for x in loads]
     return Copier(store, arena), ledger, Copy(tuple(blobs))
@@ -264,7 +265,7 @@ def test_a_copy_saves_before_it_overwrites(store: SlotStore, source: MemorySourc
     bring(store, source, wanted(*range(6)))
     victim = ExpertId(1, 3)
     slot = store.slot_table()[1].index(3)
-    arena = HostArena(store.blob_bytes, 4 * store.blob_bytes)
+    arena = HostArena(store.shape.blob_bytes, 4 * store.shape.blob_bytes)
     arena.blob(1).copy_(torch.frombuffer(bytearray(source.blobs[ExpertId(1, 9)]), dtype=torch.uint8))
     store.retire([victim])
     load = BlobCopy(ExpertId(1, 9), 1, slot, source.manifest().digest(ExpertId(1, 9)))
@@ -278,6 +279,6 @@ def test_a_copy_saves_before_it_overwrites(store: SlotStore, source: MemorySourc
 @pytest.mark.parametrize(("place", "slot"), [(99, 0), (0, 99), (-1, 0), (0, -1)])
 def test_a_copy_never_leaves_its_memory(store: SlotStore, place: int, slot: int) -> None:
     expert = ExpertId(1, 2)
-    copied = Copier(store, HostArena(store.blob_bytes, 0)).run(Copy((BlobCopy(expert, place, slot, ""),)))
+    copied = Copier(store, HostArena(store.shape.blob_bytes, 0)).run(Copy((BlobCopy(expert, place, slot, ""),)))
     assert isinstance(copied.error, IndexError)
     assert copied.written == frozenset()

@@ -82,9 +82,9 @@ class SwapMachine(RuleBasedStateMachine):
         self.model = load_slot_model(self.source, slots=SLOTS, max_rows=PATTERNS)
         self.store = self.model.store
         self.ledger = Ledger(SLOTS, EXPERTS)
-        self.arena = HostArena(self.store.blob_bytes, 64 * self.store.blob_bytes)
+        self.arena = HostArena(self.store.shape.blob_bytes, 64 * self.store.shape.blob_bytes)
         self.free = list(range(64))
-        self.fetcher = Fetcher(self.source, self.source.manifest(), self.store.layout, self.arena)
+        self.fetcher = Fetcher(self.source, self.store.shape, self.arena)
         self.copier = Copier(self.store, self.arena)
 
     # What a scheduler does.

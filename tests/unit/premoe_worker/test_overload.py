@@ -26,7 +26,7 @@ class Model:
         self.encoding, self.probing = threading.Event(), threading.Event()
         self.encoded = 0
         self.manifest = SimpleNamespace(model_id="m", weights_id="w")
-        self.engine = SimpleNamespace(check=lambda request: None)
+        self.engine = SimpleNamespace(limits=SimpleNamespace(check=lambda *request: None))
         self.front = SimpleNamespace(drain=lambda timeout_s: 0, admit=lambda: None)
 
     def encode(self, prompt: Any) -> Encoded:

@@ -1,0 +1,58 @@
+"""How many slots a model has and what lies in one: what decides about them needs to know no more. A value, no bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.residency.blob_fields import SlotLayout
+from premoe_runtime.residency.ledger import slots_of_layers
+
+
+@dataclass(frozen=True, slots=True)
+class SlotShape:
+    """``slots``: of every MoE layer. ``max_rows``: of the mask table. ``layout``: of a blob as stored and as held."""
+
+    manifest: Manifest
+    slots: tuple[int, ...]
+    max_rows: int
+    layout: SlotLayout
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        *,
+        slots: int | Sequence[int],
+        max_rows: int = 64,
+        dtype: torch.dtype | None = None,
+    ) -> SlotShape:
+        """``slots``: one number for all layers, or one for each. ``dtype``: blobs are cast on arrival. Raises
+        InvalidInput.
+        """
+        if max_rows < 1:
+            raise InvalidInput("max_rows must be at least 1", reason="ROWS_TOO_FEW")
+        counts = slots_of_layers(slots, manifest.num_layers, manifest.num_experts)
+        return cls(manifest, counts, max_rows, SlotLayout.of(manifest.layout, dtype))
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.slots)
+
+    @property
+    def num_experts(self) -> int:
+        return self.manifest.num_experts
+
+    @property
+    def blob_bytes(self) -> int:
+        """Bytes of one blob in a slot."""
+        return self.layout.blob_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of all slots, empty ones included."""
+        return sum(self.slots) * self.blob_bytes
