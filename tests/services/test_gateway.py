@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import httpx
 import openai
@@ -17,7 +18,9 @@ from premoe_gateway.adapters.retrieval import GrpcRetrieval
 from premoe_gateway.adapters.worker import GrpcWorker
 from premoe_gateway.http import create_app
 from premoe_gateway.http_server import HttpServer
+from premoe_gateway.pool import WorkerPool
 from premoe_gateway.service import Gateway
+from premoe_gateway.targets import Targets
 from premoe_servicekit.clients import channel
 from support.fake_worker import MODEL, WEIGHTS, FakeRetrieval, FakeWorker, serving, until
 
@@ -36,6 +39,7 @@ async def gateway(
     on_unknown: OnUnknown | None = None,
     timeout_s: float = 30.0,
     without_retrieval: bool = False,
+    **app: Any,
 ) -> AsyncIterator[str]:
     """The URL of a gateway over these workers."""
     async with AsyncExitStack() as stack:
@@ -49,7 +53,7 @@ async def gateway(
             client = GrpcRetrieval(server.address, await stack.enter_async_context(channel(server.address)))
         service = Gateway(clients, client, on_unknown=on_unknown, timeout_s=timeout_s)
         await service.refresh()
-        http = HttpServer(create_app(service), host="127.0.0.1", port=0, grace_s=1, log_level="warning")
+        http = HttpServer(create_app(service, **app), host="127.0.0.1", port=0, grace_s=1)
         yield await http.start()
         force = asyncio.Event()
         force.set()
@@ -162,16 +166,23 @@ async def test_a_named_pattern_needs_no_probe(
     assert answer.model_extra["premoe"]["score"] is None
 
 
+JSON = {"content-type": "application/json; charset=utf-8"}
 BAD_BODIES: list[tuple[str, dict[str, object], str, str]] = [
     ("n", {"n": 2}, "n", "n is not supported"),
     ("logprobs", {"logprobs": True}, "logprobs", "logprobs is not supported"),
     ("tools", {"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
     ("penalty", {"presence_penalty": 1}, "presence_penalty", "presence_penalty is not supported"),
-    ("unknown", {"top_k": 5}, "top_k", "top_k: not a parameter of this API"),
-    ("temperature", {"temperature": -1}, "temperature", "temperature: Input should be greater than or equal to 0"),
-    ("tokens", {"max_tokens": 0}, "max_tokens", "max_tokens: Input should be greater than or equal to 1"),
-    ("messages", {"messages": []}, "messages", "messages: List should have at least 1 item"),
-    ("role", {"messages": [{"role": "tool", "content": "x"}]}, "messages", "messages[0].role: Input should be"),
+    ("unknown", {"fancy": 5}, "fancy", "fancy: not a parameter of this API"),
+    ("temperature", {"temperature": -1}, "temperature", "temperature: must be greater than or equal to 0"),
+    ("tokens", {"max_tokens": 0}, "max_tokens", "max_tokens: must be greater than or equal to 1"),
+    ("messages", {"messages": []}, "messages", "messages: must hold at least one message"),
+    (
+        "role",
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages[0].role",
+        "answers of tools are not supported",
+    ),
+    ("quoted", {"\ud800" * 9999: 1}, "\ufffd" * 497 + "...", "\ufffd" * 497 + "..."),
     ("last", {"messages": [*CHAT, {"role": "assistant", "content": "x"}]}, "messages", "must be the user's"),
 ]
 
@@ -184,7 +195,7 @@ async def test_bad_parameters_are_400_and_name_the_parameter(
 ) -> None:
     async with gateway(FakeWorker()) as url, httpx.AsyncClient() as http:
         body = {"model": MODEL, "messages": CHAT, **extra}
-        answer = await http.post(f"{url}/v1/chat/completions", json=body)
+        answer = await http.post(f"{url}/v1/chat/completions", content=json.dumps(body), headers=JSON)
     assert answer.status_code == 400
     error = answer.json()["error"]
     assert error["param"] == param
@@ -192,10 +203,98 @@ async def test_bad_parameters_are_400_and_name_the_parameter(
     assert message in error["message"]
 
 
-async def test_a_body_that_is_no_json_is_400() -> None:
+BAD_POSTS: dict[str, tuple[bytes, dict[str, str], int, str]] = {
+    "no JSON": (b"{", JSON, 400, "the body is not JSON"),
+    "deep": (b'{"metadata":' + b"[" * 50_000, JSON, 400, "the body is nested too deeply"),
+    "no type": (b"{}", {}, 415, "content-type: application/json"),
+    "form": (b"a=b", {"content-type": "application/x-www-form-urlencoded"}, 415, "content-type: application/json"),
+    "too large": (b'"' + b"x" * 2**16 + b'"', JSON, 413, "larger than 65536 bytes"),
+    "far too large": (b'"' + b"x" * 2**20 + b'"', JSON, 413, "larger than 65536 bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_POSTS.values(), ids=BAD_POSTS.keys())
+async def test_bodies_that_cannot_be_read(case: tuple[bytes, dict[str, str], int, str]) -> None:
+    content, headers, status, said = case
+    async with gateway(FakeWorker(), max_body_bytes=2**16) as url, httpx.AsyncClient() as http:
+        answer = await http.post(f"{url}/v1/completions", content=content, headers=headers)
+    assert answer.status_code == status
+    assert said in answer.json()["error"]["message"]
+
+
+async def test_a_bug_is_500_in_openai_s_shape_and_names_no_class(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(GrpcWorker):
+        async def probe(self, prompt: object, timeout_s: float) -> tuple[list[float], str]:
+            raise ZeroDivisionError("a bug")
+
+    async with serving(FakeWorker()) as server, channel(server.address) as opened:
+        service = Gateway([Broken(server.address, opened)], None, on_unknown=None, timeout_s=30)
+        transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            answer = await http.post("/v1/chat/completions", json={"model": MODEL, "messages": CHAT})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+    assert "ZeroDivision" not in answer.text
+
+
+async def test_a_stop_tells_every_client_why() -> None:
+    """With the grace period over, or cut short: error event for a stream, 503 for who waits for the whole."""
+    held = FakeWorker(hold=asyncio.Event())
+    async with stoppable(held) as (url, stop), client(url) as api:
+        stream = await api.chat.completions.create(model=MODEL, messages=CHAT, stream=True)
+        waiting = asyncio.create_task(api.chat.completions.create(model=MODEL, messages=CHAT))
+        await until(lambda: len(held.requests) == 2)
+        stopping = asyncio.create_task(stop())
+        with pytest.raises(openai.APIError, match="the gateway is stopping"):
+            await _collect(stream, [])
+        with pytest.raises(openai.InternalServerError, match="the gateway is stopping") as caught:
+            await waiting
+        await stopping
+    assert (caught.value.status_code, caught.value.code) == (503, "stopping")
+
+
+@asynccontextmanager
+async def stoppable(worker: FakeWorker) -> AsyncIterator[tuple[str, Callable[[], Coroutine[Any, Any, None]]]]:
+    """The URL of a gateway over one worker, and what stops it as a second signal does."""
+    async with serving(worker) as server, serving(FakeRetrieval()) as patterns, channel(patterns.address) as known:
+        service = Gateway((), GrpcRetrieval(patterns.address, known), on_unknown=None, timeout_s=30)
+        pool = WorkerPool(service, Targets([server.address]), lambda endpoint: channel(endpoint.address))
+        await pool.update()
+        http = HttpServer(create_app(service), host="127.0.0.1", port=0, grace_s=30)
+
+        async def cut() -> None:
+            service.stop()
+            await pool.close()
+
+        async def stop() -> None:
+            force = asyncio.Event()
+            force.set()
+            await http.stop(force, cut)
+
+        yield await http.start(), stop
+
+
+async def test_browsers_get_their_preflight_where_the_origin_is_allowed() -> None:
+    asked = {
+        "origin": "https://pages.example",
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    async with gateway(FakeWorker(), cors_origins=("https://pages.example",)) as url, httpx.AsyncClient() as http:
+        allowed = await http.options(f"{url}/v1/chat/completions", headers=asked)
+        other = await http.options(f"{url}/v1/chat/completions", headers={**asked, "origin": "https://else.example"})
+        refused = await http.post(f"{url}/v1/completions", json={}, headers={"origin": "https://pages.example"})
+    assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, "https://pages.example")
+    assert "authorization" in allowed.headers["access-control-allow-headers"]
+    assert "access-control-allow-origin" not in other.headers
+    assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (400, "https://pages.example")
     async with gateway(FakeWorker()) as url, httpx.AsyncClient() as http:
-        answer = await http.post(f"{url}/v1/completions", content=b"{")
-    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "the body is not JSON")
+        assert "access-control-allow-origin" not in (await http.options(f"{url}/v1/models", headers=asked)).headers
+
+
+def test_the_parser_is_ours_to_choose_and_connections_outlive_the_pools_in_front() -> None:
+    server = HttpServer(create_app(Gateway((), None, on_unknown=None, timeout_s=1)), host="", port=0, grace_s=1)
+    assert server.config.http == "h11"
+    assert server.config.timeout_keep_alive > 90
 
 
 @pytest.mark.parametrize(
@@ -276,7 +375,8 @@ async def test_models_health_and_wrong_paths() -> None:
         assert (await http.get(f"{url}/healthz")).json() == {"status": "ok"}
         wrong = await http.get(f"{url}/v1/embeddings")
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (404, "no_such_path")
-        assert (await http.get(f"{url}/v1/completions")).status_code == 405
+        method = await http.get(f"{url}/v1/completions")
+        assert (method.status_code, method.headers["allow"]) == (405, "POST")
 
 
 async def test_unhealthy_workers_are_skipped() -> None:

@@ -108,8 +108,8 @@ def test_completions_and_seeds(api: openai.OpenAI, mesh: Mesh) -> None:
 
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], int, str]] = {
     "empty": ({"messages": user("")}, 400, "prompt_empty"),
-    "over-long": ({"messages": user("x" * 300)}, 400, "prompt_too_long"),
-    "full without slots": ({"extra_body": {"pattern": "full"}}, 409, "full_needs_all_slots"),
+    "over-long": ({"messages": user("x" * 300)}, 400, "context_length_exceeded"),
+    "full without slots": ({"extra_body": {"pattern": "full"}}, 400, "full_needs_all_slots"),
     "unknown pattern": ({"extra_body": {"pattern": "nope"}}, 404, "pattern_not_found"),
     "too many experts": ({"extra_body": {"active_experts": 9}}, 400, "active_experts_invalid"),
     "unknown model": ({"model": "other"}, 404, "model_not_found"),

@@ -42,15 +42,21 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
         stack.push_async_callback(pool.close)
         await pool.update()
         http = HttpServer(
-            create_app(gateway),
+            create_app(gateway, max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins),
             host=settings.http_host,
             port=settings.http_port,
             grace_s=settings.grace_s,
             log_level=settings.log_level,
+            keep_alive_s=settings.keep_alive_s,
         )
+
+        async def cut() -> None:
+            gateway.stop()
+            await pool.close()
+
         rpc = RpcServer([], settings, tls=process.tls)
         await http.start()
-        stack.push_async_callback(http.stop, process.forced)
+        stack.push_async_callback(http.stop, process.forced, cut)
         await rpc.start()
         watching = asyncio.create_task(_watch(gateway, rpc, settings.poll_s, always=not targets.are_fixed))
         stack.push_async_callback(_end, watching)

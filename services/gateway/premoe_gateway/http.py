@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any, Literal
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -20,36 +23,61 @@ from premoe_gateway import openai_answers as answers
 from premoe_gateway.domain import Delta, Event, Finished, Recognition, Started
 from premoe_gateway.openai_requests import Order, parse_chat, parse_completion
 from premoe_gateway.service import Gateway
+from premoe_gateway.settings import MAX_BODY_BYTES
 from premoe_gateway.tracing import TraceMiddleware, describe
 from premoe_runtime.formats.errors import InvalidInput, NotFound, PremoeError, Unavailable
 
-MAX_BODY_BYTES = 16 * 2**20
+log = logging.getLogger(__name__)
+
+_DRAINED = 4
+"""Times the largest body that is read of a larger one, for a client hears a refusal only once it has sent its body."""
 _CLIENT_GONE = 499
 
 Kind = Literal["chat", "text"]
 
 
-def create_app(gateway: Gateway, *, started: int | None = None) -> Starlette:
-    """The ASGI application over one gateway; ``started`` (Unix seconds) dates the models it lists."""
+def create_app(
+    gateway: Gateway,
+    *,
+    started: int | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    cors_origins: Sequence[str] = (),
+) -> Starlette:
+    """The ASGI application over one gateway.
+
+    ``started`` (Unix seconds) dates the models it lists. Pages of ``cors_origins`` ("*": of any) may call it from
+    browsers.
+    """
     created = int(time.time()) if started is None else started
+    body = partial(_body, limit=max_body_bytes)
     routes = [
-        Route("/v1/chat/completions", _endpoint(gateway, "chat", parse_chat), methods=["POST"]),
-        Route("/v1/completions", _endpoint(gateway, "text", parse_completion), methods=["POST"]),
+        Route("/v1/chat/completions", _endpoint(gateway, "chat", body, parse_chat), methods=["POST"]),
+        Route("/v1/completions", _endpoint(gateway, "text", body, parse_completion), methods=["POST"]),
         Route("/v1/models", partial(_models, gateway, created), methods=["GET"]),
         Route("/v1/models/{name:path}", partial(_model, gateway, created), methods=["GET"]),
         Route("/health", partial(_health, gateway), methods=["GET"]),
         Route("/healthz", _alive, methods=["GET"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={PremoeError: _on_error, 404: _not_found, 405: _not_found})
+    app = Starlette(
+        routes=routes, exception_handlers={PremoeError: _on_error, HTTPException: _on_http, Exception: _on_bug}
+    )
     app.add_middleware(TraceMiddleware)
+    if cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     return app
 
 
 def _endpoint(
-    gateway: Gateway, kind: Kind, parse: Callable[[bytes], Order]
+    gateway: Gateway, kind: Kind, body: Callable[[Request], Awaitable[bytes]], parse: Callable[[bytes], Order]
 ) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        order = parse(await _body(request))
+        order = parse(await body(request))
         describe(kind, order.ask.model, stream=order.stream)
         head = answers.Head(f"{_PREFIX[kind]}-{uuid.uuid4().hex}", int(time.time()), order.ask.model, kind)
         if order.stream:
@@ -73,7 +101,8 @@ async def _answer(gateway: Gateway, head: answers.Head, order: Order) -> Respons
             elif isinstance(event, Delta):
                 text.append(event.text)
             elif started is not None:
-                return JSONResponse(answers.whole(head, "".join(text), started, event, recognition))
+                document = answers.whole(head, "".join(text), started, event, recognition)
+                return JSONResponse(document, headers=_headers(recognition))
     raise Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
 
 
@@ -87,7 +116,13 @@ async def _begin_stream(gateway: Gateway, head: answers.Head, order: Order) -> R
         await events.aclose()
         raise
     stream = _server_sent(head, order, recognition, first, events)
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+    headers = {"cache-control": "no-cache", **_headers(recognition)}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+def _headers(recognition: Recognition) -> dict[str, str]:
+    """What ran, for those who see no bodies."""
+    return {"x-premoe-decision": recognition.choice.decision}
 
 
 async def _server_sent(
@@ -99,6 +134,9 @@ async def _server_sent(
                 yield _data(chunk)
         except PremoeError as error:
             yield _data(answers.error_body(error))
+            return
+        except Exception as error:
+            yield _data(answers.error_body(_bug(error)))
             return
     yield "data: [DONE]\n\n"
 
@@ -126,15 +164,25 @@ def _data(value: answers.Json) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def _body(request: Request) -> bytes:
-    data = bytearray()
+async def _body(request: Request, *, limit: int) -> bytes:
+    """The JSON of a request. Raises InvalidInput: of another type, larger than ``limit`` bytes, cut off."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise InvalidInput("the body must be JSON, sent as content-type: application/json", reason="MEDIA_TYPE")
+    data, size = bytearray(), 0
     try:
         async for part in request.stream():
-            data += part
-            if len(data) > MAX_BODY_BYTES:
-                raise InvalidInput(f"the body is larger than {MAX_BODY_BYTES >> 20} MiB", reason="BODY_TOO_LARGE")
+            size += len(part)
+            if size > _DRAINED * limit:
+                break
+            if size <= limit:
+                data += part
+            else:
+                data.clear()
     except ClientDisconnect:
         raise InvalidInput("the body ended early", reason="BODY_CUT") from None
+    if size > limit:
+        raise InvalidInput(f"the body is larger than {limit} bytes", reason="BODY_TOO_LARGE")
     return bytes(data)
 
 
@@ -189,7 +237,22 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return JSONResponse(answers.error_body(error), status_code=answers.status_of(error), headers=headers)
 
 
-async def _not_found(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
+async def _on_http(request: Request, error: Exception) -> Response:
+    """What the router refuses: paths, and methods with the ones there are in ``Allow``."""
+    assert isinstance(error, HTTPException)
     problem = NotFound(f"{request.method} {request.url.path} is not part of this API", reason="NO_SUCH_PATH")
-    return JSONResponse(answers.error_body(problem), status_code=status)
+    return JSONResponse(answers.error_body(problem), status_code=error.status_code, headers=error.headers)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    # Raised again after this answer, so that the server logs it.
+    return JSONResponse(answers.error_body(_unforeseen()), status_code=500)
+
+
+def _bug(error: Exception) -> PremoeError:
+    log.error("an answer ended in an unforeseen error", exc_info=error)
+    return _unforeseen()
+
+
+def _unforeseen() -> PremoeError:
+    return PremoeError("internal error; the gateway's log has the trace")

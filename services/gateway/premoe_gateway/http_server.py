@@ -1,15 +1,20 @@
-"""Uvicorn inside our own event loop: our signals, our port check, a clean stop."""
+"""Uvicorn inside our own event loop: our signals, our port check, a clean stop, one HTTP parser everywhere."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 
 import uvicorn
 from premoe_servicekit.server import check_port_is_free
 from starlette.types import ASGIApp
+
+from premoe_gateway.settings import KEEP_ALIVE_S
+
+_LAST_WORDS_S = 3
+"""Seconds that requests which were cut get to tell their clients."""
 
 
 class _Server(uvicorn.Server):
@@ -30,19 +35,33 @@ class _Server(uvicorn.Server):
 class HttpServer:
     """Serves one ASGI application on ``host:port``; start and stop on the same event loop."""
 
-    def __init__(self, app: ASGIApp, *, host: str, port: int, grace_s: float, log_level: str) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        host: str,
+        port: int,
+        grace_s: float,
+        log_level: str = "warning",
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
         self._host = host
         self._port = port
-        config = uvicorn.Config(
+        self._grace_s = grace_s
+        self.config = uvicorn.Config(
             app,
             log_config=None,
             log_level="warning" if log_level == "info" else log_level,
             access_log=log_level == "debug",
             lifespan="off",
             server_header=False,
-            timeout_graceful_shutdown=int(grace_s),
+            http="h11",  # not what else may be installed: parsers differ in what they refuse
+            ws="none",
+            loop="asyncio",
+            timeout_keep_alive=max(1, round(keep_alive_s)),
+            timeout_graceful_shutdown=int(grace_s) + _LAST_WORDS_S,
         )
-        self._server = _Server(config)
+        self._server = _Server(self.config)
         self._task: asyncio.Task[None] | None = None
         self.url = ""
 
@@ -58,13 +77,19 @@ class HttpServer:
         self.url = f"http://{host}:{port}"
         return self.url
 
-    async def stop(self, force: asyncio.Event) -> None:
-        """Take no new connections and let running requests end; ``force`` cuts that short."""
+    async def stop(self, force: asyncio.Event, cut: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Take no new connections and let running requests end; ``force`` cuts the grace period short.
+
+        Then ``cut`` ends the work behind those that still run, so that each can tell its client why.
+        """
         if self._task is None:
             return
         self._server.should_exit = True
         forced = asyncio.create_task(force.wait())
-        await asyncio.wait({self._task, forced}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({self._task, forced}, timeout=self._grace_s, return_when=asyncio.FIRST_COMPLETED)
+        if cut is not None and not self._task.done():
+            await cut()
+            await asyncio.wait({self._task}, timeout=_LAST_WORDS_S)
         self._server.force_exit = forced.done()
         forced.cancel()
         await self._task

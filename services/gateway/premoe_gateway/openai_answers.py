@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from premoe_gateway.domain import Finished, Recognition, Started, WorkerState
-from premoe_gateway.openai_requests import BadParameter
+from premoe_gateway.openai_requests import BadParameter, whole_text
 from premoe_runtime.formats.errors import (
     Conflict,
     CorruptData,
@@ -27,12 +27,15 @@ _FINISH = {"stop": "stop", "length": "length", "cancelled": "stop"}
 _STATUS: tuple[tuple[type[PremoeError], int], ...] = (
     (InvalidInput, 400),
     (NotFound, 404),
-    (Conflict, 409),
+    (Conflict, 400),  # clients send a 409 again, and again
     (CorruptData, 500),
     (Unavailable, 503),
     (Exhausted, 429),
 )
-_STATUS_OF_REASON = {"UNKNOWN_TASK": 422, "DEADLINE_EXCEEDED": 504}
+_STATUS_OF_REASON = {"UNKNOWN_TASK": 422, "DEADLINE_EXCEEDED": 504, "BODY_TOO_LARGE": 413, "MEDIA_TYPE": 415}
+_CODE_OF_REASON = {"PROMPT_TOO_LONG": "context_length_exceeded"}
+"""Where clients know another word than ours."""
+_LONGEST_MESSAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,14 @@ def error_body(error: PremoeError) -> Json:
     if status == 429:
         kind = "rate_limit_error"
     param = error.param or None if isinstance(error, BadParameter) else None
-    return {"error": {"message": str(error), "type": kind, "param": param, "code": error.reason.lower()}}
+    code = _CODE_OF_REASON.get(error.reason, error.reason.lower())
+    return {"error": {"message": _shown(str(error)), "type": kind, "param": param and _shown(param), "code": code}}
+
+
+def _shown(text: str) -> str:
+    """Text that may quote a request: fit for UTF-8, and cut."""
+    text = whole_text(text)
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
 
 def _chunk(head: Head, content: object, finish: str | None) -> Json:

@@ -1,26 +1,60 @@
 """OpenAI request bodies: untrusted JSON in, one `Ask` out.
 
 Parameters that would change the answer and are not supported are refused by name; those that only tag or bill a
-request are ignored. The names are OpenAI's (https://platform.openai.com/docs/api-reference).
+request are ignored, and null stands for what was not given. The names are OpenAI's
+(https://platform.openai.com/docs/api-reference).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Ask, Sampling, Turn
 from premoe_runtime.formats.errors import InvalidInput
 
 _IGNORED = {
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "parallel_tool_calls",
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "parallel_tool_calls",
 }  # fmt: skip
+_ONLY: Mapping[str, tuple[object, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "echo": (False,),
+    "suffix": ("",),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "audio": (),
+    "prediction": (),
+    "web_search_options": (),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "min_tokens": (0,),
+    "ignore_eos": (False,),
+    "stop_token_ids": ([],),
+}
+"""Parameters that change the answer and are not supported, with the values that ask for nothing."""
 _MAX_SEED = 2**64
+_UINT32 = 2**32 - 1
+_MAX_STOPS = 4
 _COMPLETION_TOKENS = 16
-"""OpenAI's own default for /v1/completions; a chat answer may be as long as the worker allows."""
+"""OpenAI's own default for /v1/completions; a chat answer may be as long as the context allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,111 +66,6 @@ class Order:
     include_usage: bool
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _StreamOptions(_Strict):
-    include_usage: bool = False
-    include_obfuscation: bool = False
-
-
-class _TextPart(_Strict):
-    type: Literal["text"]
-    text: str
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[_TextPart]
-
-
-class _ResponseFormat(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    type: Literal["text"]
-
-
-_Stop = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=4)]
-
-
-class _Common(_Strict):
-    model: str
-    stream: bool = False
-    stream_options: _StreamOptions | None = None
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: Annotated[str, Field(min_length=1)] | _Stop | None = None
-    seed: int | None = Field(default=None, ge=-(2**63), lt=_MAX_SEED)
-    max_tokens: int | None = Field(default=None, ge=1)
-    n: int | None = 1
-    presence_penalty: float | None = 0
-    frequency_penalty: float | None = 0
-    logit_bias: dict[str, float] | None = None
-    pattern: str = ""
-    active_experts: int | None = Field(default=None, ge=1)
-
-    def unsupported(self) -> str:
-        """The first parameter whose value cannot be honoured; empty if all can."""
-        if self.n not in (None, 1):
-            return "n"
-        if self.presence_penalty:
-            return "presence_penalty"
-        if self.frequency_penalty:
-            return "frequency_penalty"
-        return "logit_bias" if self.logit_bias else ""
-
-    def sampling(self, max_tokens: int) -> Sampling:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        seed = None if self.seed is None else self.seed % _MAX_SEED
-        temperature = 1.0 if self.temperature is None else self.temperature
-        return Sampling(max_tokens, temperature, 1.0 if self.top_p is None else self.top_p, stop, seed)
-
-    def order(self, ask: Ask) -> Order:
-        usage = self.stream_options is not None and self.stream_options.include_usage
-        return Order(ask, self.stream, usage)
-
-
-class _Chat(_Common):
-    messages: list[_Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
-    functions: list[Any] | None = None
-    function_call: Any = None
-    response_format: _ResponseFormat | None = None
-
-    def unsupported(self) -> str:
-        for name in ("logprobs", "top_logprobs", "tools", "functions", "function_call"):
-            if getattr(self, name):
-                return name
-        if self.tool_choice not in (None, "none"):
-            return "tool_choice"
-        return super().unsupported()
-
-
-class _Completion(_Common):
-    prompt: str | list[int] | list[str] | list[list[int]]
-    echo: bool | None = None
-    suffix: str | None = None
-    best_of: int | None = 1
-    logprobs: int | None = None
-
-    def unsupported(self) -> str:
-        if self.logprobs is not None:
-            return "logprobs"
-        if self.best_of not in (None, 1):
-            return "best_of"
-        return "echo" if self.echo else "suffix" if self.suffix else super().unsupported()
-
-
-_M = TypeVar("_M", bound=_Common)
-
-
 class BadParameter(InvalidInput):
     """A request body that cannot be honoured; ``param`` names the field."""
 
@@ -145,70 +74,203 @@ class BadParameter(InvalidInput):
         self.param = param
 
 
+def whole_text(text: str) -> str:
+    """``text`` with U+FFFD for halves of surrogate pairs: JSON can carry what UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _text(value: object) -> object:
+    if not isinstance(value, str):
+        raise PydanticCustomError("text", "must be a string")
+    return whole_text(value)
+
+
+_Text = Annotated[str, BeforeValidator(_text)]
+
+
+def _stops(value: object) -> object:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > _MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
+        raise PydanticCustomError("stop", f"must be a string or a list of at most {_MAX_STOPS}, none of them empty")
+    return [whole_text(stop) for stop in stops]
+
+
+class _StreamOptions(BaseModel):
+    """What else is in there tags the stream or pads it."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    include_usage: bool | None = None
+
+
+class _Common(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: _Text
+    stream: bool = False
+    stream_options: _StreamOptions = _StreamOptions()
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()
+    seed: int | None = Field(default=None, ge=-(2**63), lt=_MAX_SEED)
+    max_tokens: int | None = Field(default=None, ge=1, le=_UINT32)
+    pattern: _Text = ""
+    active_experts: int | None = Field(default=None, ge=1, le=_UINT32)
+
+    def order(self, prompt: str | tuple[int, ...] | tuple[Turn, ...], max_tokens: int) -> Order:
+        seed = None if self.seed is None else self.seed % _MAX_SEED
+        sampling = Sampling(
+            max_tokens,
+            1.0 if self.temperature is None else self.temperature,
+            1.0 if self.top_p is None else self.top_p,
+            self.stop,
+            seed,
+        )
+        ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts)
+        return Order(ask, self.stream, bool(self.stream_options.include_usage))
+
+
+class _Chat(_Common):
+    messages: list[Any]
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=_UINT32)
+
+
+class _Completion(_Common):
+    prompt: Any
+
+
+_M = TypeVar("_M", bound=_Common)
+
+
 def parse_chat(body: bytes) -> Order:
     """Read a /v1/chat/completions body. Raises BadParameter."""
     chat = _validate(_Chat, body)
-    turns = tuple(_turn(message) for message in chat.messages)
+    turns = tuple(_turn(message, f"messages[{index}]") for index, message in enumerate(chat.messages))
+    if not turns:
+        raise BadParameter("messages: must hold at least one message", "messages")
     if turns[-1].role != "user":
-        raise BadParameter("the last message must be the user's", "messages")
-    sampling = chat.sampling(chat.max_completion_tokens or chat.max_tokens or 0)
-    return chat.order(Ask(chat.model, turns, sampling, chat.pattern, chat.active_experts))
+        raise BadParameter("messages: the last message must be the user's", "messages")
+    return chat.order(turns, chat.max_completion_tokens or chat.max_tokens or 0)
 
 
 def parse_completion(body: bytes) -> Order:
     """Read a /v1/completions body. Raises BadParameter."""
     completion = _validate(_Completion, body)
-    sampling = completion.sampling(completion.max_tokens or _COMPLETION_TOKENS)
-    prompt = _one_prompt(completion.prompt)
-    return completion.order(Ask(completion.model, prompt, sampling, completion.pattern, completion.active_experts))
+    return completion.order(_one_prompt(completion.prompt), completion.max_tokens or _COMPLETION_TOKENS)
 
 
-def _one_prompt(prompt: str | list[int] | list[str] | list[list[int]]) -> str | tuple[int, ...]:
+def _one_prompt(prompt: object) -> str | tuple[int, ...]:
     """The only prompt of the four forms OpenAI allows."""
     if isinstance(prompt, str):
-        return prompt
-    if prompt and not isinstance(prompt[0], int):
+        return whole_text(prompt)
+    if isinstance(prompt, list) and all(type(item) is int for item in prompt):
+        if not all(0 <= item <= _UINT32 for item in prompt):
+            raise BadParameter("prompt: token ids must lie in the model's vocabulary", "prompt")
+        return tuple(prompt)
+    if isinstance(prompt, list) and all(isinstance(item, str | list) for item in prompt):
         if len(prompt) > 1:
-            raise BadParameter("only one prompt a request is supported", "prompt", "UNSUPPORTED_PARAMETER")
+            raise BadParameter("prompt: only one prompt a request is supported", "prompt", "UNSUPPORTED_PARAMETER")
         return _one_prompt(prompt[0])
-    ids = tuple(item for item in prompt if isinstance(item, int))
-    if any(not 0 <= item < 2**32 for item in ids):
-        raise BadParameter("prompt: token ids must lie in the model's vocabulary", "prompt")
-    return ids
+    raise BadParameter("prompt: must be a string, a list of token ids, or a list of one such prompt", "prompt")
 
 
-def _turn(message: _Message) -> Turn:
-    text = message.content if isinstance(message.content, str) else "".join(part.text for part in message.content)
-    return Turn("system" if message.role == "developer" else message.role, text)
+_ROLES: Mapping[object, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
+
+
+def _turn(message: object, place: str) -> Turn:
+    """One message. Keys that only tag it are passed over; what it cannot be rendered without is refused by name."""
+    if not isinstance(message, dict):
+        raise BadParameter(f"{place}: must be an object with role and content", place)
+    role = message.get("role")
+    if role in ("tool", "function"):
+        raise BadParameter(f"{place}: answers of tools are not supported", f"{place}.role", "UNSUPPORTED_PARAMETER")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise BadParameter(f"{place}.role: must be system, developer, user or assistant", f"{place}.role")
+    for name in ("tool_calls", "function_call", "audio"):
+        if message.get(name):
+            raise BadParameter(f"{place}.{name}: not supported", f"{place}.{name}", "UNSUPPORTED_PARAMETER")
+    content = message.get("content")
+    if content is None and role == "assistant":
+        # What an assistant said that refused, or that only called tools; the calls themselves are refused above.
+        refusal = message.get("refusal")
+        content = refusal if isinstance(refusal, str) else ""
+    return Turn(_ROLES[role], _content(content, f"{place}.content"))
+
+
+def _content(content: object, place: str) -> str:
+    if isinstance(content, str):
+        return whole_text(content)
+    if not isinstance(content, list):
+        raise BadParameter(f"{place}: must be a string or a list of text parts", place)
+    return "".join(_part(part, f"{place}[{index}]") for index, part in enumerate(content))
+
+
+def _part(part: object, place: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if not isinstance(part, dict) or not isinstance(kind, str):
+        raise BadParameter(f"{place}: must be an object with type and text", place)
+    if kind not in ("text", "input_text", "refusal"):
+        message = f"{place}: parts of type {kind!r} are not supported; send text"
+        raise BadParameter(message, f"{place}.type", "UNSUPPORTED_PARAMETER")
+    name = "refusal" if kind == "refusal" else "text"
+    text = part.get(name)
+    if not isinstance(text, str):
+        raise BadParameter(f"{place}.{name}: must be a string", f"{place}.{name}")
+    return whole_text(text)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body, without what is null. Raises BadParameter."""
+    try:
+        document = json.loads(body, parse_constant=_no_number)
+    except RecursionError:
+        raise BadParameter("the body is nested too deeply", "") from None
+    except ValueError as error:
+        raise BadParameter(f"the body is not JSON: {error}", "") from None
+    if not isinstance(document, dict):
+        raise BadParameter("the body must be a JSON object", "")
+    return {whole_text(name): value for name, value in document.items() if value is not None}
+
+
+def _no_number(name: str) -> object:
+    raise ValueError(f"{name} is not a number that JSON knows")
 
 
 def _validate(kind: type[_M], body: bytes) -> _M:
+    fields = {name: value for name, value in read_object(body).items() if name not in _IGNORED}
+    for name in _ONLY:
+        if name not in fields:
+            continue
+        # Compared by type too: logprobs 0 asks /v1/completions for something, False does not.
+        if not any(value == fields[name] and type(value) is type(fields[name]) for value in _asks_nothing(name)):
+            raise BadParameter(f"{name} is not supported", name, "UNSUPPORTED_PARAMETER")
     try:
-        document = json.loads(body)
-    except ValueError:
-        raise BadParameter("the body is not JSON", "") from None
-    if not isinstance(document, dict):
-        raise BadParameter("the body must be a JSON object", "")
-    try:
-        request = kind.model_validate({key: value for key, value in document.items() if key not in _IGNORED})
+        return kind.model_validate({name: value for name, value in fields.items() if name not in _ONLY})
     except ValidationError as error:
-        first = error.errors()[0]
-        param = str(first["loc"][0]) if first["loc"] else ""
-        if first["type"] == "extra_forbidden":
-            raise BadParameter(f"{param}: not a parameter of this API", param, "UNKNOWN_PARAMETER") from None
-        raise BadParameter(f"{_place(first['loc'])}: {first['msg']}", param) from None
-    name = request.unsupported()
-    if name:
-        raise BadParameter(f"{name} is not supported", name, "UNSUPPORTED_PARAMETER")
-    return request
+        raise _fault(error) from None
 
 
-def _place(location: tuple[int | str, ...]) -> str:
-    """``messages[0].content`` from ``("messages", 0, "content", "str")``: pydantic ends a union with its branch."""
-    text = ""
-    for part in location:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif part.islower() and part.isidentifier() and part not in ("str", "int"):
-            text += f".{part}" if text else part
-    return text
+def _asks_nothing(name: str) -> tuple[object, ...]:
+    """Numbers as either of JSON's kinds."""
+    return tuple(form for value in _ONLY[name] for form in ((value, float(value)) if type(value) is int else (value,)))
+
+
+def _fault(error: ValidationError) -> BadParameter:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = whole_text(".".join(str(part) for part in first["loc"]))
+    if first["type"] == "extra_forbidden":
+        return BadParameter(f"{place}: not a parameter of this API", place, "UNKNOWN_PARAMETER")
+    if first["type"] == "missing":
+        return BadParameter(f"{place}: must be given", place, "MISSING_PARAMETER")
+    if first["type"] == "model_type":
+        return BadParameter(f"{place}: must be an object", place)
+    return BadParameter(f"{place}: {first['msg'].replace('Input should be', 'must be')}", place)

@@ -77,6 +77,11 @@ class Gateway:
         self._on_unknown = on_unknown
         self._timeout_s = timeout_s
         self._models: set[str] = set()
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Say of everything that fails from now on, and of what is still asked, that the gateway is stopping."""
+        self._stopping = True
 
     def add(self, worker: Worker) -> None:
         """Let a worker take part from the next ``refresh`` on."""
@@ -154,6 +159,7 @@ class Gateway:
                     raise own_fault(error) from error
                 raise
             except Unavailable as error:
+                self._check_stopping(error)
                 failed.add(member.worker)
                 if began or error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):
                     raise
@@ -168,6 +174,7 @@ class Gateway:
                 with member.called() as worker:
                     return await worker.probe(ask.prompt, self._timeout_s)
             except Unavailable as error:
+                self._check_stopping(error)
                 failed.add(member.worker)
                 if error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):
                     raise
@@ -224,6 +231,7 @@ class Gateway:
         A model that was served before is Unavailable: its workers are on their way. One never heard of is NotFound
         while others are served.
         """
+        self._check_stopping()
         for attempt in range(2):
             members = self._of(model)
             if members:
@@ -236,6 +244,10 @@ class Gateway:
         if model in self._models:
             raise Unavailable(f"no worker of {model!r} answers; try again in a moment", reason="NO_WORKER")
         raise NotFound(f"model {model!r} is not served here; there is {', '.join(names)}", reason="MODEL_NOT_FOUND")
+
+    def _check_stopping(self, cause: Exception | None = None) -> None:
+        if self._stopping:
+            raise Unavailable("the gateway is stopping; send the request again", reason="STOPPING") from cause
 
     def _retriever(self) -> Retrieval:
         if self._retrieval is None:

@@ -11,6 +11,9 @@ from pydantic_settings import SettingsConfigDict
 from premoe_gateway.targets import parse_target
 from premoe_runtime.formats.choices import OnUnknown
 
+KEEP_ALIVE_S = 120.0
+MAX_BODY_BYTES = 16 * 2**20
+
 
 class GatewaySettings(ServerSettings):
     """OpenAI HTTP in front of workers."""
@@ -32,6 +35,14 @@ class GatewaySettings(ServerSettings):
     """Seconds a request may take, from its first byte to its last."""
     poll_s: float = Field(default=1.0, gt=0)
     """Seconds between two looks at the workers."""
+
+    keep_alive_s: float = Field(default=KEEP_ALIVE_S, ge=1)
+    """Seconds that an idle HTTP connection stays open; longer than clients and proxies in front keep theirs, or they
+    send into one that closes."""
+    max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1 << 10, le=MAX_BODY_BYTES)
+    """Largest request body."""
+    cors_origins: Names = ()
+    """Origins of web pages that may call from a browser, separated by commas, `*` for any; empty: none."""
 
     @field_validator("workers")
     @classmethod

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
-from premoe_servicekit.telemetry import tracer
+from premoe_servicekit.telemetry import PROPAGATOR, tracer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -28,7 +28,7 @@ class TraceMiddleware:
         attributes = {"http.request.method": scope["method"], "url.path": scope["path"], "url.scheme": scope["scheme"]}
         with tracer().start_as_current_span(
             f"{scope['method']} {scope['path']}",
-            context=propagate.extract(dict(headers)),
+            context=PROPAGATOR.extract(dict(headers)),
             kind=SpanKind.SERVER,
             attributes=attributes,
         ) as span:

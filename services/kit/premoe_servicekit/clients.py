@@ -78,10 +78,14 @@ def blocking_channel(address: str, *, tls: Tls | None = None, timeouts: Timeouts
 
 
 def channel_options(server_name: str = "") -> Options:
-    """Keep-alive a little above what our servers permit, quick reconnects, the retry policy, the peers' name."""
+    """Keep-alive a little above what our servers permit, quick reconnects, the retry policy, the peers' name.
+
+    Never through a proxy that the environment names for the way out: our peers are on this machine or in this cluster.
+    """
     named = (("grpc.ssl_target_name_override", server_name),) if server_name else ()
     return (
         *named,
+        ("grpc.enable_http_proxy", 0),
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -5,6 +5,7 @@ Code branches on the class and the reason (``ErrorInfo.reason``, domain ``premoe
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -101,11 +102,19 @@ def retry_after(error: PremoeError) -> float | None:
 
 @contextmanager
 def rpc_errors(peer: str) -> Iterator[None]:
-    """Raise the PremoeError behind every RpcError inside; works around ``await`` and blocking calls alike."""
+    """Raise the PremoeError behind every RpcError inside; works around ``await`` and blocking calls alike.
+
+    A call whose channel was closed under it is Unavailable: gRPC would look as if the caller had been cancelled.
+    """
     try:
         yield
     except grpc.RpcError as error:
         raise from_rpc_error(error, peer=peer) from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Unavailable(f"the connection to {peer} was closed", reason=CANCELLED) from error
 
 
 def one_line(error: BaseException) -> str:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
@@ -96,12 +97,13 @@ def load_settings(
     settings: type[S],
     program: str,
     arguments: Sequence[str] | None = None,
-    environment: Mapping[str, str] = os.environ,
+    environment: MutableMapping[str, str] = os.environ,
 ) -> S:
     """Read flags (first) and environment. ``--help`` and unknown flags end the process as argparse does, with code 2.
 
     Raises InvalidInput in one line for a wrong value or an unknown ``PREMOE_<PROC>_*`` variable.
     """
+    drop_service_links(environment)
     check_environment(settings, environment)
     named = type(
         settings.__name__,
@@ -113,6 +115,20 @@ def load_settings(
     except ValidationError as error:
         raise InvalidInput(_first_fault(error, settings), reason="SETTING_INVALID") from None
     return loaded
+
+
+_LINK = re.compile(r"_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT_\d+_(TCP|UDP|SCTP)(_PROTO|_PORT|_ADDR)?", re.IGNORECASE)
+
+
+def drop_service_links(environment: MutableMapping[str, str]) -> None:
+    """Take out what Kubernetes and Docker write about a Service beside us, which may bear our name.
+
+    ``PREMOE_GATEWAY_PORT=tcp://10.0.0.7:8000`` is no setting of ours.
+    """
+    for name, value in list(environment.items()):
+        is_ours = name.upper().startswith("PREMOE_")
+        if is_ours and (_LINK.search(name) or (name.upper().endswith("_PORT") and "://" in value)):
+            del environment[name]
 
 
 def check_environment(settings: type[ProcessSettings], environment: Mapping[str, str]) -> None:

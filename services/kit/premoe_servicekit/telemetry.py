@@ -7,6 +7,7 @@ dropped untried for a while.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,13 +15,21 @@ from typing import TYPE_CHECKING
 
 import grpc
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
+from opentelemetry.propagators.composite import CompositePropagator
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.errors import InvalidInput, PremoeError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
+
+log = logging.getLogger(__name__)
+
+PROPAGATOR = CompositePropagator([TraceContextTextMapPropagator(), W3CBaggagePropagator()])
+"""W3C context. The API's own choice, by OTEL_PROPAGATORS, raises at import for one that is not installed."""
 
 _SERVER_FAULTS = frozenset(
     {
@@ -55,18 +64,28 @@ def setup_telemetry(service_name: str, environment: Mapping[str, str] = os.envir
     """Install the tracer provider of this process; call once, at start.
 
     Honours OTEL_SDK_DISABLED, OTEL_TRACES_EXPORTER (otlp, none), OTEL_EXPORTER_OTLP_[TRACES_]{ENDPOINT,PROTOCOL,
-    TIMEOUT,HEADERS,…}, OTEL_TRACES_SAMPLER[_ARG], OTEL_BSP_*, OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
-    Raises InvalidInput for a protocol or exporter that we do not have.
+    TIMEOUT,HEADERS,…}, OTEL_TRACES_SAMPLER[_ARG], OTEL_BSP_*, OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES. Values
+    that cannot be honoured leave tracing off, with a warning: a platform sets them for all programs alike.
     """
+    try:
+        return _set_up(service_name, environment)
+    except Exception as error:
+        # The SDK and its exporters raise errors of many kinds over their variables.
+        reason = str(error) if isinstance(error, PremoeError) else f"the SDK refuses its OTEL_* variables: {error}"
+        log.warning("tracing is off: %s", " ".join(reason.split()))
+        return Telemetry(None)
+
+
+def _set_up(service_name: str, environment: Mapping[str, str]) -> Telemetry:
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return Telemetry(None)
-    exporters = environment.get("OTEL_TRACES_EXPORTER", "otlp").strip().lower()
-    if exporters not in ("otlp", "none", ""):
-        raise InvalidInput(f"OTEL_TRACES_EXPORTER is {exporters!r}; use otlp or none", reason="TELEMETRY_INVALID")
     endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     endpoint = next((environment[name] for name in endpoints if environment.get(name, "").strip()), None)
+    exporters = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower() or "otlp"
     if endpoint is None or exporters == "none":
         return Telemetry(None)
+    if "otlp" not in [name.strip() for name in exporters.split(",")]:
+        raise InvalidInput(f"OTEL_TRACES_EXPORTER is {exporters!r}; use otlp or none", reason="TELEMETRY_INVALID")
     # Imported here: a process that exports nothing should not pay for the SDK at its start.
     from premoe_servicekit.export import build_provider
 
@@ -81,7 +100,7 @@ def start_server_span(method: str, metadata: Iterable[tuple[str, str | bytes]]) 
     The caller's baggage and the span become current for the rest of the RPC's own context.
     """
     carrier = {key: value for key, value in metadata if isinstance(value, str)}
-    parent = propagate.extract(carrier)
+    parent = PROPAGATOR.extract(carrier)
     span = tracer().start_span(
         method.lstrip("/"), context=parent, kind=SpanKind.SERVER, attributes=_rpc_attributes(method)
     )
@@ -99,7 +118,7 @@ def start_client_span(method: str, address: str) -> tuple[Span, list[tuple[str, 
         attributes["server.port"] = int(port)
     span = tracer().start_span(method.lstrip("/"), kind=SpanKind.CLIENT, attributes=attributes)
     carrier: dict[str, str] = {}
-    propagate.inject(carrier, trace.set_span_in_context(span))
+    PROPAGATOR.inject(carrier, trace.set_span_in_context(span))
     return span, list(carrier.items())
 
 

@@ -59,6 +59,10 @@ class MeshOptions:
     model_name: str = ""
     qdrant_url: str = ""
     redis_url: str = ""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the HTTP API from a browser."""
+    max_body_bytes: int | None = None
+    """Largest body of an HTTP request."""
     log_level: str = "info"
 
 
@@ -211,6 +215,8 @@ def _start(
         "premoe_gateway.cli",
         *("--workers", ",".join(addresses), "--retrieval", retrieval_address),
         *("--http-host", options.host, "--http-port", str(options.port), "--on-unknown", options.on_unknown),
+        *(() if options.max_body_bytes is None else ("--max-body-bytes", str(options.max_body_bytes))),
+        *(("--cors-origins", ",".join(options.cors_origins)) if options.cors_origins else ()),
     )
     fields = gateway.wait_ready(START_TIMEOUT_S)
     wait_serving(gateway, fields["address"], START_TIMEOUT_S)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from premoe_servicekit.clients import channel_options
 
 from premoe_runtime.formats.errors import Unavailable
 
@@ -145,7 +146,7 @@ class Child:
 def wait_serving(child: Child, address: str, timeout_s: float) -> None:
     """Wait until the child's gRPC health says SERVING. Raises Unavailable when it exits or takes too long."""
     deadline = time.monotonic() + timeout_s
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=channel_options()) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while True:
             child.check()

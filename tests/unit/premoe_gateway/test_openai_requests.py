@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -55,20 +56,67 @@ def test_completion_prompts(prompt: Any, expected: Any) -> None:
     assert completion(prompt=prompt).ask.prompt == expected
 
 
+def messages(*added: Any) -> dict[str, Any]:
+    return {"messages": [*added, USER]}
+
+
+def parts(*given: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(given)}]}
+
+
+MAX_STOPS = "must be a string or a list of at most 4, none of them empty"
 BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "two prompts": (completion, {"prompt": ["a", "b"]}, "prompt", "only one prompt"),
     "negative token": (completion, {"prompt": [-1]}, "prompt", "token ids"),
+    "huge token": (completion, {"prompt": [2**32]}, "prompt", "token ids"),
+    "mixed prompt": (completion, {"prompt": ["a", 1]}, "prompt", "must be a string, a list of token ids"),
+    "nested prompt": (completion, {"prompt": {"a": 1}}, "prompt", "must be a string, a list of token ids"),
+    "no prompt": (completion, {"prompt": None}, "prompt", "prompt: must be given"),
     "echo": (completion, {"echo": True}, "echo", "echo is not supported"),
     "logprobs 0": (completion, {"logprobs": 0}, "logprobs", "logprobs is not supported"),
     "best_of": (completion, {"best_of": 3}, "best_of", "best_of is not supported"),
     "suffix": (completion, {"suffix": "x"}, "suffix", "suffix is not supported"),
-    "image": (chat, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "messages[0]"),
-    "json mode": (chat, {"response_format": {"type": "json_object"}}, "response_format", "response_format.type"),
-    "five stops": (chat, {"stop": list("abcde")}, "stop", "stop"),
-    "empty stop": (chat, {"stop": ""}, "stop", "stop"),
+    "image": (chat, parts({"type": "image_url"}), "messages[0].content[0].type", "parts of type 'image_url'"),
+    "part without text": (chat, parts({"type": "text"}), "messages[0].content[0].text", "must be a string"),
+    "part of no kind": (chat, parts("a"), "messages[0].content[0]", "must be an object with type and text"),
+    "number as content": (chat, messages({"role": "user", "content": 5}), "messages[0].content", "must be a string or"),
+    "user without content": (chat, messages({"role": "user"}), "messages[0].content", "must be a string or"),
+    "message of no kind": (chat, messages("hello"), "messages[0]", "must be an object with role and content"),
+    "role": (chat, messages({"role": "bot", "content": "x"}), "messages[0].role", "must be system, developer, user or"),
+    "role of no kind": (chat, messages({"role": [], "content": "x"}), "messages[0].role", "must be system, developer,"),
+    "tool": (
+        chat,
+        messages({"role": "tool", "content": "x"}),
+        "messages[0].role",
+        "answers of tools are not supported",
+    ),
+    "calls": (
+        chat,
+        messages({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}),
+        "messages[0].tool_calls",
+        "messages[0].tool_calls: not supported",
+    ),
+    "messages of no kind": (chat, {"messages": "hello"}, "messages", "messages: must be a valid list"),
+    "no messages": (chat, {"messages": []}, "messages", "must hold at least one message"),
+    "json mode": (chat, {"response_format": {"type": "json_object"}}, "response_format", "is not supported"),
+    "tools": (chat, {"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
+    "effort": (chat, {"reasoning_effort": "high"}, "reasoning_effort", "reasoning_effort is not supported"),
+    "audio": (chat, {"modalities": ["text", "audio"]}, "modalities", "modalities is not supported"),
+    "unknown": (chat, {"fancy": 1}, "fancy", "fancy: not a parameter of this API"),
+    "five stops": (chat, {"stop": list("abcde")}, "stop", MAX_STOPS),
+    "empty stop": (chat, {"stop": ""}, "stop", MAX_STOPS),
+    "empty stop in a list": (chat, {"stop": [""]}, "stop", MAX_STOPS),
+    "number as stop": (chat, {"stop": [5]}, "stop", MAX_STOPS),
+    "options": (chat, {"stream_options": 5}, "stream_options", "must be an object"),
+    "usage": (chat, {"stream_options": {"include_usage": "x"}}, "stream_options.include_usage", "must be a valid bool"),
     "bias": (chat, {"logit_bias": {"1": 2}}, "logit_bias", "logit_bias is not supported"),
-    "no model": (chat, {"model": None}, "model", "model"),
-    "top_p": (chat, {"top_p": 0}, "top_p", "greater than 0"),
+    "no model": (chat, {"model": None}, "model", "model: must be given"),
+    "number as model": (chat, {"model": 7}, "model", "model: must be a string"),
+    "top_p": (chat, {"top_p": 0}, "top_p", "must be greater than 0"),
+    "too many tokens": (chat, {"max_tokens": 2**32}, "max_tokens", "must be less than or equal to 4294967295"),
+    "far too many tokens": (chat, {"max_completion_tokens": 10**30}, "max_completion_tokens", "must be less than"),
+    "too many experts": (chat, {"active_experts": 2**63}, "active_experts", "must be less than or equal to"),
+    "seed": (chat, {"seed": 2**64}, "seed", "must be less than"),
 }
 
 
@@ -82,7 +130,61 @@ def test_bad_bodies_name_the_parameter(case: tuple[Any, dict[str, Any], str, str
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"nonsense", b"\xff"])
-def test_bodies_that_are_no_objects(body: bytes) -> None:
-    with pytest.raises(BadParameter, match="body"):
-        parse_chat(body)
+BAD_JSON: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "the body is not JSON: Expecting value"),
+    "list": (b"[]", "the body must be a JSON object"),
+    "cut": (b'{"model": "m', "the body is not JSON: Unterminated string"),
+    "no text": (b"\xff", "the body is not JSON"),
+    "deep": (b"[" * 100_000, "nested too deeply"),
+    "deep where nobody looks": (b'{"model":"m","metadata":' + b"[" * 100_000, "nested too deeply"),
+    "long number": (b'{"max_tokens":1' + b"0" * 5000 + b"}", "the body is not JSON: Exceeds the limit"),
+    "not a number": (b'{"temperature":NaN}', "NaN is not a number that JSON knows"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON.values(), ids=BAD_JSON.keys())
+def test_bodies_that_are_no_objects(case: tuple[bytes, str]) -> None:
+    with pytest.raises(BadParameter, match=case[1]):
+        parse_chat(case[0])
+
+
+OPTIONAL = (
+    *("stream", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "n", "seed", "user", "logprobs"),
+    *("top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logit_bias", "echo", "suffix"),
+    *("presence_penalty", "frequency_penalty", "reasoning_effort", "modalities", "audio", "prediction", "verbosity"),
+    *("web_search_options", "metadata", "store", "service_tier", "pattern", "active_experts", "best_of", "anything"),
+)
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_null_stands_for_what_was_not_given(parse: Callable[..., Order]) -> None:
+    assert parse(**dict.fromkeys(OPTIONAL), stream_options={"include_usage": None}) == parse()
+
+
+def test_values_that_ask_for_nothing_are_taken() -> None:
+    asked = chat(
+        n=1.0, tools=[], tool_choice="auto", logprobs=False, modalities=["text"], presence_penalty=0.0, logit_bias={}
+    )
+    assert asked == chat()
+
+
+def test_what_only_tags_a_message_is_passed_over() -> None:
+    part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
+    tagged = {"role": "user", "content": [part], "name": "eve", "id": 7}
+    assert chat(messages=[tagged], stream_options={"continuous_usage_stats": True}) == chat()
+
+
+def test_an_assistant_that_said_nothing() -> None:
+    silent: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [], "refusal": None}
+    refused = {"role": "assistant", "content": None, "refusal": "No."}
+    turns = chat(**messages(USER, silent, USER, refused)).ask.prompt
+    assert [turn.content for turn in turns if isinstance(turn, Turn)] == ["hi", "", "hi", "No.", "hi"]
+
+
+def test_half_of_a_surrogate_pair_becomes_the_replacement_character() -> None:
+    half, whole = b"\\ud83d", b"\\ud83d\\ude00"
+    body = b'{"model":"m%s","stop":"%s","pattern":"%s","messages":[{"role":"user","content":"a%sb%s"}]}'
+    ask = parse_chat(body % (half, half, half, half, whole)).ask
+    assert (ask.model, ask.sampling.stop, ask.pattern) == ("m\ufffd", ("\ufffd",), "\ufffd")
+    assert ask.prompt == (Turn("user", "a\ufffdb\U0001f600"),)
+    assert parse_completion(b'{"model":"m","prompt":["%s"]}' % half).ask.prompt == "\ufffd"

@@ -53,6 +53,24 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name(monkeypatch: pytes
     assert caught.value.reason == "SETTING_UNKNOWN"
 
 
+def test_service_links_of_a_service_with_our_name_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kubernetes writes them for a Service ``premoe-oven`` with a port named http."""
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.7",
+        "SERVICE_PORT": "8000",
+        "SERVICE_PORT_HTTP": "8000",
+        "PORT": "tcp://10.0.0.7:8000",
+        "PORT_8000_TCP": "tcp://10.0.0.7:8000",
+        "PORT_8000_TCP_PROTO": "tcp",
+        "PORT_8000_TCP_PORT": "8000",
+        "PORT_8000_TCP_ADDR": "10.0.0.7",
+    }.items():
+        monkeypatch.setenv(f"PREMOE_OVEN_{name}", value)
+    assert load().port == 0
+    monkeypatch.setenv("PREMOE_OVEN_PORT", "81")
+    assert load().port == 81
+
+
 def test_other_processes_variables_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREMOE_FRIDGE_HAET", "1")
     assert load().heat == 200

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import grpc
@@ -12,8 +14,6 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import StatusCode
 from premoe_servicekit.export import COOL_DOWN_S, GuardedExporter, resource
 from premoe_servicekit.telemetry import end_rpc_span, setup_telemetry
-
-from premoe_runtime.formats.errors import InvalidInput
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"}
 
@@ -32,12 +32,35 @@ def test_nothing_is_installed_unless_asked_for(environment: dict[str, str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("wrong", "names"),
-    [({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "http/json"), ({"OTEL_TRACES_EXPORTER": "zipkin"}, "zipkin")],
+    ("wrong", "said"),
+    [
+        ({"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "http/json"),
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "zipkin"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "10s"}, "10s"),
+        ({"OTEL_EXPORTER_OTLP_COMPRESSION": "zstd"}, "zstd"),
+        ({"OTEL_ATTRIBUTE_COUNT_LIMIT": "abc"}, "OTEL_ATTRIBUTE_COUNT_LIMIT"),
+        ({"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "99999"}, "max_export_batch_size"),
+        ({"OTEL_PROPAGATORS": "b3"}, ""),
+        ({"OTEL_TRACES_SAMPLER": "nonsense", "OTEL_BSP_MAX_QUEUE_SIZE": "abc"}, ""),
+        ({"OTEL_TRACES_EXPORTER": "otlp,console", "OTEL_PYTHON_CONTEXT": "nope"}, ""),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_what_we_cannot_export_to_is_refused(wrong: dict[str, str], names: str) -> None:
-    with pytest.raises(InvalidInput, match=names):
-        setup_telemetry("test", {**ENDPOINT, **wrong})
+def test_a_platform_s_variables_never_end_a_program(wrong: dict[str, str], said: str) -> None:
+    """In a process of its own, as the SDK reads its variables when it is imported."""
+    code = (
+        "import logging; logging.basicConfig()\n"
+        "from premoe_servicekit.telemetry import setup_telemetry, tracer\n"
+        "started = setup_telemetry('test')\n"
+        "with tracer().start_as_current_span('work'): pass\n"
+        "started.shutdown(); print('traced' if started.provider else 'untraced')"
+    )
+    environment = {**os.environ, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9", **wrong}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ("untraced" if said else "traced")
+    if said:
+        (line,) = [line for line in done.stderr.splitlines() if "tracing is off" in line]
+        assert said in line
 
 
 def test_the_resource_names_the_process_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,10 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the HTTP API.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
+@click.option(
+    "--cors-origin", multiple=True, help="Origin of web pages that may call from a browser, or *; repeatable."
+)
+@click.option("--max-body", help="Largest body of a request, e.g. 1MiB [default: 16MiB, which is the most].")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each worker.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device of the workers.")
@@ -66,6 +70,8 @@ def command(
     on_unknown: OnUnknown,
     host: str,
     port: int,
+    cors_origin: tuple[str, ...],
+    max_body: str | None,
     workers: int,
     threads: int | None,
     device: str,
@@ -105,6 +111,8 @@ def command(
         model_name=model_name,
         qdrant_url=qdrant_url,
         redis_url=redis_url,
+        cors_origins=cors_origin,
+        max_body_bytes=parse_bytes(max_body) if max_body else None,
         log_level=log_level,
     )
     interrupt_on_sigterm("stopping")
