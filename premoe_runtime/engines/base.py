@@ -105,8 +105,8 @@ class TokenEvent:
     resident experts, 0 to 1; None when no step ran. ``timings`` (last event): for spans and metrics.
     """
 
-    token_ids: tuple[int, ...]
-    text: str
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
     finish: FinishReason | None = None
     retained_mass: float | None = None
     error: Exception | None = None

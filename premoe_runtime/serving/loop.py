@@ -11,7 +11,6 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from premoe_runtime.engines.base import (
@@ -22,14 +21,15 @@ from premoe_runtime.engines.base import (
     Engine,
     Loaded,
     Published,
-    Report,
     StepReport,
     TokenEvent,
 )
-from premoe_runtime.formats.errors import Exhausted, PremoeError, Unavailable
+from premoe_runtime.formats.errors import PremoeError, Unavailable
 from premoe_runtime.residency.ledger import Ledger
+from premoe_runtime.serving.admission import Admission
 from premoe_runtime.serving.fetches import Delivered, Fetches, FetchOver
 from premoe_runtime.serving.groups import GroupTable
+from premoe_runtime.serving.inbox import Heard, Inbox
 from premoe_runtime.serving.messages import (
     CancelRequest,
     CheckBytes,
@@ -38,7 +38,6 @@ from premoe_runtime.serving.messages import (
     Generate,
     LoadPattern,
     Look,
-    Message,
     PreloadPattern,
     UnloadPattern,
 )
@@ -50,13 +49,11 @@ from premoe_runtime.serving.requests import KeptPattern, OpenRequest
 
 logger = logging.getLogger(__name__)
 
-Heard = Message | Report | Delivered | FetchOver
-
 
 class ServingLoop:
     """Owns requests (``OpenRequests``), patterns and the swap (``Patterns``), pins, the ledger and the host tier.
 
-    Other threads read three words of it, to refuse early: ``draining``, ``unfinished`` and ``running``.
+    ``admission`` has let in every request that comes, and is told what runs.
     """
 
     def __init__(
@@ -64,17 +61,17 @@ class ServingLoop:
         engine: Engine,
         ledger: Ledger,
         fetches: Fetches,
-        inbox: SimpleQueue[Heard],
+        inbox: Inbox,
+        admission: Admission,
         *,
         max_rows: int,
         weights_id: str,
         blob_bytes: int,
         quantum: int,
-        max_waiting: int,
         copy_rate: float | None,
     ) -> None:
         self._engine, self._ledger, self._fetches, self._inbox = engine, ledger, fetches, inbox
-        self._blob_bytes, self._max_waiting = blob_bytes, max_waiting
+        self._admission, self._blob_bytes = admission, blob_bytes
         self._requests = OpenRequests(engine, weights_id)
         self._groups = GroupTable(max_rows)
         self._pins = Pins(fetches)
@@ -91,17 +88,11 @@ class ServingLoop:
         self._drains: list[Future[None]] = []
         self._checks: deque[Future[None]] = deque()
         self._closing = False
-        self.draining = False
 
     @property
     def unfinished(self) -> int:
         """Requests that have not ended."""
         return len(self._requests)
-
-    @property
-    def running(self) -> int:
-        """Sequences in the engine's last step."""
-        return self._requests.last.running
 
     def run(self) -> BaseException | None:
         """Serve until closed. Whatever ends it ends every request first; returns why, unless it was closed."""
@@ -130,17 +121,14 @@ class ServingLoop:
 
     def _receive(self) -> None:
         """One message at least, or a retry that is due; then all that are there."""
-        try:
-            message = self._inbox.get(timeout=self._until_retry())
-        except Empty:
+        heard = False
+        for message in self._inbox.heard(self._until_retry()):
+            heard = True
+            self.note(message)
+            if self._closing:
+                return
+        if not heard:
             self._patterns.note_changed()
-            return
-        try:
-            while not self._closing:
-                self.note(message)
-                message = self._inbox.get_nowait()
-        except Empty:
-            pass
 
     def _until_retry(self) -> float | None:
         due = [need.retry_at for need in self._patterns.needs() + self._pins.needs() if need.retry_at]
@@ -171,7 +159,7 @@ class ServingLoop:
             case UnloadPattern(pattern_id):
                 self._pins.remove(pattern_id)
             case Drain(drained):
-                self.draining = True
+                self._admission.draining = True
                 self._drains.append(drained)
             case Look(looked):
                 looked.set_result((self._residency(), replace(self._patterns.stats)))
@@ -189,14 +177,11 @@ class ServingLoop:
 
     def _generate(self, request: OpenRequest) -> None:
         try:
-            if self.draining:
-                raise draining()
-            if self.unfinished - self.running >= self._max_waiting:
-                raise queue_full(self._max_waiting)
+            self._admission.check_open()
             group = self._groups.find(request.pattern)
             self._requests.add(group, request)
         except PremoeError as error:
-            self._requests.refuse(request, error)
+            request.end(TokenEvent(error=error))
             return
         self._patterns.enter(group)
 
@@ -204,10 +189,11 @@ class ServingLoop:
         if request.submitted:
             self._engine.post(Cancel(frozenset({request.id})))
         elif not request.ended:
-            self._free(request, TokenEvent((), "", finish="cancelled"))
+            self._free(request, TokenEvent(finish="cancelled"))
 
     def _note_step(self, report: StepReport) -> None:
         self._requests.last = report
+        self._admission.running = report.running
         for request_id, event in report.events:
             request = self._requests.get(request_id)
             if request is None:
@@ -229,8 +215,7 @@ class ServingLoop:
 
     def _load(self, pattern: KeptPattern, done: Future[SwapReport]) -> None:
         try:
-            if self.draining:
-                raise draining()
+            self._admission.check_open()
             group = self._groups.find(pattern)
             self._pins.add(pattern)
         except PremoeError as error:
@@ -243,8 +228,7 @@ class ServingLoop:
 
     def _preload(self, pattern: KeptPattern, done: Future[SwapReport | None]) -> None:
         try:
-            if self.draining:
-                raise draining()
+            self._admission.check_open()
             if not self._patterns.has_room_beside_running(pattern):
                 done.set_result(None)
                 return
@@ -270,8 +254,8 @@ class ServingLoop:
             slots=tuple(tuple(row) for row in self._ledger.table),
             device_bytes=sum(self._ledger.slots) * self._blob_bytes,
             host_bytes=self._fetches.host.arena.num_bytes,
-            running=self.running,
-            waiting=max(0, self.unfinished - self.running),
+            running=self._admission.running,
+            waiting=self._admission.waiting,
             running_patterns=self._patterns.running_names(),
             loaded_patterns=self._pins.names(),
         )
@@ -290,34 +274,17 @@ class ServingLoop:
     def _end_everything(self, failure: BaseException | None) -> None:
         """Every request and every waiting action ends; nobody is left without an answer."""
         self._fetches.stop()
-        self.draining = True
+        self._admission.draining = True
         stopping = Unavailable("the worker is stopping; use another one", reason="STOPPING")
         error = stopping if failure is None else Unavailable(f"serving ended: {failure}", reason="ENGINE_ENDED")
         waiting: list[Future[Any]] = [*self._patterns.unanswered(), *self._pins.unanswered(), *self._checks]
         for done in waiting:
             done.set_exception(error)
-        cancelled = TokenEvent((), "", finish="cancelled")
-        self._requests.free_all(cancelled if failure is None else TokenEvent((), "", error=error))
+        cancelled = TokenEvent(finish="cancelled")
+        self._requests.free_all(cancelled if failure is None else TokenEvent(error=error))
         for drained in self._drains:
             drained.set_result(None)
-        self.refuse_the_rest(error)
-
-    def refuse_the_rest(self, error: PremoeError) -> None:
-        """Answer messages that came too late. Any thread, once the loop has ended."""
-        while True:
-            try:
-                message = self._inbox.get_nowait()
-            except Empty:
-                return
-            match message:
-                case Generate(request):
-                    self._requests.refuse(request, error)
-                case LoadPattern(_, done) | PreloadPattern(_, done) | Look(done) | CheckBytes(done):
-                    done.set_exception(error)
-                case Drain(done):
-                    done.set_result(None)
-                case _:
-                    pass
+        self._inbox.close(error)
 
 
 class EngineEnded(Exception):
@@ -326,11 +293,3 @@ class EngineEnded(Exception):
     def __init__(self, reason: BaseException | None) -> None:
         super().__init__(f"{type(reason).__name__}: {reason}" if reason else "the engine was closed")
         self.reason = reason
-
-
-def draining() -> PremoeError:
-    return Unavailable("the worker takes no new requests: it is stopping; use another one", reason="DRAINING")
-
-
-def queue_full(max_waiting: int) -> PremoeError:
-    return Exhausted(f"{max_waiting} requests are waiting already; try again later", reason="QUEUE_FULL")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection
-from functools import partial
+from typing import TypeVar
 
 from premoe_runtime.engines.base import Cancel, Engine, StepReport, Submit, TokenEvent
 from premoe_runtime.formats.errors import Conflict
@@ -13,7 +12,7 @@ from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import OpenRequest
 from premoe_runtime.serving.turns import kv_key
 
-logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class OpenRequests:
@@ -50,25 +49,19 @@ class OpenRequests:
         for request in requests:
             if not request.started and not request.ended:
                 request.started = True
-                self._tell(request, partial(request.on_started, report))
+                self._tell(request, request.on_started, report)
             report = report.shared()
         return report
 
     def deliver(self, request: OpenRequest, event: TokenEvent) -> None:
-        self._tell(request, partial(request.on_event, event))
-
-    def refuse(self, request: OpenRequest, error: Exception) -> None:
-        """It never came in; the error is its only event."""
-        request.ended = True
-        self.deliver(request, TokenEvent((), "", error=error))
+        self._tell(request, request.on_event, event)
 
     def free(self, request: OpenRequest, group: Group | None, event: TokenEvent) -> None:
         """The one way out of a request: nothing of it is left but its last event."""
-        request.ended = True
         del self._open[request.id]
         if group is not None:
             del group.requests[request.id]
-        self.deliver(request, event)
+        request.end(event)
 
     def free_all(self, event: TokenEvent) -> None:
         for request in list(self._open.values()):
@@ -82,16 +75,13 @@ class OpenRequests:
         self._engine.post(Cancel(group.submitted()))
         for request in requests:
             if not request.submitted:
-                self.free(request, group, TokenEvent((), "", error=error))
+                self.free(request, group, TokenEvent(error=error))
 
     def take_failed_receivers(self) -> list[OpenRequest]:
         """Requests whose receiver raised: nobody wants them any more."""
         failed, self._failed_receivers = self._failed_receivers, []
         return [request for request in failed if not request.ended]
 
-    def _tell(self, request: OpenRequest, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception:
-            logger.exception("the receiver of request %s failed; cancelling it", request.id)
+    def _tell(self, request: OpenRequest, call: Callable[[T], None], news: T) -> None:
+        if not request.tell(call, news):
             self._failed_receivers.append(request)

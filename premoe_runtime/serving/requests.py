@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,8 +16,12 @@ from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.choices import Semantics
 from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.serving.admission import Place
 from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.turns import KeptTable, experts_of, pattern_key
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FULL = "full"
 """Id of the pattern that keeps every expert of every layer."""
@@ -99,10 +105,26 @@ class OpenRequest:
     on_started: Callable[[SwapReport], None]
     on_event: Callable[[TokenEvent], None]
     context: contextvars.Context
+    place: Place
     submitted: bool = False
     started: bool = False
     ended: bool = False
     error: Exception | None = None
+
+    def tell(self, call: Callable[[T], None], news: T) -> bool:
+        """Whether its owner took the news: a receiver that raises ends nobody but itself."""
+        try:
+            call(news)
+        except Exception:
+            logger.exception("the receiver of request %s failed; cancelling it", self.id)
+            return False
+        return True
+
+    def end(self, event: TokenEvent) -> None:
+        """Its last event: nothing else of it is left."""
+        self.ended = True
+        self.place.leave()
+        self.tell(self.on_event, event)
 
     @property
     def id(self) -> str:

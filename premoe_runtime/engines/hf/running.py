@@ -52,7 +52,7 @@ class RunningSequences:
         self._sequences[request.request_id] = RunningSequence(request, self._decoder, self._eos_ids, self._pool.context)
 
     def refuse(self, request_id: str, error: Exception) -> None:
-        self._events.append((request_id, TokenEvent((), "", error=error)))
+        self._events.append((request_id, TokenEvent(error=error)))
 
     def cancel(self, request_ids: frozenset[str]) -> None:
         for sequence in self._of(request_ids):

@@ -82,7 +82,7 @@ class RunningSequence:
         return self._last((), "", "cancelled", flush=False)
 
     def failed_event(self, error: Exception) -> TokenEvent:
-        return TokenEvent((), "", error=error, retained_mass=self._retained(), timings=self._timings())
+        return TokenEvent(error=error, retained_mass=self._retained(), timings=self._timings())
 
     def _last(self, tokens: tuple[int, ...], text: str, reason: FinishReason, *, flush: bool = True) -> TokenEvent:
         if flush:

@@ -83,7 +83,6 @@ async def _serve_model(
         limits,
         name=name,
         max_tokens=settings.max_tokens,
-        max_sequences=settings.max_sequences,
         queue_limit=settings.queue_limit,
     )
     stack.callback(worker.close)

@@ -20,10 +20,11 @@ from premoe_runtime.engines.base import TokenEvent
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
+from premoe_runtime.serving.admission import Place
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
-from premoe_worker.admission import Admission, Lane
 from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Ranking, Started
+from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
 from premoe_worker.ports import Retrieval
@@ -49,7 +50,6 @@ class Worker:
         *,
         name: str,
         max_tokens: int = 256,
-        max_sequences: int = 8,
         queue_limit: int = 256,
     ) -> None:
         self.model = model
@@ -59,7 +59,6 @@ class Worker:
         self._splits = None if retrieval is None else SplitWatch(limits, retrieval, model.manifest.weights_id)
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
-        self._admission = Admission(max_sequences=max_sequences, queue_limit=queue_limit)
         self._encoding = Lane("encode", threads=_ENCODERS, waiting=queue_limit)
         # Probes of one model queue behind each other in any case.
         self._probing = Lane("probe", threads=1, waiting=queue_limit)
@@ -72,14 +71,15 @@ class Worker:
         """
         received_ns = time.time_ns()
         self._check_model(ask.model)
-        self.model.front.admit()
-        with self._admission.request() as start:
+        place = self.model.front.admission.enter()
+        try:
             request, answer = await self._prepare(self._with_defaults(ask), received_ns)
-            async with aclosing(answer.run(self.model, request)) as events:
-                async for event in events:
-                    if isinstance(event, Started):
-                        start()
-                    yield event
+        except BaseException:
+            place.leave()
+            raise
+        async with aclosing(answer.run(self.model, request, place)) as events:
+            async for event in events:
+                yield event
 
     async def _prepare(self, ask: Ask, received_ns: int) -> tuple[Request, _Answer]:
         """Everything that comes before a request can be queued with its pattern."""
@@ -104,8 +104,7 @@ class Worker:
 
         A probe is refused while a request would be: it is asked for on behalf of one.
         """
-        self.model.front.admit()
-        self._admission.check()
+        self.model.front.admission.check()
         started = time.perf_counter()
         encoded = await self._encoding.run(self.model.encode, ask.prompt)
         self._check(encoded, self._with_defaults(ask))
@@ -284,12 +283,14 @@ class _Answer:
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[SwapReport | TokenEvent] = asyncio.Queue()
 
-    async def run(self, model: ServedModel, request: Request) -> AsyncGenerator[Event, None]:
+    async def run(
+        self, model: ServedModel, request: Request, place: Place | None = None
+    ) -> AsyncGenerator[Event, None]:
         swap = SwapSpan(self._choice)
         started = False
         # The manager copies this context: what it fetches for us becomes part of the swap span.
         with trace.use_span(swap.span, end_on_exit=False):
-            handle = model.front.generate(request, self._put, self._put)
+            handle = model.front.generate(request, self._put, self._put, place)
         try:
             while True:
                 item = await self._queue.get()

@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from typing import ClassVar
 
 import numpy as np
@@ -45,9 +44,11 @@ from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import Copied, Copy
 from premoe_runtime.residency.host_tier import HostArena, HostTier
 from premoe_runtime.residency.ledger import Ledger
+from premoe_runtime.serving.admission import Admission
 from premoe_runtime.serving.fetches import Fetches
 from premoe_runtime.serving.groups import State
-from premoe_runtime.serving.loop import Heard, ServingLoop
+from premoe_runtime.serving.inbox import Inbox
+from premoe_runtime.serving.loop import ServingLoop
 from premoe_runtime.serving.messages import (
     CancelRequest,
     Drain,
@@ -113,7 +114,7 @@ class ScriptedEngine:
                 self.sequences[request_id] = command
             case Cancel(ids):
                 for request_id in ids & self.sequences.keys():
-                    events.append((request_id, TokenEvent((), "", finish="cancelled")))
+                    events.append((request_id, TokenEvent(finish="cancelled")))
                     self._forget(request_id)
             case Pause(ids):
                 self.paused |= ids & self.sequences.keys()
@@ -226,8 +227,9 @@ class ScriptedFetcher:
 class ServingMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.inbox: SimpleQueue[Heard] = SimpleQueue()
-        self.engine = ScriptedEngine(self.inbox.put)
+        self.inbox = Inbox()
+        self.admission = Admission(MAX_WAITING)
+        self.engine = ScriptedEngine(self.inbox.post)
         self.fetcher = ScriptedFetcher()
         self.fetches: deque[Callable[[], None]] = deque()
         self.host = HostTier(HostArena(64, HOST_BLOBS * 64))
@@ -235,13 +237,13 @@ class ServingMachine(RuleBasedStateMachine):
         self.loop = ServingLoop(
             self.engine,
             self.ledger,
-            Fetches(self.host, self.fetcher, self.inbox.put, (0.0, 0.0), self.fetches.append),  # type: ignore[arg-type]
+            Fetches(self.host, self.fetcher, self.inbox.post, (0.0, 0.0), self.fetches.append),  # type: ignore[arg-type]
             self.inbox,
+            self.admission,
             max_rows=ROWS,
             weights_id="w",
             blob_bytes=64,
             quantum=QUANTUM,
-            max_waiting=MAX_WAITING,
             copy_rate=None,
         )
         self.asked: list[Asked] = []
@@ -249,28 +251,30 @@ class ServingMachine(RuleBasedStateMachine):
 
     def turn(self) -> None:
         """What one turn of the loop does, without a thread."""
-        while True:
-            try:
-                self.loop.note(self.inbox.get_nowait())
-            except Empty:
-                break
+        for message in self.inbox.heard(0):
+            self.loop.note(message)
         self.loop._patterns.note_changed()  # any retry is due
         self.loop.decide(time.monotonic() + 1)
 
     @rule(pattern=st.integers(0, len(PATTERNS) - 1))
     def ask(self, pattern: int) -> None:
+        try:
+            place = self.admission.enter()
+        except Exhausted:
+            assert self.loop.unfinished >= MAX_WAITING
+            return
         request = Request(f"r{len(self.asked)}", PATTERNS[pattern], 1, (1, 2))
-        asked = Asked(OpenRequest(request, lambda report: None, lambda event: None, contextvars.Context()))
+        asked = Asked(OpenRequest(request, lambda report: None, lambda event: None, contextvars.Context(), place))
         asked.request.on_started, asked.request.on_event = asked.started.append, asked.on_event
         self.asked.append(asked)
-        self.inbox.put(Generate(asked.request))
+        self.inbox.post(Generate(asked.request))
         self.turn()
 
     @rule(index=st.integers(0, 99), heard=st.booleans())
     def cancel(self, index: int, heard: bool) -> None:
         """Cancel one; the loop may hear of it only together with what comes next."""
         if self.asked:
-            self.inbox.put(CancelRequest(self.asked[index % len(self.asked)].request))
+            self.inbox.post(CancelRequest(self.asked[index % len(self.asked)].request))
             if heard:
                 self.turn()
 
@@ -307,12 +311,12 @@ class ServingMachine(RuleBasedStateMachine):
         done: Future[SwapReport] = Future()
         preloaded: Future[SwapReport | None] = Future()
         self.futures.append(done if pin else preloaded)
-        self.inbox.put(LoadPattern(PATTERNS[pattern], done) if pin else PreloadPattern(PATTERNS[pattern], preloaded))
+        self.inbox.post(LoadPattern(PATTERNS[pattern], done) if pin else PreloadPattern(PATTERNS[pattern], preloaded))
         self.turn()
 
     @rule(pattern=st.integers(0, len(PATTERNS) - 1))
     def unload(self, pattern: int) -> None:
-        self.inbox.put(UnloadPattern(PATTERNS[pattern].id))
+        self.inbox.post(UnloadPattern(PATTERNS[pattern].id))
         self.turn()
 
     @invariant()
@@ -332,7 +336,7 @@ class ServingMachine(RuleBasedStateMachine):
         """Whatever happened: with a source and an engine that work, everybody comes to an end and nothing is left."""
         self.fetcher.outcome = None
         drained: Future[None] = Future()
-        self.inbox.put(Drain(drained))
+        self.inbox.post(Drain(drained))
         for _ in range(400):
             self.turn()
             while self.fetches:
@@ -351,8 +355,9 @@ class ServingMachine(RuleBasedStateMachine):
         assert all(asked.ended for asked in self.asked)
         assert all(future.done() for future in self.futures)
         assert self._resting()
+        assert self.admission.waiting == self.admission._inside == 0
         for pattern in PATTERNS:
-            self.inbox.put(UnloadPattern(pattern.id))
+            self.inbox.post(UnloadPattern(pattern.id))
         self.turn()
         assert not self.host._held
         assert not self.host._pins

@@ -17,17 +17,19 @@ from premoe_worker.service import Worker
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import Exhausted, Unavailable
 from premoe_runtime.offline.prompts import Span
+from premoe_runtime.serving.admission import Admission
 
 
 class Model:
     """Encodes and probes only while ``encoding`` and ``probing`` are set."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue_limit: int) -> None:
+        self.queue_limit = queue_limit
         self.encoding, self.probing = threading.Event(), threading.Event()
         self.encoded = 0
         self.manifest = SimpleNamespace(model_id="m", weights_id="w")
         self.engine = SimpleNamespace(limits=SimpleNamespace(check=lambda *request: None))
-        self.front = SimpleNamespace(drain=lambda timeout_s: 0, admit=lambda: None)
+        self.front = SimpleNamespace(drain=lambda timeout_s: 0, admission=Admission(queue_limit))
 
     def encode(self, prompt: Any) -> Encoded:
         self.encoded += 1
@@ -39,9 +41,9 @@ class Model:
         return np.ones(1, np.float32)
 
 
-def worker_over(model: Model, queue_limit: int) -> Worker:
+def worker_over(model: Model) -> Worker:
     limits = cast(Limits, SimpleNamespace(budget=Budget(2, 4), generalist_budget=Budget(2, 4), on_unknown="generalist"))
-    return Worker(cast(ServedModel, model), None, limits, name="m", queue_limit=queue_limit)
+    return Worker(cast(ServedModel, model), None, limits, name="m", queue_limit=model.queue_limit)
 
 
 async def until(true: Any) -> None:
@@ -51,8 +53,8 @@ async def until(true: Any) -> None:
 
 
 async def test_a_full_queue_is_told_before_anything_is_encoded_or_probed() -> None:
-    model = Model()
-    worker = worker_over(model, queue_limit=1)
+    model = Model(queue_limit=1)
+    worker = worker_over(model)
     answer = worker.generate(Ask("hello"))
     first = asyncio.ensure_future(anext(answer))
     await until(lambda: model.encoded)
@@ -71,13 +73,9 @@ async def test_a_full_queue_is_told_before_anything_is_encoded_or_probed() -> No
 
 
 async def test_a_worker_that_drains_says_so_before_it_encodes() -> None:
-    model = Model()
-
-    def refuse() -> None:
-        raise Unavailable("draining", reason="DRAINING")
-
-    model.front.admit = refuse
-    worker = worker_over(model, queue_limit=9)
+    model = Model(queue_limit=9)
+    model.front.admission.draining = True
+    worker = worker_over(model)
     for asked in (anext(worker.generate(Ask("hello"))), worker.probe(Ask("hello"))):
         with pytest.raises(Unavailable):
             await asked
@@ -86,9 +84,9 @@ async def test_a_worker_that_drains_says_so_before_it_encodes() -> None:
 
 
 async def test_operations_do_not_wait_behind_probes() -> None:
-    model = Model()
+    model = Model(queue_limit=200)
     model.encoding.set()
-    worker = worker_over(model, queue_limit=200)
+    worker = worker_over(model)
     probes = [asyncio.ensure_future(worker.probe(Ask("hello"))) for _ in range(100)]
     await until(lambda: model.encoded == len(probes))
     assert await asyncio.wait_for(worker.drain(1.0), 20) == 0
@@ -99,9 +97,9 @@ async def test_operations_do_not_wait_behind_probes() -> None:
 
 
 async def test_probes_beyond_the_bound_are_refused() -> None:
-    model = Model()
+    model = Model(queue_limit=3)
     model.encoding.set()
-    worker = worker_over(model, queue_limit=3)
+    worker = worker_over(model)
     probes = []
     for number in range(1, 11):
         probes.append(asyncio.ensure_future(worker.probe(Ask("hello"))))

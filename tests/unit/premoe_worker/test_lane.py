@@ -1,4 +1,4 @@
-"""Overload: refused before any work, and no kind of work waits behind another."""
+"""No kind of work waits behind another."""
 
 from __future__ import annotations
 
@@ -7,33 +7,9 @@ import threading
 
 import pytest
 from premoe_servicekit.deadlines import deadline, remaining
-from premoe_worker.admission import Admission, Lane
+from premoe_worker.lane import Lane
 
 from premoe_runtime.formats.errors import Exhausted
-
-
-def refused(admission: Admission) -> bool:
-    try:
-        admission.check()
-    except Exhausted as error:
-        return error.reason == "QUEUE_FULL"
-    return False
-
-
-def test_what_runs_does_not_wait() -> None:
-    admission = Admission(max_sequences=1, queue_limit=2)
-    with admission.request() as start_first, admission.request() as start_second:
-        assert refused(admission)
-        with pytest.raises(Exhausted), admission.request():
-            pass
-        start_first()
-        start_first()
-        assert not refused(admission)
-        with admission.request():
-            assert refused(admission)
-            start_second()  # its experts are there, but only one sequence runs at a time
-            assert refused(admission)
-    assert not refused(admission)
 
 
 async def test_a_lane_refuses_what_may_not_wait() -> None:

@@ -1,11 +1,10 @@
-"""Who is let in, and where their work is done: refusals come before any work, and lanes keep kinds of work apart."""
+"""Lanes keep kinds of work apart: each has threads of its own and a bounded queue."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -14,41 +13,6 @@ from premoe_runtime.formats.errors import Exhausted
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class Admission:
-    """Counts requests from their arrival, not from the moment they are ready to be queued. One event loop.
-
-    Up to ``max_sequences`` of those that have started run; all others wait, whatever they wait for, and at most
-    ``queue_limit`` may.
-    """
-
-    def __init__(self, *, max_sequences: int, queue_limit: int) -> None:
-        self._max_sequences, self._queue_limit = max_sequences, queue_limit
-        self._inside = self._started = 0
-
-    def check(self) -> None:
-        """Raise Exhausted (QUEUE_FULL) when a request would not be let in now."""
-        if self._inside - min(self._started, self._max_sequences) >= self._queue_limit:
-            raise _full(self._queue_limit, "requests are waiting")
-
-    @contextmanager
-    def request(self) -> Iterator[Callable[[], None]]:
-        """A request from its arrival to its end; call what comes once it has started. Raises as ``check`` does."""
-        self.check()
-        started = False
-
-        def start() -> None:
-            nonlocal started
-            self._started += not started
-            started = True
-
-        self._inside += 1
-        try:
-            yield start
-        finally:
-            self._inside -= 1
-            self._started -= started
 
 
 class Lane:
@@ -66,7 +30,10 @@ class Lane:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """``function``'s result from a thread of this lane. Raises Exhausted (QUEUE_FULL) where no more may wait."""
         if self._free.locked() and self._waiting >= self._most_waiting:
-            raise _full(self._most_waiting, f"prompts are waiting to be {self._what}d")
+            raise Exhausted(
+                f"{self._most_waiting} prompts are waiting to be {self._what}d already; try again later",
+                reason="QUEUE_FULL",
+            )
         self._waiting += 1
         try:
             await self._free.acquire()
@@ -86,7 +53,3 @@ class Lane:
         self._free.release()
         if not future.cancelled():
             future.exception()  # marked as seen, also where the caller has left
-
-
-def _full(most: int, waiting: str) -> Exhausted:
-    return Exhausted(f"{most} {waiting} already; try again later", reason="QUEUE_FULL")
