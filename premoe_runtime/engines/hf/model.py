@@ -72,10 +72,10 @@ class SlotModel:
         """See ``load_tokenizer``; made on first use."""
         return load_tokenizer(self.source)
 
-    def steps(self, rows: torch.Tensor | int, active: torch.Tensor | int | None = None) -> Steps:
-        """Fix mask row (i64[T]) and number of active experts (i64[T], default top-k) of each flattened token.
+    def steps(self, rows: Sequence[int] | int, active: Sequence[int] | int | None = None) -> Steps:
+        """Fix mask row and number of active experts (default top-k) of each of T flattened tokens.
 
-        Holds for the coming forwards until it is called again; plain ints fit any number of tokens. Usable as a
+        Holds for the coming forwards until it is called again; single ones fit any number of tokens. Usable as a
         context. Raises InvalidInput for lengths that differ and for ``active`` outside 1..top-k; a forward over
         another number of tokens than T raises it too.
         """

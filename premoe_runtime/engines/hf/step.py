@@ -77,9 +77,9 @@ class StepRunner:
         """float[B, V] after each chunk's last token."""
         rows = [chunk.row for chunk in chunks]
         reading = Reading(rows, positions, self._groups, self._pool.shape.dtype, self._device)
-        width = tokens.shape[1]
-        pattern_rows = torch.tensor([chunk.pattern_row for chunk in chunks]).repeat_interleave(width)
-        active = torch.tensor([chunk.active for chunk in chunks]).repeat_interleave(width)
+        columns = range(tokens.shape[1])
+        pattern_rows = [chunk.pattern_row for chunk in chunks for _ in columns]
+        active = [chunk.active for chunk in chunks for _ in columns]
         with self._slot_model.steps(pattern_rows, active), torch.inference_mode():
             logits: torch.Tensor = self._model(
                 input_ids=tokens.to(self._device),

@@ -41,16 +41,17 @@ class StepState:
         self.layers: list[LayerRules] = []
         self.set(0, top_k)
 
-    def set(self, rows: torch.Tensor | int, active: torch.Tensor | int) -> None:
-        """Fix rows and widths; plain ints hold for every token of whatever forward comes.
+    def set(self, rows: Sequence[int] | int, active: Sequence[int] | int) -> None:
+        """Fix rows and widths, one a token; single ones hold for every token of whatever forward comes.
 
         Raises InvalidInput when the lengths differ or ``active`` is outside 1..top-k.
         """
-        lengths = {value.numel() for value in (rows, active) if isinstance(value, torch.Tensor)}
+        lengths = {len(value) for value in (rows, active) if not isinstance(value, int)}
         if len(lengths) > 1:
             raise InvalidInput(f"rows and active differ in length: {sorted(lengths)}", reason="STEP_SHAPE")
         self._tokens = lengths.pop() if lengths else None
-        self._rows, self._active = _listed(rows), _listed(active)
+        self._rows = [rows] if isinstance(rows, int) else rows
+        self._active = [active] if isinstance(active, int) else active
         low, high = min(self._active, default=1), max(self._active, default=1)
         if low < 1 or high > self._top_k:
             raise InvalidInput(f"active experts must be 1 to {self._top_k}, not {low} to {high}", reason="STEP_ACTIVE")
@@ -99,10 +100,10 @@ class StepState:
     def _used(self, kept: dict[int, int]) -> list[int]:
         """Ranks that each token uses in a layer whose rows keep this many experts."""
         count = max(len(self._rows), len(self._active))
-        rows, active = (values * count if len(values) == 1 else values for values in (self._rows, self._active))
+        rows, active = ([*values] * (count // len(values)) for values in (self._rows, self._active))
         return [min(width, kept[row]) for row, width in zip(rows, active, strict=True)]
 
-    def _ranks(self, used: list[int]) -> list[tuple[int, torch.Tensor | slice]]:
+    def _ranks(self, used: Sequence[int]) -> list[tuple[int, torch.Tensor | slice]]:
         counts = sorted(set(used) - {0})
         if len(counts) == 1 and 0 not in used:
             return [(counts[0], ALL_TOKENS)]
@@ -110,7 +111,3 @@ class StepState:
 
     def _index(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self._mask.device)
-
-
-def _listed(value: torch.Tensor | int) -> list[int]:
-    return [int(item) for item in value.flatten().tolist()] if isinstance(value, torch.Tensor) else [value]

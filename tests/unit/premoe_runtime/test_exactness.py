@@ -118,7 +118,7 @@ def test_different_patterns_in_one_batch(tmp_path: Path, family: Family, dtype: 
     with masked_selection(patterns, rows) as seen:
         expected = stock_logits(stock, ids)
     assert seen.share_changed >= 0.3
-    slots.steps(rows)
+    slots.steps(rows.tolist())
     assert torch.equal(slot_logits(slots, ids), expected)
 
 
@@ -130,7 +130,7 @@ def test_rows_may_differ_from_token_to_token(tmp_path: Path) -> None:
     with masked_selection(patterns, rows) as seen:
         expected = stock_logits(stock, prompts())
     assert seen.share_changed >= 0.3
-    slots.steps(rows)
+    slots.steps(rows.tolist())
     assert torch.equal(slot_logits(slots, prompts()), expected)
 
 
@@ -156,7 +156,7 @@ def test_the_two_semantics_differ_without_renormalisation_only(tmp_path: Path) -
         bring(slots.store, slots.source, experts_of(kept), {0: kept})
         slots.store.set_row(1, kept, semantics="slice")
         ids = prompts(batch=1).repeat(2, 1)
-        slots.steps(torch.tensor([0, 1]).repeat_interleave(ids.shape[1]))
+        slots.steps([0] * ids.shape[1] + [1] * ids.shape[1])
         selection, sliced = slot_logits(slots, ids)
         found[norm] = float((selection - sliced).abs().max())
     assert found[True] < 1e-4
@@ -198,7 +198,7 @@ def test_width_and_row_may_differ_within_a_batch(tmp_path: Path) -> None:
     bring(slots.store, slots.source, experts_of(patterns), {row: patterns[row] for row in range(2)})
     ids = prompts(batch=2)
     rows, active = (torch.tensor(v).repeat_interleave(ids.shape[1]) for v in ([0, 1], [2, 4]))
-    slots.steps(rows, active)
+    slots.steps(rows.tolist(), active.tolist())
     together = slot_logits(slots, ids)
     for index, width in enumerate((2, 4)):
         alone = narrow_twin(tmp_path / str(width), stock, "qwen3_moe", width)

@@ -50,13 +50,13 @@ def run(
     kept: torch.Tensor | None = None,
     *,
     sliced: bool = False,
-    active: int | torch.Tensor | None = None,
+    active: int | list[int] | None = None,
     top_k: int = TOP_K,
 ) -> Routing:
     tokens = logits.shape[0]
     kept = torch.ones_like(logits, dtype=torch.bool) if kept is None else kept.expand(logits.shape)
     state = StepState(torch.where(kept, 0.0, -torch.inf)[None], torch.full((tokens,), sliced), top_k)
-    state.set(torch.arange(tokens), top_k if active is None else active)
+    state.set(range(tokens), active or top_k)
     state.take(tokens)
     return route(spec, logits, state.layers[0])
 
@@ -90,7 +90,7 @@ def test_fewer_experts_weigh_as_a_stock_router_with_that_top_k(name: str, dtype:
         router.weight.copy_(torch.randn(router.weight.shape, generator=generator))
         hidden = torch.randn(300, 64, generator=generator).to(dtype)
         logits, _, _ = router(hidden)
-        mixed = run(spec, logits, active=widths, top_k=8)
+        mixed = run(spec, logits, active=widths.tolist(), top_k=8)
         for width in range(1, 9):
             router.top_k = width
             _, weights, ids = router(hidden)
@@ -158,7 +158,7 @@ def test_every_kind_of_router_against_the_reference(data: st.DataObject) -> None
 def test_widths_may_differ_per_token() -> None:
     logits = torch.randn(4, EXPERTS, generator=torch.Generator().manual_seed(0))
     spec = RouterSpec(score="softmax", renormalise=True)
-    together = run(spec, logits, active=torch.tensor([1, 2, 3, 4]))
+    together = run(spec, logits, active=[1, 2, 3, 4])
     for token, width in enumerate((1, 2, 3, 4)):
         alone = run(spec, logits[token : token + 1], active=width)
         assert torch.equal(together.ids[token, :width], alone.ids[0])
@@ -205,7 +205,7 @@ def test_a_step_with_every_expert_has_no_mask() -> None:
 
 def test_a_row_that_keeps_less_than_it_may_use_uses_what_it_keeps() -> None:
     state = StepState(*tables(EXPERTS, 3, 0), TOP_K)
-    state.set(torch.tensor([0, 1, 2, 1]), torch.tensor([4, 4, 4, 2]))
+    state.set([0, 1, 2, 1], [4, 4, 4, 2])
     state.take(4)
     assert listed(state.layers[0]) == [(2, [3]), (3, [1]), (4, [0])]
     assert listed(state.layers[1]) == [(2, [3]), (4, [0, 1, 2])]
@@ -214,7 +214,7 @@ def test_a_row_that_keeps_less_than_it_may_use_uses_what_it_keeps() -> None:
 def test_tables_are_read_when_a_forward_begins() -> None:
     mask, sliced = tables(EXPERTS, EXPERTS)
     state = StepState(mask, sliced, TOP_K)
-    state.set(torch.tensor([0, 1]), TOP_K)
+    state.set([0, 1], TOP_K)
     mask[1, 0, 3] = -torch.inf
     sliced[1] = True
     with torch.inference_mode():
@@ -229,11 +229,11 @@ def test_tables_are_read_when_a_forward_begins() -> None:
 def test_step_state_refuses_what_does_not_fit() -> None:
     state = StepState(*tables(EXPERTS), TOP_K)
     with pytest.raises(InvalidInput, match="differ in length"):
-        state.set(torch.zeros(3, dtype=torch.int64), torch.ones(4, dtype=torch.int64))
+        state.set([0] * 3, [1] * 4)
     with pytest.raises(InvalidInput, match="1 to 4, not 0 to 0"):
         state.set(0, 0)
     with pytest.raises(InvalidInput, match="not 1 to 5"):
-        state.set(0, torch.tensor([1, 5]))
-    state.set(torch.zeros(3, dtype=torch.int64), 1)
+        state.set(0, [1, 5])
+    state.set([0] * 3, 1)
     with pytest.raises(InvalidInput, match="set for 3 tokens, but the forward has 4"):
         state.take(4)

@@ -157,7 +157,7 @@ def test_retained_mass_is_the_full_routers_share(tmp_path: Path) -> None:
     logits: list[torch.Tensor] = []
     model.record(lambda layer, values, ids, weights: logits.append(values))
     rows = torch.tensor([0] * 12 + [1] * 12)
-    with model.steps(rows):
+    with model.steps(rows.tolist()):
         stock_logits(model.model, torch.arange(24).reshape(2, 12))
         mass = model.retained_mass()
     shares = [
@@ -170,10 +170,10 @@ def test_retained_mass_is_the_full_routers_share(tmp_path: Path) -> None:
 
 def test_steps_for_another_number_of_tokens_is_refused(tmp_path: Path) -> None:
     model = loaded(tmp_path)
-    model.steps(torch.zeros(7, dtype=torch.int64))
+    model.steps([0] * 7)
     with pytest.raises(InvalidInput, match="set for 7 tokens, but the forward has 8"):
         stock_logits(model.model, torch.arange(8)[None])
-    with model.steps(torch.zeros(8, dtype=torch.int64)):
+    with model.steps([0] * 8):
         stock_logits(model.model, torch.arange(8)[None])
     stock_logits(model.model, torch.arange(9)[None])
 

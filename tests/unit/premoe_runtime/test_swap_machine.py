@@ -200,7 +200,7 @@ class SwapMachine(RuleBasedStateMachine):
         rows = torch.tensor(self.running).repeat_interleave(WIDTH)
         with masked_selection(kept_table, rows):
             expected = stock_logits(self.stock, ids)
-        self.model.steps(rows)
+        self.model.steps(rows.tolist())
         assert torch.equal(stock_logits(self.model.model, ids), expected)
 
     @invariant()
