@@ -17,7 +17,6 @@ from premoe_runtime.packs.contents import TensorInfo
 PIECE_BYTES = 1_048_512  # 1 MiB less 64: a Redis value of this size stays within one allocator class
 SHARD_BYTES = 1 << 30
 CHECKS_FILE = "checks.safetensors"
-MANIFEST_FILE = "manifest.json"
 
 
 def align(value: int, to: int) -> int:

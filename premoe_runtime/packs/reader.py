@@ -14,7 +14,7 @@ import blake3
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest, PackFile
-from premoe_runtime.packs.layout import MANIFEST_FILE
+from premoe_runtime.packs.place import MANIFEST_FILE, pack_folder, packs_in, the_only
 from premoe_runtime.packs.ranges import Read, Run, coalesce
 from premoe_runtime.storage import READ_PART_BYTES, Store, open_store
 
@@ -206,22 +206,8 @@ def check_file(file: PackFile, data: bytes, where: str) -> None:
 
 
 def open_pack(url: str) -> PackReader:
-    """The pack at ``url``, or the only pack of the store at ``url``.
-
-    Raises NotFound when there is none, InvalidInput when the store holds several, CorruptData and Unavailable.
-    """
+    """The pack at ``url``, or the only pack of the store there. Raises what ``the_only`` and the manifest raise."""
     store = open_store(url)
-    if store.exists(MANIFEST_FILE):
-        reader = PackReader(store)
-    else:
-        names = store.list_names("models")
-        if not names:
-            raise NotFound(f"{url}: no pack here; write one with `premoe pack DIR --to URL`", reason="PACK_NOT_FOUND")
-        if len(names) > 1:
-            raise InvalidInput(
-                f"{url} holds {len(names)} packs; name one: {', '.join(f'models/{name}' for name in names)}",
-                reason="PACK_AMBIGUOUS",
-            )
-        reader = PackReader(store, f"models/{names[0]}")
+    reader = PackReader(store, "" if store.exists(MANIFEST_FILE) else pack_folder(the_only(packs_in(store), url)))
     reader.manifest()
     return reader

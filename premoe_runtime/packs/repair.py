@@ -7,6 +7,7 @@ from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs import layout as lay
 from premoe_runtime.packs.checkpoint import open_checkpoint
 from premoe_runtime.packs.checks import checks_file, piece_checks
+from premoe_runtime.packs.place import MANIFEST_FILE, pack_folder
 from premoe_runtime.packs.progress import Progress, Silent
 from premoe_runtime.packs.reader import PackReader
 from premoe_runtime.packs.source import Source
@@ -27,9 +28,9 @@ def pack_or_repair(source: Source, store: Store, progress: Progress | None = Non
     manifest = staging.packed()
     if manifest is None:
         return write_pack(source, store, progress)
-    reader = PackReader(store, f"models/{manifest.model_id}")
+    reader = PackReader(store, pack_folder(manifest.model_id))
     damaged = sorted({fault.file for fault in verify_pack(reader, progress).faults})
-    if lay.MANIFEST_FILE in damaged:  # no packer of ours wrote it
+    if MANIFEST_FILE in damaged:  # no packer of ours wrote it
         staging.forget()
         return write_pack(source, store, progress)
     if not damaged:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, NotFound
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.packs.layout import MANIFEST_FILE
+from premoe_runtime.packs.place import MANIFEST_FILE, pack_folder
 from premoe_runtime.storage import READ_PART_BYTES, ObjectInfo, Store
 from premoe_runtime.storage.failures import mapped_errors
 
@@ -84,7 +84,7 @@ class Staging:
         this id is there already, files that are equal stay as they are, and all others are replaced.
         """
         self.store.put(self._mark, _SourceMark(model_id=manifest.model_id).model_dump_json().encode())
-        target = f"models/{manifest.model_id}"
+        target = pack_folder(manifest.model_id)
         if read_manifest(self.store, manifest.model_id) is None:
             self.store.put(self.path(MANIFEST_FILE), manifest.to_json())
         for info in self.store.list(target):
@@ -159,7 +159,7 @@ def is_complete(store: Store, model_id: str) -> Manifest | None:
     manifest = read_manifest(store, model_id)
     if manifest is None:
         return None
-    prefix = f"models/{model_id}"
+    prefix = pack_folder(model_id)
     sizes = {info.path.removeprefix(f"{prefix}/"): info.size for info in store.list(prefix)}
     expected = {file.path: file.num_bytes for file in (*manifest.skeleton, manifest.checks)}
     expected |= {layer.file: layer.data_offset + layer.stride * manifest.num_experts for layer in manifest.layers}
@@ -168,7 +168,7 @@ def is_complete(store: Store, model_id: str) -> Manifest | None:
 
 def read_manifest(store: Store, model_id: str) -> Manifest | None:
     """The manifest of a published pack, if it is there and is that of this model."""
-    path = f"models/{model_id}/{MANIFEST_FILE}"
+    path = f"{pack_folder(model_id)}/{MANIFEST_FILE}"
     try:
         manifest = Manifest.parse(store.get(path), where=path)
     except (NotFound, CorruptData):

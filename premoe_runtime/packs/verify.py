@@ -18,6 +18,7 @@ from premoe_runtime.packs.checkpoint import read_header
 from premoe_runtime.packs.checks import Checks, piece_checks, read_checks
 from premoe_runtime.packs.consistency import contradiction, skeleton_contradiction
 from premoe_runtime.packs.contents import TensorInfo
+from premoe_runtime.packs.place import MANIFEST_FILE
 from premoe_runtime.packs.progress import Progress, Silent
 from premoe_runtime.packs.ranges import read_ahead
 from premoe_runtime.packs.reader import PackReader
@@ -88,7 +89,7 @@ class _Verifier:
             found += 1
             yield fault
         if not found and lay.weights_id(self.tensors, self.digests) != manifest.weights_id:
-            yield Fault(lay.MANIFEST_FILE, "weights_id is not that of the tensors")
+            yield Fault(MANIFEST_FILE, "weights_id is not that of the tensors")
 
     def _skeleton(self) -> Iterator[Fault]:
         for file in self.manifest.skeleton:
@@ -143,7 +144,7 @@ class _Verifier:
         if not wrong and self.whole:
             wrong = skeleton_contradiction(manifest, model, tuple(self.tensors.values()))
         if wrong:
-            yield Fault(lay.MANIFEST_FILE, wrong)
+            yield Fault(MANIFEST_FILE, wrong)
             return
         checks = None
         try:

@@ -19,6 +19,7 @@ from premoe_runtime.packs import layout as lay
 from premoe_runtime.packs.checkpoint import Checkpoint, open_checkpoint
 from premoe_runtime.packs.checks import checks_file, piece_checks
 from premoe_runtime.packs.contents import LeftOut, TensorInfo
+from premoe_runtime.packs.place import pack_folder
 from premoe_runtime.packs.progress import Progress, Silent
 from premoe_runtime.packs.ranges import Read, read_ahead, read_all
 from premoe_runtime.packs.source import Source
@@ -56,7 +57,7 @@ def write_pack(source: Source, store: Store, progress: Progress | None = None) -
     staging = Staging(store, source.key)
     if (manifest := staging.published()) is not None:
         staging.clear()
-        return PackResult(manifest, store.at(f"models/{manifest.model_id}"), already_packed=True)
+        return PackResult(manifest, store.at(pack_folder(manifest.model_id)), already_packed=True)
     checkpoint = open_checkpoint(source.store, source.files)
     with staging.locked():
         packer = Packer(source, checkpoint, staging, progress or Silent())
@@ -64,7 +65,7 @@ def write_pack(source: Source, store: Store, progress: Progress | None = None) -
         staging.publish(manifest)
     return PackResult(
         manifest,
-        store.at(f"models/{manifest.model_id}"),
+        store.at(pack_folder(manifest.model_id)),
         bytes_read=source.store.bytes_read,
         bytes_written=packer.bytes_written,
         resumed_layers=packer.resumed_layers,

@@ -12,10 +12,9 @@ from premoe_servicekit.faults import storage_fault
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest, PackFile
+from premoe_runtime.packs.place import MANIFEST_FILE, pack_folder, packs_in, the_only
 from premoe_runtime.storage import Store
 
-MODELS = "models"
-MANIFEST = "manifest.json"
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
@@ -74,9 +73,9 @@ class Catalogue:
     def _load(self, model_id: str) -> Pack:
         if not _ID.fullmatch(model_id):
             raise InvalidInput(f"model id {model_id[:80]!r} is no id; give the pack's digest", reason="ID_INVALID")
-        folder = f"{MODELS}/{model_id}"
+        folder = pack_folder(model_id)
         try:
-            document = self._store.get(f"{folder}/{MANIFEST}")
+            document = self._store.get(f"{folder}/{MANIFEST_FILE}")
         except NotFound as error:
             raise NotFound(
                 f"no pack {model_id} in {self._store.url}; make it with premoe pack", reason="MODEL_NOT_FOUND"
@@ -91,17 +90,7 @@ class Catalogue:
 
     def _only(self) -> str:
         try:
-            names = [name for name in self._store.list_names(MODELS) if self._is_pack(name)]
+            packs = packs_in(self._store)
         except PremoeError as error:
             raise storage_fault("the list of packs", error, "run premoe pack verify") from error
-        if not names:
-            raise NotFound(f"no pack in {self._store.url}; make one with premoe pack", reason="MODEL_NOT_FOUND")
-        if len(names) > 1:
-            raise InvalidInput(
-                f"{self._store.url} holds {len(names)} packs; say which one: {', '.join(names[:5])}",
-                reason="MODEL_AMBIGUOUS",
-            )
-        return names[0]
-
-    def _is_pack(self, name: str) -> bool:
-        return _ID.fullmatch(name) is not None and self._store.exists(f"{MODELS}/{name}/{MANIFEST}")
+        return the_only(packs, self._store.url)

@@ -14,6 +14,7 @@ from premoe_runtime.offline.patterns.library import live_set_id, publish
 from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile, find_profile, load_profile
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.packs.ensure import ensure_pack
+from premoe_runtime.packs.place import pack_folder
 from premoe_runtime.packs.reader import PackReader
 from premoe_runtime.storage import Store, open_store
 from premoe_worker.jobs.measuring import Machine, Measurer
@@ -60,7 +61,7 @@ def patterns(store_url: str, model_id: str, tasks: Sequence[Task], answers: Answ
 
 def _reader(store: Store, model_id: str) -> PackReader:
     """The pack, whose manifest has been read. Raises NotFound (MODEL_NOT_FOUND)."""
-    reader = PackReader(store, f"models/{bare_digest(model_id)}")
+    reader = PackReader(store, pack_folder(bare_digest(model_id)))
     try:
         reader.manifest()
     except NotFound as error:
