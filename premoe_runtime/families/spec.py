@@ -48,7 +48,6 @@ class FamilySpec:
 
     ``layers``: the list of transformer blocks; ``sparse``: a block's sparse part, where ``router_module`` and
     ``experts_module`` are. ``router_returns``: what the sparse part expects of its router, in order.
-    ``attention``: what the KV cache holds (``grouped``: keys and values of ``num_key_value_heads`` heads).
     """
 
     name: str
@@ -60,7 +59,6 @@ class FamilySpec:
     router_module: str = "gate"
     experts_module: str = "experts"
     router_returns: tuple[RouterOutput, ...] = ("logits", "weights", "ids")
-    attention: Literal["grouped"] = "grouped"
 
     def field(self, name: str) -> ExpertField:
         return next(field for field in self.fields if field.name == name)
@@ -147,3 +145,16 @@ class MoeModel:
         """[E, *shape] as a fused tensor is stored."""
         shape = self.shapes[field.name]
         return (self.num_experts, *(reversed(shape) if field.transposed else shape))
+
+
+def context_length(max_positions: int, rope: Mapping[str, object] | None) -> int:
+    """Longest sequence of a config with these positions and rope parameters; scaling lengthens it by its factor.
+
+    YaRN says the length that it starts from; older configs call the kind ``type``.
+    """
+    rope = rope or {}
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    if kind not in ("yarn", "linear") or not isinstance(factor, int | float):
+        return max_positions
+    start = rope.get("original_max_position_embeddings") if kind == "yarn" else None
+    return max(max_positions, int((start if isinstance(start, int) else max_positions) * factor))

@@ -20,8 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
-from premoe_runtime.families.base import context_length
-from premoe_runtime.families.spec import FamilySpec, MoeModel, SkeletonTensor
+from premoe_runtime.families.spec import FamilySpec, MoeModel, SkeletonTensor, context_length
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
 
 MAX_BLOCKS = 1000

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from premoe_runtime.families.base import BaseConfig, context_length, parse_config
+from premoe_runtime.families.spec import context_length
 from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.formats.manifest import DTYPE_BYTES, Manifest
+from premoe_runtime.formats.manifest import DTYPE_BYTES, Dimension, Manifest
 from premoe_runtime.residency.plan import whole_host_bytes
 
 DEFAULT_CONTEXT = 4096
@@ -22,12 +21,35 @@ PROCESS_BYTES = 850 << 20
 """Main memory of a worker before it has a model: torch, transformers, gRPC (measured, torch 2.13 on Linux)."""
 
 
-class SizedConfig(BaseConfig):
-    """The fields of ``config.json`` that decide memory."""
+class SizedConfig(BaseModel):
+    """The fields of ``config.json`` that decide memory, under the names that all families share.
 
+    ``families.stock`` knows more, but brings torch, for which whoever asks for sizes should not wait.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    vocab_size: Dimension
+    hidden_size: Dimension
+    num_hidden_layers: int = Field(ge=1, le=10_000)
+    num_attention_heads: Dimension
+    num_key_value_heads: Dimension | None = None
+    head_dim: Dimension | None = None
     max_position_embeddings: int | None = Field(default=None, ge=1)
     rope_parameters: dict[str, object] | None = None
     rope_scaling: dict[str, object] | None = None
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_size(self) -> int:
+        return self.num_attention_heads * self.head_size
+
+    @property
+    def key_value_size(self) -> int:
+        return (self.num_key_value_heads or self.num_attention_heads) * self.head_size
 
     @property
     def max_context(self) -> int | None:
@@ -120,14 +142,14 @@ class SizeReport:
 
 
 def shape_of(manifest: Manifest, config_json: bytes) -> Shape:
-    """Read byte counts off a manifest and ``config.json``. Raises CorruptData, InvalidInput (fields missing)."""
+    """Read byte counts off a manifest and ``config.json``. Raises CorruptData (no JSON), InvalidInput (fields)."""
     try:
-        data = json.loads(config_json)
-    except (ValueError, RecursionError) as error:
-        raise CorruptData("config.json of the pack is not JSON", reason="CONFIG_INVALID") from error
-    if not isinstance(data, dict):
-        raise CorruptData("config.json of the pack is not a JSON object", reason="CONFIG_INVALID")
-    config = parse_config(SizedConfig, data, "config.json")
+        config = SizedConfig.model_validate_json(config_json)
+    except ValidationError as error:
+        first = error.errors()[0]
+        kind = InvalidInput if first["loc"] else CorruptData
+        place = ".".join(["config.json of the pack", *map(str, first["loc"])])
+        raise kind(f"{place}: {first['msg']}", reason="CONFIG_INVALID") from error
     item = DTYPE_BYTES[manifest.dtype]
     hidden = config.hidden_size
     expert_rows = max(field.shape[0] for field in manifest.layout.fields)
