@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from premoe_servicekit.telemetry import tracer
 
 from premoe_runtime.engines.base import TokenEvent
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
 from premoe_runtime.serving.admission import Place
 from premoe_runtime.serving.reports import Residency, SwapReport
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _ENCODERS = 2
 """Threads that turn prompts into tokens; one long prompt does not hold up the others."""
+_CACHED_CUTS = 1024
 _ID_LENGTH = 64
 """Hexadecimal digits of a pattern id; a task's name has fewer."""
 
@@ -60,6 +62,8 @@ class Worker:
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
         self._encoding = Lane("encode", threads=_ENCODERS, waiting=queue_limit)
+        # Of the same pattern every request gets the same value: what is worked out from it is worked out once.
+        self._cut = lru_cache(_CACHED_CUTS)(cut)
         # Probes of one model queue behind each other in any case.
         self._probing = Lane("probe", threads=1, waiting=queue_limit)
 
@@ -241,8 +245,7 @@ class Worker:
             await self._splits.saw(pattern_id)
         limits = self.limits
         budget = limits.generalist_budget if ranking.generalist else limits.budget
-        kept = ranking.kept(budget, limits.slots, limits.allocation)
-        return KeptPattern(pattern_id, kept, ranking.semantics), budget
+        return self._cut(ranking, budget, limits.slots, limits.allocation), budget
 
     def _check_ranking(self, ranking: Ranking) -> None:
         manifest = self.model.manifest
@@ -270,6 +273,11 @@ class Worker:
                 reason="ACTIVE_EXPERTS_INVALID",
             )
         return active
+
+
+def cut(ranking: Ranking, budget: Budget, slots: tuple[int, ...], allocation: Allocation) -> KeptPattern:
+    """A pattern's best experts. Raises InvalidInput when the slots do not hold them."""
+    return KeptPattern(ranking.pattern_id, ranking.kept(budget, slots, allocation), ranking.semantics)
 
 
 class _Answer:
