@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import sys
@@ -136,6 +137,16 @@ def parse_bytes(text: str) -> int:
         return int(float(number) * units[unit])
     except (ValueError, KeyError, OverflowError):
         raise click.BadParameter(f"{text!r} is not a size such as 24GiB or 512MB") from None
+
+
+class Number(click.FloatRange):
+    """A float in a range; "nan" lies in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
 
 
 def interrupt_on_sigterm(saying: str = "") -> None:

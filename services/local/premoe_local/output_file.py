@@ -18,13 +18,18 @@ def write_file(path: Path, data: bytes) -> None:
     A link stays a link: what it names is written. Raises NotFound (no such folder), InvalidInput (no right to it),
     Exhausted (disk full), Unavailable (the system refuses otherwise, for example a read-only file system).
     """
-    if not path.parent.is_dir():
-        raise NotFound(f"{path}: no such folder", reason="FOLDER_NOT_FOUND")
+    check_folder(path)
     with mapped_errors(str(path)):
         if _is_special(path):
             path.write_bytes(data)
         else:
             _replace(path.resolve(), data)
+
+
+def check_folder(path: Path) -> None:
+    """Raise NotFound now for a file that could not be written after an hour's work."""
+    if not path.absolute().parent.is_dir():
+        raise NotFound(f"{path}: no such folder", reason="FOLDER_NOT_FOUND")
 
 
 def _is_special(path: Path) -> bool:

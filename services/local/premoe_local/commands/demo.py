@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 
 from premoe_local.console import interrupt_on_sigterm, note, print_table, progress
-from premoe_local.output_file import write_file
-from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_local.output_file import check_folder, write_file
+from premoe_runtime.formats.errors import NotFound
 
 BUDGET = "4/16"
 _FIXTURE = Path("tests/fixtures/tiny-moe")
@@ -36,7 +36,8 @@ def command(json_file: Path | None, fixture: Path | None, per_task: int, budget:
     """
     interrupt_on_sigterm()
     folder = _fixture(fixture)
-    _check_writable(json_file)
+    if json_file is not None:
+        check_folder(json_file)
     # Imported here: torch takes seconds, and a wrong folder should be told at once.
     from premoe_local.demo import report
     from premoe_local.demo.run import run_demo
@@ -71,8 +72,3 @@ def _fixture(given: Path | None) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     raise NotFound(f"{candidates[0]}: no checkpoint there; name one with --fixture DIR", reason="FIXTURE_NOT_FOUND")
-
-
-def _check_writable(path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise InvalidInput(f"{path}: its folder does not exist", reason="FOLDER_NOT_FOUND")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
 
-from premoe_local.console import human_bytes, json_option, note, print_json, progress
+from premoe_local.console import Number, human_bytes, json_option, note, print_json, progress
 from premoe_runtime.formats.errors import Unavailable
 
 _UINT32 = 2**32 - 1
@@ -56,16 +55,6 @@ class Text(click.types.StringParamType):
         except UnicodeEncodeError as error:
             self.fail(f"is not UTF-8 at character {error.start + 1}", param, ctx)
         return text
-
-
-class Number(click.FloatRange):
-    """A float in a range; "nan" lies in none."""
-
-    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value} is no number", param, ctx)
-        return number
 
 
 @click.command(short_help="Send one prompt to a worker and print the answer as it comes.")

@@ -14,7 +14,7 @@ import click
 from premoe_local.console import Progress, date, json_option, note, print_json, print_table, progress
 from premoe_local.default_group import DefaultGroup
 from premoe_local.full_model import full_model
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_local.task_files import task_files
 from premoe_runtime.offline.calibration import Answers, Example, PassedOver, check_task, read_calibration
 
 if TYPE_CHECKING:
@@ -138,16 +138,7 @@ def _files(tasks: Sequence[str], data: Path | None) -> dict[str, Path]:
             raise click.UsageError("--data goes with one --task NAME; give several as --task NAME=FILE")
         check_task(tasks[0])
         return {tasks[0]: data}
-    files: dict[str, Path] = {}
-    for text in tasks:
-        task, equals, file = text.partition("=")
-        check_task(task)
-        if not (equals and file):
-            raise click.UsageError(f"--task {task} names no file; give --task {task}=FILE")
-        if task in files:
-            raise InvalidInput(f"--task names {task!r} twice; join the files", reason="TASK_TWICE")
-        files[task] = Path(file)
-    return files
+    return task_files(tasks)
 
 
 def _profiles(
