@@ -16,6 +16,8 @@ from premoe_runtime.residency.host_tier import HostTier
 
 RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0)
 """Waits before a source that is unavailable is asked again; after the last one its error counts."""
+PATIENCE_S = 15.0
+"""Seconds without one blob after which it is not asked again: a source that is silent has waited long enough itself."""
 MAX_FETCHES = 4
 """Fetches at once: several patterns may wait for slow storage."""
 
@@ -29,6 +31,8 @@ class Need:
     fetch: Fetch | None = None
     tries: int = 0
     retry_at: float = 0.0
+    waiting_ns: int = 0
+    """Unix time since when nothing has come for it, in ns; 0 while nothing is asked."""
     delivered: int = 0
     """Blobs that came from the source."""
     fetch_ns: tuple[int, int] = (0, 0)
@@ -83,10 +87,11 @@ class Fetches:
         fetcher: Fetcher,
         post: Callable[[Delivered | FetchOver], None],
         retry_seconds: Sequence[float] = RETRY_SECONDS,
+        patience_s: float = PATIENCE_S,
         spawn: Callable[[Callable[[], None]], None] = on_a_thread,
     ) -> None:
         self._host, self._fetcher, self._post, self._spawn = host, fetcher, post, spawn
-        self._retry_seconds = tuple(retry_seconds)
+        self._retry_seconds, self._patience_s = tuple(retry_seconds), patience_s
         self._running: set[Fetch] = set()
         self.host = host
 
@@ -137,7 +142,7 @@ class Fetches:
             need.pinned = False
         if need.fetch is not None:
             need.fetch.stop.set()
-        need.ready, need.tries, need.retry_at = False, 0, 0.0
+        need.ready, need.tries, need.retry_at, need.waiting_ns = False, 0, 0.0, 0
         need.delivered, need.fetch_ns = 0, (0, 0)
 
     def arrived(self, message: Delivered, *, wanted: bool) -> None:
@@ -149,6 +154,7 @@ class Fetches:
             self._host.hold(expert)
             fetch.need.held.add(expert)
             fetch.need.delivered += 1
+            fetch.need.waiting_ns = time.time_ns()
 
     def over(self, message: FetchOver, now: float) -> Exception | None:
         """Note the end of a fetch. Returns the error that its owner must fail with, if it is not to be tried again."""
@@ -163,9 +169,11 @@ class Fetches:
             return None
         need.fetch_ns = (need.fetch_ns[0] or message.start_ns, message.end_ns)
         if message.error is None:
-            need.tries, need.retry_at = 0, 0.0
+            need.tries, need.retry_at, need.waiting_ns = 0, 0.0, 0
             return None
-        if not isinstance(message.error, Unavailable) or need.tries >= len(self._retry_seconds):
+        waited_s = (message.end_ns - need.waiting_ns) / 1e9
+        tried_enough = need.tries >= len(self._retry_seconds) or waited_s >= self._patience_s
+        if tried_enough or not isinstance(message.error, Unavailable):
             return message.error
         need.retry_at = now + self._retry_seconds[need.tries]
         need.tries += 1
@@ -178,6 +186,7 @@ class Fetches:
 
     def _start(self, need: Need, experts: Sequence[ExpertId], context: contextvars.Context) -> None:
         fetch = need.fetch = Fetch(need, {expert: self._host.reserve(expert) for expert in experts})
+        need.waiting_ns = need.waiting_ns or time.time_ns()
         self._running.add(fetch)
         # Another fetch may run in the request's context at this moment: a copy is entered.
         self._spawn(partial(context.copy().run, self._run, fetch, dict(fetch.places)))

@@ -237,7 +237,7 @@ class ServingMachine(RuleBasedStateMachine):
         self.loop = ServingLoop(
             self.engine,
             self.ledger,
-            Fetches(self.host, self.fetcher, self.inbox.post, (0.0, 0.0), self.fetches.append),  # type: ignore[arg-type]
+            Fetches(self.host, self.fetcher, self.inbox.post, (0.0, 0.0), spawn=self.fetches.append),  # type: ignore[arg-type]
             self.inbox,
             self.admission,
             max_rows=ROWS,

@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import blake3
@@ -27,6 +28,10 @@ from support.tiny import tiny_checkpoint
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, NotFound, Unavailable
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.fetch import Fetcher
+from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.slot_shape import SlotShape
+from premoe_runtime.serving.fetches import Delivered, Fetches, FetchOver, Need
 
 FRAME = 5000
 WANTED = (ExpertId(0, 3), ExpertId(1, 0), ExpertId(0, 1))
@@ -281,6 +286,25 @@ def test_silence_is_a_fault_that_names_the_store(memory: MemorySource) -> None:
         with pytest.raises(Unavailable, match=r"expert store 127\.0\.0\.1.* sent nothing for 0\.2 seconds") as caught:
             fetch(source)
     assert caught.value.reason == "PEER_SILENT"
+
+
+def test_a_silent_store_is_not_waited_for_by_two_patiences_multiplied(memory: MemorySource) -> None:
+    """The store accepts and never answers: what fetches for a request asks no more than the source itself."""
+    store, inbox = Store(memory, scripts=deque([silent] * 9)), SimpleQueue[Delivered | FetchOver]()
+    shape = SlotShape.of(memory.manifest(), slots=4)
+    arena = HostArena(shape.blob_bytes, 4 * shape.blob_bytes)
+    need, error = Need(frozenset(WANTED)), None
+    with served(store, Patience(idle_s=0.2, tries=2, pause_s=0.01)) as source:
+        fetcher = Fetcher(source, shape, arena)
+        fetches = Fetches(HostTier(arena), fetcher, inbox.put, (0.0,) * 4, patience_s=0.3)
+        while error is None:
+            fetches.update(need, WANTED, first=True, context=None, now=time.monotonic())
+            message = inbox.get(timeout=JOIN_S)
+            assert isinstance(message, FetchOver)
+            error = fetches.over(message, time.monotonic())
+    assert isinstance(error, Unavailable)
+    assert error.reason == "PEER_SILENT"
+    assert store.calls.count("Resolve") == 2
 
 
 def test_the_receivers_own_time_is_not_the_stores_silence(memory: MemorySource) -> None:
