@@ -131,6 +131,8 @@ class WorkerState:
     experts: int
     context_length: int
     budget: str
+    split_problem: str = ""
+    """Why its slots do not spread as the live pattern set says; empty when they do."""
 
     @property
     def load(self) -> int:

@@ -128,6 +128,7 @@ def model(state: WorkerState, created: int) -> Json:
         "allocation": state.allocation,
         "slots_per_layer": state.slots,
         "layer_slots": list(state.layer_slots),
+        "split_problem": state.split_problem,
         "experts_per_layer": state.experts,
     }
     return {

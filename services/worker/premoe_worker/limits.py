@@ -20,6 +20,8 @@ class Limits:
     slots: tuple[int, ...]
     on_unknown: OnUnknown
     allocation: Allocation = "shared"
+    split_problem: str = ""
+    """Why a shared worker started with equal slots; empty where it did not."""
 
     @property
     def kept(self) -> int:

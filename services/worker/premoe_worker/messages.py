@@ -76,7 +76,14 @@ def swap(report: SwapReport) -> worker_pb2.Swap:
 
 
 def residency(
-    snapshot: Residency, manifest: Manifest, limits: Limits, preload: Preload, *, name: str, context_length: int
+    snapshot: Residency,
+    manifest: Manifest,
+    limits: Limits,
+    preload: Preload,
+    *,
+    name: str,
+    context_length: int,
+    split_problem: str,
 ) -> worker_pb2.GetResidencyResponse:
     return worker_pb2.GetResidencyResponse(
         model_id=manifest.model_id,
@@ -90,6 +97,7 @@ def residency(
         slots_per_layer=sum(limits.slots) // len(limits.slots),
         layer_slots=limits.slots,
         allocation=limits.allocation,
+        split_problem=split_problem,
         experts_per_layer=manifest.num_experts,
         context_length=context_length,
         budget=str(limits.budget),

@@ -129,6 +129,11 @@ class Worker:
         """Expert slots of every MoE layer."""
         return self.limits.slots
 
+    @property
+    def split_problem(self) -> str:
+        """Why the slots do not spread as the live pattern set says; empty when they do, or need not."""
+        return "" if self._splits is None else self._splits.problem
+
     async def pattern(self, pattern_id: str) -> KeptPattern:
         """A pattern cut to its budget. Raises NotFound, InvalidInput (made for other weights), Unavailable."""
         return (await self._pattern(pattern_id))[0]

@@ -56,6 +56,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             self._preload(),
             name=self._worker.name,
             context_length=model.engine.limits.context,
+            split_problem=self._worker.split_problem,
         )
 
 

@@ -54,7 +54,7 @@ class WorkerSettings(ServerSettings):
     """Folder with `residency.json`, {"preload": ["task", …]}: tasks whose experts come in before they are asked for, as
     far as slots reach. Watched, so that a change needs no restart. Empty: none."""
     store_wait_s: float = Field(default=30.0, ge=0)
-    """Seconds to wait at the start for an expert store that does not answer yet."""
+    """Seconds to wait at the start for an expert store, and then for a retrieval service, that does not answer yet."""
     device: str = "cpu"
     """Torch device of the model and its expert slots."""
     admin_host: str = "127.0.0.1"

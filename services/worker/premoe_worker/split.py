@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
@@ -21,7 +22,7 @@ RETRY_S = 1.0
 async def split_slots(limits: Limits, retrieval: Retrieval | None, manifest: Manifest, *, wait_s: float) -> Limits:
     """The limits with slots spread as the live set says, for as long as the process lives.
 
-    Equal slots stay where every expert has one, and, with a line in the log, where worker or set are uniform, where
+    Equal slots stay where every expert has one, where worker or set are uniform, and, with a ``split_problem``, where
     there is no set, or no answer within ``wait_s`` seconds. Raises Conflict and CorruptData for a split that does not
     fit the limits.
     """
@@ -38,16 +39,22 @@ async def split_slots(limits: Limits, retrieval: Retrieval | None, manifest: Man
             slots = await retrieval.layer_slots(manifest.weights_id, limits.kept, limits.spare)
             break
         except NotFound:
-            return _equal(limits, "there is no live pattern set yet")
+            return _equal(limits, "there was no live pattern set at the start")
         except Unavailable as error:
             if time.monotonic() >= deadline:
-                return _equal(limits, f"the live pattern set cannot be asked ({error})")
+                return _equal(limits, f"the live pattern set could not be asked at the start ({error})")
         await asyncio.sleep(RETRY_S)
-    return limits.split(slots) if slots else _equal(limits, "the live pattern set was built with uniform allocation")
+    if slots:
+        return limits.split(slots)
+    log.info("the live pattern set was built with uniform allocation: so are this worker's slots")
+    return limits
 
 
 class SplitWatch:
-    """Says, once for each, that a later live set spreads its slots otherwise than this worker does."""
+    """Says, once for each, that a later live set spreads its slots otherwise than this worker does.
+
+    ``problem``: why this worker does not follow the live set, as far as is known; empty when it does.
+    """
 
     def __init__(self, limits: Limits, retrieval: Retrieval, weights_id: str) -> None:
         self._limits = limits
@@ -55,6 +62,7 @@ class SplitWatch:
         self._weights_id = weights_id
         self._seen: set[str] = set()
         self._said: tuple[int, ...] = limits.slots
+        self.problem = limits.split_problem
 
     async def saw(self, pattern_id: str) -> None:
         """Look at the live set when ``pattern_id`` is new. Never raises a PremoeError."""
@@ -67,16 +75,19 @@ class SplitWatch:
             # The next new pattern asks again; this one runs whatever the answer.
             return
         wanted = found or (self._limits.kept + self._limits.spare,) * len(self._limits.slots)
-        if wanted != self._said and wanted != self._limits.slots:
-            log.warning(
-                "the live pattern set spreads slots over the layers as %s, this worker as %s: tasks keep their best "
-                "experts within the worker's; restart it to follow the set",
-                slots_text(wanted),
-                slots_text(self._limits.slots),
+        self.problem = ""
+        if wanted != self._limits.slots:
+            self.problem = (
+                f"the live pattern set spreads slots over the layers as {slots_text(wanted)}, this worker as "
+                f"{slots_text(self._limits.slots)}: tasks keep their best experts within the worker's; restart it to "
+                "follow the set"
             )
+            if wanted != self._said:
+                log.warning("%s", self.problem)
         self._said = wanted
 
 
 def _equal(limits: Limits, why: str) -> Limits:
-    log.info("%s: every layer has %s slots until a restart", why, slots_text(limits.slots))
-    return limits
+    problem = f"{why}: every layer has {slots_text(limits.slots)} slots until a restart"
+    log.warning("%s", problem)
+    return replace(limits, split_problem=problem)

@@ -74,17 +74,28 @@ async def test_slots_spread_as_the_live_set_says() -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (NotFound("no live set"), "there is no live pattern set yet: every layer has 5 slots until a restart"),
-        ((), "the live pattern set was built with uniform allocation: every layer has 5 slots"),
-        (Unavailable("retrieval is down"), "the live pattern set cannot be asked (retrieval is down)"),
+        (NotFound("no live set"), "there was no live pattern set at the start"),
+        (Unavailable("retrieval is down"), "the live pattern set could not be asked at the start (retrieval is down)"),
     ],
 )
 async def test_without_a_split_layers_are_equal_and_it_is_said(
-    answer: tuple[int, ...] | PremoeError, said: str, caplog: pytest.LogCaptureFixture
+    answer: PremoeError, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO):
-        assert await split_slots(LIMITS, Retrieval([answer]), MODEL, wait_s=0) == LIMITS
-    assert said in caplog.text
+    limits = await split_slots(LIMITS, Retrieval([answer]), MODEL, wait_s=0)
+    problem = f"{said}: every layer has 5 slots until a restart"
+    assert limits == replace(LIMITS, split_problem=problem)
+    assert problem in caplog.text
+    watch = SplitWatch(limits, Retrieval([Unavailable("away"), (7, 3), (5, 5)]), "w")
+    await watch.saw("a")
+    assert watch.problem == problem
+    await watch.saw("b")
+    assert watch.problem.startswith("the live pattern set spreads slots over the layers as 7/3, this worker as 5: ")
+    await watch.saw("c")
+    assert watch.problem == ""
+
+
+async def test_a_uniform_set_is_no_problem() -> None:
+    assert await split_slots(LIMITS, Retrieval([()]), MODEL, wait_s=0) == LIMITS
 
 
 async def test_a_retrieval_service_that_comes_up_later_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -598,6 +598,7 @@ class GetResidencyResponse(_message.Message):
     PRELOAD_PROBLEM_FIELD_NUMBER: _builtins.int
     LAYER_SLOTS_FIELD_NUMBER: _builtins.int
     ALLOCATION_FIELD_NUMBER: _builtins.int
+    SPLIT_PROBLEM_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     weights_id: _builtins.str
@@ -628,6 +629,8 @@ class GetResidencyResponse(_message.Message):
     """Why these are not all, one line; empty when they are, or while it is at work."""
     allocation: _builtins.str
     """How the budget's experts spread over the layers: "shared" or "uniform"."""
+    split_problem: _builtins.str
+    """Why its slots do not spread over the layers as the live pattern set says, one line; empty when they do, or need not."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerResidency]:
         """One entry per MoE layer."""
@@ -666,10 +669,11 @@ class GetResidencyResponse(_message.Message):
         preload_problem: _builtins.str = ...,
         layer_slots: _abc.Iterable[_builtins.int] | None = ...,
         allocation: _builtins.str = ...,
+        split_problem: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "running", b"running", "slots_per_layer", b"slots_per_layer", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

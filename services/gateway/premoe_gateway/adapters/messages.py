@@ -105,6 +105,7 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         experts=residency.experts_per_layer,
         context_length=residency.context_length,
         budget=residency.budget,
+        split_problem=residency.split_problem,
     )
 
 
