@@ -28,10 +28,12 @@ PATIENCE_S = 60.0
 
 
 @contextmanager
-def up(store_url: str, logs: Path) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str], list[psutil.Process]]]:
+def up(
+    store_url: str, logs: Path, *options: str
+) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, str], list[psutil.Process]]]:
     """A running `premoe up`, what it announced, and its children."""
     start = "import sys; from premoe_local.cli import main; main(sys.argv[1:])"
-    arguments = ["up", "--model", store_url, "--budget", BUDGET, "--port", "0", "--threads", "1", "--json"]
+    arguments = ["up", "--model", store_url, "--budget", BUDGET, "--port", "0", "--threads", "1", "--json", *options]
     with logs.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-c", start, *arguments], stdout=subprocess.PIPE, stderr=stderr, env=environ()
@@ -189,6 +191,24 @@ def test_a_live_set_that_cannot_be_read_is_no_reason_to_serve(store_url: str, tm
     pointer = next((copy / "live").iterdir())
     pointer.write_bytes(b"{}")
     assert CliRunner().invoke(command, arguments).exit_code == 5
+
+
+def test_without_a_live_set_the_full_model_is_served_or_nothing(store_url: str, tmp_path: Path) -> None:
+    copy = tmp_path / "store"
+    shutil.copytree(Path(store_url.removeprefix("file://")), copy)
+    shutil.rmtree(copy / "live")
+    for policy in ("generalist", "reject"):
+        arguments = ["up", "--model", str(copy), "--budget", BUDGET, "--port", "0", "--on-unknown", policy]
+        refused = CliRunner().invoke(command, arguments)
+        assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (3, "", 1)
+        assert "premoe patterns build … --set-live" in refused.stderr
+    logs = tmp_path / "logs"
+    with up(copy.as_uri(), logs, "--on-unknown", "full", "--slots", "16") as (_, announced, _):
+        body = {"model": announced["model"], "messages": [{"role": "user", "content": "ABC"}], "max_tokens": 2}
+        answer = httpx.post(f"{announced['url']}/v1/chat/completions", json=body, timeout=PATIENCE_S)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["premoe"]["decision"] == "full"
+    assert "every prompt runs on the full model" in logs.read_text()
 
 
 @pytest.mark.parametrize(

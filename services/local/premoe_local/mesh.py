@@ -144,6 +144,12 @@ def _check(options: MeshOptions) -> tuple[str, Manifest, PatternSet | None]:
         device_kind(options.device)
     store = store_of(options.model)
     live = _live_set(store, manifest.weights_id)
+    if live is None and options.on_unknown != "full":
+        raise NotFound(
+            f"{store.url} has no live pattern set, so no request could be answered; make one with `premoe profile` and "
+            "`premoe patterns build … --set-live`, or serve the full model with `--on-unknown full`",
+            reason="NO_LIVE_SET",
+        )
     if options.qdrant_url:
         asyncio.run(_ask_qdrant(options.qdrant_url, live))
     return store.url, manifest, live

@@ -64,11 +64,21 @@ class PatternService:
     async def retrieve(
         self, weights_id: str, signature: F32, *, set_id: str = "", on_unknown: OnUnknown | None = None
     ) -> Retrieved:
-        """Decide for a unit signature f32[D]; ``set_id`` empty means the live set of ``weights_id``."""
+        """Decide for a unit signature f32[D]; ``set_id`` empty means the live set of ``weights_id``.
+
+        Where there is none yet and unknown tasks run on the full model, so does every prompt.
+        """
         if not weights_id:
             raise InvalidInput("weights_id is empty; say which weights made the signature", reason="WEIGHTS_MISSING")
-        searched, pattern_set = await self._named_or_live(set_id, weights_id)
-        vector = pattern_set.embed(check_signature(signature))
+        on_unknown = on_unknown or self._on_unknown
+        unit = check_signature(signature)
+        try:
+            searched, pattern_set = await self._named_or_live(set_id, weights_id)
+        except NotFound as error:
+            if on_unknown != "full" or error.reason != "NO_LIVE_SET":
+                raise
+            return Retrieved(Decision("full", "", "", 0.0, "there is no live pattern set", ()), "", 0)
+        vector = pattern_set.embed(unit)
         if set_id and searched not in self._published and not await self._is_indexed(searched, pattern_set):
             raise NotFound(f"pattern set {searched} is not published; publish it first", reason="SET_NOT_PUBLISHED")
         await self._ensure_indexed(searched, pattern_set)
@@ -79,7 +89,7 @@ class PatternService:
             log.warning("index holds only part of set %s; publishing it again", searched)
             await self._index.publish(searched, pattern_set)
             neighbours = await self._index.query(searched, vector, wanted)
-        decision = decide(neighbours, pattern_set, on_unknown or self._on_unknown)
+        decision = decide(neighbours, pattern_set, on_unknown)
         return Retrieved(decision, searched, len(neighbours))
 
     async def publish_set(self, set_id: str) -> int:

@@ -142,6 +142,15 @@ async def test_unknown_weights_and_sets_are_named(bench: Bench) -> None:
     ]
 
 
+async def test_without_a_live_set_every_prompt_may_run_on_the_full_model(bench: Bench) -> None:
+    retrieved = await bench.service.retrieve(WEIGHTS, FAR, on_unknown="full")
+    assert (retrieved.decision.kind, retrieved.decision.pattern_id, retrieved.set_id) == ("full", "", "")
+    assert retrieved.decision.reason == "there is no live pattern set"
+    assert (await Bench(on_unknown="full").service.retrieve(WEIGHTS, FAR)).decision.kind == "full"
+    with pytest.raises(NotFound, match="no pattern set 0000"):
+        await bench.service.retrieve(WEIGHTS, FAR, set_id="0000", on_unknown="full")
+
+
 async def test_a_published_set_can_be_searched_before_it_is_live(bench: Bench) -> None:
     stored = store_set(bench.store)
     assert await bench.service.publish_set(stored.set_id) == 21

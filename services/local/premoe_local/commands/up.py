@@ -129,7 +129,10 @@ def command(
 def _unknown_prompts(live: PatternSet | None, policy: OnUnknown, budget: Budget) -> str:
     """What prompts of no stored task get, and what the generalist was measured to keep."""
     if live is None:
-        return "note: there is no live pattern set; build one with `premoe patterns build … --set-live`"
+        return (
+            "note: there is no live pattern set, so every prompt runs on the full model; build one with "
+            "`premoe patterns build … --set-live`"
+        )
     kept = live.retention(budget) if policy == "generalist" else None
     if kept is None:
         return f"note: prompts of no stored task: {policy}"
