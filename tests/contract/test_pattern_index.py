@@ -1,4 +1,7 @@
-"""One suite for every vector index: the numpy twin, embedded Qdrant, and a Qdrant server where there is one."""
+"""One suite for every vector index: the matrix, Qdrant's engine in process, and a Qdrant server.
+
+Without a server (PREMOE_TEST_QDRANT_URL), the client's own in-process Qdrant answers the calls of that adapter.
+"""
 
 from __future__ import annotations
 
@@ -10,37 +13,43 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from premoe_retrieval.adapters import qdrant as server_adapter
+from premoe_retrieval.adapters.edge import EdgeIndex
 from premoe_retrieval.adapters.memory import MemoryIndex
 from premoe_retrieval.adapters.qdrant import QdrantIndex
 from premoe_retrieval.ports import PatternIndex
+from qdrant_client import QdrantClient
 from support.stored_patterns import DIMENSION, FAR, TASKS, StoredSet, store_set
 
-from premoe_runtime.formats.errors import InvalidInput, Unavailable
+from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.recognition import decide, recognise
 from premoe_runtime.formats.signature import unit
 from premoe_runtime.storage import open_store
 
 SERVER = os.environ.get("PREMOE_TEST_QDRANT_URL", "")
-KINDS = [
-    "memory",
-    "qdrant-memory",
-    "qdrant-folder",
-    pytest.param("qdrant-server", marks=pytest.mark.skipif(not SERVER, reason="PREMOE_TEST_QDRANT_URL is not set")),
+KINDS = ("memory", "edge-temporary", "edge-folder", "server")
+pytestmark = [  # what the client's own Qdrant does without
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Local mode performs exact:UserWarning"),
 ]
 
 
 @pytest.fixture(params=KINDS)
-async def index(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[PatternIndex]:
+async def index(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[PatternIndex]:
     made: PatternIndex
     match request.param:
         case "memory":
             made = MemoryIndex()
-        case "qdrant-memory":
-            made = QdrantIndex()
-        case "qdrant-folder":
-            made = QdrantIndex(str(tmp_path / "qdrant"))
+        case "edge-temporary":
+            made = EdgeIndex()
+        case "edge-folder":
+            made = EdgeIndex(tmp_path / "index")
         case _:
-            made = QdrantIndex(SERVER)
+            if not SERVER:
+                monkeypatch.setattr(server_adapter, "QdrantClient", lambda **_: QdrantClient(location=":memory:"))
+            made = QdrantIndex(SERVER or "http://in-process")
     yield made
     await made.close()
 
@@ -120,17 +129,6 @@ async def test_decisions_agree_with_brute_force(index: PatternIndex, stored: Sto
     assert (ours.kind, ours.pattern_id) == (exact.kind, exact.pattern_id)
     assert ours.score == pytest.approx(exact.score, abs=1e-5)
     assert [match.task for match in ours.matches] == [match.task for match in exact.matches]
-
-
-async def test_a_folder_keeps_its_points(tmp_path: Path, stored: StoredSet) -> None:
-    first = QdrantIndex(str(tmp_path / "kept"))
-    await first.publish(stored.set_id, stored.pattern_set)
-    with pytest.raises(InvalidInput, match="held by another process"):
-        QdrantIndex(str(tmp_path / "kept"))
-    await first.close()
-    second = QdrantIndex(str(tmp_path / "kept"))
-    assert await second.count(stored.set_id, DIMENSION) == 21
-    await second.close()
 
 
 async def test_a_server_that_is_not_there_is_unavailable(unused_tcp_port: int) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import pytest
 from premoe.patterns.v1 import patterns_pb2 as pb
 from premoe.patterns.v1 import patterns_pb2_grpc
-from premoe_retrieval.adapters.qdrant import QdrantIndex
+from premoe_retrieval.adapters.edge import EdgeIndex
 from premoe_servicekit.clients import channel
 from premoe_servicekit.errors import rpc_errors
 from support.processes import run_to_end, serving
@@ -119,19 +119,56 @@ async def test_a_restart_indexes_the_live_set_again(url: str, stored: StoredSet)
         assert "indexed 1 live pattern sets" in child.stderr()
 
 
-async def test_a_folder_of_qdrant_is_held_by_one_process(url: str, tmp_path: Path) -> None:
-    held = QdrantIndex(str(tmp_path / "qdrant"))
-    ended = await asyncio.to_thread(run_to_end, MODULE, ["--store-url", url, "--qdrant", str(tmp_path / "qdrant")])
+async def test_an_index_folder_is_held_by_one_process_and_kept(url: str, tmp_path: Path, stored: StoredSet) -> None:
+    arguments = ["--store-url", url, "--qdrant", str(tmp_path / "index")]
+    held = EdgeIndex(tmp_path / "index")
+    ended = await asyncio.to_thread(run_to_end, MODULE, arguments)
     await held.close()
     assert ended.returncode == 2
-    assert ended.stderr.startswith("error: Qdrant folder")
+    assert ended.stderr.startswith("error: index folder")
     assert len(ended.stderr.splitlines()) == 1
+    for turn in range(2):
+        with serving(MODULE, arguments) as child:
+            async with channel(child.address) as to_service:
+                stub: Stub = patterns_pb2_grpc.PatternServiceStub(to_service)
+                if not turn:
+                    await go_live(stub, stored)
+                assert (await stub.Retrieve(asking(stored.near("sorting")))).task == "sorting"
+            child.process.kill()
+            child.process.wait()
+
+
+@pytest.mark.parametrize("lacking", ["engine", "room"])
+async def test_without_qdrants_engine_or_room_for_it_the_matrix_answers_after_one_line(
+    url: str, stored: StoredSet, tmp_path: Path, lacking: str
+) -> None:
+    if lacking == "engine":
+        (tmp_path / "qdrant_edge.py").write_text("raise ImportError('no wheel for this machine')")
+        environment, says = {"PYTHONPATH": str(tmp_path)}, "no wheel for this machine"
+    else:
+        starting = f"import tempfile; tempfile.tempdir = {str(tmp_path / 'nowhere')!r}"
+        (tmp_path / "sitecustomize.py").write_text(starting)
+        environment, says = {"PYTHONPATH": str(tmp_path)}, "there is no place for an embedded Qdrant"
+    with serving(MODULE, ["--store-url", url], environment) as child:
+        async with channel(child.address) as to_service:
+            stub: Stub = patterns_pb2_grpc.PatternServiceStub(to_service)
+            await go_live(stub, stored)
+            assert (await stub.Retrieve(asking(stored.near("sorting")))).task == "sorting"
+        lines = [line for line in child.stderr().splitlines() if "plain matrix" in line]
+        assert len(lines) == 1
+        assert says in lines[0]
+    if lacking == "room":
+        ended = await asyncio.to_thread(run_to_end, MODULE, ["--store-url", url, "--qdrant", "/proc/nowhere"])
+        assert ended.returncode == 3
+        assert ended.stderr.startswith("error: index folder /proc/nowhere")
 
 
 @pytest.mark.parametrize(
     ("arguments", "environment", "says"),
     [
         ([], {}, "--store-url (PREMOE_RETRIEVAL_STORE_URL)"),
+        (["--store-url", "memory://x", "--qdrant", ":memory:"], {}, "is no place for an index"),
+        (["--store-url", "memory://x", "--qdrant", "grpc://q:6334"], {}, "is no place for an index"),
         (["--store-url", "ftp://x"], {}, "unknown scheme 'ftp'"),
         (["--store-url", "memory://x", "--index", "faiss"], {}, "--index"),
         (["--store-url", "memory://x"], {"PREMOE_RETRIEVAL_INDX": "qdrant"}, "PREMOE_RETRIEVAL_INDEX?"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer
@@ -13,7 +14,7 @@ from premoe_retrieval.repository import PatternRepository
 from premoe_retrieval.service import PatternService
 from premoe_retrieval.servicer import pattern_service
 from premoe_retrieval.settings import RetrievalSettings
-from premoe_runtime.formats.errors import Unavailable
+from premoe_runtime.formats.errors import PremoeError, Unavailable
 from premoe_runtime.storage import open_store
 
 log = logging.getLogger(__name__)
@@ -41,11 +42,23 @@ async def serve(settings: RetrievalSettings, process: Process) -> None:
 
 
 def open_index(settings: RetrievalSettings) -> PatternIndex:
-    """The index that the settings name."""
+    """The index that the settings name; the plain matrix, which answers the same, where the embedded one cannot be."""
     if settings.index == "memory":
         return MemoryIndex()
-    # Imported here: the client costs half a second and is not needed for the other index.
-    from premoe_retrieval.adapters.qdrant import QdrantIndex
+    if settings.is_server:
+        # Imported here: the client costs half a second, which only those wait for who need it.
+        from premoe_retrieval.adapters.qdrant import QdrantIndex
 
-    api_key = settings.qdrant_api_key.get_secret_value()
-    return QdrantIndex(settings.qdrant, timeout_s=settings.qdrant_timeout_s, api_key=api_key or None)
+        api_key = settings.qdrant_api_key.get_secret_value()
+        return QdrantIndex(settings.qdrant, timeout_s=settings.qdrant_timeout_s, api_key=api_key or None)
+    try:
+        from premoe_retrieval.adapters.edge import EdgeIndex
+
+        return EdgeIndex(Path(settings.qdrant) if settings.qdrant else None)
+    except ImportError as error:
+        log.warning("Qdrant's engine is not to be had here, so the index is a plain matrix in memory: %s", error)
+    except PremoeError as error:
+        if settings.qdrant:
+            raise
+        log.warning("there is no place for an embedded Qdrant, so the index is a plain matrix in memory: %s", error)
+    return MemoryIndex()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from premoe_servicekit.settings import ServerSettings
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from premoe_runtime.formats.choices import OnUnknown
@@ -22,9 +22,10 @@ class RetrievalSettings(ServerSettings):
     store_url: str
     """Object store that holds patterns, sets and live pointers: file:///folder, s3://bucket/prefix, memory://name."""
     index: Literal["qdrant", "memory"] = "qdrant"
-    """Vector index: Qdrant, or a plain matrix in this process."""
-    qdrant: str = ":memory:"
-    """Where Qdrant keeps its points: ":memory:", a folder (both embedded), or the URL of a server."""
+    """Vector index: Qdrant, or a plain matrix in this process. Where Qdrant's engine is not installed: the matrix."""
+    qdrant: str = ""
+    """Where Qdrant keeps its points: the URL of a server, or a folder for its engine in this process; empty: a folder
+    that goes with the process."""
     qdrant_api_key: SecretStr = SecretStr("")
     """API key of a Qdrant server; empty: none."""
     qdrant_timeout_s: float = Field(default=10.0, gt=0)
@@ -33,3 +34,17 @@ class RetrievalSettings(ServerSettings):
     """Policy for unknown tasks when the request names none; without it, the pattern set's own."""
     live_refresh_s: float = Field(default=1.0, ge=0)
     """Seconds for which a live pointer is trusted before it is read again: how soon other replicas' switches count."""
+
+    @property
+    def is_server(self) -> bool:
+        """Whether ``qdrant`` is the URL of a server."""
+        return self.qdrant.startswith(("http://", "https://"))
+
+    @field_validator("qdrant")
+    @classmethod
+    def _place(cls, value: str) -> str:
+        if value == ":memory:" or ("://" in value and not value.startswith(("http://", "https://"))):
+            raise ValueError(
+                f"{value!r} is no place for an index; give a folder, the http(s) URL of a server, or nothing"
+            )
+        return value
