@@ -18,7 +18,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -162,7 +162,7 @@ def _enlarge_live_set(store: Store, weights_id: str) -> None:
         else:
             members.append(member)
     document = live.document.model_copy(update={"members": tuple(members)})
-    enlarged = replace(PatternSet.make(document, np.concatenate(rows)), splits=live.splits)
+    enlarged = PatternSet.make(document, np.concatenate(rows), live.splits)
     for path, data in zip(set_paths(enlarged.set_id), enlarged.to_files(), strict=True):
         store.put(path, data)
     store.put(live_path(weights_id), encode_live(enlarged.set_id))

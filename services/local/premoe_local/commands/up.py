@@ -56,7 +56,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 @click.option("--max-sequences", type=click.IntRange(1), help="Sequences in one batch.")
 @click.option("--host-memory", help="For expert blobs outside slots, e.g. 8GiB [default: one a slot].")
 @click.option("--name", "model_name", default="", help="Name under which the model is served.")
-@click.option("--qdrant-url", default="", help="Qdrant server [default: embedded].")
+@click.option("--qdrant-url", default="", help="Qdrant server [default: its engine, in the retrieval process].")
 @click.option("--redis-url", default="", help="Redis cache of expert blobs [default: none].")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @json_option
