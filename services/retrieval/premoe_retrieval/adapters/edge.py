@@ -165,7 +165,7 @@ def _member(set_id: str, pattern_id: str) -> str:
 
 
 def _count(shard: edge.EdgeShard, set_id: str) -> int:
-    return shard.count(edge.CountRequest(filter=_equals("set_id", set_id), exact=True))
+    return int(shard.count(edge.CountRequest(filter=_equals("set_id", set_id), exact=True)))
 
 
 def _equals(field: str, value: str) -> edge.Filter:
