@@ -18,12 +18,13 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NoReturn
 
 from premoe_runtime.formats.errors import PremoeError
 from premoe_servicekit.errors import one_line
 from premoe_servicekit.logs import setup_logging
+from premoe_servicekit.metrics import Metrics, MetricsServer
 from premoe_servicekit.probes import ProbeServer
 from premoe_servicekit.server import RpcServer, serve_until, stop_all
 from premoe_servicekit.settings import ProcessSettings, S, ServerSettings, load_settings
@@ -35,17 +36,22 @@ EXIT_UNEXPECTED = 1
 
 
 class Process:
-    """Signals, health port and the ready line of the running process."""
+    """Signals, health and metrics ports and the ready line of the running process."""
 
     def __init__(self, service: str, settings: ProcessSettings, tls: Tls | None) -> None:
         self.service = service
         self.tls = tls
         """Mutual TLS for every server and channel of the process; None for plain text."""
         self._drain_delay_s = 0.0
+        self.metrics = Metrics()
+        """What the process counts; served where the settings say so, counted in any case."""
         self._probes: ProbeServer | None = None
+        self._metrics_server: MetricsServer | None = None
         if isinstance(settings, ServerSettings):
             self._drain_delay_s = settings.drain_delay_s
             self._probes = None if settings.health_port is None else ProbeServer(settings, tls)
+            if settings.metrics_port is not None:
+                self._metrics_server = MetricsServer(self.metrics, settings)
         self.stopped = asyncio.Event()
         """Set by the first SIGTERM or SIGINT, and by ``fail``."""
         self.forced = asyncio.Event()
@@ -53,7 +59,8 @@ class Process:
         self.failure: PremoeError | None = None
         """Why the process ends, when that is nobody's wish."""
         self.serving = False
-        self.health_address = ""
+        self._side_addresses: dict[str, str] = {}
+        """Of the health and metrics ports, as the ready line names them."""
 
     def listen(self) -> None:
         """Take SIGTERM and SIGINT over from Python."""
@@ -71,16 +78,17 @@ class Process:
         print(json.dumps({"ready": True, "service": self.service, **fields}), flush=True)
 
     @asynccontextmanager
-    async def probes(self) -> AsyncIterator[None]:
-        """Answer on the health port, if there is one, from before the start to after the stop of the servers."""
-        if self._probes is None:
+    async def side_ports(self) -> AsyncIterator[None]:
+        """Answer on the health and metrics ports, from before the start to after the stop of the servers."""
+        async with AsyncExitStack() as stack:
+            if self._metrics_server is not None:
+                self.metrics.add_process()
+                self._side_addresses["metrics"] = await self._metrics_server.start()
+                stack.push_async_callback(self._metrics_server.stop)
+            if self._probes is not None:
+                self._side_addresses["health"] = await self._probes.start()
+                stack.push_async_callback(self._probes.stop)
             yield
-            return
-        self.health_address = await self._probes.start()
-        try:
-            yield
-        finally:
-            await self._probes.stop()
 
     async def serve(self, servers: Sequence[RpcServer], *, serving: bool = True, **fields: str | int) -> None:
         """Turn health SERVING, print the ready line, and serve until a signal; then stop gracefully.
@@ -91,11 +99,10 @@ class Process:
         self.serving = True
         if self._probes is not None:
             self._probes.attach(servers[0])
-            fields = {**fields, "health": self.health_address}
         for server in servers:
             if serving:
                 await server.set_serving(True)
-        self.ready(**fields)
+        self.ready(**fields, **self._side_addresses)
         await serve_until(self.stopped, servers, self.forced, drain_delay_s=self._drain_delay_s)
 
     def _on_signal(self) -> None:
@@ -136,7 +143,7 @@ async def _run(service: str, settings: S, tls: Tls | None, serve: Callable[[S, P
     process.listen()
 
     async def run() -> None:
-        async with process.probes():
+        async with process.side_ports():
             await serve(settings, process)
 
     running = asyncio.ensure_future(run())

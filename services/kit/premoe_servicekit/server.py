@@ -15,7 +15,7 @@ import errno
 import socket
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -89,7 +89,7 @@ class RpcServer:
             else:
                 port = self._server.add_secure_port(wanted, self._tls.server_credentials())
         except RuntimeError:
-            raise _in_use(host, self._port) from None
+            raise in_use(host, self._port) from None
         await self._server.start()
         _started.add(self)
         self.address = join_address(host, port)
@@ -105,19 +105,25 @@ class RpcServer:
         _started.discard(self)
 
 
+def resolved(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """The family of an address to listen on, and what ``bind`` wants. Raises OSError."""
+    kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return kind, address
+
+
 def check_port_is_free(host: str, port: int) -> None:
     """Raise Unavailable when somebody listens on ``host:port``, InvalidInput when it can be no address of ours.
 
     gRPC itself would write a page of its own log about either.
     """
     try:
-        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        kind, address = resolved(host, port)
         with socket.socket(kind, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise _in_use(host, port) from None
+            raise in_use(host, port) from None
         raise InvalidInput(
             f"cannot listen on {join_address(host, port)}: {error.strerror or error}", reason="ADDRESS_INVALID"
         ) from None
@@ -171,7 +177,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _in_use(host: str, port: int) -> Unavailable:
+def in_use(host: str, port: int) -> Unavailable:
     return Unavailable(
         f"port {port} on {host} is in use; choose another one, or 0 for a free one", reason="PORT_IN_USE"
     )

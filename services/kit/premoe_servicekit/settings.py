@@ -73,6 +73,11 @@ class ServerSettings(ProcessSettings):
     """Address of the separate health port; empty: the same as `host`."""
     health_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of a plain-text health service for probes; empty: none. With TLS it also tries the main port."""
+    metrics_host: str = ""
+    """Address of the metrics port; empty: the same as `host`."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of the metrics in Prometheus' text format, plain HTTP; empty: none. 0 takes a free one, which the ready line
+    names."""
     reflection: bool = False
     """Offer gRPC server reflection, for grpcurl."""
     drain_delay_s: float = Field(default=0.0, ge=0)
@@ -86,7 +91,7 @@ class ServerSettings(ProcessSettings):
     max_message_bytes: int = Field(default=16 << 20, ge=1 << 16)
     """Largest message taken or sent. Bulk bytes go in frames of 1 MiB, so only manifests come near it."""
 
-    @field_validator("health_port", "max_connection_age_s", mode="before")
+    @field_validator("health_port", "metrics_port", "max_connection_age_s", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         """A variable set to nothing, or to "none", turns the setting off."""

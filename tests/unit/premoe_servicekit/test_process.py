@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from contextlib import contextmanager
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.metrics import scrape
+from support.ports import stable_port
 from support.processes import environ
 
 pytestmark = pytest.mark.slow
@@ -42,6 +45,7 @@ def script(*body: str) -> list[str]:
 def oven(*body: str, arguments: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [*script(*body), *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -112,3 +116,40 @@ def test_logs_are_json_lines_on_request() -> None:
         _, errors = process.communicate(timeout=60)
     entry = json.loads(errors)
     assert (entry["service"], entry["level"], entry["message"]) == ("oven", "warning", "hot")
+
+
+def test_metrics_are_told_while_it_starts_and_while_it_drains() -> None:
+    port = stable_port()
+    body = ("process.metrics.counter('cakes', 'Cakes.').inc()", "print('starting', flush=True)")
+    wait = "await asyncio.to_thread(sys.stdin.readline)"
+    arguments = ("--metrics-port", str(port), "--drain-delay-s", "3600")
+    with oven("import sys", *body, wait, arguments=arguments) as process:
+        assert first_line(process) == "starting\n"
+        assert scrape(f"127.0.0.1:{port}").value("premoe:cakes_total") == 1
+        assert process.stdin is not None
+        process.stdin.write("go on\n")
+        process.stdin.flush()
+        assert json.loads(first_line(process))["metrics"] == f"127.0.0.1:{port}"
+        process.send_signal(signal.SIGTERM)
+        assert scrape(f"127.0.0.1:{port}").value("premoe:build_info") == 1
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("host", "code"), [("127.0.0.1", 6), ("203.0.113.1", 2)])
+def test_a_metrics_port_that_cannot_be_had_is_one_line(host: str, code: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with oven(arguments=("--metrics-port", port, "--metrics-host", host)) as process:
+            out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors.count("\n")) == (code, "", 1)
+    assert errors.startswith("error: ")
+    assert port in errors
+
+
+def test_a_metrics_port_that_is_none_is_one_line() -> None:
+    with oven(arguments=("--metrics-port", "70000")) as process:
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors.count("\n")) == (2, 1)
+    assert errors.startswith("error: --metrics-port (PREMOE_OVEN_METRICS_PORT): ")
