@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TypeVar
 
-from premoe_runtime.engines.base import Engine, TokenEvent
+from premoe_runtime.engines.base import Engine, StepReport, TokenEvent
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.residency.fetch import Fetcher
 from premoe_runtime.residency.host_tier import HostArena, HostTier
@@ -157,11 +157,20 @@ class Front:
 
     def residency(self) -> Residency:
         """Raises Unavailable once serving has ended."""
-        return self._ask(Look, _ANSWER_SECONDS)[0]
+        return self.look()[0]
 
     def stats(self) -> ServingStats:
         """Raises Unavailable once serving has ended."""
-        return self._ask(Look, _ANSWER_SECONDS)[1]
+        return self.look()[1]
+
+    def look(self, timeout: float = _ANSWER_SECONDS) -> tuple[Residency, ServingStats]:
+        """Both of one moment. Raises Unavailable once serving has ended, TimeoutError without an answer in time."""
+        return self._ask(Look, timeout)
+
+    @property
+    def last_step(self) -> StepReport:
+        """The engine's newest report, asked of nobody: also there while the loop is busy, and after its end."""
+        return self._loop.last_step
 
     def check_integrity(self) -> None:
         """Check every resident byte between two steps. Takes a while. Raises CorruptData."""

@@ -94,6 +94,11 @@ class ServingLoop:
         """Requests that have not ended."""
         return len(self._requests)
 
+    @property
+    def last_step(self) -> StepReport:
+        """The engine's newest report. Any thread."""
+        return self._requests.last
+
     def run(self) -> BaseException | None:
         """Serve until closed. Whatever ends it ends every request first; returns why, unless it was closed."""
         failure: BaseException | None = None
@@ -162,7 +167,7 @@ class ServingLoop:
                 self._admission.draining = True
                 self._drains.append(drained)
             case Look(looked):
-                looked.set_result((self._residency(), replace(self._patterns.stats)))
+                looked.set_result((self._residency(), self._patterns.stats.copied()))
             case CheckBytes(checked):
                 self._checks.append(checked)
                 self._engine.post(Check())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +59,31 @@ class Residency:
 
 @dataclass(slots=True)
 class ServingStats:
-    """Counters since start. ``bytes_loaded`` went into slots, ``bytes_fetched`` came from the source."""
+    """Counters since start. ``bytes_loaded`` went into slots, ``bytes_fetched`` came from the source.
+
+    ``host_hits``: loaded blobs that were in host memory before anybody asked. ``phase_ns``: time that swaps took, by
+    phase.
+    """
 
     swaps: int = 0
     failed_swaps: int = 0
     blobs_loaded: int = 0
     bytes_loaded: int = 0
     bytes_fetched: int = 0
+    host_hits: int = 0
     pauses: int = 0
+    phase_ns: Counter[str] = field(default_factory=Counter)
 
     def count(self, swap: SwapReport) -> None:
         self.swaps += 1
         self.blobs_loaded += swap.blobs
         self.bytes_loaded += swap.bytes
         self.bytes_fetched += swap.bytes_fetched
+        # What was fetched for this swap may have come into a slot by an earlier one.
+        self.host_hits += max(0, swap.blobs - swap.blobs_fetched)
+        for phase in swap.phases:
+            self.phase_ns[phase.name] += phase.end_ns - phase.start_ns
+
+    def copied(self) -> ServingStats:
+        """As they are now, for another thread."""
+        return replace(self, phase_ns=self.phase_ns.copy())

@@ -68,6 +68,7 @@ async def _serve_model(
 ) -> None:
     # Imported here: torch and transformers take seconds, and a wrong budget should be told at once.
     from premoe_runtime.engines.hf.device import device_kind
+    from premoe_worker.metrics import WorkerMetrics
     from premoe_worker.model import load_model
     from premoe_worker.residency import ResidencyKeeper
     from premoe_worker.service import Worker
@@ -89,7 +90,9 @@ async def _serve_model(
     keeper = None
     if settings.residency_dir and retrieval is not None:
         keeper = ResidencyKeeper(worker, retrieval, Path(settings.residency_dir))
-    service = worker_service(worker) if keeper is None else worker_service(worker, keeper.state)
+    metrics = WorkerMetrics(process.metrics, name, (lambda pattern: "") if retrieval is None else retrieval.task)
+    metrics.show(model.front)
+    service = worker_service(worker, metrics, *([] if keeper is None else [keeper.state]))
     server = RpcServer([service], settings, tls=process.tls)
 
     async def draining() -> None:

@@ -13,6 +13,7 @@ from premoe_servicekit.server import Registration, registration
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_worker import messages
 from premoe_worker.domain import Ask
+from premoe_worker.metrics import WorkerMetrics
 from premoe_worker.residency import Preload
 from premoe_worker.service import Worker
 
@@ -25,16 +26,19 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """Generation; errors become statuses in the kit's interceptor."""
 
-    def __init__(self, worker: Worker, preload: Callable[[], Preload]) -> None:
+    def __init__(self, worker: Worker, preload: Callable[[], Preload], metrics: WorkerMetrics) -> None:
         self._worker = worker
         self._preload = preload
+        self._metrics = metrics
 
     async def Generate(
         self, request: worker_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[worker_pb2.GenerateResponse]:
-        async with aclosing(self._worker.generate(messages.ask(request))) as events:
-            async for event in events:
-                yield messages.response(event)
+        with self._metrics.request() as meter:
+            async with aclosing(self._worker.generate(messages.ask(request))) as events:
+                async for event in events:
+                    meter.note(event)
+                    yield messages.response(event)
 
     async def Probe(self, request: worker_pb2.ProbeRequest, context: Context) -> worker_pb2.ProbeResponse:
         signature, tokens, milliseconds = await self._worker.probe(Ask(messages.prompt(request.prompt)))
@@ -88,9 +92,9 @@ class WorkerAdminServicer(worker_pb2_grpc.WorkerAdminServiceServicer):
         return worker_pb2.DrainResponse(remaining=remaining)
 
 
-def worker_service(worker: Worker, preload: Callable[[], Preload] = Preload) -> Registration:
+def worker_service(worker: Worker, metrics: WorkerMetrics, preload: Callable[[], Preload] = Preload) -> Registration:
     """The servicer, ready for a server; ``preload`` says what became of the tasks to keep resident."""
-    servicer = WorkerServicer(worker, preload)
+    servicer = WorkerServicer(worker, preload, metrics)
     return registration(SERVICE_NAME, servicer, worker_pb2_grpc.add_WorkerServiceServicer_to_server)
 
 

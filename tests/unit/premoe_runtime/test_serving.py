@@ -152,6 +152,9 @@ def test_patterns_that_do_not_fit_take_turns_and_nothing_changes_for_them(opened
     assert [job.wait().tokens for job in together] == alone
     after = bench.front.stats()
     assert after.pauses > before.pauses + 3
+    assert after.host_hits - before.host_hits == after.blobs_loaded - before.blobs_loaded > 0
+    assert all(after.phase_ns[phase] > before.phase_ns[phase] for phase in ("plan", "retire", "copy", "publish"))
+    assert after.phase_ns["fetch"] == before.phase_ns["fetch"] > 0
     assert after.bytes_fetched == before.bytes_fetched, "paused patterns keep their blobs in host memory"
     assert not any(bench.host.is_pinned(ExpertId(0, expert)) for expert in range(EXPERTS))
 
@@ -449,3 +452,18 @@ def test_an_event_receiver_may_submit(opened: Callable[..., ManagedBench]) -> No
 
     bench.run(A, prompt(4), gate=follow, max_tokens=2)
     assert followers[0].wait().last.finish == "length"
+
+
+def test_a_look_is_bounded_and_the_last_step_is_told_while_the_loop_hangs(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=6)
+    bench.run(A, prompt(7), max_tokens=3)
+    hold = Hold()
+    job = bench.front.generate(bench.request(A, prompt(5), max_tokens=2), hold, lambda event: None)
+    assert hold.reached.wait(WAIT_SECONDS)
+    with pytest.raises(TimeoutError):
+        bench.front.look(timeout=0.05)
+    assert bench.front.last_step.completion_tokens >= 3
+    assert bench.front.last_step.prompt_tokens >= 7
+    hold.go()
+    job.cancel()
+    assert bench.front.look()[1].swaps == 1

@@ -68,6 +68,11 @@ class GrpcRetrieval:
             self._rankings.popitem(last=False)
         return ranking
 
+    def task(self, pattern_id: str) -> str:
+        """The task of a pattern whose ranking was asked for lately; empty for others."""
+        known = self._rankings.get(pattern_id)
+        return "" if known is None else known.task
+
     async def generalist(self, weights_id: str) -> str:
         return (await self._live_set(weights_id)).generalist_id
 
