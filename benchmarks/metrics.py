@@ -3,8 +3,8 @@
     python benchmarks/metrics.py [--rounds 15] [--json FILE]
 
 A token is what the worker's event loop does more for it: ``RequestMeter.note``, against a loop that hands the same
-events on without it. A request is all else that is counted of one, under a sampled span, so with exemplars. The scrape is
-of a registry with 48 layers, 64 tasks and 1,000 requests behind it.
+events on without it. A request is all else that is counted of one, under a sampled span, so with exemplars. The scrape
+is of a registry with 48 layers, 64 tasks and 1,000 requests behind it.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.budget import ByteBudget
 from premoe_expert_store.catalogue import Catalogue
 from premoe_expert_store.loader import BlobLoader
+from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.service import ExpertStore
 from premoe_expert_store.servicer import expert_store_service
 from premoe_expert_store.settings import ExpertStoreSettings
@@ -26,9 +27,12 @@ def main() -> None:
 async def serve(settings: ExpertStoreSettings, process: Process) -> None:
     """Serve until a signal."""
     cache = open_cache(settings)
-    service = build(settings, cache)
+    metrics = StoreMetrics(process.metrics)
+    if cache is not None:
+        metrics.show(lambda: cache.available)
+    service = build(settings, cache, metrics)
     try:
-        server = RpcServer([expert_store_service(service)], settings, tls=process.tls)
+        server = RpcServer([expert_store_service(service, metrics)], settings, tls=process.tls)
         await server.start()
         await process.serve([server], address=server.address)
     finally:
@@ -37,12 +41,12 @@ async def serve(settings: ExpertStoreSettings, process: Process) -> None:
             cache.close()
 
 
-def build(settings: ExpertStoreSettings, cache: GuardedCache | None) -> ExpertStore:
+def build(settings: ExpertStoreSettings, cache: GuardedCache | None, metrics: StoreMetrics) -> ExpertStore:
     """The service over the object store that the settings name. Raises InvalidInput on a bad URL."""
     store = open_store(settings.store_url)
     return ExpertStore(
         Catalogue(store),
-        BlobLoader(store, cache, threads=settings.threads),
+        BlobLoader(store, cache, threads=settings.threads, metrics=metrics),
         budget=ByteBudget(settings.memory_bytes),
         window_bytes=settings.window_bytes,
         lease_s=settings.lease_s,

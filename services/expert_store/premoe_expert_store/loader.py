@@ -13,10 +13,12 @@ import blake3
 from opentelemetry.trace import SpanKind
 from premoe_servicekit.deadlines import carried
 from premoe_servicekit.faults import storage_fault
+from premoe_servicekit.metrics import Metrics
 from premoe_servicekit.telemetry import tracer
 
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.catalogue import Pack
+from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.ports import Hole, Wanted
 from premoe_expert_store.reads import Missing, Read, plan_reads
 from premoe_expert_store.single_flight import SingleFlight
@@ -53,9 +55,12 @@ class _Draft:
 class BlobLoader:
     """Reads blobs; concurrent requests for one digest share one read. Call from one event loop."""
 
-    def __init__(self, store: Store, cache: GuardedCache | None, *, threads: int) -> None:
+    def __init__(
+        self, store: Store, cache: GuardedCache | None, *, threads: int, metrics: StoreMetrics | None = None
+    ) -> None:
         self._store = store
         self._cache = cache
+        self._metrics = metrics or StoreMetrics(Metrics())
         self._lanes = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="blobs")
         self._flights: SingleFlight[str, Blob] = SingleFlight()
@@ -129,8 +134,10 @@ class BlobLoader:
         ) as span:
             await self._in_thread(read)
             missing = sum(hole.length for draft in drafts for hole in draft.holes)
-            span.set_attribute("premoe.fetch.bytes", sum(len(draft.data) for draft in drafts) - missing)
-            span.set_attribute("premoe.fetch.blobs", sum(not draft.holes for draft in drafts))
+            found, whole = sum(len(draft.data) for draft in drafts) - missing, sum(not draft.holes for draft in drafts)
+            span.set_attribute("premoe.fetch.bytes", found)
+            span.set_attribute("premoe.fetch.blobs", whole)
+            self._metrics.asked_cache(blobs=len(drafts), hits=whole, num_bytes=found)
 
     async def _from_objects(self, pack: Pack, drafts: Sequence[_Draft]) -> dict[str, Blob | PremoeError]:
         with tracer().start_as_current_span(
@@ -145,6 +152,7 @@ class BlobLoader:
             results = dict(zip((draft.digest for draft in drafts), await self._fill_all(pack, drafts), strict=True))
         for draft in drafts:
             if isinstance(results[draft.digest], Blob):
+                self._metrics.read_objects(sum(hole.length for hole in draft.holes))
                 self._keep(draft)
         return results
 

@@ -14,6 +14,7 @@ from premoe.experts.v1 import experts_pb2_grpc
 from premoe_servicekit.server import Registration, registration
 
 from premoe_expert_store.loader import TierName
+from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.service import ExpertStore, Resolved
 from premoe_runtime.formats.ids import ExpertId
 
@@ -28,15 +29,18 @@ _TIERS: dict[TierName, pb.Tier.ValueType] = {"redis": pb.TIER_REDIS, "object": p
 class ExpertStoreServicer(experts_pb2_grpc.ExpertStoreServiceServicer):
     """Translates between the wire and ``ExpertStore``; errors become statuses in the kit's interceptor."""
 
-    def __init__(self, store: ExpertStore) -> None:
+    def __init__(self, store: ExpertStore, metrics: StoreMetrics) -> None:
         self._store = store
+        self._metrics = metrics
 
     async def GetManifest(self, request: pb.GetManifestRequest, context: Context) -> pb.GetManifestResponse:
-        pack = await self._store.pack(request.model_id)
+        with self._metrics.call():
+            pack = await self._store.pack(request.model_id)
         return pb.GetManifestResponse(model_id=pack.manifest.model_id, manifest=pack.document)
 
     async def Resolve(self, request: pb.ResolveRequest, context: Context) -> pb.ResolveResponse:
-        resolved = await self._store.resolve(request.model_id, _experts(request.experts))
+        with self._metrics.call():
+            resolved = await self._store.resolve(request.model_id, _experts(request.experts))
         _annotate(len(resolved.blobs), len(resolved.blobs) * resolved.num_bytes)
         return _resolve_response(resolved)
 
@@ -44,27 +48,31 @@ class ExpertStoreServicer(experts_pb2_grpc.ExpertStoreServiceServicer):
         experts = _experts(request.experts)
         sent = 0
         try:
-            async with aclosing(self._store.fetch(request.model_id, experts)) as frames:
-                async for frame in frames:
-                    yield pb.FetchResponse(
-                        index=frame.index, offset=frame.offset, data=bytes(frame.data), tier=_TIERS[frame.tier]
-                    )
-                    sent += len(frame.data)
+            with self._metrics.call():
+                async with aclosing(self._store.fetch(request.model_id, experts)) as frames:
+                    async for frame in frames:
+                        yield pb.FetchResponse(
+                            index=frame.index, offset=frame.offset, data=bytes(frame.data), tier=_TIERS[frame.tier]
+                        )
+                        sent += len(frame.data)
         finally:
+            self._metrics.sent(sent)
             _annotate(len(experts), sent)
 
     async def FetchFile(
         self, request: pb.FetchFileRequest, context: Context
     ) -> AsyncGenerator[pb.FetchFileResponse, None]:
-        async with aclosing(self._store.fetch_file(request.model_id, request.path)) as frames:
-            async for data in frames:
-                yield pb.FetchFileResponse(data=bytes(data))
+        with self._metrics.call():
+            async with aclosing(self._store.fetch_file(request.model_id, request.path)) as frames:
+                async for data in frames:
+                    yield pb.FetchFileResponse(data=bytes(data))
+                    self._metrics.sent(len(data))
 
 
-def expert_store_service(store: ExpertStore) -> Registration:
+def expert_store_service(store: ExpertStore, metrics: StoreMetrics) -> Registration:
     """The servicer, ready for a server."""
     return registration(
-        SERVICE_NAME, ExpertStoreServicer(store), experts_pb2_grpc.add_ExpertStoreServiceServicer_to_server
+        SERVICE_NAME, ExpertStoreServicer(store, metrics), experts_pb2_grpc.add_ExpertStoreServiceServicer_to_server
     )
 
 

@@ -9,10 +9,12 @@ from contextlib import AsyncExitStack
 from premoe_servicekit.clients import channel
 from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer
+from starlette.routing import Route
 
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
 from premoe_gateway.http import create_app
 from premoe_gateway.http_server import HttpServer
+from premoe_gateway.metrics import GatewayMetrics
 from premoe_gateway.pool import WorkerPool
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import GatewaySettings
@@ -41,8 +43,11 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
         )
         stack.push_async_callback(pool.close)
         await pool.update()
+        app = create_app(gateway, max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins)
+        metrics = GatewayMetrics(process.metrics, [route.path for route in app.routes if isinstance(route, Route)])
+        metrics.show(gateway)
         http = HttpServer(
-            create_app(gateway, max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins),
+            metrics.around(app),
             host=settings.http_host,
             port=settings.http_port,
             grace_s=settings.grace_s,

@@ -78,6 +78,8 @@ class Gateway:
         self._timeout_s = timeout_s
         self._models: set[str] = set()
         self._stopping = False
+        self.retries = {"probe": 0, "generate": 0}
+        """Calls that were sent to another worker, by kind."""
 
     def stop(self) -> None:
         """Say of everything that fails from now on, and of what is still asked, that the gateway is stopping."""
@@ -98,8 +100,11 @@ class Gateway:
 
     def healthy(self) -> list[WorkerState]:
         """Workers that answered last time."""
-        states = (member.state for _, member in sorted(self._members.items()))
-        return [state for state in states if state is not None]
+        return [state for _, state in self.known() if state is not None]
+
+    def known(self) -> list[tuple[str, WorkerState | None]]:
+        """Every worker's address and what it said last; None while it does not serve. Any thread."""
+        return [(address, member.state) for address, member in sorted(self._members.items())]
 
     async def serving(self) -> list[WorkerState]:
         """Workers that answer; asks again when none answered last time, as one slow answer tells little."""
@@ -163,6 +168,7 @@ class Gateway:
                 failed.add(member.worker)
                 if began or error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):
                     raise
+                self.retries["generate"] += 1
 
     async def _probe(self, ask: Ask) -> tuple[list[float], str]:
         """Signature and weights from the idlest worker, or from another one when that has gone."""
@@ -178,6 +184,7 @@ class Gateway:
                 failed.add(member.worker)
                 if error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):
                     raise
+                self.retries["probe"] += 1
 
     async def _choose(self, model: str, pattern_id: str, failed: Set[Worker]) -> _Member:
         members = {

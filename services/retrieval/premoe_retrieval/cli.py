@@ -9,6 +9,7 @@ from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer
 
 from premoe_retrieval.adapters.memory import MemoryIndex
+from premoe_retrieval.metrics import RetrievalMetrics
 from premoe_retrieval.ports import PatternIndex
 from premoe_retrieval.repository import PatternRepository
 from premoe_retrieval.service import PatternService
@@ -29,7 +30,7 @@ async def serve(settings: RetrievalSettings, process: Process) -> None:
     repository = PatternRepository(open_store(settings.store_url), live_refresh_s=settings.live_refresh_s)
     service = PatternService(repository, open_index(settings), on_unknown=settings.on_unknown)
     try:
-        server = RpcServer([pattern_service(service)], settings, tls=process.tls)
+        server = RpcServer([pattern_service(service, RetrievalMetrics(process.metrics))], settings, tls=process.tls)
         await server.start()
         try:
             log.info("indexed %d live pattern sets of %s", await service.rebuild(), settings.store_url)

@@ -34,6 +34,8 @@ class Retrieved:
     set_id: str
     neighbours: int
     """Exemplars that the index returned."""
+    exemplars: int
+    """Exemplars of the set."""
 
 
 class PatternService:
@@ -90,7 +92,7 @@ class PatternService:
             await self._index.publish(searched, pattern_set)
             neighbours = await self._index.query(searched, vector, wanted)
         decision = decide(neighbours, pattern_set, on_unknown)
-        return Retrieved(decision, searched, len(neighbours))
+        return Retrieved(decision, searched, len(neighbours), _exemplars(pattern_set))
 
     async def publish_set(self, set_id: str) -> int:
         """Index a set that lies in object storage; returns its exemplars."""

@@ -9,8 +9,10 @@ import numpy as np
 from opentelemetry import trace
 from premoe.patterns.v1 import patterns_pb2 as pb
 from premoe.patterns.v1 import patterns_pb2_grpc
+from premoe_servicekit.metrics import Metrics
 from premoe_servicekit.server import Registration, registration
 
+from premoe_retrieval.metrics import RetrievalMetrics
 from premoe_retrieval.service import PatternService
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
@@ -43,19 +45,22 @@ _KINDS: dict[PatternKind, pb.PatternKind.ValueType] = {
 class PatternServicer(patterns_pb2_grpc.PatternServiceServicer):
     """Translates between the wire and ``PatternService``; errors become statuses in the kit's interceptor."""
 
-    def __init__(self, service: PatternService) -> None:
+    def __init__(self, service: PatternService, metrics: RetrievalMetrics | None = None) -> None:
         self._service = service
+        self._metrics = metrics or RetrievalMetrics(Metrics())
 
     async def Retrieve(self, request: pb.RetrieveRequest, context: Context) -> pb.RetrieveResponse:
         if request.on_unknown not in _POLICIES:
             raise InvalidInput(f"on_unknown {request.on_unknown} is unknown", reason="POLICY_INVALID")
-        retrieved = await self._service.retrieve(
-            request.weights_id,
-            np.fromiter(request.signature, np.float32, len(request.signature)),
-            set_id=request.set_id,
-            on_unknown=_POLICIES[request.on_unknown],
-        )
+        with self._metrics.query():
+            retrieved = await self._service.retrieve(
+                request.weights_id,
+                np.fromiter(request.signature, np.float32, len(request.signature)),
+                set_id=request.set_id,
+                on_unknown=_POLICIES[request.on_unknown],
+            )
         decision = retrieved.decision
+        self._metrics.decided(decision, retrieved.exemplars)
         _annotate(decision, retrieved.neighbours)
         return pb.RetrieveResponse(
             decision=_DECISIONS[decision.kind],
@@ -101,9 +106,11 @@ class PatternServicer(patterns_pb2_grpc.PatternServiceServicer):
         return pb.DeleteSetResponse(existed=await self._service.delete_set(request.set_id))
 
 
-def pattern_service(service: PatternService) -> Registration:
+def pattern_service(service: PatternService, metrics: RetrievalMetrics | None = None) -> Registration:
     """The servicer, ready for a server."""
-    return registration(SERVICE_NAME, PatternServicer(service), patterns_pb2_grpc.add_PatternServiceServicer_to_server)
+    return registration(
+        SERVICE_NAME, PatternServicer(service, metrics), patterns_pb2_grpc.add_PatternServiceServicer_to_server
+    )
 
 
 def _pattern(pattern_id: str, pattern: Pattern) -> pb.Pattern:

@@ -14,9 +14,12 @@ from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.budget import ByteBudget
 from premoe_expert_store.catalogue import Catalogue, Pack
 from premoe_expert_store.loader import Blob, BlobLoader
+from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.ports import PIECE_BYTES, Hole
 from premoe_expert_store.service import FRAME_BYTES, ExpertStore
+from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
+from support.metrics import read
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
@@ -58,7 +61,9 @@ class Bench:
         self.pack: BlobPack = write_blob_pack(store, **pack)
         self.cache = cache
         self.budget = ByteBudget(capacity)
-        self.loader = BlobLoader(store, GuardedCache(cache) if cache is not None else None, threads=4)
+        self.metrics = Metrics()
+        guarded = GuardedCache(cache) if cache is not None else None
+        self.loader = BlobLoader(store, guarded, threads=4, metrics=StoreMetrics(self.metrics))
         self.service = ExpertStore(Catalogue(store), self.loader, budget=self.budget, window_bytes=window, lease_s=60.0)
 
     async def fetch(self, *experts: ExpertId, model_id: str = "") -> list[tuple[bytes, str]]:
@@ -409,3 +414,26 @@ async def test_a_changed_or_shortened_file_is_corrupt(store: CountingStore) -> N
     store.put(path, bytes(5))
     with pytest.raises(CorruptData, match="is damaged in the object store"):
         await read_file(bench, "skeleton/config.json")
+
+
+async def test_bytes_are_counted_by_where_they_came_from(store: CountingStore) -> None:
+    cache = MemoryCache(1 << 30)
+    bench = Bench(store, cache=cache, window=1 << 30)
+    await bench.fetch(A, B, A)
+    await bench.loader.close()
+    again = Bench(store, cache=cache, window=1 << 30)
+    await again.fetch(A, C)
+    for each, (read_there, queries, hits, objects) in ((bench, (0, 2, 0, 2)), (again, (1, 2, 1, 1))):
+        found = read(each.metrics)
+        assert found.value("premoe:store_read_bytes_total", source="cache") == read_there * 8192
+        assert found.value("premoe:store_read_bytes_total", source="object") == objects * 8192
+        assert found.value("premoe:store_cache_queries_total") == queries
+        assert found.value("premoe:store_cache_hits_total") == hits
+
+
+async def test_bytes_that_could_not_be_read_are_not_counted(store: CountingStore) -> None:
+    bench = Bench(store)
+    store.error = Unavailable("away")
+    with pytest.raises(Unavailable):
+        await bench.fetch(A)
+    assert read(bench.metrics).value("premoe:store_read_bytes_total") == 0

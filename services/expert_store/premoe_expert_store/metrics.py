@@ -1,0 +1,56 @@
+"""What an expert store counts: where bytes came from, what the cache had, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from premoe_servicekit.metrics import GAUGE, Few, Metric, Metrics
+
+from premoe_runtime.formats.errors import PremoeError
+
+BREAKER = Metric("store_cache_skipped", GAUGE, "1 while the cache is left alone after a failure, 0 while it is asked.")
+
+
+class StoreMetrics:
+    """Blobs that several callers share are counted once, as they are read."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._bytes = metrics.counter(
+            "store_read_bytes", "Bytes of experts read, by where: the cache or object storage.", ("source",)
+        )
+        self._queries = metrics.counter("store_cache_queries", "Experts that the cache was asked for.")
+        self._hits = metrics.counter("store_cache_hits", "Those that it had whole.")
+        self._sent = metrics.counter("store_sent_bytes", "Bytes of experts and files sent to workers.")
+        self._errors = metrics.counter(
+            "store_errors", "Calls that failed, by kind of error and its reason.", ("kind", "reason")
+        )
+        self._reasons = Few()
+
+    def show(self, available: Callable[[], bool]) -> None:
+        """Tell from now on whether the cache is asked."""
+        self._metrics.on_demand((BREAKER,), lambda: [(BREAKER.name, (), float(not available()))])
+
+    def asked_cache(self, *, blobs: int, hits: int, num_bytes: int) -> None:
+        self._queries.inc(blobs)
+        self._hits.inc(hits)
+        self._bytes.labels("cache").inc(num_bytes)
+
+    def read_objects(self, num_bytes: int) -> None:
+        self._bytes.labels("object").inc(num_bytes)
+
+    def sent(self, num_bytes: int) -> None:
+        self._sent.inc(num_bytes)
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Counts what the block raises."""
+        try:
+            yield
+        except PremoeError as error:
+            self._errors.labels(type(error).__name__, self._reasons(error.reason)).inc()
+            raise
+        except Exception:
+            self._errors.labels(PremoeError.__name__, PremoeError.default_reason).inc()
+            raise
