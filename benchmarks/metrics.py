@@ -10,6 +10,7 @@ is of a registry with 48 layers, 64 tasks and 1,000 requests behind it.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ class Loop:
 
     def look(self, timeout: float) -> tuple[Residency, ServingStats]:
         rows = tuple(tuple(range(SLOTS)) for _ in range(LAYERS))
-        return Residency(1, rows, 1, 1, 0, 0, (), ()), ServingStats(phase_ns={"copy": 1})
+        return Residency(1, rows, 1, 1, 0, 0, (), ()), ServingStats(phase_ns=Counter(copy=1))
 
 
 def events_of(request: int) -> tuple[Event, ...]:

@@ -23,7 +23,7 @@ class RetrievalMetrics:
         self._failed = metrics.counter("retrieval_failures", "Queries that got no decision.")
         self._decisions = metrics.counter(
             "decisions",
-            "Decisions by kind and task: the one recognised or, of an abstention (any kind but specialist), the nearest.",
+            "Decisions by kind and task: the one recognised or, of an abstention (not specialist), the nearest.",
             ("decision", "task"),
         )
         self._exemplars = metrics.gauge("retrieval_exemplars", "Exemplars of the pattern set searched last.")

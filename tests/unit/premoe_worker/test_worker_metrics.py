@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -118,7 +119,12 @@ class Loop:
         if self.failure is not None:
             raise self.failure
         stats = ServingStats(
-            swaps=4, blobs_loaded=9, bytes_loaded=900, bytes_fetched=500, host_hits=4, phase_ns={"copy": 1_500_000_000}
+            swaps=4,
+            blobs_loaded=9,
+            bytes_loaded=900,
+            bytes_fetched=500,
+            host_hits=4,
+            phase_ns=Counter(copy=1_500_000_000),
         )
         return Residency(17, ((0, 3, -1), (1, -1)), 500, 4096, 2, 1, ("a",), ()), stats
 
