@@ -64,6 +64,15 @@ def values_of(profile: str) -> Object:
     return loaded
 
 
+def merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+    """``right`` over ``left``, level by level, as Helm does it."""
+    result = dict(left)
+    for key, value in right.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
 def values_arguments(values: Mapping[str, Any] | Path | None) -> tuple[list[str], str | None]:
     """Flags and standard input that hand values to helm."""
     if values is None:

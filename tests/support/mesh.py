@@ -51,6 +51,6 @@ def mesh_over(
     store_url: str, *, log: Callable[[str, str], None] = lambda name, line: None, **changes: object
 ) -> Iterator[Mesh]:
     """A mesh of one worker at `BUDGET`; ``changes`` are fields of `MeshOptions`."""
-    options = MeshOptions(model=store_url, budget=BUDGET, threads=1, context_length=256)
+    options = MeshOptions(model=store_url, budget=BUDGET, threads=1, context_length=256, metrics=True)
     with running(replace(options, **changes), log=log) as mesh:  # type: ignore[arg-type]
         yield mesh

@@ -23,6 +23,9 @@ imagePullSecrets:
 {{ .prefix }}_HOST: {{ $root.Values.listenAddress | quote }}
 {{ .prefix }}_PORT: "50051"
 {{ .prefix }}_HEALTH_PORT: "50053"
+{{- if $root.Values.metrics.enabled }}
+{{ .prefix }}_METRICS_PORT: "50054"
+{{- end }}
 {{ .prefix }}_DRAIN_DELAY_S: {{ $root.Values.drain.delaySeconds | quote }}
 {{ .prefix }}_GRACE_S: {{ $root.Values.drain.graceSeconds | quote }}
 {{ .prefix }}_MAX_CONNECTION_AGE_S: {{ $root.Values.drain.maxConnectionAgeSeconds | quote }}
@@ -138,7 +141,9 @@ kind: Deployment
 metadata:
   {{- include "premoe.metadata" (merge (dict "name" (include "premoe.componentName" .)) .) | nindent 2 }}
 spec:
+  {{- if not (kindIs "invalid" .values.replicas) }}
   replicas: {{ .values.replicas }}
+  {{- end }}
   revisionHistoryLimit: 3
   strategy:
     type: RollingUpdate
@@ -158,7 +163,7 @@ spec:
         {{- end }}
       annotations:
         checksum/config: {{ include (print $part "config") .root | sha256sum }}
-        {{- with merge (dict) .values.podAnnotations .root.Values.commonAnnotations }}
+        {{- with merge (dict) .values.podAnnotations (include "premoe.scrapeAnnotations" . | fromYaml) .root.Values.commonAnnotations }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
     spec:
@@ -265,5 +270,22 @@ topologySpreadConstraints:
 {{- define "premoe.grpcPorts" -}}
 ports:
   - {name: grpc, containerPort: 50051, protocol: TCP}
-  - {name: health, containerPort: 50053, protocol: TCP}
+  {{- include "premoe.sidePorts" . | nindent 2 }}
+{{- end -}}
+
+{{/* Ports beside the one that a component is for. */}}
+{{- define "premoe.sidePorts" -}}
+- {name: health, containerPort: 50053, protocol: TCP}
+{{- if .Values.metrics.enabled }}
+- {name: metrics, containerPort: 50054, protocol: TCP}
+{{- end }}
+{{- end -}}
+
+{{/* Annotations by which a Prometheus without its operator finds pods. Takes (root, component). */}}
+{{- define "premoe.scrapeAnnotations" -}}
+{{- if and .root.Values.metrics.annotations (or .root.Values.metrics.enabled (eq .component "operator")) -}}
+prometheus.io/scrape: "true"
+prometheus.io/path: /metrics
+prometheus.io/port: {{ ternary "8080" "50054" (eq .component "operator") | quote }}
+{{- end }}
 {{- end -}}

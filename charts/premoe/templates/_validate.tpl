@@ -16,6 +16,9 @@
 {{- if and (gt (int $v.retrieval.replicas) 1) (eq $v.retrieval.index "qdrant") (not (include "premoe.qdrantUrl" .)) -}}
 {{- fail (printf "retrieval.replicas is %d, but the embedded Qdrant allows one: set qdrant.url, or qdrant.trial.enabled" (int $v.retrieval.replicas)) -}}
 {{- end -}}
+{{- if and $v.metrics.podMonitor.enabled (not $v.metrics.enabled) -}}
+{{- fail "metrics.podMonitor.enabled is true and metrics.enabled is false: there would be no port to scrape" -}}
+{{- end -}}
 {{- if hasPrefix "memory://" $v.objectStore.url -}}
 {{- fail "objectStore.url is memory://: processes of several pods do not share memory; use s3:// or file:// on a shared volume" -}}
 {{- end -}}

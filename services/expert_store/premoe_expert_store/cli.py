@@ -28,8 +28,7 @@ async def serve(settings: ExpertStoreSettings, process: Process) -> None:
     """Serve until a signal."""
     cache = open_cache(settings)
     metrics = StoreMetrics(process.metrics)
-    if cache is not None:
-        metrics.show(lambda: cache.available)
+    metrics.show(lambda: cache is None or cache.available)
     service = build(settings, cache, metrics)
     try:
         server = RpcServer([expert_store_service(service, metrics)], settings, tls=process.tls)

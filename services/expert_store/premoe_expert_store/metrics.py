@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from premoe_servicekit.metrics import GAUGE, Few, Metric, Metrics
 
-from premoe_runtime.formats.errors import PremoeError
+from premoe_runtime.formats.errors import CorruptData, PremoeError
 
 BREAKER = Metric("store_cache_skipped", GAUGE, "1 while the cache is left alone after a failure, 0 while it is asked.")
 
@@ -27,6 +27,9 @@ class StoreMetrics:
             "store_errors", "Calls that failed, by kind of error and its reason.", ("kind", "reason")
         )
         self._reasons = Few()
+        for reason in ("CORRUPT_DATA", "DIGEST_MISMATCH"):
+            # There from the start, so that the first one is an increase: somebody is woken by it.
+            self._errors.labels(CorruptData.__name__, reason)
 
     def show(self, available: Callable[[], bool]) -> None:
         """Tell from now on whether the cache is asked."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -59,6 +59,8 @@ class MeshOptions:
     model_name: str = ""
     qdrant_url: str = ""
     redis_url: str = ""
+    metrics: bool = False
+    """Whether every process serves its metrics, each on a free port of its own."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the HTTP API from a browser."""
     max_body_bytes: int | None = None
@@ -88,6 +90,12 @@ class Mesh:
     @property
     def children(self) -> tuple[Child, ...]:
         return (self.gateway, *self.workers, self.store, self.retrieval)
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """Where each process serves its metrics, by its name; empty unless asked for."""
+        told = {child.name: child.wait_ready(START_TIMEOUT_S).get("metrics") for child in self.children}
+        return {name: address for name, address in told.items() if address is not None}
 
     def check(self) -> None:
         """Raise Unavailable with one line when a child has stopped."""
@@ -189,7 +197,8 @@ def _start(
     options: MeshOptions, root: str, manifest: Manifest, log: LogSink, step: Callable[[str], None], stack: ExitStack
 ) -> Mesh:
     def child(name: str, module: str, *arguments: str, environment: dict[str, str] | None = None) -> Child:
-        common = ("--log-level", options.log_level, "--grace-s", _CHILD_GRACE_S)
+        metrics = ("--metrics-port", "0") if options.metrics else ()
+        common = ("--log-level", options.log_level, "--grace-s", _CHILD_GRACE_S, *metrics)
         started = Child(name, module, (*arguments, *common), log, environment or {})
         stack.callback(started.stop)
         return started

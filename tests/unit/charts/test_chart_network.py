@@ -59,15 +59,27 @@ def test_exactly_these_ways_are_open_between_pods() -> None:
         (source, target, port)
         for source in names
         for target in names
-        for port in (6333, 8000, 8080, 50051, 50052, 50053)
+        for port in (6333, 8000, 8080, 50051, 50052, 50053, 50054)
         if source != target and {source, target} & set(world.own) and world.reaches(source, target, port)
     }
     everybody_reads_metrics = {
-        (name, "operator", 8080) for name in ("worker", "pack", "profile", "patterns", "stranger")
+        (name, target, port)
+        for name in ("worker", "pack", "profile", "patterns", "stranger")
+        for target, port in METRICS.items()
     }
     assert open_ways == ALLOWED | everybody_reads_metrics
 
 
+def test_metrics_are_read_by_whom_the_values_name() -> None:
+    prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": TEAM}}}
+    world = World(render(CHART, values_of("plain") | {"networkPolicy": {"ingress": {"metrics": [prometheus]}}}))
+    for target, port in METRICS.items():
+        assert world.reaches("team worker", target, port)
+        assert not world.reaches("stranger", target, port)
+        assert not world.enters(OUTSIDE, target, port)
+
+
+METRICS = {"operator": 8080, "retrieval": 50054, "expert-store": 50054, "gateway": 50054}
 CLOSED_GATEWAY = {"networkPolicy": {"ingress": {"gateway": [{"podSelector": {"matchLabels": {"role": "client"}}}]}}}
 
 

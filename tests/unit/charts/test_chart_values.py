@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import yaml
 from crd import SCHEMA_VERSION
-from support.charts import CHART, PROFILES, HelmFailed, helm, render, values_arguments, values_file, values_of
+from support.charts import (
+    CHART,
+    PROFILES,
+    HelmFailed,
+    helm,
+    merged,
+    named,
+    render,
+    values_arguments,
+    values_file,
+    values_of,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -108,8 +119,8 @@ def test_the_schema_knows_every_value_and_nothing_else() -> None:
     assert len(compared) > 40
     for path, (has, knows) in compared.items():
         assert has <= knows, path
-        # Claims have no default: a number of devices is nobody's default.
-        assert knows - has <= {"claims", "limits"}, path
+        # Claims have no default: a number of devices is nobody's default. A parent chart's Helm writes "enabled".
+        assert knows - has <= {"claims", "limits", *(["enabled"] if path == "/" else [])}, path
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -166,15 +177,6 @@ def nested(path: str, value: object) -> dict[str, Any]:
     return value
 
 
-def merged(left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
-    """``right`` over ``left``, level by level, as Helm does it."""
-    result = dict(left)
-    for key, value in right.items():
-        old = result.get(key)
-        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return result
-
-
 def closed_levels(
     values: object, schema: dict[str, Any], definitions: dict[str, Any], path: str
 ) -> Iterator[tuple[str, tuple[set[str], set[str]]]]:
@@ -189,3 +191,11 @@ def closed_levels(
     yield path or "/", (set(values), set(properties))
     for key, value in values.items():
         yield from closed_levels(value, properties[key], definitions, f"{path}/{key}")
+
+
+@pytest.mark.parametrize(("value", "component"), [("expertStore", "expert-store"), ("gateway", "gateway")])
+def test_an_autoscaler_may_own_the_number_of_pods(value: str, component: str) -> None:
+    objects = render(CHART, merged(values_of("plain"), {value: {"replicas": None}}))
+    assert "replicas" not in named(objects, "Deployment", f"premoe-{component}")["spec"]
+    stopped = render(CHART, merged(values_of("plain"), {value: {"replicas": 0}}))
+    assert named(stopped, "Deployment", f"premoe-{component}")["spec"]["replicas"] == 0

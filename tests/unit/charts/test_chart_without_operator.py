@@ -22,7 +22,6 @@ def test_only_the_operator_goes() -> None:
         ("Lease", "premoe-operator"),
         ("NetworkPolicy", "premoe-operator"),
         ("PodDisruptionBudget", "premoe-operator"),
-        ("PrometheusRule", "premoe-operator"),
         ("Role", "premoe-operator-lease"),
         ("RoleBinding", "premoe-operator-lease"),
         ("Service", "premoe-operator"),

@@ -17,7 +17,7 @@ PREMOE_GATEWAY_REQUEST_TIMEOUT_S: {{ .Values.gateway.requestTimeoutSeconds | quo
 {{- define "premoe.gateway.ports" -}}
 ports:
   - {name: http, containerPort: 8000, protocol: TCP}
-  - {name: health, containerPort: 50053, protocol: TCP}
+  {{- include "premoe.sidePorts" . | nindent 2 }}
 {{- end -}}
 
 {{/* Ready means that the gateway itself answers: its gRPC health says whether a worker serves, and before the first

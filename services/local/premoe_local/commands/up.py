@@ -58,6 +58,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 @click.option("--name", "model_name", default="", help="Name under which the model is served.")
 @click.option("--qdrant-url", default="", help="Qdrant server [default: its engine, in the retrieval process].")
 @click.option("--redis-url", default="", help="Redis cache of expert blobs [default: none].")
+@click.option("--metrics", is_flag=True, help="Serve Prometheus metrics of every process, each on a free port.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @json_option
 def command(
@@ -81,6 +82,7 @@ def command(
     model_name: str,
     qdrant_url: str,
     redis_url: str,
+    metrics: bool,
     log_level: str,
     as_json: bool,
 ) -> None:
@@ -143,6 +145,8 @@ def _unknown_prompts(live: PatternSet | None, policy: OnUnknown, budget: Budget)
 
 def _announce(mesh: Mesh, *, as_json: bool) -> None:
     if not as_json:
+        for name, address in mesh.metrics.items():
+            note(f"metrics of {name}: http://{address}/metrics")
         click.echo(f"serving {mesh.model_name} at {mesh.url}/v1 (worker {mesh.worker_addresses[0]}); Ctrl-C stops")
         return
     print_json(
@@ -154,6 +158,7 @@ def _announce(mesh: Mesh, *, as_json: bool) -> None:
             "store": mesh.store_address,
             "workers": list(mesh.worker_addresses),
             "admin": list(mesh.admin_addresses),
+            "metrics": dict(mesh.metrics),
         }
     )
 
