@@ -46,7 +46,7 @@ def every_process(metrics: Metrics) -> None:
 
 
 def worker(metrics: Metrics) -> None:
-    WorkerMetrics(metrics).show(cast(Any, None), lambda: (0, 0))
+    WorkerMetrics(metrics).show(cast(Any, None))
 
 
 def gateway(metrics: Metrics) -> None:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -20,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from premoe_local.cli import command
 from support.mesh import BUDGET
+from support.metrics import scrape
 from support.processes import environ
 
 pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
@@ -69,6 +71,9 @@ def test_a_signal_stops_everything_cleanly(store_url: str, tmp_path: Path, numbe
     with up(store_url, logs) as (process, announced, children):
         assert httpx.get(f"{announced['url']}/health").json()["status"] == "ok"
         assert len(children) == 4
+        metrics: Any = announced["metrics"]
+        assert metrics.keys() == {"gateway", "worker", "store", "retrieval"}
+        assert scrape(metrics["gateway"]).value("premoe:gateway_worker_up") == 1
         process.send_signal(number)
         assert process.wait(PATIENCE_S) == 0
         gone(children)

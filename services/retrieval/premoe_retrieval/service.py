@@ -34,7 +34,7 @@ class Retrieved:
     set_id: str
     neighbours: int
     """Exemplars that the index returned."""
-    exemplars: int
+    exemplars: int = 0
     """Exemplars of the set."""
 
 

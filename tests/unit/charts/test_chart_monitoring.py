@@ -32,7 +32,7 @@ FOREIGN = {"certmanager_certificate_expiration_timestamp_seconds"}
 def test_nothing_is_made_unless_asked_for() -> None:
     assert of_kind(rendered("plain"), "ServiceMonitor", "PodMonitor", "PrometheusRule") == []
     assert not [obj for obj in of_kind(rendered("plain"), "ConfigMap") if "dashboard" in obj["metadata"]["name"]]
-    assert not [name for name, pod in pod_templates(rendered("plain")) if "prometheus.io/scrape" in annotations(pod)]
+    assert not [name for name, pod in pod_templates(rendered("plain")) if "prometheus.io/scrape" in notes_on(pod)]
 
 
 def test_the_service_monitor_selects_the_operators_service() -> None:
@@ -55,10 +55,8 @@ def test_pod_monitors_select_pods_that_have_the_port() -> None:
     for name, pod in selected.items():
         ports = {port["name"]: port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
         assert ports[endpoint["port"]] == PORT, name
-        assert annotations(pod)["prometheus.io/port"] == str(PORT)
-    assert (
-        annotations(dict(pod_templates(rendered("full")))["Deployment/premoe-operator"])["prometheus.io/port"] == "8080"
-    )
+        assert notes_on(pod)["prometheus.io/port"] == str(PORT)
+    assert notes_on(dict(pod_templates(rendered("full")))["Deployment/premoe-operator"])["prometheus.io/port"] == "8080"
     for part, prefix in (("retrieval", "RETRIEVAL"), ("expert-store", "EXPERT_STORE"), ("gateway", "GATEWAY")):
         config = named(rendered("full"), "ConfigMap", f"premoe-{part}")["data"]
         assert config[f"PREMOE_{prefix}_METRICS_PORT"] == str(PORT)
@@ -124,7 +122,7 @@ def test_the_dashboard_shows_every_metric_of_workers_and_only_labels_that_they_h
 def test_the_dashboard_is_one_that_grafana_takes() -> None:
     shipped = named(rendered("full"), "ConfigMap", "premoe-dashboard")
     assert shipped["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert annotations(shipped)["grafana_folder"] == "serving"
+    assert notes_on(shipped)["grafana_folder"] == "serving"
     panels = json.loads(shipped["data"]["premoe.json"])["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels]
@@ -164,6 +162,6 @@ def dashboard_expressions() -> list[str]:
     return variables + [target["expr"] for panel in document["panels"] for target in panel.get("targets", [])]
 
 
-def annotations(obj: Object) -> dict[str, str]:
+def notes_on(obj: Object) -> dict[str, str]:
     found: dict[str, str] = obj["metadata"].get("annotations", {})
     return found
