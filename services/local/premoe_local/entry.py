@@ -14,8 +14,13 @@ def main() -> None:
     """Run the command line; Ctrl-C is silent and ends with 130, however early or late it comes."""
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        from premoe_local.cli import main as run
-
+        try:
+            from premoe_local.cli import main as run
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("premoe"):
+                raise
+            print(f"error: {error.name} is missing; install premoe[local], not premoe alone", file=sys.stderr)
+            sys.exit(3)
         run()
     finally:
         # What is left is the interpreter's own end, whose handlers answer an exception with a traceback.

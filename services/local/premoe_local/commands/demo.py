@@ -71,4 +71,10 @@ def _fixture(given: Path | None) -> Path:
     for candidate in candidates:
         if (candidate / "config.json").is_file():
             return candidate
-    raise NotFound(f"{candidates[0]}: no checkpoint there; name one with --fixture DIR", reason="FIXTURE_NOT_FOUND")
+    if given is not None:
+        raise NotFound(f"{given}: no checkpoint there", reason="FIXTURE_NOT_FOUND")
+    raise NotFound(
+        f"the demo's model is not installed with premoe; run it in a checkout of the repository, or name its {_FIXTURE}"
+        " with --fixture",
+        reason="FIXTURE_NOT_FOUND",
+    )
