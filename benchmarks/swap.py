@@ -35,7 +35,8 @@ from premoe_runtime.formats.manifest import (
 )
 from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
 from premoe_runtime.residency.fetch import Fetcher
-from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.host_tier import HostTier
 from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.slot_store import SlotStore
@@ -123,7 +124,9 @@ def main(
     experts = slots + half
     source = RandomBlobs(layers, experts, blob_bytes)
     store = SlotStore(SlotShape.of(source.manifest(), slots=slots), device)
-    arena = HostArena(blob_bytes, layers * experts * blob_bytes, page_locked=device != "cpu")
+    arena = HostArena(blob_bytes, layers * experts * blob_bytes)
+    if device != "cpu":
+        arena.lock_pages()
     host, copier = HostTier(arena), Copier(store, arena)
     places = {expert: host.reserve(expert) for expert in sorted(chosen(layers, range(experts)))}
     Fetcher(source, store.shape, arena).fetch(places, host.commit)

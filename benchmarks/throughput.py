@@ -34,7 +34,7 @@ from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
-from premoe_runtime.residency.host_tier import HostArena
+from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_runtime.storage import open_store

@@ -14,22 +14,22 @@ HUGE_FROM_BYTES = 32 << 20
 """Below this a huge page could hold more memory than the blobs that were written to it."""
 
 
-def zeroed(blobs: int, blob_bytes: int, device: torch.device, *, page_locked: bool = False) -> torch.Tensor:
+def zeroed(blobs: int, blob_bytes: int, device: torch.device) -> torch.Tensor:
     """uint8[blobs, blob_bytes] of zeros; in main memory pages are taken only when written, huge ones where allowed.
 
     Raises Exhausted when the device, or the address space, has no such room.
     """
     num_bytes = blobs * blob_bytes
     try:
-        if device.type == "cpu" and not page_locked and num_bytes >= HUGE_FROM_BYTES:
-            # Private: a forked child must not write into these pages.
+        if device.type == "cpu" and num_bytes >= HUGE_FROM_BYTES:
+            # Private, as only this process may write here; shared memory seldom gets huge pages.
             pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             pages.madvise(mmap.MADV_HUGEPAGE)
             return torch.frombuffer(pages, dtype=torch.uint8).view(blobs, blob_bytes)
-        return torch.zeros((blobs, blob_bytes), dtype=torch.uint8, device=device, pin_memory=page_locked)
+        return torch.zeros((blobs, blob_bytes), dtype=torch.uint8, device=device)
     except (torch.OutOfMemoryError, RuntimeError, OSError) as error:
         raise Exhausted(
-            f"no room for {blobs} expert blobs of {blob_bytes} bytes on {device}; lower slots or host memory",
+            f"no room for {blobs} expert blobs of {blob_bytes} bytes on {device}; give fewer slots",
             reason="MEMORY_EXHAUSTED",
         ) from error
 

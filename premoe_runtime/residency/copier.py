@@ -12,7 +12,7 @@ import torch
 
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.fetch import never
-from premoe_runtime.residency.host_tier import HostArena
+from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.slot_store import SlotStore
 
 _NAP_SECONDS = 0.01

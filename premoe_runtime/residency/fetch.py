@@ -9,7 +9,8 @@ import torch
 
 from premoe_runtime.formats.errors import CorruptData, Unavailable
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.host_tier import HostArena, bytes_of, digest_of
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.host_tier import bytes_of, digest_of
 from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.source import ExpertSource
 

@@ -11,11 +11,8 @@ import torch
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.arena import zeroed
+from premoe_runtime.residency.host_arena import MIN_BLOBS, HostArena
 from premoe_runtime.residency.plan import whole_host_bytes
-
-MIN_BLOBS = 2
-"""Blobs that stay free of pins, so that a swap always has a way through."""
 
 
 def default_host_bytes(blob_bytes: int, slots: int, available: int) -> int:
@@ -44,22 +41,6 @@ def bytes_of(blob: torch.Tensor) -> memoryview:
 def digest_of(blob: torch.Tensor) -> str:
     """blake3 of a uint8[n] tensor on any device, lower-case hex."""
     return blake3.blake3(bytes_of(blob.cpu())).hexdigest()
-
-
-class HostArena:
-    """The memory: ``capacity`` places of a blob each. Whoever was told a place reads or writes it, and nobody else."""
-
-    def __init__(self, blob_bytes: int, capacity_bytes: int, *, page_locked: bool = False) -> None:
-        self.capacity = max(MIN_BLOBS, capacity_bytes // blob_bytes)
-        self._data = zeroed(self.capacity, blob_bytes, torch.device("cpu"), page_locked=page_locked)
-
-    @property
-    def num_bytes(self) -> int:
-        return self._data.numel()
-
-    def blob(self, place: int) -> torch.Tensor:
-        """uint8[blob_bytes] at a place."""
-        return self._data[place]
 
 
 class HostTier:

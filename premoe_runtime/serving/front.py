@@ -11,7 +11,8 @@ from typing import TypeVar
 from premoe_runtime.engines.base import Engine, StepReport, TokenEvent
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.residency.fetch import Fetcher
-from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.host_tier import HostTier
 from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.source import ExpertSource

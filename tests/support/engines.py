@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from premoe_runtime.engines.base import (
     Cancel,
@@ -19,7 +22,12 @@ from premoe_runtime.engines.base import (
     Checked,
     Ended,
     Engine,
+    Load,
+    Loaded,
+    MaskRow,
     Pause,
+    Publish,
+    Published,
     Report,
     Resume,
     SamplingParams,
@@ -27,19 +35,24 @@ from premoe_runtime.engines.base import (
     Submit,
     TokenEvent,
 )
+from premoe_runtime.engines.child.engine import ChildEngine
+from premoe_runtime.engines.child.main import Build
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
+from premoe_runtime.engines.hf.tokenizer import load_tokenizer
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.copier import BlobCopy, Copy
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.host_tier import HostTier
 from premoe_runtime.residency.plan import STAGING_BYTES
+from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.slot_store import SlotStore
-from premoe_runtime.residency.swap import bring
 from premoe_runtime.serving.front import Front, Handle
 from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from support.oracle import experts_of, random_kept
 from support.sources import MemorySource
-from support.tiny import Family, tiny_checkpoint
+from support.tiny import FAMILIES, Family, tiny_checkpoint
 
 LAYERS, EXPERTS, TOP_K = 2, 16, 4
 WAIT_SECONDS = 60
@@ -126,16 +139,23 @@ class Reports:
 
 @dataclass
 class Bench:
-    """An engine over a tiny model. ``kept``: bool[P, L, E]; mask rows 0 … P - 1 are resident and written."""
+    """An engine over a tiny model. ``kept``: bool[P, L, E]; mask rows 0 … P - 1 are resident and written.
+
+    ``slots``: where each resident expert lies.
+    """
 
     engine: Engine
-    slot_model: SlotModel
     arena: HostArena
     source: MemorySource
     folder: Path
     kept: torch.Tensor
     reports: Reports
+    slots: dict[ExpertId, int] = field(default_factory=dict)
     _serial: int = 0
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.source)
 
     def request(self, token_ids: list[int], *, row: int = 0, active: int = TOP_K, **sampling: Any) -> Submit:
         self._serial += 1
@@ -169,14 +189,59 @@ class Bench:
     def run(self, token_ids: list[int], **options: Any) -> Collector:
         return self.submit(token_ids, **options).wait()
 
+    def place(self, expert: ExpertId, place: int) -> BlobCopy:
+        """The expert's bytes at a place of the arena, to be copied into the slot that ``slots`` says."""
+        self.arena.blob(place).numpy()[:] = np.frombuffer(self.source.blobs[expert], np.uint8)
+        return BlobCopy(expert, place, self.slots[expert], self.source.manifest().digest(expert))
+
+    def load(self, *blobs: BlobCopy) -> Loaded:
+        self.engine.post(Load(Copy(blobs)))
+        loaded = self.reports.other.get(timeout=WAIT_SECONDS)
+        assert isinstance(loaded, Loaded)
+        assert loaded.copied.error is None
+        return loaded
+
+    def publish(self, *experts: ExpertId, row: MaskRow | None = None) -> None:
+        self.engine.post(Publish(tuple((expert, self.slots[expert]) for expert in experts), row))
+        assert isinstance(self.reports.other.get(timeout=WAIT_SECONDS), Published)
+
+    def fill(self) -> None:
+        """Bring what the rows keep into slots, and write the rows, by the port's own commands."""
+        wanted = sorted(experts_of(self.kept))
+        for layer in range(LAYERS):
+            self.slots |= {expert: slot for slot, expert in enumerate(e for e in wanted if e.layer == layer)}
+        while wanted:
+            batch, wanted = wanted[: self.arena.capacity], wanted[self.arena.capacity :]
+            self.load(*(self.place(expert, place) for place, expert in enumerate(batch)))
+            self.publish(*batch)
+        for row, kept in enumerate(self.kept):
+            self.publish(row=MaskRow(row, kept.numpy(), "selection"))
+
+
+@dataclass
+class HfBench(Bench):
+    """With the model of an engine in this process."""
+
+    slot_model: SlotModel = field(kw_only=True)
+
 
 def prompt(length: int, seed: int = 0) -> list[int]:
     """Random byte tokens; no special ones."""
     return torch.randint(0, 256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@contextmanager
-def hf_bench(
+@dataclass
+class Ground:
+    """What any engine over a tiny model starts from."""
+
+    folder: Path
+    source: MemorySource
+    shape: SlotShape
+    arena: HostArena
+    kept: torch.Tensor
+
+
+def ground(
     folder: Path,
     *,
     family: Family = "qwen3_moe",
@@ -186,24 +251,75 @@ def hf_bench(
     slots: int = EXPERTS,
     overrides: dict[str, Any] | None = None,
     host_blobs: int = 2,
-    **engine: Any,
-) -> Iterator[Bench]:
-    """The transformers engine with ``rows`` random patterns in force; closed at the end."""
+) -> Ground:
+    """A checkpoint, a host tier of ``host_blobs`` places, and ``rows`` random patterns."""
     checkpoint = tiny_checkpoint(folder, family, dtype, **(overrides or {}))
     source = MemorySource(checkpoint)
-    slot_model = load_slot_model(source, slots=slots)
-    kept = random_kept(rows, LAYERS, EXPERTS, kept_per_layer)
-    if rows:
-        bring(slot_model.store, source, experts_of(kept), {row: kept[row] for row in range(rows)})
-    blob_bytes = slot_model.store.shape.blob_bytes
-    arena = HostArena(blob_bytes, host_blobs * blob_bytes)
-    running = HfEngine(slot_model, arena, **engine)
-    reports = Reports()
-    running.start(reports)
+    shape = SlotShape.of(source.manifest(), slots=slots)
+    arena = HostArena(shape.blob_bytes, host_blobs * shape.blob_bytes)
+    return Ground(checkpoint, source, shape, arena, random_kept(rows, LAYERS, EXPERTS, kept_per_layer))
+
+
+GROUND_OPTIONS = frozenset({"family", "dtype", "rows", "kept_per_layer", "slots", "overrides", "host_blobs"})
+
+
+def split_options(options: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those of ``ground``, and those of the engine."""
+    return (
+        {name: value for name, value in options.items() if name in GROUND_OPTIONS},
+        {name: value for name, value in options.items() if name not in GROUND_OPTIONS},
+    )
+
+
+@contextmanager
+def running(bench: Bench) -> Iterator[None]:
+    """Start the engine, put the patterns in force, and close it at the end."""
+    bench.engine.start(bench.reports)
     try:
-        yield Bench(running, slot_model, arena, source, checkpoint, kept, reports)
+        bench.fill()
+        yield
     finally:
-        running.close()
+        bench.engine.close()
+
+
+@contextmanager
+def hf_bench(folder: Path, **options: Any) -> Iterator[HfBench]:
+    """The transformers engine in this process, patterns in force; closed at the end."""
+    of_ground, of_engine = split_options(options)
+    made = ground(folder, **of_ground)
+    slot_model = load_slot_model(made.source, slots=made.shape.slots)
+    engine = HfEngine(slot_model, made.arena, **of_engine)
+    bench = HfBench(engine, made.arena, made.source, made.folder, made.kept, Reports(), slot_model=slot_model)
+    with running(bench):
+        yield bench
+
+
+@contextmanager
+def child_bench(folder: Path, **options: Any) -> Iterator[Bench]:
+    """The same engine in a child process."""
+    of_ground, of_engine = split_options(options)
+    made = ground(folder, **of_ground)
+    engine = child_engine(partial(tiny_engine, made.folder, made.shape.slots, made.arena, of_engine))
+    bench = Bench(engine, made.arena, made.source, made.folder, made.kept, Reports())
+    with running(bench):
+        yield bench
+
+
+def child_engine(build: Build) -> ChildEngine:
+    """Forked from a server that has imported everything: imports take most of a child's start."""
+    stock = [f"transformers.models.{family}.modeling_{family}" for family in FAMILIES]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["premoe_runtime.engines.hf.engine", "premoe_runtime.packs.layout", *stock])
+    return ChildEngine(build, context=context)
+
+
+@contextmanager
+def tiny_engine(
+    checkpoint: Path, slots: tuple[int, ...], arena: HostArena, options: dict[str, Any]
+) -> Iterator[HfEngine]:
+    """What the child builds."""
+    torch.set_num_threads(1)
+    yield HfEngine(load_slot_model(MemorySource(checkpoint), slots=slots), arena, **options)
 
 
 def kept_table(experts: list[list[int]]) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -34,7 +34,7 @@ from premoe_runtime.engines.hf.running import RunningSequences
 from premoe_runtime.engines.hf.step import StepRunner, kv_shape
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.residency.copier import Copier, Copy
-from premoe_runtime.residency.host_tier import HostArena
+from premoe_runtime.residency.host_arena import HostArena
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +81,9 @@ class HfEngine:
             prefill_tokens=prefill_tokens,
             parked_bytes=self._pool.num_bytes if parked_bytes is None else parked_bytes,
         )
+        if self._store.device.type == "cuda":
+            arena.lock_pages()
+        self._arena = arena
         self._copier = Copier(self._store, arena)
         self._inbox: SimpleQueue[Command | None] = SimpleQueue()
         self._copies: SimpleQueue[tuple[Copy, torch.cuda.Event | None, int] | None] = SimpleQueue()
@@ -110,6 +113,8 @@ class HfEngine:
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(_CLOSE_SECONDS)
+        if not any(thread.is_alive() for thread in self._threads):
+            self._arena.unlock_pages()
 
     # The rest runs on the engine's threads.
 

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -60,6 +61,10 @@ class Tls:
         self._stamp = self._stat()
         self._material = self._read()
         self._checked = clock()
+
+    def __reduce__(self) -> tuple[Callable[..., Tls], tuple[Path, Path, Path]]:
+        # A child process reads the files itself.
+        return partial(Tls, server_name=self.server_name), (self.cert, self.key, self.ca)
 
     def material(self) -> Material:
         """What new connections use. The same object until the files change for good ones."""

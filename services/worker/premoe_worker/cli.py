@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-from premoe_servicekit.clients import blocking_channel, channel
+from premoe_servicekit.clients import channel
 from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer, check_port_is_free
 
@@ -18,7 +18,7 @@ from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.sizing import settled_context, shape_of
-from premoe_worker.adapters.expert_store import GrpcExpertSource
+from premoe_worker.adapters.expert_store import GrpcExpertSource, open_source
 from premoe_worker.adapters.retrieval import GrpcRetrieval
 from premoe_worker.limits import Limits, check_limits, model_name
 from premoe_worker.settings import WorkerSettings
@@ -39,12 +39,7 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
     check_port_is_free(settings.host, settings.port)
     check_port_is_free(settings.admin_host, settings.admin_port)
     async with AsyncExitStack() as stack:
-        source = GrpcExpertSource(
-            settings.store,
-            stack.enter_context(blocking_channel(settings.store, tls=process.tls)),
-            model_id=settings.model_id,
-        )
-        stack.callback(source.close)
+        source = stack.enter_context(open_source(settings.store, process.tls, settings.model_id))
         manifest = await _manifest(source, settings.store_wait_s)
         limits = _limits(settings, manifest)
         if settings.context_length is not None:
@@ -75,7 +70,8 @@ async def _serve_model(
     from premoe_worker.servicer import admin_service, worker_service
 
     device_kind(settings.device)
-    model = await asyncio.to_thread(load_model, source, limits, settings)
+    opener = partial(open_source, settings.store, process.tls, source.manifest().model_id)
+    model = await asyncio.to_thread(load_model, source, opener, limits, settings)
     stack.push_async_callback(asyncio.to_thread, model.close)
     name = model_name(model.manifest, settings.model_name)
     worker = Worker(

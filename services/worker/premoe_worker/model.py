@@ -1,4 +1,4 @@
-"""Everything of the runtime that a worker holds: the slot model, its engine, the residency manager and the prober."""
+"""Everything of the runtime that a worker holds: the engine, the serving front before it, tokenizer and prober."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from premoe_runtime.engines.base import Engine
-from premoe_runtime.engines.hf.engine import HfEngine
-from premoe_runtime.engines.hf.model import load_slot_model
+from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.prompts import Span, encode_prompt
 from premoe_runtime.probing.prober import Prober
-from premoe_runtime.residency.host_tier import HostArena, available_memory, default_host_bytes
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.host_tier import available_memory, default_host_bytes
+from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import KeptPattern
 from premoe_worker.domain import Prompt, Turn
+from premoe_worker.engine import Opener, load_here, load_in_child
 from premoe_worker.limits import Limits
 from premoe_worker.settings import WorkerSettings
 
@@ -78,19 +80,29 @@ class ServedModel:
         self.front.close()
 
 
-def load_model(source: ExpertSource, limits: Limits, settings: WorkerSettings) -> ServedModel:
-    """Read the skeleton and start the engine. Takes a while. Raises what the source and the runtime raise."""
+def load_model(source: ExpertSource, opener: Opener, limits: Limits, settings: WorkerSettings) -> ServedModel:
+    """Read the skeleton and start the engine; ``opener`` opens the same source in another process.
+
+    Takes a while. Raises what the source and the runtime raise, and Unavailable for an engine process that dies.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    slot_model = load_slot_model(source, slots=limits.slots, device=settings.device)
-    store, shape = slot_model.store, slot_model.store.shape
-    host_bytes = settings.host_memory_bytes
-    if host_bytes is None:
-        # Slots in main memory are allocated, but their pages are taken only when they are written.
-        slots = shape.device_bytes if store.device.type == "cpu" else 0
-        host_bytes = default_host_bytes(shape.blob_bytes, sum(shape.slots), available_memory() - slots)
-    arena = HostArena(shape.blob_bytes, host_bytes, page_locked=store.device.type == "cuda")
-    engine = HfEngine(slot_model, arena, max_sequences=settings.max_sequences, context=settings.context_length)
+    shape = SlotShape.of(source.manifest(), slots=limits.slots)
+    arena = HostArena(shape.blob_bytes, _host_bytes(shape, settings))
+    if settings.engine == "process":
+        engine, model, tokenizer = load_in_child(source, opener, shape.slots, arena, settings)
+    else:
+        engine, model, tokenizer = load_here(source, shape.slots, arena, settings)
     front = Front(engine, shape, arena, source, max_waiting=settings.queue_limit, copy_rate=settings.copy_rate_bytes)
-    prober = Prober(slot_model.model, shape.manifest)
-    return ServedModel(shape.manifest, slot_model.tokenizer, engine, front, prober)
+    return ServedModel(shape.manifest, tokenizer, engine, front, Prober(model, shape.manifest))
+
+
+def _host_bytes(shape: SlotShape, settings: WorkerSettings) -> int:
+    """Of the host tier: as set, else by what is left of main memory."""
+    if settings.host_memory_bytes is not None:
+        return settings.host_memory_bytes
+    left = available_memory()
+    if device_kind(settings.device) == "cpu":
+        # Not taken yet: the skeleton is still to be read, and slots take their pages when they are written.
+        left -= shape.device_bytes + sum(file.num_bytes for file in shape.manifest.skeleton)
+    return default_host_bytes(shape.blob_bytes, sum(shape.slots), left)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from premoe_servicekit.settings import ServerSettings
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -50,6 +52,8 @@ class WorkerSettings(ServerSettings):
     """Most bytes a second that a swap copies while sequences decode; default: no limit."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the model; default: torch's own choice."""
+    engine: Literal["thread", "process"] = "thread"
+    """Where the model runs: in threads of this process, or in a process of its own beside the one that answers."""
     residency_dir: str = ""
     """Folder with `residency.json`, {"preload": ["task", …]}: tasks whose experts come in before they are asked for, as
     far as slots reach. Watched, so that a change needs no restart. Empty: none."""

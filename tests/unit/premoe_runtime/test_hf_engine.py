@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.engines import EXPERTS, LAYERS, Bench, hf_bench, prompt
+from support.engines import EXPERTS, LAYERS, HfBench, hf_bench, prompt
 from support.oracle import masked_selection, stock_logits
 from transformers import AutoModelForCausalLM
 
@@ -21,17 +21,17 @@ from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
+def bench(tmp_path: Path) -> Iterator[HfBench]:
     with hf_bench(tmp_path, prefill_tokens=16) as opened:
         yield opened
 
 
-def runner_of(bench: Bench) -> StepRunner:
+def runner_of(bench: HfBench) -> StepRunner:
     assert isinstance(bench.engine, HfEngine)
     return bench.engine._sequences._runner
 
 
-def test_logits_of_ragged_mixed_batches_equal_the_masked_stock_model(bench: Bench) -> None:
+def test_logits_of_ragged_mixed_batches_equal_the_masked_stock_model(bench: HfBench) -> None:
     stock = AutoModelForCausalLM.from_pretrained(bench.folder, dtype=torch.float32, experts_implementation="grouped_mm")
     pool = KVPool(kv_shape(bench.slot_model), rows=4, context=64)
     runner = StepRunner(bench.slot_model, pool)
@@ -55,7 +55,9 @@ def test_logits_of_ragged_mixed_batches_equal_the_masked_stock_model(bench: Benc
         assert 0 < result.mass < len(sequences[index])
 
 
-def test_a_fault_in_a_step_fails_only_the_sequence_it_belongs_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_a_step_fails_only_the_sequence_it_belongs_to(
+    bench: HfBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner = runner_of(bench)
     original = runner.run
 
@@ -75,7 +77,9 @@ def test_a_fault_in_a_step_fails_only_the_sequence_it_belongs_to(bench: Bench, m
     assert bench.run(prompt(8), row=2, max_tokens=2).last.finish == "length"
 
 
-def test_when_every_step_is_broken_all_fail_and_the_loop_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_every_step_is_broken_all_fail_and_the_loop_goes_on(
+    bench: HfBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(chunks: Sequence[Chunk]) -> list[ChunkResult]:
         raise MemoryError("none left")
 
@@ -88,7 +92,7 @@ def test_when_every_step_is_broken_all_fail_and_the_loop_goes_on(bench: Bench, m
     assert bench.engine._pool.free == 8
 
 
-def test_logits_that_are_not_numbers_fail_the_sequence(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_that_are_not_numbers_fail_the_sequence(bench: HfBench, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = runner_of(bench)
     original = runner.run
 
@@ -99,7 +103,7 @@ def test_logits_that_are_not_numbers_fail_the_sequence(bench: Bench, monkeypatch
     assert isinstance(bench.run(prompt(8), max_tokens=3).last.error, CorruptData)
 
 
-def test_a_failed_sequence_leaves_nothing_in_its_row(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_sequence_leaves_nothing_in_its_row(bench: HfBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A masked NaN would still spoil the product with the values of a longer neighbour's columns."""
     assert isinstance(bench.engine, HfEngine)
     expected = bench.run(prompt(6), max_tokens=6).tokens
@@ -119,7 +123,7 @@ def test_a_failed_sequence_leaves_nothing_in_its_row(bench: Bench, monkeypatch: 
     assert all(torch.isfinite(half).all() for layer in range(LAYERS) for half in pool.layer(layer))
 
 
-def test_an_answer_never_sees_what_a_row_held_before(bench: Bench) -> None:
+def test_an_answer_never_sees_what_a_row_held_before(bench: HfBench) -> None:
     assert isinstance(bench.engine, HfEngine)
     expected = bench.run(prompt(10), max_tokens=10).tokens
     pool = bench.engine._pool

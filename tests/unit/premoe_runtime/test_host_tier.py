@@ -10,14 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.host_tier import (
-    MIN_BLOBS,
-    HostArena,
-    HostTier,
-    available_memory,
-    default_host_bytes,
-    digest_of,
-)
+from premoe_runtime.residency.host_arena import MIN_BLOBS, HostArena
+from premoe_runtime.residency.host_tier import HostTier, available_memory, default_host_bytes, digest_of
 from premoe_runtime.residency.plan import STAGING_BYTES
 
 BLOB = 4096

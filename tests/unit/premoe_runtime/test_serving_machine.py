@@ -42,7 +42,8 @@ from premoe_runtime.engines.base import (
 from premoe_runtime.formats.errors import CorruptData, Exhausted, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import Copied, Copy
-from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.host_tier import HostTier
 from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.serving.admission import Admission
 from premoe_runtime.serving.fetches import Fetches

@@ -15,7 +15,8 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, U
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
 from premoe_runtime.residency.fetch import Fetcher, never
-from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.host_tier import HostTier
 from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.slot_store import SlotStore

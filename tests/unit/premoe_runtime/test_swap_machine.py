@@ -29,7 +29,7 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Unav
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
 from premoe_runtime.residency.fetch import Fetcher
-from premoe_runtime.residency.host_tier import HostArena
+from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.plan import Load
 

@@ -15,10 +15,12 @@ from contextlib import closing, contextmanager
 import blake3
 import grpc
 from premoe.experts.v1 import experts_pb2, experts_pb2_grpc
+from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.deadlines import no_deadline
 from premoe_servicekit.errors import rpc_errors
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
+from premoe_servicekit.tls import Tls
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, NotFound, Unavailable
 from premoe_runtime.formats.ids import ExpertId, bare_digest
@@ -33,6 +35,16 @@ _VERIFY = "run premoe pack verify"
 _TIER_NAMES = {experts_pb2.TIER_REDIS: "redis", experts_pb2.TIER_OBJECT: "object"}
 _LONGEST_S = 3600.0
 """Of one stream. A receiver may take its time; silence of the sender is what ends a stream early."""
+
+
+@contextmanager
+def open_source(address: str, tls: Tls | None, model_id: str) -> Iterator[GrpcExpertSource]:
+    """A source over a channel of its own; at the end what is under way is stopped."""
+    with (
+        blocking_channel(address, tls=tls) as opened,
+        closing(GrpcExpertSource(address, opened, model_id=model_id)) as source,
+    ):
+        yield source
 
 
 class GrpcExpertSource:
