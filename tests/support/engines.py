@@ -343,15 +343,13 @@ class Started:
 
 
 @dataclass
-class ManagedBench:
-    """The serving front before the transformers engine over a tiny model."""
+class FrontBench:
+    """The serving front before an engine over a tiny model."""
 
     front: Front
-    engine: HfEngine
-    store: SlotStore
+    engine: Engine
     source: MemorySource
-    slot_model: SlotModel
-    _serial: int = 0
+    _serial: int = field(default=0, kw_only=True)
 
     @property
     def host(self) -> HostTier:
@@ -384,6 +382,15 @@ class ManagedBench:
         return self.submit(pattern, token_ids, **options)[0].wait()
 
 
+@dataclass
+class ManagedBench(FrontBench):
+    """With the slots and the model of an engine in this process."""
+
+    engine: HfEngine
+    store: SlotStore
+    slot_model: SlotModel
+
+
 @contextmanager
 def managed_bench(
     folder: Path, *, slots: int | Sequence[int], max_rows: int = 8, host_bytes: int | None = None, **options: Any
@@ -401,7 +408,7 @@ def managed_bench(
     engine = HfEngine(slot_model, arena, **engine_options)
     front = Front(engine, store.shape, arena, source, **({"retry_seconds": ()} | options))
     try:
-        yield ManagedBench(front, engine, store, source, slot_model)
+        yield ManagedBench(front, engine, source, store, slot_model)
     finally:
         front.close()
 

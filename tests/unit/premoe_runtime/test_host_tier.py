@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -154,3 +158,34 @@ class Books(RuleBasedStateMachine):
 
 Books.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestBooks = Books.TestCase
+
+
+def mapped() -> bool:
+    return "premoe-host-tier" in Path("/proc/self/maps").read_text()
+
+
+def test_an_arena_attached_by_its_file_is_the_same_memory_and_goes_with_its_last_user() -> None:
+    gc.collect()
+    before = mapped()
+    arena = HostArena(BLOB, 3 * BLOB)
+    other = HostArena.attach(os.dup(arena.fd), BLOB, arena.capacity)
+    other.blob(2)[5] = 7
+    assert arena.blob(2)[5] == 7
+    assert arena.blob(0).count_nonzero() == 0
+    fds = arena.fd, other.fd
+    del arena, other
+    assert mapped() == before
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_an_arena_takes_pages_when_they_are_written() -> None:
+    arena = HostArena(1 << 20, 1 << 30)
+    arena.blob(3)[:] = 1
+    assert os.fstat(arena.fd).st_blocks * 512 <= 4 << 20
+
+
+def test_an_arena_beyond_the_address_space_is_refused() -> None:
+    with pytest.raises(Exhausted, match="less host memory"):
+        HostArena(1 << 20, 1 << 62)

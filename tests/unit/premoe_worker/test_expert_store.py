@@ -29,7 +29,8 @@ from support.tiny import tiny_checkpoint
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, NotFound, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.fetch import Fetcher
-from premoe_runtime.residency.host_tier import HostArena, HostTier
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.host_tier import HostTier
 from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.serving.fetches import Delivered, Fetches, FetchOver, Need
 

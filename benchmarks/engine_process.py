@@ -1,0 +1,135 @@
+"""The engine in threads of the worker's process against the engine in a process of its own, under load.
+
+    python benchmarks/engine_process.py [--clients 8 --rounds 5] [--json FILE]
+
+Two whole meshes over the fixture model stand side by side, one worker each, and are loaded in turn, never together.
+Clients are gRPC streams to the worker; each asks for one task after the other, so that patterns are swapped while other
+sequences decode. Ratios are process over thread: above 1 is better for rates, below 1 for times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from unittest import mock
+
+import click
+import numpy as np
+from _report import Report, json_option
+from premoe.patterns.v1 import patterns_pb2
+from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
+from premoe_local import tasks
+from premoe_local.demo.prepare import pack_fixture, prepare
+from premoe_local.mesh import Mesh, MeshOptions, running
+from premoe_servicekit.clients import channel
+
+FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-moe"
+PLACES = ("thread", "process")
+TASKS = ("add", "json", "sort")
+
+
+@dataclass
+class Sample:
+    """One round of one mesh. Times in seconds."""
+
+    tokens: int = 0
+    wall_s: float = 0.0
+    swaps: int = 0
+    first_s: list[float] = field(default_factory=list)
+    between_s: list[float] = field(default_factory=list)
+
+    def figures(self) -> dict[str, float]:
+        return {
+            "tokens_per_s": self.tokens / self.wall_s,
+            "between_p50_s": float(np.percentile(self.between_s, 50)),
+            "between_p95_s": float(np.percentile(self.between_s, 95)),
+            "first_p50_s": float(np.percentile(self.first_s, 50)),
+            "first_p95_s": float(np.percentile(self.first_s, 95)),
+            "swaps": self.swaps,
+        }
+
+
+@click.command()
+@click.option("--clients", default=8, show_default=True, help="Streams at once.")
+@click.option("--requests", default=6, show_default=True, help="Requests of a client in a round, one after the other.")
+@click.option("--tokens", default=48, show_default=True, help="Tokens asked for.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds of each mesh, in turn.")
+@click.option("--threads", default=1, show_default=True, help="CPU threads of the model.")
+@json_option
+def main(clients: int, requests: int, tokens: int, rounds: int, threads: int, json_file: Path | None) -> None:
+    """Measure on the fixture model."""
+    settings = {"clients": clients, "requests": requests, "tokens": tokens, "rounds": rounds, "threads": threads}
+    report = Report("engine in a thread or a process", settings | {"model": FIXTURE.name, "tasks": len(TASKS)})
+    samples: dict[str, list[dict[str, float]]] = {place: [] for place in PLACES}
+    with _meshes(threads) as meshes:
+        for turn in range(rounds + 1):
+            for place in PLACES if turn % 2 else reversed(PLACES):
+                found = asyncio.run(_load(meshes[place], clients, requests, tokens))
+                if turn:  # the first round warms up
+                    samples[place].append(found.figures())
+    for name in samples["thread"][0]:
+        medians = {place: float(np.median([each[name] for each in samples[place]])) for place in PLACES}
+        report.values[name] = medians
+        if name != "swaps":
+            report.values[f"{name}: process over thread"] = medians["process"] / medians["thread"]
+    report.finish(json_file)
+
+
+@contextmanager
+def _meshes(threads: int) -> Iterator[dict[str, Mesh]]:
+    with ExitStack() as stack:
+        work = stack.enter_context(tempfile.TemporaryDirectory(prefix="premoe-engine-process-"))
+        url = f"file://{work}/store"
+        pack_fixture(FIXTURE, url)
+        prepare(url, lambda text, share: None)
+        options = MeshOptions(model=url, budget="4/16", threads=threads, context_length=512, log_level="warning")
+        made = {}
+        for place in PLACES:
+            with mock.patch.dict(os.environ, PREMOE_WORKER_ENGINE=place):
+                made[place] = stack.enter_context(running(options))
+        yield made
+
+
+async def _load(mesh: Mesh, clients: int, requests: int, tokens: int) -> Sample:
+    sample = Sample()
+    async with channel(mesh.worker_addresses[0]) as opened:
+        stub: worker_pb2_grpc.WorkerServiceAsyncStub = worker_pb2_grpc.WorkerServiceStub(opened)
+        start = time.perf_counter()
+        await asyncio.gather(*(_client(stub, sample, number, requests, tokens) for number in range(clients)))
+        sample.wall_s = time.perf_counter() - start
+    return sample
+
+
+async def _client(
+    stub: worker_pb2_grpc.WorkerServiceAsyncStub, sample: Sample, number: int, requests: int, tokens: int
+) -> None:
+    for turn in range(requests):
+        task = TASKS[(number + turn) % len(TASKS)]
+        text = tasks.examples(task, "calibration", requests, seed=number)[turn].prompt
+        message = worker_pb2.Message(role="user", content=text)
+        asked = worker_pb2.GenerateRequest(
+            prompt=worker_pb2.Prompt(chat=worker_pb2.Chat(messages=[message])),
+            # Tempered, so that answers are long: at temperature 0 the fixture is done after a few tokens.
+            sampling=worker_pb2.Sampling(max_tokens=tokens, temperature=8.0, seed=number),
+            pattern=worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_SPECIALIST, pattern_id=task),
+        )
+        last = sent = time.perf_counter()
+        async for event in stub.Generate(asked):
+            now = time.perf_counter()
+            if event.WhichOneof("event") == "started":
+                sample.swaps += event.started.swap.blobs_loaded > 0
+            if event.WhichOneof("event") != "delta":
+                continue
+            sample.tokens += len(event.delta.token_ids)
+            (sample.first_s if last == sent else sample.between_s).append(now - last)
+            last = now
+
+
+if __name__ == "__main__":
+    main()
