@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -272,9 +273,11 @@ def test_a_worker_s_port_in_use_is_one_line(store_address: str) -> None:
     assert len(ended.stderr.strip().splitlines()) == 1
 
 
-def test_without_retrieval_the_full_model_is_served(store_address: str, store_url: str) -> None:
+@pytest.mark.parametrize("engine", ["thread", "process"])
+def test_without_retrieval_the_full_model_is_served(store_address: str, store_url: str, engine: str) -> None:
     experts = open_pack(store_url).manifest().num_experts
     arguments = ["--store", store_address, "--budget", "2/4", "--slots", str(experts), "--threads", "1"]
+    arguments += ["--engine", engine]
     with serving("premoe_worker.cli", arguments, {"OMP_WAIT_POLICY": "PASSIVE"}) as child:
         with blocking_channel(child.address) as opened:
             stub = Stub(opened)
@@ -285,6 +288,40 @@ def test_without_retrieval_the_full_model_is_served(store_address: str, store_ur
                 list(stub.Generate(request()))
         assert child.stop(signal.SIGTERM) == 0
         assert "error" not in child.stderr().lower()
+
+
+def engine_process(worker: int) -> int:
+    """Id of the process that a worker started for its engine."""
+    threads = Path(f"/proc/{worker}/task").iterdir()
+    children = {int(pid) for thread in threads for pid in (thread / "children").read_text().split()}
+    (found,) = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found
+
+
+def test_an_engine_process_that_is_killed_ends_the_worker_with_its_reason(store_address: str, store_url: str) -> None:
+    experts = open_pack(store_url).manifest().num_experts
+    arguments = ["--store", store_address, "--budget", "2/4", "--slots", str(experts), "--threads", "1"]
+    arguments += ["--engine", "process", "--drain-delay-s", "3600"]  # so that there is time to look at it
+    reason = "the engine process was killed by SIGKILL"
+    with serving("premoe_worker.cli", arguments, {"OMP_WAIT_POLICY": "PASSIVE"}) as child:
+        pid = engine_process(child.process.pid)
+        full = worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_FULL)
+        with blocking_channel(child.address) as opened:
+            stub, health = Stub(opened), health_pb2_grpc.HealthStub(opened)
+            statuses = health.Watch(health_pb2.HealthCheckRequest(), timeout=60)
+            assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
+            events = stub.Generate(request(pattern=full, tokens=1000))
+            while next(events).WhichOneof("event") != "delta":
+                pass
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(Unavailable, match=reason), rpc_errors("worker"):
+                list(events)
+            assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert child.stop(signal.SIGTERM) == Unavailable.exit_code
+        last = child.stderr().strip().splitlines()[-1]
+        assert last.startswith(f"error: serving ended: Unavailable: {reason}")
+        assert last.endswith("; start the worker again")
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_a_uniform_worker_serves_a_shared_set(store_url: str) -> None:
