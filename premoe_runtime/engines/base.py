@@ -25,13 +25,16 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_p`` 1 turns the nucleus off."""
+    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_p`` 1 turns the nucleus off, ``top_k`` 0 the
+    cut to the likeliest k, which comes before the nucleus.
+    """
 
     max_tokens: int = 128
     temperature: float = 0.0
     top_p: float = 1.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    top_k: int = 0
 
     def check(self) -> None:
         """Raise InvalidInput for values that no request may carry."""
@@ -43,6 +46,8 @@ class SamplingParams:
             )
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidInput(f"top_p is {self.top_p}; it must lie in (0, 1]", reason="TOP_P_INVALID")
+        if self.top_k < 0:
+            raise InvalidInput(f"top_k is {self.top_k}; it must be 0 (off) or above", reason="TOP_K_INVALID")
         if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
             raise InvalidInput(
                 f"stop takes at most {MAX_STOP_STRINGS} strings, none of them empty", reason="STOP_INVALID"
@@ -68,9 +73,9 @@ class RequestLimits:
             raise InvalidInput("the prompt is empty; send at least one token", reason="PROMPT_EMPTY")
         if len(token_ids) >= self.context:
             raise InvalidInput(
-                f"the prompt has {len(token_ids)} tokens, but the context holds {self.context}, at least one of them "
-                "for the answer; shorten the prompt",
-                reason="PROMPT_TOO_LONG",
+                f"this model's maximum context length is {self.context} tokens, at least one of them for the answer, "
+                f"but the prompt has {len(token_ids)}; shorten the prompt",
+                reason="CONTEXT_LENGTH_EXCEEDED",
             )
         if not 0 <= min(token_ids) <= max(token_ids) < self.vocabulary:
             raise InvalidInput(

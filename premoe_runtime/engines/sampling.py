@@ -29,6 +29,7 @@ class Sampler:
     def __init__(self, params: SamplingParams) -> None:
         self.temperature = params.temperature
         self.top_p = params.top_p
+        self.top_k = params.top_k
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
@@ -62,9 +63,9 @@ def choose_batch(
         if finite[index]:
             sampler = samplers[index]
             point = sampler.draw()
-            token = _from_head(head, vocabulary, sampler.temperature, sampler.top_p, point)
+            token = _from_head(head, vocabulary, sampler, point)
             if token is None:
-                token = _from_row(values[index], sampler.temperature, sampler.top_p, point)
+                token = _from_row(values[index], sampler, point)
             chosen[index] = token
     for index in np.flatnonzero(~finite).tolist():
         chosen[index] = CorruptData(
@@ -86,17 +87,24 @@ def _heads(values: torch.Tensor, temperatures: list[float], count: int) -> torch
 
 
 @np.errstate(over="ignore")  # of a temperature next to zero
-def _from_head(head: Floats, vocabulary: int, temperature: float, top_p: float, point: float) -> int | None:
+def _from_head(head: Floats, vocabulary: int, sampler: Sampler, point: float) -> int | None:
     """The token that ``_from_row`` would find, if the head of ``_heads`` tells beyond doubt."""
     logits, ids = head[1:].reshape(2, -1)
     whole = len(ids) == vocabulary
-    shifted = (logits - logits[0]) / temperature
-    probabilities = np.exp(shifted) / head[0]
+    shifted = (logits - logits[0]) / sampler.temperature
+    weights, mass = np.exp(shifted), head[0]
+    known, top_p = whole, sampler.top_p
+    if 0 < sampler.top_k < vocabulary:
+        if sampler.top_k > len(ids):
+            return None
+        weights = weights[: sampler.top_k]
+        known, mass = True, weights.sum()
+    probabilities = weights / mass
     cumulative = probabilities.cumsum()
-    low, high, inside = 1 - SLACK, 1 + SLACK, len(ids)
+    low, high, inside = 1 - SLACK, 1 + SLACK, len(probabilities)
     if top_p < 1.0:
         before = cumulative - probabilities
-        if not whole and before[-1] < top_p + SLACK:
+        if not known and before[-1] < top_p + SLACK:
             return None
         # Tokens whose place is in doubt at the nucleus' edge only widen the interval in which its mass lies.
         inside, most = (max(1, int((before < top_p + doubt).sum())) for doubt in (-SLACK, SLACK))
@@ -111,18 +119,20 @@ def _from_head(head: Floats, vocabulary: int, temperature: float, top_p: float, 
     return int(np.sort(ids[tied])[rank - tied[0]])
 
 
-def _from_row(logits: torch.Tensor, temperature: float, top_p: float, point: float) -> int:
-    """Invert softmax(logits / temperature), cut to its nucleus, at the share ``point`` of the nucleus' mass.
+def _from_row(logits: torch.Tensor, sampler: Sampler, point: float) -> int:
+    """Invert softmax(logits / temperature), cut to its top-k and its nucleus, at the share ``point`` of their mass.
 
     The nucleus is the smallest set of likeliest tokens whose mass reaches ``top_p`` (Holtzman et al. 2020, "The curious
     case of neural text degeneration", eq. 2); the likeliest token always belongs to it. ``logits``: f32[V].
     """
     shifted = logits.cpu().double()
-    probabilities: Floats = torch.softmax((shifted - shifted.max()) / temperature, dim=-1).numpy()
+    probabilities: Floats = torch.softmax((shifted - shifted.max()) / sampler.temperature, dim=-1).numpy()
     # Sorting values alone is ten times cheaper than sorting ids along; ids are looked up by value afterwards.
     ordered = np.sort(probabilities)[::-1]
-    if top_p < 1.0:
-        ordered = ordered[ordered.cumsum() - ordered < top_p]
+    if sampler.top_k:
+        ordered = ordered[: sampler.top_k]
+    if sampler.top_p < 1.0:
+        ordered = ordered[ordered.cumsum() - ordered < sampler.top_p * (ordered.sum() if sampler.top_k else 1.0)]
     cumulative = ordered.cumsum()
     rank = min(
         int(np.searchsorted(cumulative, point * cumulative[-1], side="right")), int(np.count_nonzero(ordered)) - 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.offline.prompt_room import PromptRoom
 
 MARK = "\u2402premoe\u2403"
 """Stands in for a turn's content; holds nothing that a template would strip."""
@@ -51,16 +52,21 @@ class Prompt:
     span: Span
 
 
-def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Turn]) -> Prompt:
+def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Turn], room: PromptRoom | None = None) -> Prompt:
     """Render ``messages`` by the chat template up to the answer; without a template, join them by newlines.
 
-    Raises InvalidInput when there is no user turn with text, or the template refuses the conversation.
+    Raises InvalidInput when there is no user turn with text, the template refuses the conversation, or it is longer
+    than ``room`` has.
     """
+    if room is not None:
+        room.check_turns(len(messages))
     last = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
     if last < 0 or not messages[last].content.strip():
         raise InvalidInput("the conversation has no user turn with text", reason="PROMPT_EMPTY")
     turns = [{"role": message.role, "content": message.content} for message in messages]
     text, special = _render(tokenizer, turns)
+    if room is not None:
+        room.check(text)
     # Whoever asks compares the length with the model's; transformers would warn as well.
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     token_ids = tuple(int(token) for token in encoded["input_ids"])

@@ -82,7 +82,7 @@ class Prober:
         if len(token_ids) > self._max_tokens:
             raise InvalidInput(
                 f"the prompt has {len(token_ids)} tokens, but the context holds {self._max_tokens}; shorten the prompt",
-                reason="PROMPT_TOO_LONG",
+                reason="CONTEXT_LENGTH_EXCEEDED",
             )
         if min(token_ids) < 0 or max(token_ids) >= int(self._config.vocab_size):
             raise InvalidInput(

@@ -211,7 +211,7 @@ def test_the_context_bounds_the_answer(opened: Opener) -> None:
     ("token_ids", "options", "reason"),
     [
         ([], {}, "PROMPT_EMPTY"),
-        ([1] * 32, {}, "PROMPT_TOO_LONG"),
+        ([1] * 32, {}, "CONTEXT_LENGTH_EXCEEDED"),
         ([1, -1], {}, "TOKEN_ID_INVALID"),
         ([1, 10_000], {}, "TOKEN_ID_INVALID"),
         ([1], {"max_tokens": 0}, "MAX_TOKENS_INVALID"),

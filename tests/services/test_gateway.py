@@ -141,6 +141,19 @@ async def test_completions_take_text_and_token_ids() -> None:
     assert worker.requests[1].sampling == worker_pb2.Sampling(max_tokens=16, top_p=1.0)
 
 
+async def test_what_the_checkpoint_recommends_holds_where_a_request_names_nothing() -> None:
+    worker = FakeWorker(recommended=worker_pb2.Sampling(temperature=0.5, top_p=0.75, top_k=20))
+    async with gateway(worker) as url, client(url) as api:
+        await api.chat.completions.create(model=MODEL, messages=CHAT)
+        await api.chat.completions.create(
+            model=MODEL, messages=CHAT, temperature=0, top_p=1, extra_body={"top_k": -1}, max_tokens=3
+        )
+    assert [request.sampling for request in worker.requests] == [
+        worker_pb2.Sampling(temperature=0.5, top_p=0.75, top_k=20),
+        worker_pb2.Sampling(temperature=0, top_p=1, top_k=0, max_tokens=3),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "decision", "pattern_id"),
     [

@@ -116,7 +116,7 @@ def test_text_token_ids_and_chat_that_say_the_same_answer_the_same(worker: Stub)
 BAD: dict[str, tuple[worker_pb2.GenerateRequest, type[PremoeError], str]] = {
     "no prompt": (worker_pb2.GenerateRequest(), InvalidInput, "PROMPT_EMPTY"),
     "empty chat": (request(""), InvalidInput, "PROMPT_EMPTY"),
-    "over-long": (request("x" * 300), InvalidInput, "PROMPT_TOO_LONG"),
+    "over-long": (request("x" * 300), InvalidInput, "CONTEXT_LENGTH_EXCEEDED"),
     "unknown pattern": (request(pattern=specialist("f" * 64)), NotFound, "PATTERN_NOT_FOUND"),
     "no pattern id": (request(pattern=specialist("")), InvalidInput, "PATTERN_MISSING"),
     "no decision": (request(pattern=worker_pb2.PatternChoice()), InvalidInput, "PATTERN_MISSING"),

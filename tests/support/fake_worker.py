@@ -32,6 +32,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
     preload: tuple[str, ...] = ()
     preloaded: tuple[str, ...] = ()
     preload_problem: str = ""
+    recommended: worker_pb2.Sampling | None = None
     fault: PremoeError | None = None
     fault_after: int = 0
     """Deltas before ``fault``; 0 raises it before the first event."""
@@ -93,6 +94,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
             preload=self.preload,
             preloaded=self.preloaded,
             preload_problem=self.preload_problem,
+            recommended=self.recommended,
         )
 
 

@@ -11,7 +11,7 @@ from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.sequence import RunningSequence
 from premoe_runtime.engines.hf.step import Chunk, StepRunner
-from premoe_runtime.engines.hf.text import Decoder
+from premoe_runtime.engines.hf.text import Tokenizer, TokenText
 from premoe_runtime.engines.sampling import choose_batch
 from premoe_runtime.formats.errors import Conflict, PremoeError
 
@@ -28,13 +28,13 @@ class RunningSequences:
         self,
         runner: StepRunner,
         pool: KVPool,
-        decoder: Decoder,
+        tokenizer: Tokenizer,
         eos_ids: frozenset[int],
         *,
         prefill_tokens: int,
         parked_bytes: int,
     ) -> None:
-        self._runner, self._pool, self._decoder, self._eos_ids = runner, pool, decoder, eos_ids
+        self._runner, self._pool, self._text, self._eos_ids = runner, pool, TokenText(tokenizer), eos_ids
         self._prefill_tokens = prefill_tokens
         self._parked_room = parked_bytes
         self._sequences: dict[str, RunningSequence] = {}
@@ -49,7 +49,7 @@ class RunningSequences:
         """Raises Conflict for an id in use."""
         if request.request_id in self._sequences:
             raise Conflict(f"request id {request.request_id!r} is in use", reason="REQUEST_ID_IN_USE")
-        self._sequences[request.request_id] = RunningSequence(request, self._decoder, self._eos_ids, self._pool.context)
+        self._sequences[request.request_id] = RunningSequence(request, self._text, self._eos_ids, self._pool.context)
 
     def refuse(self, request_id: str, error: Exception) -> None:
         self._events.append((request_id, TokenEvent(error=error)))

@@ -6,7 +6,7 @@ import time
 
 from premoe_runtime.engines.base import FinishReason, SequenceTimings, Submit, TokenEvent
 from premoe_runtime.engines.hf.kv import ParkedKV
-from premoe_runtime.engines.hf.text import Decoder, Detokenizer, StopMatcher
+from premoe_runtime.engines.hf.text import Detokenizer, StopMatcher, TokenText
 from premoe_runtime.engines.sampling import Sampler
 
 
@@ -16,7 +16,7 @@ class RunningSequence:
     def __init__(
         self,
         request: Submit,
-        decoder: Decoder,
+        text: TokenText,
         eos_ids: frozenset[int],
         context: int,
     ) -> None:
@@ -28,8 +28,8 @@ class RunningSequence:
         self.paused = False
         self.completion_tokens = 0
         self._sampler = Sampler(request.sampling)
-        self._detokenizer = Detokenizer(decoder)
-        self._stop = StopMatcher(request.sampling.stop)
+        self._detokenizer = Detokenizer(text, request.token_ids)
+        self._stop = StopMatcher(request.sampling.stop, text.special)
         self._eos_ids = eos_ids
         self._limit = min(request.sampling.max_tokens, context - len(request.token_ids))
         self._mass = 0.0
@@ -69,7 +69,7 @@ class RunningSequence:
         self.completion_tokens += 1
         if token in self._eos_ids:
             return self._last((token,), self._stop.push(self._detokenizer.flush()), "stop")
-        text = self._stop.push(self._detokenizer.push(token))
+        text = self._stop.push(self._detokenizer.push(token), token)
         if self._stop.matched is not None:
             return self._last((token,), text, "stop", flush=False)
         if self.completion_tokens >= self._limit:

@@ -24,13 +24,27 @@ Prompt = str | tuple[int, ...] | tuple[Turn, ...]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen; ``max_tokens`` 0 leaves the number to the worker, ``temperature`` 0 is greedy."""
+    """How tokens are chosen; ``max_tokens`` 0 leaves the number to the worker, ``temperature`` 0 is greedy.
+
+    None: what the checkpoint's authors recommend.
+    """
 
     max_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    top_k: int | None = None
+    """0: off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recommended:
+    """What the checkpoint's authors say of sampling."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +147,7 @@ class WorkerState:
     budget: str
     split_problem: str = ""
     """Why its slots do not spread as the live pattern set says; empty when they do."""
+    recommended: Recommended = Recommended()
 
     @property
     def load(self) -> int:

@@ -33,8 +33,6 @@ _STATUS: tuple[tuple[type[PremoeError], int], ...] = (
     (Exhausted, 429),
 )
 _STATUS_OF_REASON = {"UNKNOWN_TASK": 422, "DEADLINE_EXCEEDED": 504, "BODY_TOO_LARGE": 413, "MEDIA_TYPE": 415}
-_CODE_OF_REASON = {"PROMPT_TOO_LONG": "context_length_exceeded"}
-"""Where clients know another word than ours."""
 _LONGEST_MESSAGE = 500
 
 
@@ -154,8 +152,14 @@ def error_body(error: PremoeError) -> Json:
     if status == 429:
         kind = "rate_limit_error"
     param = error.param or None if isinstance(error, BadParameter) else None
-    code = _CODE_OF_REASON.get(error.reason, error.reason.lower())
-    return {"error": {"message": _shown(str(error)), "type": kind, "param": param and _shown(param), "code": code}}
+    return {
+        "error": {
+            "message": _shown(str(error)),
+            "type": kind,
+            "param": param and _shown(param),
+            "code": error.reason.lower(),
+        }
+    }
 
 
 def _shown(text: str) -> str:

@@ -118,6 +118,8 @@ class _Common(BaseModel):
     stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()
     seed: int | None = Field(default=None, ge=-(2**63), lt=_MAX_SEED)
     max_tokens: int | None = Field(default=None, ge=1, le=_UINT32)
+    top_k: int | None = Field(default=None, ge=-1, le=_UINT32)
+    """Not OpenAI's, but other servers have it; 0 and -1 mean off."""
     pattern: _Text = ""
     active_experts: int | None = Field(default=None, ge=1, le=_UINT32)
 
@@ -125,10 +127,11 @@ class _Common(BaseModel):
         seed = None if self.seed is None else self.seed % _MAX_SEED
         sampling = Sampling(
             max_tokens,
-            1.0 if self.temperature is None else self.temperature,
-            1.0 if self.top_p is None else self.top_p,
+            self.temperature,
+            self.top_p,
             self.stop,
             seed,
+            None if self.top_k is None else max(0, self.top_k),
         )
         ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts)
         return Order(ask, self.stream, bool(self.stream_options.include_usage))

@@ -21,6 +21,7 @@ from premoe_runtime.offline.sizing import settled_context, shape_of
 from premoe_worker.adapters.expert_store import GrpcExpertSource, open_source
 from premoe_worker.adapters.retrieval import GrpcRetrieval
 from premoe_worker.limits import Limits, check_limits, model_name
+from premoe_worker.recommended import recommended_sampling
 from premoe_worker.settings import WorkerSettings
 from premoe_worker.split import split_slots
 
@@ -80,6 +81,7 @@ async def _serve_model(
         limits,
         name=name,
         max_tokens=settings.max_tokens,
+        recommended=await asyncio.to_thread(recommended_sampling, source),
         queue_limit=settings.queue_limit,
     )
     stack.callback(worker.close)

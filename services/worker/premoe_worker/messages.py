@@ -84,6 +84,7 @@ def residency(
     name: str,
     context_length: int,
     split_problem: str,
+    recommended: SamplingParams,
 ) -> worker_pb2.GetResidencyResponse:
     return worker_pb2.GetResidencyResponse(
         model_id=manifest.model_id,
@@ -106,6 +107,9 @@ def residency(
         preload=preload.wanted,
         preloaded=preload.done,
         preload_problem=preload.problem,
+        recommended=worker_pb2.Sampling(
+            temperature=recommended.temperature, top_p=recommended.top_p, top_k=recommended.top_k
+        ),
     )
 
 
@@ -116,6 +120,7 @@ def _sampling(message: worker_pb2.Sampling) -> SamplingParams:
         top_p=message.top_p or 1.0,
         stop=tuple(message.stop),
         seed=message.seed if message.HasField("seed") else None,
+        top_k=message.top_k,
     )
 
 

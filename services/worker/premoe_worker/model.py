@@ -13,6 +13,7 @@ from premoe_runtime.engines.base import Engine
 from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.offline.prompt_room import PromptRoom
 from premoe_runtime.offline.prompts import Span, encode_prompt
 from premoe_runtime.probing.prober import Prober
 from premoe_runtime.residency.host_arena import HostArena
@@ -46,10 +47,15 @@ class ServedModel:
         self.front = front
         self._tokenizer = tokenizer
         self._prober = prober
+        self._room = PromptRoom.of(tokenizer, engine.limits.context)
 
     def encode(self, prompt: Prompt) -> Encoded:
-        """Token ids of a prompt. Takes a while for long ones. Raises InvalidInput (no user turn, template refuses)."""
+        """Token ids of a prompt. Takes a while for long ones.
+
+        Raises InvalidInput: no user turn, refused by the template, longer than the context.
+        """
         if isinstance(prompt, str):
+            self._room.check(prompt)
             token_ids = tuple(int(token) for token in self._tokenizer(prompt)["input_ids"])
             return Encoded(token_ids, Span(0, len(token_ids)))
         turns = [turn for turn in prompt if isinstance(turn, Turn)]
@@ -58,7 +64,7 @@ class ServedModel:
             return Encoded(token_ids, Span(0, len(token_ids)))
         if turns[-1].role != "user":
             raise InvalidInput("the last message must be the user's", reason="LAST_TURN")
-        rendered = encode_prompt(self._tokenizer, turns)
+        rendered = encode_prompt(self._tokenizer, turns, self._room)
         return Encoded(rendered.token_ids, rendered.span)
 
     def signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:

@@ -17,7 +17,7 @@ from opentelemetry import trace
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
-from premoe_runtime.engines.base import TokenEvent
+from premoe_runtime.engines.base import SamplingParams, TokenEvent
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
@@ -51,12 +51,15 @@ class Worker:
         limits: Limits,
         *,
         name: str,
-        max_tokens: int = 256,
+        max_tokens: int | None = None,
+        recommended: SamplingParams = SamplingParams(temperature=1.0),
         queue_limit: int = 256,
     ) -> None:
         self.model = model
         self.limits = limits
         self.name = name
+        self.recommended = recommended
+        """What the checkpoint's authors advise; whoever asks decides whether to follow."""
         self._retrieval = retrieval
         self._splits = None if retrieval is None else SplitWatch(limits, retrieval, model.manifest.weights_id)
         self._max_tokens = max_tokens
@@ -77,7 +80,7 @@ class Worker:
         self._check_model(ask.model)
         place = self.model.front.admission.enter()
         try:
-            request, answer = await self._prepare(self._with_defaults(ask), received_ns)
+            request, answer = await self._prepare(ask, received_ns)
         except BaseException:
             place.leave()
             raise
@@ -88,8 +91,8 @@ class Worker:
     async def _prepare(self, ask: Ask, received_ns: int) -> tuple[Request, _Answer]:
         """Everything that comes before a request can be queued with its pattern."""
         encoded = await self._encoding.run(self.model.encode, ask.prompt)
+        ask = self._settled(ask, encoded)
         describe_request(ask, self.name, len(encoded.token_ids))
-        self._check(encoded, ask)
         choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
         try:
             choice, pattern, budget = await self._resolve(choice)
@@ -111,7 +114,7 @@ class Worker:
         self.model.front.admission.check()
         started = time.perf_counter()
         encoded = await self._encoding.run(self.model.encode, ask.prompt)
-        self._check(encoded, self._with_defaults(ask))
+        self._settled(ask, encoded)
         signature = await self._signature(encoded)
         return signature, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3
 
@@ -191,15 +194,23 @@ class Worker:
         if model not in ("", self.name, self.model.manifest.model_id):
             raise NotFound(f"this worker serves {self.name}, not {model}", reason="MODEL_NOT_FOUND")
 
-    def _with_defaults(self, ask: Ask) -> Ask:
-        if ask.sampling.max_tokens:
-            return ask
-        return replace(ask, sampling=replace(ask.sampling, max_tokens=self._max_tokens))
+    def _settled(self, ask: Ask, encoded: Encoded) -> Ask:
+        """``ask`` with our defaults where it names nothing.
 
-    def _check(self, encoded: Encoded, ask: Ask) -> None:
-        """Refuse what can never run before anything is probed, fetched or swapped. Raises InvalidInput."""
+        Raises InvalidInput for what can never run, before anything is probed, fetched or swapped.
+        """
+        limits, tokens = self.model.engine.limits, len(encoded.token_ids)
+        room, wanted = limits.context - tokens, ask.sampling.max_tokens
+        settled = replace(ask.sampling, max_tokens=wanted or max(1, min(room, self._max_tokens or room)))
         active = self.limits.budget.active if ask.active_experts is None else ask.active_experts
-        self.model.engine.limits.check(encoded.token_ids, active, ask.sampling)
+        limits.check(encoded.token_ids, active, settled)
+        if wanted > room:
+            raise InvalidInput(
+                f"this model's maximum context length is {limits.context} tokens, but {tokens} of the prompt and "
+                f"{wanted} of the answer (max_tokens) are asked for; ask for at most {room}",
+                reason="CONTEXT_LENGTH_EXCEEDED",
+            )
+        return replace(ask, sampling=settled)
 
     async def _recognise(self, encoded: Encoded, on_unknown: OnUnknown) -> PatternChoice:
         retrieval = self._require_retrieval()

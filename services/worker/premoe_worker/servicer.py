@@ -59,6 +59,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             self._worker.limits,
             self._preload(),
             name=self._worker.name,
+            recommended=self._worker.recommended,
             context_length=model.engine.limits.context,
             split_problem=self._worker.split_problem,
         )

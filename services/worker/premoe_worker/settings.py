@@ -44,8 +44,8 @@ class WorkerSettings(ServerSettings):
     """Sequences in one batch; each has room for the whole context in the KV cache."""
     context_length: int | None = Field(default=None, ge=8)
     """Longest prompt and answer together, in tokens; default: 4096, or the model's own limit if less."""
-    max_tokens: int = Field(default=256, ge=1)
-    """Tokens of an answer whose request names no number."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens of an answer whose request names no number; default: all that the context has room for."""
     queue_limit: int = Field(default=256, ge=0)
     """Requests that may wait; more are refused with RESOURCE_EXHAUSTED."""
     copy_rate_bytes: float | None = Field(default=None, gt=0)

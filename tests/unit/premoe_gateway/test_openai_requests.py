@@ -35,6 +35,7 @@ def test_chat_with_everything() -> None:
         top_p=0.5,
         stop="x",
         seed=-1,
+        top_k=-1,
         pattern="add",
         active_experts=2,
         user="somebody",
@@ -44,7 +45,7 @@ def test_chat_with_everything() -> None:
         logprobs=False,
         response_format={"type": "text"},
     )
-    sampling = Sampling(max_tokens=5, temperature=0.0, top_p=0.5, stop=("x",), seed=2**64 - 1)
+    sampling = Sampling(max_tokens=5, temperature=0.0, top_p=0.5, stop=("x",), seed=2**64 - 1, top_k=0)
     ask = Ask("m", (Turn("system", "be brief"), Turn("user", "ab")), sampling, "add", 2)
     assert order == Order(ask, stream=True, include_usage=True)
 
@@ -116,6 +117,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "too many tokens": (chat, {"max_tokens": 2**32}, "max_tokens", "must be less than or equal to 4294967295"),
     "far too many tokens": (chat, {"max_completion_tokens": 10**30}, "max_completion_tokens", "must be less than"),
     "too many experts": (chat, {"active_experts": 2**63}, "active_experts", "must be less than or equal to"),
+    "top_k": (chat, {"top_k": -2}, "top_k", "must be greater than or equal to -1"),
     "seed": (chat, {"seed": 2**64}, "seed", "must be less than"),
 }
 

@@ -7,16 +7,35 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.tiny import tiny_tokenizer
+from support.tiny import piece_tokenizer, tiny_tokenizer
+from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from premoe_runtime.engines.hf.text import REPLACEMENT, Detokenizer, StopMatcher, overlap, settled_length
+from premoe_runtime.engines.hf.text import REPLACEMENT, Detokenizer, StopMatcher, TokenText, overlap, settled_length
 
 TOKENIZER = tiny_tokenizer()
+TEXT = TokenText(TOKENIZER)
+PIECES = piece_tokenizer("\u2581Hi", "Hi", "\u2581", ".", "\u2581.")
+PIECE_TEXT = TokenText(PIECES)
 
 
-def pieces_of(token_ids: list[int]) -> tuple[list[str], str]:
-    stream = Detokenizer(TOKENIZER)
+BYTE_CHARACTERS = bytes_to_unicode()
+"""How byte-level tokenizers write each byte."""
+
+
+def pieces_of(token_ids: list[int], text: TokenText = TEXT, prompt: Sequence[int] = ()) -> tuple[list[str], str]:
+    stream = Detokenizer(text, prompt)
     return [stream.push(token) for token in token_ids], stream.flush()
+
+
+def ids_of(*tokens: str) -> list[int]:
+    """Ids of tokens; a byte token for each byte of what is none."""
+    found: list[int] = []
+    for token in tokens:
+        known = token in PIECES.get_vocab()
+        names = [token] if known else [f"<0x{byte:02X}>" for byte in token.encode()]
+        found += PIECES.convert_tokens_to_ids(names)
+    return found
 
 
 @settings(deadline=None)
@@ -51,24 +70,90 @@ def test_special_tokens_have_no_text() -> None:
     assert pieces_of([*TOKENIZER("hi")["input_ids"], TOKENIZER.eos_token_id]) == (["h", "i", ""], "")
 
 
-class Recording:
-    """A decoder that notes how much it was asked to decode."""
+class Recording(TokenText):
+    """Notes how much it was asked to decode."""
 
-    def __init__(self) -> None:
-        self.longest = 0
+    longest = 0
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    def decode(self, token_ids: Sequence[int]) -> str:
         self.longest = max(self.longest, len(token_ids))
-        return str(TOKENIZER.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        return super().decode(token_ids)
 
 
-def test_long_answers_are_decoded_in_windows() -> None:
-    decoder = Recording()
-    stream = Detokenizer(decoder)
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, PIECES], ids=["byte level", "byte fallback"])
+def test_long_answers_are_decoded_in_windows(tokenizer: PreTrainedTokenizerFast) -> None:
+    decoder = Recording(tokenizer)
     text = "grün und 漢字 " * 60
-    joined = "".join(stream.push(token) for token in TOKENIZER(text)["input_ids"]) + stream.flush()
-    assert joined == text
+    pieces, rest = pieces_of(tokenizer(text, add_special_tokens=False)["input_ids"], decoder)
+    assert "".join(pieces) + rest == text
     assert decoder.longest < 40
+
+
+def test_runs_of_byte_tokens_come_character_by_character() -> None:
+    pieces, rest = pieces_of(ids_of("\u2581Hi", "漢字", "Hi"), PIECE_TEXT)
+    assert pieces == ["Hi", "", "", "漢", "", "", "字", "Hi"]
+    assert rest == ""
+
+
+WHOLE_PIECES = st.lists(
+    st.sampled_from(["\u2581Hi", "Hi", "\u2581", ".", "\u2581.", "漢", "é", "🙂", "</s>"]), max_size=60
+)
+
+
+@settings(deadline=None)
+@given(WHOLE_PIECES, WHOLE_PIECES)
+def test_the_text_is_that_of_the_whole_sequence(prompt: list[str], answer: list[str]) -> None:
+    before, after = ids_of(*prompt), ids_of(*answer)
+    pieces, rest = pieces_of(after, PIECE_TEXT, before)
+    assert PIECE_TEXT.decode(before) + "".join(pieces) + rest == PIECE_TEXT.decode(before + after)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shown"),
+    [
+        (["漢", "<0xE6>"], "漢\ufffd"),
+        (["漢", "<0xE6>", "<0xBC>"], "漢\ufffd"),
+        (["漢", "<0xE6>", "字"], "漢\ufffd字"),
+        (["<0xFF>", "<0xFE>", "漢"], "\ufffd\ufffd漢"),
+        (["<0xE6>", "Hi", "字"], "\ufffdHi字"),
+        (["<0xE6>", "</s>", "字"], "\ufffd字"),
+    ],
+)
+def test_bytes_that_make_no_character_cost_none_beside_them(tokens: list[str], shown: str) -> None:
+    pieces, rest = pieces_of(ids_of(*tokens), PIECE_TEXT)
+    assert "".join(pieces) + rest == shown
+
+
+@pytest.mark.parametrize(("tokenizer", "text"), [(TOKENIZER, TEXT), (PIECES, PIECE_TEXT)], ids=["level", "fallback"])
+@pytest.mark.parametrize(
+    ("before", "after", "shown"),
+    [
+        (b"a\xe6", b"b", "b"),
+        (b"a\xe6", b"\xbc\xa2b", "漢b"),
+        (b"a\xe6\xbc", b"", ""),
+        (b"a\xe6\xbc", b"\xe6", "\ufffd"),
+        (b"a\xe6\xbc", b"\xa2", "漢"),
+        (b"a", b"\xbcb", "\ufffdb"),
+    ],
+)
+def test_a_prompt_may_end_in_the_middle_of_a_character(
+    tokenizer: PreTrainedTokenizerFast, text: TokenText, before: bytes, after: bytes, shown: str
+) -> None:
+    def ids(data: bytes) -> list[int]:
+        if text is PIECE_TEXT:
+            return [tokenizer.convert_tokens_to_ids(f"<0x{byte:02X}>") for byte in data]
+        return [tokenizer.convert_tokens_to_ids(BYTE_CHARACTERS[byte]) for byte in data]
+
+    pieces, rest = pieces_of(ids(after), text, ids(before))
+    assert "".join(pieces) + rest == shown
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 255), max_size=150))
+def test_any_run_of_byte_tokens_is_the_text_of_its_bytes(values: list[int]) -> None:
+    ids = PIECES.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in [ord("a"), *values]])
+    pieces, rest = pieces_of(ids, PIECE_TEXT)
+    assert "".join(pieces) + rest == bytes([ord("a"), *values]).decode(errors="replace")
 
 
 @pytest.mark.parametrize(("text", "length"), [("", 0), ("abc", 3), ("ab\ufffd", 2), ("\ufffd" * 5, 2), ("\ufffdx", 2)])
@@ -102,6 +187,26 @@ def test_letter_by_letter_the_earliest_end_wins(text: str, stops: list[str]) -> 
         assert len(shown) + len(matcher.matched) == min(ends)
     else:
         assert shown + matcher.flush() == text
+
+
+@pytest.mark.parametrize(
+    ("stops", "shown", "matched"),
+    [
+        (["<|end|>"], ["a", "", "b", ""], True),
+        (["b<|end|>"], ["a", "", "", ""], True),
+        (["b<|end|>c"], ["a", "", "", "", "bd"], False),
+        (["<|end|><|user|>"], ["a", "", "b", ""], False),
+        (["end"], ["a", "", "b", ""], False),
+    ],
+)
+def test_special_tokens_are_found_in_stop_strings_and_never_shown(
+    stops: list[str], shown: list[str], matched: bool
+) -> None:
+    matcher = StopMatcher(stops, TEXT.special)
+    special = TOKENIZER.convert_tokens_to_ids(["<|user|>", "<|end|>"])
+    steps = [("a", 0), ("", special[0]), ("b", 0), ("", special[1]), ("d", 0)]
+    assert [matcher.push(text, token) for text, token in steps][: len(shown)] == shown
+    assert (matcher.matched is not None) == matched
 
 
 def test_what_may_begin_a_stop_string_is_held_back() -> None:

@@ -167,7 +167,7 @@ def prober(tmp_path: Path) -> Prober:
     [
         ([], None, "PROMPT_EMPTY"),
         ([1, 2], [], "PROMPT_EMPTY"),
-        ([1] * 17, None, "PROMPT_TOO_LONG"),
+        ([1] * 17, None, "CONTEXT_LENGTH_EXCEEDED"),
         ([1, 5000], None, "TOKEN_ID_INVALID"),
         ([1, 2], [2], "SPAN_INVALID"),
         ([1, 2], [-1], "SPAN_INVALID"),

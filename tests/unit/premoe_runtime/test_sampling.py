@@ -28,10 +28,16 @@ def chosen(sampler: Sampler, logits: torch.Tensor) -> int:
     return token
 
 
-def nucleus(logits: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
-    """f64[V]: softmax(logits / temperature), zero outside the smallest set whose mass reaches ``top_p``."""
+def nucleus(logits: torch.Tensor, temperature: float, top_p: float, top_k: int = 0) -> torch.Tensor:
+    """f64[V]: softmax(logits / temperature), zero outside the likeliest ``top_k`` and, of these, outside the smallest
+    set whose share reaches ``top_p``.
+    """
     shifted = logits.double() - logits.max()
     probabilities = torch.softmax(shifted / temperature, dim=-1)
+    if top_k:
+        _, ids = probabilities.sort(descending=True, stable=True)
+        probabilities = probabilities.index_fill(0, ids[top_k:], 0.0)
+        probabilities = probabilities / probabilities.sum()
     if top_p >= 1.0:
         return probabilities
     ordered, ids = probabilities.sort(descending=True, stable=True)
@@ -43,7 +49,9 @@ def plain_choice(params: SamplingParams, generator: torch.Generator, logits: tor
     """The oracle: one row, the whole vocabulary sorted twice."""
     if params.temperature == 0.0:
         return int(logits.argmax())
-    ordered, ids = nucleus(logits.float(), params.temperature, params.top_p).sort(descending=True, stable=True)
+    ordered, ids = nucleus(logits.float(), params.temperature, params.top_p, params.top_k).sort(
+        descending=True, stable=True
+    )
     cumulative = ordered.cumsum(0)
     point = torch.rand((), generator=generator, dtype=torch.float64) * cumulative[-1]
     rank = int(torch.searchsorted(cumulative, point, right=True))
@@ -68,6 +76,7 @@ def row_of_logits(draw: st.DrawFn) -> torch.Tensor:
             st.sampled_from([0.0, 1e-300, 0.01, 0.7, 1.0, 3.0, 1e9]),
             st.sampled_from([1e-12, 0.1, 0.5, 0.9, 0.999, 1.0]),
             st.integers(0, 2**64 - 1),
+            st.sampled_from([0, 0, 1, 2, 20, 300, 5000]),
         ),
         min_size=1,
         max_size=4,
@@ -75,12 +84,12 @@ def row_of_logits(draw: st.DrawFn) -> torch.Tensor:
     candidates=st.sampled_from([1, 16, 100, 600, 1000]),
 )
 def test_a_batch_gives_the_tokens_of_the_plain_sampler(
-    rows: list[tuple[torch.Tensor, float, float, int]], candidates: int
+    rows: list[tuple[torch.Tensor, float, float, int, int]], candidates: int
 ) -> None:
     logits = torch.stack([values if values.isfinite().any() else torch.zeros(600) for values, *_ in rows])
-    params = [SamplingParams(temperature=heat, top_p=top_p, seed=seed) for _, heat, top_p, seed in rows]
+    params = [SamplingParams(temperature=heat, top_p=top_p, seed=seed, top_k=k) for _, heat, top_p, seed, k in rows]
     samplers = [Sampler(each) for each in params]
-    generators = [torch.Generator().manual_seed(seed) for *_, seed in rows]
+    generators = [torch.Generator().manual_seed(seed) for *_, seed, _ in rows]
     for _ in range(6):
         expected = [plain_choice(*each) for each in zip(params, generators, logits, strict=True)]
         assert choose_batch(samplers, logits, candidates=candidates) == expected
@@ -135,6 +144,14 @@ def test_the_nucleus_is_the_smallest_set_that_reaches_the_mass(top_p: float, all
     assert set(draws(SamplingParams(temperature=1.0, top_p=top_p, seed=1), 300)) == allowed
 
 
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "allowed"),
+    [(1, 1.0, {0}), (2, 1.0, {0, 2}), (3, 1.0, {0, 1, 2}), (2, 0.62, {0}), (2, 0.63, {0, 2}), (9, 1.0, {0, 1, 2, 3})],
+)
+def test_the_nucleus_is_taken_of_the_likeliest_k_and_ties_go_by_id(top_k: int, top_p: float, allowed: set[int]) -> None:
+    assert set(draws(SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p, seed=1), 300)) == allowed
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.floats(-30, 30), min_size=1, max_size=40),
@@ -181,6 +198,7 @@ def test_damaged_logits_fail_their_own_row_only(bad: float, temperature: float) 
         (SamplingParams(temperature=float("nan")), "TEMPERATURE_INVALID"),
         (SamplingParams(top_p=0.0), "TOP_P_INVALID"),
         (SamplingParams(top_p=1.5), "TOP_P_INVALID"),
+        (SamplingParams(top_k=-1), "TOP_K_INVALID"),
         (SamplingParams(stop=("a", "")), "STOP_INVALID"),
         (SamplingParams(stop=tuple("abcdefghijklmnopq")), "STOP_INVALID"),
         (SamplingParams(seed=-1), "SEED_INVALID"),

@@ -169,6 +169,7 @@ class Sampling(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    TOP_K_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to make; 0 for the worker's default."""
     temperature: _builtins.float
@@ -177,6 +178,8 @@ class Sampling(_message.Message):
     """Nucleus; 0 and 1 mean off."""
     seed: _builtins.int
     """Seed of this sequence's random numbers."""
+    top_k: _builtins.int
+    """Only so many of the likeliest tokens, before the nucleus; 0 means off."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Strings that end the answer; they are not part of it."""
@@ -189,10 +192,11 @@ class Sampling(_message.Message):
         top_p: _builtins.float = ...,
         stop: _abc.Iterable[_builtins.str] | None = ...,
         seed: _builtins.int | None = ...,
+        top_k: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seed", b"_seed", "max_tokens", b"max_tokens", "seed", b"seed", "stop", b"stop", "temperature", b"temperature", "top_k", b"top_k", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__seed: _TypeAlias = _typing.Literal["seed"]  # noqa: Y015
     _WhichOneofArgType__seed: _TypeAlias = _typing.Literal["_seed", b"_seed"]  # noqa: Y015
@@ -599,6 +603,7 @@ class GetResidencyResponse(_message.Message):
     LAYER_SLOTS_FIELD_NUMBER: _builtins.int
     ALLOCATION_FIELD_NUMBER: _builtins.int
     SPLIT_PROBLEM_FIELD_NUMBER: _builtins.int
+    RECOMMENDED_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     weights_id: _builtins.str
@@ -647,6 +652,10 @@ class GetResidencyResponse(_message.Message):
     def layer_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Slots of every MoE layer."""
 
+    @_builtins.property
+    def recommended(self) -> Global___Sampling:
+        """What the checkpoint's authors recommend where a request names no temperature, top_p or top_k."""
+
     def __init__(
         self,
         *,
@@ -670,10 +679,11 @@ class GetResidencyResponse(_message.Message):
         layer_slots: _abc.Iterable[_builtins.int] | None = ...,
         allocation: _builtins.str = ...,
         split_problem: _builtins.str = ...,
+        recommended: Global___Sampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["recommended", b"recommended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

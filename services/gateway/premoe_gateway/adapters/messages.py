@@ -13,6 +13,7 @@ from premoe_gateway.domain import (
     FinishReason,
     PatternChoice,
     Prompt,
+    Recommended,
     Sampling,
     Started,
     Swap,
@@ -53,10 +54,10 @@ def prompt_message(prompt: Prompt) -> worker_pb2.Prompt:
     return worker_pb2.Prompt(token_ids=worker_pb2.TokenIds(ids=ids))
 
 
-def generate_request(ask: Ask, choice: PatternChoice) -> worker_pb2.GenerateRequest:
+def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) -> worker_pb2.GenerateRequest:
     return worker_pb2.GenerateRequest(
         prompt=prompt_message(ask.prompt),
-        sampling=_sampling(ask.sampling),
+        sampling=_sampling(ask.sampling, recommended),
         pattern=worker_pb2.PatternChoice(
             decision=_DECISIONS[choice.decision],
             pattern_id=choice.pattern_id,
@@ -106,14 +107,24 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         context_length=residency.context_length,
         budget=residency.budget,
         split_problem=residency.split_problem,
+        recommended=_recommended(residency),
     )
 
 
-def _sampling(sampling: Sampling) -> worker_pb2.Sampling:
+def _recommended(residency: worker_pb2.GetResidencyResponse) -> Recommended:
+    """A worker of an older version says nothing."""
+    if not residency.HasField("recommended"):
+        return Recommended()
+    said = residency.recommended
+    return Recommended(said.temperature, said.top_p or 1.0, said.top_k)
+
+
+def _sampling(sampling: Sampling, recommended: Recommended) -> worker_pb2.Sampling:
     return worker_pb2.Sampling(
         max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
+        temperature=recommended.temperature if sampling.temperature is None else sampling.temperature,
+        top_p=recommended.top_p if sampling.top_p is None else sampling.top_p,
+        top_k=recommended.top_k if sampling.top_k is None else sampling.top_k,
         stop=sampling.stop,
         seed=sampling.seed,
     )

@@ -11,7 +11,7 @@ from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.errors import rpc_errors
 
 from premoe_gateway.adapters import messages
-from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, WorkerState
+from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, Recommended, WorkerState
 from premoe_runtime.formats.errors import Unavailable
 
 _SERVICE = "premoe.worker.v1.WorkerService"
@@ -28,6 +28,7 @@ class GrpcWorker:
         self._peer = f"worker {address}"
         self._worker = worker_pb2_grpc.WorkerServiceStub(channel)
         self._health = health_pb2_grpc.HealthStub(channel)
+        self._recommended = Recommended()
 
     @property
     def address(self) -> str:
@@ -40,7 +41,9 @@ class GrpcWorker:
             if health.status != health_pb2.HealthCheckResponse.SERVING:
                 raise Unavailable(f"{self._peer} is not serving", reason="NOT_SERVING")
             residency = await self._worker.GetResidency(worker_pb2.GetResidencyRequest(), timeout=_STATE_TIMEOUT_S)
-        return messages.worker_state(self._address, residency)
+        state = messages.worker_state(self._address, residency)
+        self._recommended = state.recommended
+        return state
 
     async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
         with rpc_errors(self._peer):
@@ -49,7 +52,7 @@ class GrpcWorker:
         return list(response.signature), response.weights_id
 
     async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
-        call = self._worker.Generate(messages.generate_request(ask, choice), timeout=timeout_s)
+        call = self._worker.Generate(messages.generate_request(ask, choice, self._recommended), timeout=timeout_s)
         try:
             with rpc_errors(self._peer):
                 async for response in call:

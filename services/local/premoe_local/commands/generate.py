@@ -66,7 +66,9 @@ class Text(click.types.StringParamType):
 @click.option("--system", default="", type=Text(), help="System message.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
 @click.option(
-    "--max-tokens", type=click.IntRange(1, _UINT32), help="Most tokens of the answer.  [default: the worker's, 256]"
+    "--max-tokens",
+    type=click.IntRange(1, _UINT32),
+    help="Most tokens of the answer.  [default: what the context holds]",
 )
 @click.option(
     "--temperature",
