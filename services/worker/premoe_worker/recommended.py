@@ -57,7 +57,8 @@ def _with(sampling: SamplingParams, name: str, value: Any) -> SamplingParams:
     try:
         if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
             raise InvalidInput("not a number of its kind", reason="SAMPLING_INVALID")
-        changed = replace(sampling, **{name: kind(value)})
+        fields: dict[str, Any] = {name: kind(value)}
+        changed = replace(sampling, **fields)
         changed.check()
     except (InvalidInput, OverflowError, ValueError):
         log.warning("generation_config.json: %s is %.40r, which cannot be; it does not hold", name, value)
