@@ -113,10 +113,25 @@ def test_text_token_ids_and_chat_that_say_the_same_answer_the_same(worker: Stub)
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_an_answer_without_a_number_fills_the_context(worker: Stub, store_url: str) -> None:
+    chosen = specialist(pattern_ids(store_url)["capitals"])
+    finished = list(worker.Generate(request(tokens=0, pattern=chosen)))[-1].finished
+    assert (
+        finished.reason == worker_pb2.FINISH_REASON_STOP or finished.completion_tokens == 256 - finished.prompt_tokens
+    )
+    # The last token that fits, and its probe.
+    long = "0" * (255 - 2)
+    assert worker.Probe(worker_pb2.ProbeRequest(prompt=chat(long))).tokens == len(long)
+    finished = list(worker.Generate(request(long, tokens=0, pattern=chosen)))[-1].finished
+    assert (finished.prompt_tokens, finished.completion_tokens) == (255, 1)
+
+
 BAD: dict[str, tuple[worker_pb2.GenerateRequest, type[PremoeError], str]] = {
     "no prompt": (worker_pb2.GenerateRequest(), InvalidInput, "PROMPT_EMPTY"),
     "empty chat": (request(""), InvalidInput, "PROMPT_EMPTY"),
     "over-long": (request("x" * 300), InvalidInput, "CONTEXT_LENGTH_EXCEEDED"),
+    "answer over the context": (request(tokens=250), InvalidInput, "CONTEXT_LENGTH_EXCEEDED"),
+    "answer far over the context": (request(tokens=2**32 - 1), InvalidInput, "CONTEXT_LENGTH_EXCEEDED"),
     "unknown pattern": (request(pattern=specialist("f" * 64)), NotFound, "PATTERN_NOT_FOUND"),
     "no pattern id": (request(pattern=specialist("")), InvalidInput, "PATTERN_MISSING"),
     "no decision": (request(pattern=worker_pb2.PatternChoice()), InvalidInput, "PATTERN_MISSING"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from premoe_runtime.engines.base import FinishReason, SamplingParams
@@ -69,10 +69,12 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. ``choice`` None: the worker recognises the task itself; ``on_unknown`` None: its own policy."""
+    """One request. ``choice`` None: the worker recognises the task itself; ``on_unknown`` None: its own policy;
+    ``sampling.max_tokens`` 0: its own number.
+    """
 
     prompt: Prompt
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling: SamplingParams = SamplingParams(max_tokens=0)
     choice: PatternChoice | None = None
     active_experts: int | None = None
     on_unknown: OnUnknown | None = None

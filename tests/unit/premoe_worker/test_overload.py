@@ -14,6 +14,7 @@ from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
 from premoe_worker.service import Worker
 
+from premoe_runtime.engines.base import RequestLimits
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import Exhausted, Unavailable
 from premoe_runtime.offline.prompts import Span
@@ -28,7 +29,7 @@ class Model:
         self.encoding, self.probing = threading.Event(), threading.Event()
         self.encoded = 0
         self.manifest = SimpleNamespace(model_id="m", weights_id="w")
-        self.engine = SimpleNamespace(limits=SimpleNamespace(check=lambda *request: None))
+        self.engine = SimpleNamespace(limits=RequestLimits(context=64, vocabulary=8, top_k=2))
         self.front = SimpleNamespace(drain=lambda timeout_s: 0, admission=Admission(queue_limit))
 
     def encode(self, prompt: Any) -> Encoded:
