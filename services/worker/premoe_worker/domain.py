@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from premoe_runtime.engines.base import FinishReason, SamplingParams
@@ -74,7 +74,7 @@ class Ask:
     """
 
     prompt: Prompt
-    sampling: SamplingParams = SamplingParams(max_tokens=0)
+    sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=0))
     choice: PatternChoice | None = None
     active_experts: int | None = None
     on_unknown: OnUnknown | None = None
