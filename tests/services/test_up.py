@@ -95,6 +95,34 @@ def test_a_child_that_dies_stops_the_mesh_with_one_line(store_url: str, tmp_path
     assert "store stopped by signal SIGKILL" in errors[0]
 
 
+def test_one_worker_of_two_dies_and_is_started_again_while_the_other_answers(store_url: str, tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    with up(store_url, logs, "--workers", "2") as (process, announced, children), httpx.Client(timeout=60) as http:
+
+        def serving() -> list[str]:
+            workers: list[str] = http.get(f"{announced['url']}/health").json()["workers"]
+            return workers
+
+        before = serving()
+        victim = next(child for child in children if "premoe_worker.cli" in child.cmdline())
+        victim.kill()
+        ask = {"model": announced["model"], "prompt": "0123", "max_tokens": 2, "pattern": "digits"}
+        deadline = time.monotonic() + PATIENCE_S
+        answered = 0
+        while "starting it again" not in logs.read_text() or serving() != before:
+            answer = http.post(f"{announced['url']}/v1/completions", json=ask)
+            assert answer.status_code == 200, answer.text
+            answered += 1
+            assert process.poll() is None
+            assert time.monotonic() < deadline, logs.read_text()
+        assert len(before) == 2
+        assert answered
+        children += psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        gone(children)
+
+
 def test_children_die_with_a_killed_parent(store_url: str, tmp_path: Path) -> None:
     with up(store_url, tmp_path / "logs") as (process, _, children):
         os.kill(process.pid, signal.SIGKILL)

@@ -61,6 +61,7 @@ def create_app(
     app = Starlette(
         routes=routes, exception_handlers={PremoeError: _on_error, HTTPException: _on_http, Exception: _on_bug}
     )
+    app.router.redirect_slashes = False  # clients of JSON follow no redirect of a POST
     app.add_middleware(TraceMiddleware)
     if cors_origins:
         app.add_middleware(

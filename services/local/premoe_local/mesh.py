@@ -18,6 +18,7 @@ from premoe_servicekit.server import check_port_is_free
 from premoe_worker.limits import check_limits
 
 from premoe_local.processes import Child, LogSink, wait_serving
+from premoe_local.revival import Revival
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.manifest import Manifest
@@ -86,6 +87,8 @@ class Mesh:
     model_name: str
     live: PatternSet | None = None
     """The live pattern set at the start."""
+    revivals: tuple[Revival, ...] = ()
+    """Of workers of which there are several: the others serve while a dead one is started again."""
 
     @property
     def children(self) -> tuple[Child, ...]:
@@ -98,12 +101,16 @@ class Mesh:
         return {name: address for name, address in told.items() if address is not None}
 
     def check(self) -> None:
-        """Raise Unavailable with one line when a child has stopped."""
+        """Raise Unavailable with one line when a child has stopped that is not started again."""
+        revived = [revival.child for revival in self.revivals]
         for child in self.children:
-            child.check()
+            if child not in revived:
+                child.check()
+        for revival in self.revivals:
+            revival.tend()
 
     def watch(self) -> None:
-        """Block until a child stops, then raise Unavailable with one line."""
+        """Block until ``check`` raises Unavailable."""
         while True:
             self.check()
             time.sleep(_WATCH_POLL_S)
@@ -248,7 +255,16 @@ def _start(
         worker_addresses=addresses,
         admin_addresses=tuple(each["admin"] for each in ready),
         model_name=ready[0]["model"],
+        revivals=tuple(Revival(worker, _same_ports(fields), log) for worker, fields in zip(workers, ready, strict=True))
+        if len(workers) > 1
+        else (),
     )
+
+
+def _same_ports(ready: Mapping[str, str]) -> tuple[str, ...]:
+    """Flags that put a worker where others know it."""
+    ports = {"--port": ready["address"], "--admin-port": ready["admin"]}
+    return tuple(part for flag, address in ports.items() for part in (flag, address.rpartition(":")[2]))
 
 
 def _worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieval: str) -> list[str]:

@@ -35,16 +35,21 @@ class Child:
     ) -> None:
         self.name = name
         self._log = log
+        self._command = [sys.executable, "-m", "premoe_local.child", module, *arguments]
+        self._environment = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
+        self._start(self._command)
+
+    def _start(self, command: Sequence[str]) -> None:
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._ready = threading.Event()
         self._announced: Mapping[str, str] = {}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "premoe_local.child", module, *arguments],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, **environment, "PYTHONUNBUFFERED": "1"},
+            env=self._environment,
         )
         self._readers = [
             threading.Thread(target=self._read_stdout, daemon=True),
@@ -78,6 +83,11 @@ class Child:
         for reader in self._readers:
             reader.join(timeout=1)
         raise Unavailable(f"{self.name} stopped{_how(code)}: {self._last_words()}", reason="PROCESS_EXITED")
+
+    def start_again(self, *arguments: str) -> None:
+        """A new process in place of one that has exited, with more ``arguments``."""
+        self.stop()
+        self._start([*self._command, *arguments])
 
     def terminate(self) -> None:
         """Ask it to stop."""

@@ -89,7 +89,8 @@ def command(
     """Start retrieval, expert store, workers and gateway, and serve until Ctrl-C.
 
     The OpenAI API is then at http://HOST:PORT/v1. Logs of all processes go to standard error, each line behind the
-    name of its process. When one of them stops, so does the whole mesh, with one line that says why.
+    name of its process. When one of them stops, so does the whole mesh, with one line that says why; but a worker of
+    several is started again while the others serve.
     """
     # Imported here: `premoe up --help` should not wait for the clients of object stores.
     from premoe_local.mesh import MeshOptions, running
