@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from functools import partial
+from importlib.metadata import version
 from typing import Any, Literal
 
 from starlette.applications import Starlette
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from premoe_gateway import openai_answers as answers
 from premoe_gateway.domain import Delta, Event, Finished, Recognition, Started
 from premoe_gateway.openai_requests import Order, parse_chat, parse_completion
+from premoe_gateway.openapi import description
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import MAX_BODY_BYTES
 from premoe_gateway.tracing import TraceMiddleware, describe
@@ -56,7 +58,10 @@ def create_app(
         Route("/v1/models", partial(_models, gateway, created), methods=["GET"]),
         Route("/v1/models/{name:path}", partial(_model, gateway, created), methods=["GET"]),
         Route("/health", partial(_health, gateway), methods=["GET"]),
+        Route("/ready", partial(_health, gateway), methods=["GET"]),
         Route("/healthz", _alive, methods=["GET"]),
+        Route("/version", _version, methods=["GET"]),
+        Route("/openapi.json", _openapi, methods=["GET"]),
     ]
     app = Starlette(
         routes=routes, exception_handlers={PremoeError: _on_error, HTTPException: _on_http, Exception: _on_bug}
@@ -230,6 +235,14 @@ async def _health(gateway: Gateway, request: Request) -> Response:
 
 async def _alive(request: Request) -> Response:
     return JSONResponse({"status": "ok"})
+
+
+async def _version(request: Request) -> Response:
+    return JSONResponse({"version": version("premoe")})
+
+
+async def _openapi(request: Request) -> Response:
+    return JSONResponse(description())
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

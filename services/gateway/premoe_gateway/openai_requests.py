@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Ask, Sampling, Turn
 from premoe_runtime.formats.errors import InvalidInput
 
-_IGNORED = {
+IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "parallel_tool_calls",
 }  # fmt: skip
-_ONLY: Mapping[str, tuple[object, ...]] = {
+ONLY: Mapping[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "presence_penalty": (0,),
@@ -99,29 +99,64 @@ def _stops(value: object) -> object:
     return [whole_text(stop) for stop in stops]
 
 
+def _number(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("number", "must be a number")
+    return value
+
+
+_Int = Annotated[int, BeforeValidator(_number)]
+_Float = Annotated[float, BeforeValidator(_number)]
+_STRING = {"type": "string"}
+_STOP = {"type": "string", "minLength": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _UINT32}}
+_PART = {
+    "type": "object",
+    "required": ["type", "text"],
+    "properties": {"type": {"const": "text"}, "text": _STRING},
+}
+_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "description": "The last one is the user's.",
+    "items": {
+        "type": "object",
+        "required": ["role", "content"],
+        "properties": {
+            "role": {"enum": ["system", "developer", "user", "assistant"]},
+            "content": {"anyOf": [_STRING, {"type": "array", "items": _PART}]},
+        },
+    },
+}
+_PROMPT = {
+    "anyOf": [_STRING, _IDS, {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": [_STRING, _IDS]}}]
+}
+_STOPS = {"anyOf": [_STOP, {"type": "array", "maxItems": _MAX_STOPS, "items": _STOP}]}
+
+
 class _StreamOptions(BaseModel):
     """What else is in there tags the stream or pads it."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
-    include_usage: bool | None = None
+    include_usage: StrictBool | None = None
 
 
 class _Common(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: _Text
-    stream: bool = False
+    stream: StrictBool = False
     stream_options: _StreamOptions = _StreamOptions()
-    temperature: float | None = Field(default=None, ge=0, le=2)
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: Annotated[tuple[str, ...], BeforeValidator(_stops)] = ()
-    seed: int | None = Field(default=None, ge=-(2**63), lt=_MAX_SEED)
-    max_tokens: int | None = Field(default=None, ge=1, le=_UINT32)
-    top_k: int | None = Field(default=None, ge=-1, le=_UINT32)
+    temperature: _Float | None = Field(default=None, ge=0, le=2)
+    top_p: _Float | None = Field(default=None, gt=0, le=1)
+    stop: Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(_STOPS)] = ()
+    seed: _Int | None = Field(default=None, ge=-(2**63), lt=_MAX_SEED)
+    max_tokens: _Int | None = Field(default=None, ge=1, le=_UINT32)
+    top_k: _Int | None = Field(default=None, ge=-1, le=_UINT32)
     """Not OpenAI's, but other servers have it; 0 and -1 mean off."""
     pattern: _Text = ""
-    active_experts: int | None = Field(default=None, ge=1, le=_UINT32)
+    active_experts: _Int | None = Field(default=None, ge=1, le=_UINT32)
 
     def order(self, prompt: str | tuple[int, ...] | tuple[Turn, ...], max_tokens: int) -> Order:
         seed = None if self.seed is None else self.seed % _MAX_SEED
@@ -137,13 +172,17 @@ class _Common(BaseModel):
         return Order(ask, self.stream, bool(self.stream_options.include_usage))
 
 
-class _Chat(_Common):
-    messages: list[Any]
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=_UINT32)
+class ChatBody(_Common):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[Any], WithJsonSchema(_MESSAGES)]
+    max_completion_tokens: _Int | None = Field(default=None, ge=1, le=_UINT32)
 
 
-class _Completion(_Common):
-    prompt: Any
+class CompletionBody(_Common):
+    """POST /v1/completions."""
+
+    prompt: Annotated[Any, WithJsonSchema(_PROMPT)]
 
 
 _M = TypeVar("_M", bound=_Common)
@@ -151,7 +190,7 @@ _M = TypeVar("_M", bound=_Common)
 
 def parse_chat(body: bytes) -> Order:
     """Read a /v1/chat/completions body. Raises BadParameter."""
-    chat = _validate(_Chat, body)
+    chat = _validate(ChatBody, body)
     turns = tuple(_turn(message, f"messages[{index}]") for index, message in enumerate(chat.messages))
     if not turns:
         raise BadParameter("messages: must hold at least one message", "messages")
@@ -162,7 +201,7 @@ def parse_chat(body: bytes) -> Order:
 
 def parse_completion(body: bytes) -> Order:
     """Read a /v1/completions body. Raises BadParameter."""
-    completion = _validate(_Completion, body)
+    completion = _validate(CompletionBody, body)
     return completion.order(_one_prompt(completion.prompt), completion.max_tokens or _COMPLETION_TOKENS)
 
 
@@ -249,22 +288,22 @@ def _no_number(name: str) -> object:
 
 
 def _validate(kind: type[_M], body: bytes) -> _M:
-    fields = {name: value for name, value in read_object(body).items() if name not in _IGNORED}
-    for name in _ONLY:
+    fields = {name: value for name, value in read_object(body).items() if name not in IGNORED}
+    for name in ONLY:
         if name not in fields:
             continue
         # Compared by type too: logprobs 0 asks /v1/completions for something, False does not.
         if not any(value == fields[name] and type(value) is type(fields[name]) for value in _asks_nothing(name)):
             raise BadParameter(f"{name} is not supported", name, "UNSUPPORTED_PARAMETER")
     try:
-        return kind.model_validate({name: value for name, value in fields.items() if name not in _ONLY})
+        return kind.model_validate({name: value for name, value in fields.items() if name not in ONLY})
     except ValidationError as error:
         raise _fault(error) from None
 
 
 def _asks_nothing(name: str) -> tuple[object, ...]:
     """Numbers as either of JSON's kinds."""
-    return tuple(form for value in _ONLY[name] for form in ((value, float(value)) if type(value) is int else (value,)))
+    return tuple(form for value in ONLY[name] for form in ((value, float(value)) if type(value) is int else (value,)))
 
 
 def _fault(error: ValidationError) -> BadParameter:

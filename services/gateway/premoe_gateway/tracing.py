@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _OPERATION = {"chat": "chat", "text": "text_completion"}
-_UNTRACED = ("/health", "/healthz")
+_UNTRACED = ("/health", "/healthz", "/ready")
 
 
 class TraceMiddleware:

@@ -1,86 +1,21 @@
-"""20,000 requests that nobody should send: each gets an answer or a refusal in OpenAI's shape, and none a 500.
-
-The whole application over doubles of its two ports; the doubles turn what they get into the messages that would go out,
-so that what the wire cannot carry is found too.
-"""
+"""20,000 requests that nobody should send: each gets an answer or a refusal in OpenAI's shape, and none a 500."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
-from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
-from premoe_gateway.adapters import messages
-from premoe_gateway.domain import (
-    Ask,
-    Delta,
-    Event,
-    Finished,
-    PatternChoice,
-    Prompt,
-    Recommended,
-    Started,
-    StoredPattern,
-    Swap,
-    WorkerState,
-)
 from premoe_gateway.http import create_app
 from premoe_gateway.service import Gateway
 from starlette.applications import Starlette
+from support.gateway_doubles import MODEL, EchoWorker, OneTask
 
-from premoe_runtime.formats.choices import OnUnknown
-
-MODEL = "m"
 REQUESTS = 20_000
 BATCHES = 8
 DEEP = "[" * 200
-
-
-class EchoWorker:
-    """Answers with what it was asked."""
-
-    address = "worker"
-
-    async def state(self) -> WorkerState:
-        return WorkerState(
-            address="worker",
-            model=MODEL,
-            weights_id="w",
-            running=0,
-            waiting=0,
-            slots=1,
-            layer_slots=(1,),
-            allocation="shared",
-            experts=1,
-            context_length=64,
-            budget="1/1",
-        )
-
-    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
-        messages.prompt_message(prompt).SerializeToString()
-        return [1.0], "w"
-
-    async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
-        sent = messages.generate_request(ask, choice, Recommended())
-        sent.SerializeToString()
-        yield Started(choice, 1, Swap(0, 0, 0.0))
-        yield Delta(sent.prompt.text)
-        yield Finished("stop", 1, 1, 1.0, 0.0, 0.0)
-
-
-class OneTask:
-    """Recognises every prompt as the only task."""
-
-    async def retrieve(
-        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
-    ) -> PatternChoice:
-        return PatternChoice("specialist", "p", "task", 1.0, "the only one")
-
-    async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
-        return (StoredPattern("p", "task", False),)
 
 
 async def send(
@@ -137,7 +72,8 @@ HEADERS = [
 ]  # fmt: skip
 PATHS = [
     "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/m", "/v1/models/\udcff", "/v1/models/\u2028",
-    "/health", "/healthz", "/", "/v1", "/v1/chat/completions/", "/v1/embeddings", "/\ud800",
+    "/health", "/healthz", "/ready", "/version", "/openapi.json", "/", "/v1", "/v1/chat/completions/", "/v1/embeddings",
+    "/\ud800",
 ]  # fmt: skip
 METHODS = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "nonsense"]
 

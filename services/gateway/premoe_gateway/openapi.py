@@ -1,0 +1,114 @@
+"""The OpenAPI description of the HTTP API, made from the models that read requests."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from premoe_gateway.openai_requests import IGNORED, ONLY, ChatBody, CompletionBody
+
+Json = dict[str, Any]
+
+_REFUSALS = {
+    400: "A field is wrong, not supported, or does not fit.",
+    404: "No such model or pattern.",
+    413: "The body is too large.",
+    415: "The body is not sent as application/json.",
+    422: "No stored task fits, and the policy is to refuse.",
+    429: "The queue is full.",
+    500: "A fault of the server.",
+    503: "No worker answers.",
+    504: "The answer took too long.",
+}
+_ERROR: Json = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"enum": ["invalid_request_error", "rate_limit_error", "server_error"]},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
+_CHOICES: Json = {"type": "array", "items": {"type": "object", "required": ["index", "finish_reason"]}}
+_ANSWER: Json = {
+    "type": "object",
+    "required": ["id", "object", "created", "model", "choices", "usage", "premoe"],
+    "properties": {"choices": _CHOICES, "usage": {"type": "object"}, "premoe": {"type": "object"}},
+}
+_MODEL: Json = {"type": "object", "required": ["id", "object", "created", "owned_by", "max_model_len", "premoe"]}
+_MODELS: Json = {
+    "type": "object",
+    "required": ["object", "data"],
+    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _MODEL}},
+}
+_STATUS: Json = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
+_VERSION: Json = {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}}
+
+
+def description() -> Json:
+    """OpenAPI 3.1."""
+    health = {200: ("A worker serves.", _STATUS), 503: ("None does.", _STATUS)}
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "PreMoE", "version": version("premoe")},
+        "paths": {
+            "/v1/chat/completions": {"post": _answering(ChatBody.model_json_schema(), "Answer a conversation.")},
+            "/v1/completions": {"post": _answering(CompletionBody.model_json_schema(), "Continue a prompt.")},
+            "/v1/models": {"get": _getting("What is served.", {200: ("All of it.", _MODELS)})},
+            "/v1/models/{name}": {
+                "parameters": [name],
+                "get": _getting("One model.", {200: ("It.", _MODEL), 404: (_REFUSALS[404], _ERROR)}),
+            },
+            "/health": {"get": _getting("Whether a worker serves.", health)},
+            "/ready": {"get": _getting("The same.", health)},
+            "/healthz": {"get": _getting("Whether the gateway runs.", {200: ("It does.", _STATUS)})},
+            "/version": {"get": _getting("Version of the gateway.", {200: ("It.", _VERSION)})},
+        },
+    }
+
+
+def _answering(body: Json, summary: str) -> Json:
+    answers = {code: (text, _ERROR) for code, text in _REFUSALS.items()}
+    operation = _getting(summary, {200: ("The answer.", _ANSWER), **answers})
+    # A stream is a sequence of such events, which JSON schema cannot describe.
+    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    content = {"application/json": {"schema": _with_every_field(body)}}
+    return {**operation, "requestBody": {"required": True, "content": content}}
+
+
+def _getting(summary: str, responses: dict[int, tuple[str, Json]]) -> Json:
+    described = {
+        str(code): {"description": text, "content": {"application/json": {"schema": schema}}}
+        for code, (text, schema) in responses.items()
+    }
+    return {"summary": summary, "responses": described}
+
+
+def _with_every_field(body: Json) -> Json:
+    """The model's schema with what is passed over, and with what is taken only where it asks for nothing."""
+    definitions = body.pop("$defs", {})
+    properties: Json = {
+        name: _inlined(schema, definitions) if name in body["required"] else _or_null(_inlined(schema, definitions))
+        for name, schema in body["properties"].items()
+    }
+    only = {name: {"enum": [*values, None]} for name, values in ONLY.items()}
+    return {**body, "properties": {**properties, **only, **{name: {} for name in sorted(IGNORED)}}}
+
+
+def _inlined(schema: Json, definitions: Json) -> Json:
+    """Without references: each is used once."""
+    name = schema.get("$ref", "").rpartition("/")[2]
+    rest = {key: value for key, value in schema.items() if key not in ("$ref", "default")}
+    return {**definitions[name], **rest} if name else rest
+
+
+def _or_null(schema: Json) -> Json:
+    return {"anyOf": [schema, {"type": "null"}]}

@@ -1,0 +1,71 @@
+"""Doubles of the gateway's two ports, for tests of its HTTP face at speed.
+
+They turn what they get into the messages that would go out, so that what the wire cannot carry is found too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+
+from premoe_gateway.adapters import messages
+from premoe_gateway.domain import (
+    Ask,
+    Delta,
+    Event,
+    Finished,
+    PatternChoice,
+    Prompt,
+    Recommended,
+    Started,
+    StoredPattern,
+    Swap,
+    WorkerState,
+)
+
+from premoe_runtime.formats.choices import OnUnknown
+
+MODEL = "m"
+
+
+class EchoWorker:
+    """Answers with what it was asked."""
+
+    address = "worker"
+
+    async def state(self) -> WorkerState:
+        return WorkerState(
+            address="worker",
+            model=MODEL,
+            weights_id="w",
+            running=0,
+            waiting=0,
+            slots=1,
+            layer_slots=(1,),
+            allocation="shared",
+            experts=1,
+            context_length=64,
+            budget="1/1",
+        )
+
+    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
+        messages.prompt_message(prompt).SerializeToString()
+        return [1.0], "w"
+
+    async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
+        sent = messages.generate_request(ask, choice, Recommended())
+        sent.SerializeToString()
+        yield Started(choice, 1, Swap(0, 0, 0.0))
+        yield Delta(sent.prompt.text)
+        yield Finished("stop", 1, 1, 1.0, 0.0, 0.0)
+
+
+class OneTask:
+    """Recognises every prompt as the only task."""
+
+    async def retrieve(
+        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
+    ) -> PatternChoice:
+        return PatternChoice("specialist", "p", "task", 1.0, "the only one")
+
+    async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
+        return (StoredPattern("p", "task", False),)
