@@ -9,11 +9,16 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
+from typing import get_args
 
 import pytest
 from premoe_local.tasks import examples
+
+from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.offline.calibration import PassedOver, parse_calibration
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -60,23 +65,53 @@ def test_the_charts_and_files_of_on_kubernetes_exist() -> None:
     assert all((ROOT / path).exists() for path in named)
 
 
+def fenced(language: str) -> str:
+    """The one block of a language under "Use it"."""
+    (found,) = re.findall(rf"^```{language}\n(.+?)^```$", README.split("## Use it\n", 1)[1], re.M | re.S)
+    return str(found)
+
+
+def test_its_lines_of_a_task_are_what_profile_reads() -> None:
+    unused = PassedOver()
+    read = parse_calibration(fenced("jsonl").encode(), "README.md", passed_over=unused)
+    assert (len(read), unused.places) == (2, [])
+    assert [len(example.messages) for example in read] == [1, 2]
+
+
+def test_its_policies_for_unknown_prompts_are_real() -> None:
+    named = re.findall(r"`premoe up --on-unknown (\w+)", README)
+    assert {"generalist", *named} == set(get_args(OnUnknown))
+
+
 @pytest.mark.timeout(300)
-def test_the_commands_of_use_it_run(tmp_path: Path) -> None:
-    (tmp_path / "my-moe").symlink_to(ROOT / "tests" / "fixtures" / "tiny-moe")
-    with open(tmp_path / "sql.jsonl", "w") as data:
-        for example in examples("roman", "calibration", 160):
-            data.write(json.dumps({"prompt": example.prompt, "answer": example.answer}) + "\n")
+def test_the_blocks_of_use_it_run(tmp_path: Path) -> None:
+    """All of them in their order, in a folder with the fixture and two tasks' files."""
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
+    for file, task in (("sql", "roman"), ("mail", "kb")):
+        lines = [json.dumps({"prompt": one.prompt, "answer": one.answer}) for one in examples(task, "calibration", 150)]
+        (tmp_path / f"{file}.jsonl").write_text("\n".join(lines))
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    commands = [command.replace("/srv/premoe", str(tmp_path / "store")) for command in block("## Use it")]
+    path, *commands = [command.replace("/tmp/premoe", str(tmp_path / "store")) for command in block("## Use it")]
+    assert path == "export PATH=$PWD/.venv/bin:$PATH"
     assert [command.split()[1] for command in commands] == ["pack", "profile", "patterns", "size", "up"]
     for command in commands[:-1]:
         done = subprocess.run(command.split(), cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
-    serve(commands[-1], tmp_path, env)
+    prompt = examples("roman", "test", 1)[0].prompt
+    with served(commands[-1], tmp_path, env) as url:
+        for program, language in ((["bash", "-c"], "sh"), ([sys.executable, "-c"], "python")):
+            script = fenced(language).replace("http://127.0.0.1:8000", url).replace("PROMPT", prompt)
+            done = subprocess.run([*program, script], env=env, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            if language == "sh":
+                assert json.loads(done.stdout)["premoe"]["task"] == "sql"
+            else:
+                assert done.stdout.endswith(" sql\n")
 
 
-def serve(command: str, folder: Path, env: dict[str, str]) -> None:
-    """`premoe up` gets ready, answers on its URL and stops on Ctrl-C."""
+@contextmanager
+def served(command: str, folder: Path, env: dict[str, str]) -> Iterator[str]:
+    """`premoe up` gets ready, serves on this URL and stops on Ctrl-C."""
     # A runner started in the background ignores SIGINT, and the child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
@@ -86,8 +121,7 @@ def serve(command: str, folder: Path, env: dict[str, str]) -> None:
         assert process.stdout is not None
         lines = iter(process.stdout.readline, "")
         ready = json.loads("".join([next(lines), *itertools.takewhile(lambda line: line != "}\n", lines), "}"]))
-        with urlopen(f"{ready['url']}/v1/models", timeout=10) as answer:
-            assert json.load(answer)["data"]
+        yield ready["url"]
         process.send_signal(signal.SIGINT)
         assert process.wait(30) in (0, 130)
     finally:
