@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 from premoe_local.mesh import Mesh
 from support.mesh import ALPHABETS, UNKNOWN, prompts
+from support.request_fuzz import PATHS, body, check
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
 
 
@@ -124,6 +132,31 @@ def test_bad_requests(api: openai.OpenAI, mesh: Mesh, case: tuple[dict[str, Any]
     with pytest.raises(openai.APIStatusError) as caught:
         api.chat.completions.create(**request)
     assert (caught.value.status_code, caught.value.code) == (status, code)
+
+
+def test_odd_requests_never_end_in_a_500(mesh: Mesh) -> None:
+    """Some of the fuzz of the gateway alone, down to the worker."""
+    draw = random.Random(9)
+    found: set[int] = set()
+    with httpx.Client(base_url=mesh.url, timeout=60) as http:
+        for number in range(240):
+            path = draw.choice(PATHS[:2])
+            data = body(draw, path, mesh.model_name)
+            answer = http.post(path, content=data, headers={"content-type": "application/json"})
+            headers = {name.lower().encode(): value.encode() for name, value in answer.headers.items()}
+            try:
+                check(answer.status_code, headers, answer.content, "POST")
+            except Exception as error:
+                raise AssertionError(f"request {number}: {path} {data!r}: {answer.text}") from error
+            found.add(answer.status_code)
+    assert {200, 400, 404} <= found
+
+
+def test_the_page_s_example_runs(mesh: Mesh) -> None:
+    (code,) = re.findall(r"```\n(from openai.*?)```", (ROOT / "docs" / "api.md").read_text(), re.DOTALL)
+    code = code.replace("http://127.0.0.1:8000", mesh.url).replace("my-moe", mesh.model_name)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 async def test_a_request_that_comes_while_another_decodes_starts_before_it_ends(mesh: Mesh) -> None:
