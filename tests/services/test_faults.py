@@ -118,11 +118,12 @@ def test_what_the_store_has_lost_is_the_servers_fault(tmp_path: Path) -> None:
 
 
 def test_a_worker_killed_in_mid_answer_ends_the_stream_with_an_error(store_url: str) -> None:
-    with mesh_over(store_url) as mesh:
+    with mesh_over(store_url, context_length=1024) as mesh:
         body = {
             "model": mesh.model_name,
             "messages": [{"role": "user", "content": "0123456789"}],
-            "max_tokens": 200,
+            "max_tokens": 900,
+            "temperature": 0,  # a sampled end could come before the kill
             "stream": True,
             "pattern": "generalist",
         }

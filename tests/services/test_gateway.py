@@ -154,6 +154,48 @@ async def test_what_the_checkpoint_recommends_holds_where_a_request_names_nothin
     ]
 
 
+async def test_several_prompts_and_choices_are_one_answer() -> None:
+    worker, retrieval = FakeWorker(), FakeRetrieval()
+    async with gateway(worker, retrieval=retrieval) as url, client(url) as api:
+        answer = await api.completions.create(model=MODEL, prompt=["add", "sub"], n=2, seed=5)
+        stream = await api.completions.create(
+            model=MODEL, prompt=["add", "sub"], n=2, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert {choice.text for choice in answer.choices} == {"one two three"}
+    assert answer.usage is not None
+    # Seven tokens of each prompt, three of each choice.
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (14, 12)
+    asked = sorted((request.prompt.text, request.sampling.seed) for request in worker.requests[:4])
+    assert asked == [("add", 5), ("add", 6), ("sub", 5), ("sub", 6)]
+    assert len(retrieval.requests) == 4
+    texts = ["", "", "", ""]
+    for chunk in chunks[:-1]:
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == ["one two three"] * 4
+    assert sum(chunk.choices[0].finish_reason == "stop" for chunk in chunks[:-1]) == 4
+    assert chunks[-1].usage == answer.usage
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_one_choice_that_fails_ends_the_answer_and_the_others(stream: bool) -> None:
+    worker = FakeWorker(fault=InvalidInput("no", reason="PROMPT_EMPTY"))
+    async with gateway(worker) as url, client(url) as api:
+        with pytest.raises(openai.BadRequestError, match="no"):
+            await api.chat.completions.create(model=MODEL, messages=CHAT, n=3, stream=stream)
+    held = FakeWorker(hold=asyncio.Event())
+    async with gateway(held) as url:
+        http = httpx.AsyncClient()
+        body = {"model": MODEL, "messages": CHAT, "n": 3, "stream": stream}
+        request = asyncio.create_task(_read(http, f"{url}/v1/chat/completions", body))
+        await until(lambda: len(held.requests) == 3)
+        request.cancel()
+        await asyncio.gather(request, return_exceptions=True)
+        await http.aclose()
+        await until(lambda: held.cancellations == 3)
+
+
 @pytest.mark.parametrize(
     ("name", "decision", "pattern_id"),
     [
@@ -181,7 +223,7 @@ async def test_a_named_pattern_needs_no_probe(
 
 JSON = {"content-type": "application/json; charset=utf-8"}
 BAD_BODIES: list[tuple[str, dict[str, object], str, str]] = [
-    ("n", {"n": 2}, "n", "n is not supported"),
+    ("n", {"n": 0}, "n", "n: must be greater than or equal to 1"),
     ("logprobs", {"logprobs": True}, "logprobs", "logprobs is not supported"),
     ("tools", {"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
     ("penalty", {"presence_penalty": 1}, "presence_penalty", "presence_penalty is not supported"),

@@ -40,6 +40,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
     """Set: the answer waits for it after its first delta."""
     requests: list[worker_pb2.GenerateRequest] = field(default_factory=list)
     probes: list[worker_pb2.ProbeRequest] = field(default_factory=list)
+    cancellations: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def Generate(
@@ -60,6 +61,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
                     await self.hold.wait()
         except (asyncio.CancelledError, GeneratorExit):
             self.cancelled.set()
+            self.cancellations += 1
             raise
         finished = worker_pb2.Finished(
             reason=worker_pb2.FINISH_REASON_STOP,

@@ -7,11 +7,11 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,9 +21,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from premoe_gateway import openai_answers as answers
-from premoe_gateway.domain import Delta, Event, Finished, Recognition, Started
+from premoe_gateway.domain import Ask, Delta, Event, Finished, Recognition, Started
 from premoe_gateway.openai_requests import Order, parse_chat, parse_completion
 from premoe_gateway.openapi import description
+from premoe_gateway.sequences import Sequence, merged
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import MAX_BODY_BYTES
 from premoe_gateway.tracing import TraceMiddleware, describe
@@ -36,6 +37,7 @@ _DRAINED = 4
 _CLIENT_GONE = 499
 
 Kind = Literal["chat", "text"]
+_T = TypeVar("_T")
 
 
 def create_app(
@@ -43,7 +45,7 @@ def create_app(
     *,
     started: int | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
-    cors_origins: Sequence[str] = (),
+    cors_origins: Iterable[str] = (),
 ) -> Starlette:
     """The ASGI application over one gateway.
 
@@ -97,33 +99,52 @@ _PREFIX = {"chat": "chatcmpl", "text": "cmpl"}
 
 
 async def _answer(gateway: Gateway, head: answers.Head, order: Order) -> Response:
-    recognition = await gateway.recognise(order.ask)
+    recognitions = await _all([gateway.recognise(ask) for ask in order.asks])
+    sequences = [_choice(gateway, ask, index, recognitions[index]) for index, ask in order.choices()]
+    document = answers.whole(head, await _all(sequences))
+    return JSONResponse(document, headers=_headers(recognitions[0]))
+
+
+async def _choice(gateway: Gateway, ask: Ask, prompt: int, recognition: Recognition) -> answers.Choice:
     started: Started | None = None
     text: list[str] = []
-    async with aclosing(gateway.generate(order.ask, recognition.choice)) as events:
+    async with aclosing(gateway.generate(ask, recognition.choice)) as events:
         async for event in events:
             if isinstance(event, Started):
                 started = event
             elif isinstance(event, Delta):
                 text.append(event.text)
             elif started is not None:
-                document = answers.whole(head, "".join(text), started, event, recognition)
-                return JSONResponse(document, headers=_headers(recognition))
-    raise Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
+                return answers.Choice(prompt, "".join(text), started, event, recognition)
+    raise _cut()
 
 
 async def _begin_stream(gateway: Gateway, head: answers.Head, order: Order) -> Response:
-    """Wait for the first event, so that a refusal still gets its own HTTP status, then stream the rest."""
-    recognition = await gateway.recognise(order.ask)
-    events = gateway.generate(order.ask, recognition.choice)
+    """Wait for the first events, so that a refusal still gets its own HTTP status, then stream the rest."""
+    recognitions = await _all([gateway.recognise(ask) for ask in order.asks])
+    sequences = [
+        Sequence(index, recognitions[index], gateway.generate(ask, recognitions[index].choice))
+        for index, ask in order.choices()
+    ]
     try:
-        first = await anext(events)
+        await _all([sequence.begin() for sequence in sequences])
     except BaseException:
-        await events.aclose()
+        await asyncio.gather(*(sequence.events.aclose() for sequence in sequences), return_exceptions=True)
         raise
-    stream = _server_sent(head, order, recognition, first, events)
-    headers = {"cache-control": "no-cache", **_headers(recognition)}
+    stream = _server_sent(head, order, sequences)
+    headers = {"cache-control": "no-cache", **_headers(recognitions[0])}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """The results of all, at the same time; where one fails, the others are cancelled and it is raised."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _headers(recognition: Recognition) -> dict[str, str]:
@@ -131,12 +152,10 @@ def _headers(recognition: Recognition) -> dict[str, str]:
     return {"x-premoe-decision": recognition.choice.decision}
 
 
-async def _server_sent(
-    head: answers.Head, order: Order, recognition: Recognition, first: Event, events: AsyncGenerator[Event, None]
-) -> AsyncIterator[str]:
-    async with aclosing(events):
+async def _server_sent(head: answers.Head, order: Order, sequences: list[Sequence]) -> AsyncIterator[str]:
+    async with aclosing(merged(sequences)) as events:
         try:
-            async for chunk in _chunks(head, order, recognition, first, events):
+            async for chunk in _chunks(head, order, sequences, events):
                 yield _data(chunk)
         except PremoeError as error:
             yield _data(answers.error_body(error))
@@ -148,22 +167,28 @@ async def _server_sent(
 
 
 async def _chunks(
-    head: answers.Head, order: Order, recognition: Recognition, first: Event, events: AsyncGenerator[Event, None]
+    head: answers.Head, order: Order, sequences: list[Sequence], events: AsyncGenerator[tuple[int, Event], None]
 ) -> AsyncIterator[answers.Json]:
-    if not isinstance(first, Started):
-        raise Unavailable("the worker began the answer without its first event", reason="ANSWER_CUT")
-    opening = answers.opening(head)
-    if opening is not None:
-        yield opening
-    async for event in events:
+    for index in range(len(sequences)):
+        opening = answers.opening(head, index)
+        if opening is not None:
+            yield opening
+    ended: list[answers.Choice] = []
+    async for index, event in events:
         if isinstance(event, Delta) and event.text:
-            yield answers.piece(head, event.text)
+            yield answers.piece(head, index, event.text)
         elif isinstance(event, Finished):
-            yield answers.closing(head, first, event, recognition)
-            if order.include_usage:
-                yield answers.usage_chunk(head, event)
-            return
-    raise Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
+            sequence = sequences[index]
+            ended.append(answers.Choice(sequence.prompt, "", sequence.started, event, sequence.recognition))
+            yield answers.closing(head, index, ended[-1])
+    if len(ended) < len(sequences):
+        raise _cut()
+    if order.include_usage:
+        yield answers.usage_chunk(head, ended)
+
+
+def _cut() -> Unavailable:
+    return Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
 
 
 def _data(value: answers.Json) -> str:

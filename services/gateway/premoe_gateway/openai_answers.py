@@ -6,6 +6,7 @@ router's probability mass it kept, and what had to be moved.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,49 +51,66 @@ class Head:
         return {"id": self.id, "object": names[self.kind][chunk], "created": self.created, "model": self.model}
 
 
-def whole(head: Head, text: str, started: Started, finished: Finished, recognition: Recognition) -> Json:
-    """A complete answer, for requests that do not stream."""
-    choice: Json = {"index": 0, "finish_reason": _FINISH[finished.reason], "logprobs": None}
-    if head.kind == "chat":
-        choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-    else:
-        choice["text"] = text
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One sequence of an answer. ``prompt``: number of its prompt in the request."""
+
+    prompt: int
+    text: str
+    started: Started
+    finished: Finished
+    recognition: Recognition
+
+    @property
+    def record(self) -> Json:
+        return record(self.started, self.finished, self.recognition)
+
+
+def whole(head: Head, choices: Sequence[Choice]) -> Json:
+    """A complete answer, for requests that do not stream. Of several choices each has its own `premoe` object, too."""
+    listed: list[Json] = []
+    for index, choice in enumerate(choices):
+        entry: Json = {"index": index, "finish_reason": _FINISH[choice.finished.reason], "logprobs": None}
+        if head.kind == "chat":
+            entry["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+        else:
+            entry["text"] = choice.text
+        listed.append(entry if len(choices) == 1 else {**entry, "premoe": choice.record})
     return {
         **head.base(chunk=False),
-        "choices": [choice],
-        "usage": usage(finished),
-        "premoe": record(started, finished, recognition),
+        "choices": listed,
+        "usage": usage(choices),
+        "premoe": choices[0].record,
     }
 
 
-def opening(head: Head) -> Json | None:
-    """The first chunk of a chat names the role; a text completion has none."""
-    return _chunk(head, {"role": "assistant", "content": ""}, None) if head.kind == "chat" else None
+def opening(head: Head, index: int) -> Json | None:
+    """The first chunk of a chat's choice names the role; a text completion has none."""
+    return _chunk(head, index, {"role": "assistant", "content": ""}, None) if head.kind == "chat" else None
 
 
-def piece(head: Head, text: str) -> Json:
+def piece(head: Head, index: int, text: str) -> Json:
     """A chunk of text."""
-    return _chunk(head, {"content": text} if head.kind == "chat" else text, None)
+    return _chunk(head, index, {"content": text} if head.kind == "chat" else text, None)
 
 
-def closing(head: Head, started: Started, finished: Finished, recognition: Recognition) -> Json:
+def closing(head: Head, index: int, choice: Choice) -> Json:
     """The chunk that carries the finish reason and the `premoe` object."""
-    chunk = _chunk(head, {} if head.kind == "chat" else "", _FINISH[finished.reason])
-    return {**chunk, "premoe": record(started, finished, recognition)}
+    chunk = _chunk(head, index, {} if head.kind == "chat" else "", _FINISH[choice.finished.reason])
+    return {**chunk, "premoe": choice.record}
 
 
-def usage_chunk(head: Head, finished: Finished) -> Json:
+def usage_chunk(head: Head, choices: Sequence[Choice]) -> Json:
     """The extra last chunk that `stream_options.include_usage` asks for."""
-    return {**head.base(chunk=True), "choices": [], "usage": usage(finished)}
+    return {**head.base(chunk=True), "choices": [], "usage": usage(choices)}
 
 
-def usage(finished: Finished) -> Json:
-    total = finished.prompt_tokens + finished.completion_tokens
-    return {
-        "prompt_tokens": finished.prompt_tokens,
-        "completion_tokens": finished.completion_tokens,
-        "total_tokens": total,
-    }
+def usage(choices: Sequence[Choice]) -> Json:
+    """Tokens of all choices; those of a prompt count once."""
+    prompts = {choice.prompt: choice.finished.prompt_tokens for choice in choices}
+    completion = sum(choice.finished.completion_tokens for choice in choices)
+    prompt = sum(prompts.values())
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 def record(started: Started, finished: Finished, recognition: Recognition) -> Json:
@@ -168,7 +186,7 @@ def _shown(text: str) -> str:
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
 
-def _chunk(head: Head, content: object, finish: str | None) -> Json:
+def _chunk(head: Head, index: int, content: object, finish: str | None) -> Json:
     key = "delta" if head.kind == "chat" else "text"
-    choice = {"index": 0, key: content, "finish_reason": finish, "logprobs": None}
+    choice = {"index": index, key: content, "finish_reason": finish, "logprobs": None}
     return {**head.base(chunk=True), "choices": [choice]}

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from premoe_gateway.domain import Ask, Sampling, Turn
+from premoe_gateway.domain import Ask, Prompt, Sampling, Turn
 from premoe_runtime.formats.errors import InvalidInput
 
 IGNORED = {
@@ -23,7 +23,6 @@ IGNORED = {
     "parallel_tool_calls",
 }  # fmt: skip
 ONLY: Mapping[str, tuple[object, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -53,17 +52,37 @@ ONLY: Mapping[str, tuple[object, ...]] = {
 _MAX_SEED = 2**64
 _UINT32 = 2**32 - 1
 _MAX_STOPS = 4
+_MAX_CHOICES = 128
+"""Of a request, all its prompts together."""
 _COMPLETION_TOKENS = 16
 """OpenAI's own default for /v1/completions; a chat answer may be as long as the context allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request and how its answer is to be sent."""
+    """A request and how its answer is to be sent: ``n`` choices for ``ask`` and for each of the ``others``."""
 
     ask: Ask
     stream: bool
     include_usage: bool
+    n: int = 1
+    others: tuple[str | tuple[int, ...], ...] = ()
+
+    @property
+    def asks(self) -> tuple[Ask, ...]:
+        """One a prompt."""
+        return (self.ask, *(replace(self.ask, prompt=prompt) for prompt in self.others))
+
+    def choices(self) -> list[tuple[int, Ask]]:
+        """Which of ``asks`` each choice answers, and what is asked for it: of one prompt each has a seed of its own."""
+        return [(index, _reseeded(ask, copy)) for index, ask in enumerate(self.asks) for copy in range(self.n)]
+
+
+def _reseeded(ask: Ask, copy: int) -> Ask:
+    seed = ask.sampling.seed
+    if seed is None or not copy:
+        return ask
+    return replace(ask, sampling=replace(ask.sampling, seed=(seed + copy) % _MAX_SEED))
 
 
 class BadParameter(InvalidInput):
@@ -129,7 +148,12 @@ _MESSAGES = {
     },
 }
 _PROMPT = {
-    "anyOf": [_STRING, _IDS, {"type": "array", "minItems": 1, "maxItems": 1, "items": {"anyOf": [_STRING, _IDS]}}]
+    "anyOf": [
+        _STRING,
+        _IDS,
+        {"type": "array", "minItems": 1, "maxItems": _MAX_CHOICES, "items": _STRING},
+        {"type": "array", "minItems": 1, "maxItems": _MAX_CHOICES, "items": _IDS},
+    ]
 }
 _STOPS = {"anyOf": [_STOP, {"type": "array", "maxItems": _MAX_STOPS, "items": _STOP}]}
 
@@ -155,10 +179,11 @@ class _Common(BaseModel):
     max_tokens: _Int | None = Field(default=None, ge=1, le=_UINT32)
     top_k: _Int | None = Field(default=None, ge=-1, le=_UINT32)
     """Not OpenAI's, but other servers have it; 0 and -1 mean off."""
+    n: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=_MAX_CHOICES)
     pattern: _Text = ""
     active_experts: _Int | None = Field(default=None, ge=1, le=_UINT32)
 
-    def order(self, prompt: str | tuple[int, ...] | tuple[Turn, ...], max_tokens: int) -> Order:
+    def order(self, prompt: Prompt, max_tokens: int, others: tuple[str | tuple[int, ...], ...] = ()) -> Order:
         seed = None if self.seed is None else self.seed % _MAX_SEED
         sampling = Sampling(
             max_tokens,
@@ -169,7 +194,9 @@ class _Common(BaseModel):
             None if self.top_k is None else max(0, self.top_k),
         )
         ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts)
-        return Order(ask, self.stream, bool(self.stream_options.include_usage))
+        if self.n * (1 + len(others)) > _MAX_CHOICES:
+            raise BadParameter(f"n: at most {_MAX_CHOICES} choices a request, all prompts together", "n")
+        return Order(ask, self.stream, bool(self.stream_options.include_usage), self.n, others)
 
 
 class ChatBody(_Common):
@@ -202,22 +229,25 @@ def parse_chat(body: bytes) -> Order:
 def parse_completion(body: bytes) -> Order:
     """Read a /v1/completions body. Raises BadParameter."""
     completion = _validate(CompletionBody, body)
-    return completion.order(_one_prompt(completion.prompt), completion.max_tokens or _COMPLETION_TOKENS)
+    first, *others = _prompts(completion.prompt)
+    return completion.order(first, completion.max_tokens or _COMPLETION_TOKENS, tuple(others))
+
+
+def _prompts(prompt: object) -> list[str | tuple[int, ...]]:
+    """The prompts of any of the four forms OpenAI allows."""
+    if isinstance(prompt, list) and prompt and all(isinstance(item, str | list) for item in prompt):
+        return [_one_prompt(item) for item in prompt]
+    return [_one_prompt(prompt)]
 
 
 def _one_prompt(prompt: object) -> str | tuple[int, ...]:
-    """The only prompt of the four forms OpenAI allows."""
     if isinstance(prompt, str):
         return whole_text(prompt)
     if isinstance(prompt, list) and all(type(item) is int for item in prompt):
         if not all(0 <= item <= _UINT32 for item in prompt):
             raise BadParameter("prompt: token ids must lie in the model's vocabulary", "prompt")
         return tuple(prompt)
-    if isinstance(prompt, list) and all(isinstance(item, str | list) for item in prompt):
-        if len(prompt) > 1:
-            raise BadParameter("prompt: only one prompt a request is supported", "prompt", "UNSUPPORTED_PARAMETER")
-        return _one_prompt(prompt[0])
-    raise BadParameter("prompt: must be a string, a list of token ids, or a list of one such prompt", "prompt")
+    raise BadParameter("prompt: must be a string, a list of token ids, or a list of such prompts", "prompt")
 
 
 _ROLES: Mapping[object, Literal["system", "user", "assistant"]] = {

@@ -67,7 +67,9 @@ def parts(*given: Any) -> dict[str, Any]:
 
 MAX_STOPS = "must be a string or a list of at most 4, none of them empty"
 BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {
-    "two prompts": (completion, {"prompt": ["a", "b"]}, "prompt", "only one prompt"),
+    "too many prompts": (completion, {"prompt": ["a"] * 129}, "n", "at most 128 choices a request"),
+    "too many choices": (completion, {"prompt": ["a"] * 65, "n": 2}, "n", "at most 128 choices a request"),
+    "no choice": (chat, {"n": 0}, "n", "must be greater than or equal to 1"),
     "negative token": (completion, {"prompt": [-1]}, "prompt", "token ids"),
     "huge token": (completion, {"prompt": [2**32]}, "prompt", "token ids"),
     "mixed prompt": (completion, {"prompt": ["a", 1]}, "prompt", "must be a string, a list of token ids"),
@@ -161,6 +163,15 @@ OPTIONAL = (
 @pytest.mark.parametrize("parse", [chat, completion])
 def test_null_stands_for_what_was_not_given(parse: Callable[..., Order]) -> None:
     assert parse(**dict.fromkeys(OPTIONAL), stream_options={"include_usage": None}) == parse()
+
+
+def test_several_choices_and_prompts_are_as_many_sequences_with_seeds_of_their_own() -> None:
+    order = completion(prompt=["a", "b"], n=2, seed=2**64 - 1)
+    assert [ask.prompt for ask in order.asks] == ["a", "b"]
+    chosen = [(index, ask.prompt, ask.sampling.seed) for index, ask in order.choices()]
+    assert chosen == [(0, "a", 2**64 - 1), (0, "a", 0), (1, "b", 2**64 - 1), (1, "b", 0)]
+    assert [ask.prompt for ask in completion(prompt=[[1], [2, 3]]).asks] == [(1,), (2, 3)]
+    assert chat(n=1).choices() == [(0, chat().ask)]
 
 
 def test_values_that_ask_for_nothing_are_taken() -> None:
