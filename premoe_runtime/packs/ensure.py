@@ -10,25 +10,18 @@ import json
 import re
 
 import blake3
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
+from premoe_runtime.formats.errors import Conflict, InvalidInput, PremoeError
 from premoe_runtime.formats.ids import bare_digest
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.packs.hub import HUB
 from premoe_runtime.packs.progress import Progress
 from premoe_runtime.packs.source import PACKER_VERSION, check_tokenizer, open_source
 from premoe_runtime.packs.staging import Staging, is_complete
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import Store
 
-HUB = "hf://"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model_id: str
 
 
 def ensure_pack(
@@ -43,13 +36,12 @@ def ensure_pack(
     expected = bare_digest(expect)
     if expected and (manifest := is_complete(store, expected)) is not None:
         return manifest
-    pinned = _pinned_record(source, revision)
-    manifest = _recorded(store, pinned)
+    pinned = _pinned(store, source, revision)
+    manifest = pinned.published() if pinned else None
     if manifest is None:
         manifest = _packed(_with_revision(source, revision), store, progress)
         if pinned:
-            record = _Record(model_id=manifest.model_id)
-            store.put(pinned, record.model_dump_json().encode())
+            pinned.mark(manifest)
     if expected and manifest.model_id != expected:
         raise Conflict(
             f"{source} packs to {manifest.model_id[:16]}…, but {expected[:16]}… is expected; correct the expected id, "
@@ -82,19 +74,9 @@ def _with_revision(source: str, revision: str) -> str:
     return f"{source}@{revision}"
 
 
-def _pinned_record(source: str, revision: str) -> str:
-    """Where the pack of a commit is recorded; empty for a source whose content may change under its name."""
+def _pinned(store: Store, source: str, revision: str) -> Staging | None:
+    """Where the pack of a commit is recorded; None for a source whose content may change under its name."""
     if not source.startswith(HUB) or not _COMMIT.fullmatch(revision):
-        return ""
+        return None
     text = json.dumps([PACKER_VERSION, source.rstrip("/"), revision], separators=(",", ":"))
-    return f"sources/{blake3.blake3(text.encode()).hexdigest()[:32]}.json"
-
-
-def _recorded(store: Store, record: str) -> Manifest | None:
-    if not record:
-        return None
-    try:
-        found = _Record.model_validate_json(store.get(record))
-    except (NotFound, ValidationError):
-        return None
-    return is_complete(store, found.model_id)
+    return Staging(store, blake3.blake3(text.encode()).hexdigest()[:32])

@@ -83,7 +83,7 @@ class Staging:
         The mark is written first: a run killed in between finds the staged files and publishes again. Where a pack of
         this id is there already, files that are equal stay as they are, and all others are replaced.
         """
-        self.store.put(self._mark, _SourceMark(model_id=manifest.model_id).model_dump_json().encode())
+        self.mark(manifest)
         target = pack_folder(manifest.model_id)
         if read_manifest(self.store, manifest.model_id) is None:
             self.store.put(self.path(MANIFEST_FILE), manifest.to_json())
@@ -93,6 +93,10 @@ class Staging:
                 self.store.delete(staged)
         self.store.move_prefix(f"{self.root}/pack", target, last=MANIFEST_FILE)
         self.clear()
+
+    def mark(self, manifest: Manifest) -> None:
+        """Record what this source state is packed into."""
+        self.store.put(self._mark, _SourceMark(model_id=manifest.model_id).model_dump_json().encode())
 
     def published(self) -> Manifest | None:
         """The manifest of the complete pack that this source state was packed into before."""

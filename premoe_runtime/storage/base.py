@@ -78,11 +78,6 @@ class Store:
         self._check_whole(len(data), path, offset, length)
         return data
 
-    def get_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """One bytes object per ``(offset, length)``, one request each. Raises CorruptData on a shorter object."""
-        # obstore.get_ranges panics, past any `except Exception`, when merged ranges reach past the end (0.12)
-        return [self.get_range(path, offset, length) for offset, length in ranges]
-
     def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> int:
         """Fill writable byte views one after another from ``offset``; one request. Returns the bytes read."""
         total = sum(view.nbytes for view in views)

@@ -68,8 +68,6 @@ def test_ranges(store: Store) -> None:
     assert store.get_range("x", 10, 5) == bytes(range(10, 15))
     assert store.get_range("x", 99, 1) == bytes([99])
     assert store.get_range("x", 5, 0) == b""
-    found = store.get_ranges("x", [(90, 10), (0, 1), (3, 0), (1, 4)])
-    assert found == [bytes(range(90, 100)), b"\x00", b"", bytes(range(1, 5))]
 
 
 def test_read_into_fills_views_one_after_another(store: Store) -> None:
@@ -89,8 +87,6 @@ def test_reading_past_the_end_is_corrupt_data(store: Store, offset: int, length:
         store.get_range("x", offset, length)
     assert error.value.reason == "OBJECT_TRUNCATED"
     with pytest.raises(CorruptData, match="too short"):
-        store.get_ranges("x", [(0, 1), (offset, length)])
-    with pytest.raises(CorruptData, match="too short"):
         store.read_into("x", offset, [memoryview(bytearray(length))])
 
 
@@ -101,7 +97,6 @@ def test_a_missing_object_is_not_found_by_every_reader(store: Store) -> None:
         for read in (
             lambda path: store.get(path),
             lambda path: store.get_range(path, 0, 1),
-            lambda path: store.get_ranges(path, [(0, 1)]),
             lambda path: store.head(path),
             lambda path: store.copy(path, "target"),
             lambda path: store.read_into(path, 0, [room]),
@@ -199,9 +194,8 @@ def test_bytes_read_are_counted(store: Store) -> None:
     store.put("x", bytes(100))
     store.get("x")
     store.get_range("x", 0, 10)
-    store.get_ranges("x", [(0, 1), (50, 2)])
     store.read_into("x", 0, [memoryview(bytearray(7))])
-    assert store.bytes_read == 120
+    assert store.bytes_read == 117
 
 
 def _write_and_fail(out: Writer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.pattern import pattern_path
@@ -43,7 +42,7 @@ def remove_set(store: Store, name: str) -> tuple[str, list[str]]:
     kept = {pattern for other in ids(store, "sets") if other != set_id for pattern in _patterns_of(store, other)}
     removed = [pattern for pattern in _patterns_of(store, set_id) if pattern not in kept]
     for path in (*set_paths(set_id), *map(pattern_path, removed)):
-        _delete(store, path)
+        store.delete(path)
     return set_id, removed
 
 
@@ -68,7 +67,7 @@ def readable_profiles(store: Store) -> Iterator[tuple[str, Profile | None]]:
 def remove_profiles(store: Store, profile_ids: Sequence[str]) -> None:
     """Delete profiles. Patterns made from them stay as they are."""
     for profile_id in profile_ids:
-        _delete(store, profile_path(profile_id))
+        store.delete(profile_path(profile_id))
 
 
 def _patterns_of(store: Store, set_id: str) -> list[str]:
@@ -77,9 +76,3 @@ def _patterns_of(store: Store, set_id: str) -> list[str]:
         return [member.pattern_id for member in PatternSet.load(store.get, set_id).members]
     except (CorruptData, NotFound):
         return []
-
-
-def _delete(store: Store, path: str) -> None:
-    # Somebody else may be deleting the same.
-    with suppress(NotFound):
-        store.delete(path)
