@@ -31,7 +31,7 @@ class LayerRules:
 class StepState:
     """What the coming forward runs under: a mask row and a number of active experts per token.
 
-    ``mask``: f32[L, P, E] and ``sliced``: bool[P] are the bank's tables; they are read once, when a forward begins.
+    ``mask``: f32[L, P, E] and ``sliced``: bool[P] are the slot store's tables, read once when a forward begins.
     """
 
     def __init__(self, mask: torch.Tensor, sliced: torch.Tensor, top_k: int) -> None:

@@ -13,24 +13,23 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from opentelemetry import trace
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
-from premoe_runtime.engines.base import SamplingParams, TokenEvent
+from premoe_runtime.engines.base import SamplingParams
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
-from premoe_runtime.serving.admission import Place
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
-from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Ranking, Started
+from premoe_worker.answer import Answer
+from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Ranking
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
 from premoe_worker.ports import Retrieval
 from premoe_worker.split import SplitWatch
-from premoe_worker.tracing import SwapSpan, describe_choice, describe_request, record_steps
+from premoe_worker.tracing import describe_choice, describe_request
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ class Worker:
             async for event in events:
                 yield event
 
-    async def _prepare(self, ask: Ask, received_ns: int) -> tuple[Request, _Answer]:
+    async def _prepare(self, ask: Ask, received_ns: int) -> tuple[Request, Answer]:
         """Everything that comes before a request can be queued with its pattern."""
         encoded = await self._encoding.run(self.model.encode, ask.prompt)
         ask = self._settled(ask, encoded)
@@ -104,7 +103,7 @@ class Worker:
         describe_choice(choice)
         active = self._active(ask.active_experts, pattern, budget)
         request = Request(f"r{next(self._numbers)}", pattern, active, encoded.token_ids, ask.sampling)
-        return request, _Answer(choice, len(encoded.token_ids), received_ns)
+        return request, Answer(choice, len(encoded.token_ids), received_ns)
 
     async def probe(self, ask: Ask) -> tuple[npt.NDArray[np.float32], int, float]:
         """Signature f32[D] of a prompt, tokens that counted, milliseconds. Raises InvalidInput, Exhausted (queue).
@@ -170,7 +169,7 @@ class Worker:
             "verification", pattern, min(self.limits.budget.active, int(pattern.kept.sum(axis=1).min())), (0, 0)
         )
         request = replace(request, sampling=replace(request.sampling, max_tokens=1))
-        answer = _Answer(PatternChoice("full", pattern.id), 2, time.time_ns())
+        answer = Answer(PatternChoice("full", pattern.id), 2, time.time_ns())
         async for event in answer.run(self.model, request):
             if isinstance(event, Finished) and not 0.0 < event.retained_mass <= 1.001:
                 raise PremoeError(
@@ -294,65 +293,3 @@ class Worker:
 def cut(ranking: Ranking, budget: Budget, slots: tuple[int, ...], allocation: Allocation) -> KeptPattern:
     """A pattern's best experts. Raises InvalidInput when the slots do not hold them."""
     return KeptPattern(ranking.pattern_id, ranking.kept(budget, slots, allocation), ranking.semantics)
-
-
-class _Answer:
-    """Carries one request's events from the engine's thread to the event loop."""
-
-    def __init__(self, choice: PatternChoice, prompt_tokens: int, received_ns: int) -> None:
-        self._choice = choice
-        self._prompt_tokens = prompt_tokens
-        self._received_ns = received_ns
-        self._completion_tokens = 0
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[SwapReport | TokenEvent] = asyncio.Queue()
-
-    async def run(
-        self, model: ServedModel, request: Request, place: Place | None = None
-    ) -> AsyncGenerator[Event, None]:
-        swap = SwapSpan(self._choice)
-        started = False
-        # The manager copies this context: what it fetches for us becomes part of the swap span.
-        with trace.use_span(swap.span, end_on_exit=False):
-            handle = model.front.generate(request, self._put, self._put, place)
-        try:
-            while True:
-                item = await self._queue.get()
-                if isinstance(item, SwapReport):
-                    started = True
-                    swap.end(item)
-                    yield Started(self._choice, self._prompt_tokens, item)
-                    continue
-                if item.error is not None:
-                    if not started:
-                        swap.fail(item.error)
-                    raise item.error
-                self._completion_tokens += len(item.token_ids)
-                if item.text or item.token_ids:
-                    yield Delta(item.text, item.token_ids)
-                if item.finish is not None:
-                    yield self._finished(item)
-                    return
-        finally:
-            handle.cancel()
-
-    def _put(self, item: SwapReport | TokenEvent) -> None:
-        # After a forced stop there may be no loop left to tell.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
-
-    def _finished(self, event: TokenEvent) -> Finished:
-        assert event.finish is not None, "only the last event is turned into Finished"
-        timings = event.timings
-        first_ns = timings.first_token_ns if timings else 0
-        finished = Finished(
-            reason=event.finish,
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            retained_mass=event.retained_mass or 0.0,
-            first_token_ms=(first_ns - self._received_ns) / 1e6 if first_ns else 0.0,
-            decode_ms=(timings.finished_ns - first_ns) / 1e6 if timings and first_ns else 0.0,
-        )
-        if timings is not None:
-            record_steps(timings, finished)
-        return finished

@@ -1,0 +1,78 @@
+"""One request's answer as a stream of events."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from opentelemetry import trace
+
+from premoe_runtime.engines.base import TokenEvent
+from premoe_runtime.serving.admission import Place
+from premoe_runtime.serving.reports import SwapReport
+from premoe_runtime.serving.requests import Request
+from premoe_worker.domain import Delta, Event, Finished, PatternChoice, Started
+from premoe_worker.model import ServedModel
+from premoe_worker.tracing import SwapSpan, record_steps
+
+
+class Answer:
+    """Carries one request's events from the engine's thread to the event loop."""
+
+    def __init__(self, choice: PatternChoice, prompt_tokens: int, received_ns: int) -> None:
+        self._choice = choice
+        self._prompt_tokens = prompt_tokens
+        self._received_ns = received_ns
+        self._completion_tokens = 0
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[SwapReport | TokenEvent] = asyncio.Queue()
+
+    async def run(
+        self, model: ServedModel, request: Request, place: Place | None = None
+    ) -> AsyncGenerator[Event, None]:
+        swap = SwapSpan(self._choice)
+        started = False
+        # The front copies this context: what is fetched for us becomes part of the swap span.
+        with trace.use_span(swap.span, end_on_exit=False):
+            handle = model.front.generate(request, self._put, self._put, place)
+        try:
+            while True:
+                item = await self._queue.get()
+                if isinstance(item, SwapReport):
+                    started = True
+                    swap.end(item)
+                    yield Started(self._choice, self._prompt_tokens, item)
+                    continue
+                if item.error is not None:
+                    if not started:
+                        swap.fail(item.error)
+                    raise item.error
+                self._completion_tokens += len(item.token_ids)
+                if item.text or item.token_ids:
+                    yield Delta(item.text, item.token_ids)
+                if item.finish is not None:
+                    yield self._finished(item)
+                    return
+        finally:
+            handle.cancel()
+
+    def _put(self, item: SwapReport | TokenEvent) -> None:
+        # After a forced stop there may be no loop left to tell.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+    def _finished(self, event: TokenEvent) -> Finished:
+        assert event.finish is not None, "only the last event is turned into Finished"
+        timings = event.timings
+        first_ns = timings.first_token_ns if timings else 0
+        finished = Finished(
+            reason=event.finish,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            retained_mass=event.retained_mass or 0.0,
+            first_token_ms=(first_ns - self._received_ns) / 1e6 if first_ns else 0.0,
+            decode_ms=(timings.finished_ns - first_ns) / 1e6 if timings and first_ns else 0.0,
+        )
+        if timings is not None:
+            record_steps(timings, finished)
+        return finished
