@@ -149,7 +149,7 @@ def main(
         turn += 1
         settle()
         started = time.perf_counter()
-        loads = ledger.plan(sides[turn % 2]).loads
+        loads = ledger.plan(sides[turn % 2])
         retired = store.retire(ledger.retire(loads))
         blobs = [BlobCopy(x.expert, host.place(x.expert), x.slot, host.digest(x.expert)) for x in loads]
         copied = copier.run(Copy(tuple(blobs), threads=copy_threads), after=retired)

@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.plan import EMPTY, Load, SwapPlan, plan_swap
+from premoe_runtime.residency.plan import EMPTY, Load, plan_swap
 
 Placement = tuple[ExpertId, int]
 """An expert and the slot of its layer that holds it."""
@@ -72,7 +72,7 @@ class Ledger:
         self._clock += 1
         self._recency.update(dict.fromkeys(experts, self._clock))
 
-    def plan(self, needed: AbstractSet[ExpertId], pinned: AbstractSet[ExpertId] = frozenset()) -> SwapPlan:
+    def plan(self, needed: AbstractSet[ExpertId], pinned: AbstractSet[ExpertId] = frozenset()) -> tuple[Load, ...]:
         """``plan_swap`` over the present table.
 
         Raises Exhausted; Conflict while another swap brings one of these experts; InvalidInput for an expert that the

@@ -29,17 +29,6 @@ class Load:
         return self.expert.layer
 
 
-@dataclass(frozen=True, slots=True)
-class SwapPlan:
-    """What a swap will do: a value, carried out later by someone else."""
-
-    loads: tuple[Load, ...]
-
-    @property
-    def victims(self) -> frozenset[ExpertId]:
-        return frozenset(load.evicts for load in self.loads if load.evicts is not None)
-
-
 def whole_host_bytes(blob_bytes: int, blobs: int) -> int:
     """Bytes of a host tier that holds a blob for each of a worker's slots, so that any pattern is here whole before
     anything gives way for it.
@@ -54,7 +43,7 @@ def plan_swap(
     recency: Mapping[ExpertId, int],
     *,
     reserved: AbstractSet[tuple[int, int]] = NO_SLOTS,
-) -> SwapPlan:
+) -> tuple[Load, ...]:
     """Make every expert of ``needed`` resident with as few copies as possible.
 
     ``table[layer][slot]`` is the expert that lies there, or ``EMPTY``; layers may differ in slots. ``pinned`` experts
@@ -91,4 +80,4 @@ def plan_swap(
         targets: list[tuple[int, ExpertId | None]] = [(slot, None) for slot in free]
         targets += [(slot, occupant) for _, occupant, slot in sorted(victims)]
         loads += [Load(expert, slot, evicts) for expert, (slot, evicts) in zip(wanted, targets, strict=False)]
-    return SwapPlan(tuple(loads))
+    return tuple(loads)

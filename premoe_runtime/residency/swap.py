@@ -38,7 +38,7 @@ def bring(
     ledger = Ledger(store.slots, store.num_experts, store.slot_table())
     arena = HostArena(store.shape.blob_bytes, staging_bytes)
     fetcher, copier = Fetcher(source, store.shape, arena), Copier(store, arena)
-    left = list(ledger.plan(needed, pinned).loads)
+    left = list(ledger.plan(needed, pinned))
     while left:
         batch, left = left[: arena.capacity], left[arena.capacity :]
         tier = HostTier(arena)

@@ -90,10 +90,9 @@ class Fetches:
         patience_s: float = PATIENCE_S,
         spawn: Callable[[Callable[[], None]], None] = on_a_thread,
     ) -> None:
-        self._host, self._fetcher, self._post, self._spawn = host, fetcher, post, spawn
+        self.host, self._fetcher, self._post, self._spawn = host, fetcher, post, spawn
         self._retry_seconds, self._patience_s = tuple(retry_seconds), patience_s
         self._running: set[Fetch] = set()
-        self.host = host
 
     def update(
         self, need: Need, lacking: Iterable[ExpertId], *, first: bool, context: contextvars.Context | None, now: float
@@ -105,15 +104,15 @@ class Fetches:
         """
         wanted = list(lacking)
         for expert in wanted:
-            if expert in self._host and expert not in need.held:
-                self._host.hold(expert)
+            if expert in self.host and expert not in need.held:
+                self.host.hold(expert)
                 need.held.add(expert)
         missing = [e for e in wanted if e not in need.held]
         need.ready = not missing
         if not missing or need.fetch is not None or now < need.retry_at or len(self._running) >= MAX_FETCHES:
             return
-        absent = [e for e in missing if not self._host.is_filling(e)]
-        room = self._host.available
+        absent = [e for e in missing if not self.host.is_filling(e)]
+        room = self.host.available
         if room < len(absent) and not first:
             return
         if absent and room:
@@ -127,18 +126,18 @@ class Fetches:
         for expert in list(need.held) if experts is None else experts:
             if expert in need.held:
                 need.held.remove(expert)
-                self._host.let_go(expert)
+                self.host.let_go(expert)
 
     def pin(self, need: Need) -> None:
         """Keep its blobs in host memory until it is dropped. Raises Exhausted when they do not fit."""
-        self._host.pin(need.experts)
+        self.host.pin(need.experts)
         need.pinned = True
 
     def drop(self, need: Need) -> None:
         """Nobody needs it any more: stop its fetch, give up its holds and its pin."""
         self.let_go(need)
         if need.pinned:
-            self._host.unpin(need.experts)
+            self.host.unpin(need.experts)
             need.pinned = False
         if need.fetch is not None:
             need.fetch.stop.set()
@@ -149,9 +148,9 @@ class Fetches:
         """Take a blob in; it is held if its owner still wants it."""
         fetch, expert = message.fetch, message.expert
         del fetch.places[expert]
-        self._host.commit(expert, message.digest)
+        self.host.commit(expert, message.digest)
         if wanted and fetch.need.fetch is fetch and not fetch.stop.is_set():
-            self._host.hold(expert)
+            self.host.hold(expert)
             fetch.need.held.add(expert)
             fetch.need.delivered += 1
             fetch.need.waiting_ns = time.time_ns()
@@ -161,7 +160,7 @@ class Fetches:
         fetch, need = message.fetch, message.fetch.need
         self._running.discard(fetch)
         for expert in fetch.places:
-            self._host.discard(expert)
+            self.host.discard(expert)
         if need.fetch is not fetch:
             return None
         need.fetch = None
@@ -185,7 +184,7 @@ class Fetches:
             fetch.stop.set()
 
     def _start(self, need: Need, experts: Sequence[ExpertId], context: contextvars.Context) -> None:
-        fetch = need.fetch = Fetch(need, {expert: self._host.reserve(expert) for expert in experts})
+        fetch = need.fetch = Fetch(need, {expert: self.host.reserve(expert) for expert in experts})
         need.waiting_ns = need.waiting_ns or time.time_ns()
         self._running.add(fetch)
         # Another fetch may run in the request's context at this moment: a copy is entered.

@@ -106,7 +106,7 @@ class Swaps:
     def begin(self, group: Group) -> None:
         """Plan the group's swap; ``advance`` carries it out."""
         start_ns = time.time_ns()
-        loads = self._ledger.plan(group.experts, self._groups.pinned()).loads
+        loads = self._ledger.plan(group.experts, self._groups.pinned())
         phases = [SwapPhase("plan", start_ns, time.time_ns())]
         self.current = Swap(
             group, self._groups.take_row(group), {load.expert: load for load in loads}, len(loads), phases

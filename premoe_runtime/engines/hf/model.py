@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,21 +29,6 @@ from premoe_runtime.residency.source import ExpertSource
 
 CONFIG_FILE = "skeleton/config.json"
 GENERATION_FILE = "skeleton/generation_config.json"
-
-
-class Steps:
-    """Returned by ``SlotModel.steps``: already in force; as a context it falls back to row 0 at the end."""
-
-    def __init__(self, state: StepState, top_k: int) -> None:
-        self._state, self._top_k = state, top_k
-
-    def __enter__(self) -> Steps:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._state.set(0, self._top_k)
 
 
 class SlotModel:
@@ -72,16 +57,18 @@ class SlotModel:
         """See ``load_tokenizer``; made on first use."""
         return load_tokenizer(self.source)
 
-    def steps(self, rows: Sequence[int] | int, active: Sequence[int] | int | None = None) -> Steps:
+    def steps(self, rows: Sequence[int] | int, active: Sequence[int] | int | None = None) -> ExitStack:
         """Fix mask row and number of active experts (default top-k) of each of T flattened tokens.
 
-        Holds for the coming forwards until it is called again; single ones fit any number of tokens. Usable as a
-        context. Raises InvalidInput for lengths that differ and for ``active`` outside 1..top-k; a forward over
-        another number of tokens than T raises it too.
+        Holds for the coming forwards until it is called again; single ones fit any number of tokens. As a context it
+        falls back to row 0 at the end. Raises InvalidInput for lengths that differ and for ``active`` outside 1..top-k;
+        a forward over another number of tokens than T raises it too.
         """
         top_k = self.manifest.top_k
         self._state.set(rows, top_k if active is None else active)
-        return Steps(self._state, top_k)
+        after = ExitStack()
+        after.callback(self._state.set, 0, top_k)
+        return after
 
     def retained_mass(self) -> torch.Tensor:
         """f32[T] of the last forward: the full router's probability mass on kept experts, mean over MoE layers."""

@@ -298,11 +298,12 @@ def test_retired_experts_are_never_chosen(tmp_path: Path) -> None:
     newcomer = frozenset({ExpertId(0, int((~kept[0, 0]).nonzero()[0]))})
     ledger = Ledger(slots.store.slots, EXPERTS, slots.store.slot_table())
     plan = ledger.plan(newcomer)
-    (victim,) = plan.victims
+    victim = plan[0].evicts
+    assert victim is not None
     slots.store.retire([victim])
     left = kept.clone()
     left[0, victim.layer, victim.expert] = False
-    slots.store.arenas[0].slot(plan.loads[0].slot).fill_(255)  # half-written bytes: NaN in every dtype
+    slots.store.arenas[0].slot(plan[0].slot).fill_(255)  # half-written bytes: NaN in every dtype
     with masked_selection(left, ONE_ROW):
         expected = stock_logits(stock, prompts())
     assert torch.equal(slot_logits(slots, prompts()), expected)

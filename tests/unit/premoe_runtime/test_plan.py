@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.plan import EMPTY, Load, SwapPlan, plan_swap
+from premoe_runtime.residency.plan import EMPTY, Load, plan_swap
 
 LAYERS, EXPERTS = 3, 8
 SLOTS = (5, 3, 4)
@@ -19,6 +19,10 @@ def ids(layer: int, *numbers: int) -> frozenset[ExpertId]:
     return frozenset(ExpertId(layer, number) for number in numbers)
 
 
+def victims(loads: tuple[Load, ...]) -> frozenset[ExpertId]:
+    return frozenset(load.evicts for load in loads if load.evicts is not None)
+
+
 def planned(
     needed: frozenset[ExpertId],
     resident: dict[ExpertId, int],
@@ -26,7 +30,7 @@ def planned(
     slots: tuple[int, ...],
     recency: dict[ExpertId, int],
     reserved: frozenset[tuple[int, int]] = frozenset(),
-) -> SwapPlan:
+) -> tuple[Load, ...]:
     """``plan_swap`` over the table that ``resident`` (expert -> slot) describes."""
     table = [[EMPTY] * count for count in slots]
     for expert, slot in resident.items():
@@ -38,23 +42,23 @@ def test_free_slots_first_then_the_least_recently_used() -> None:
     resident = {ExpertId(0, 0): 0, ExpertId(0, 1): 1, ExpertId(0, 2): 3}
     recency = {ExpertId(0, 0): 9, ExpertId(0, 1): 4, ExpertId(0, 2): 7}
     plan = planned(ids(0, 5, 6), resident, frozenset(), (4,) * LAYERS, recency)
-    assert plan.loads == (
+    assert plan == (
         Load(ExpertId(0, 5), 2),
         Load(ExpertId(0, 6), 1, ExpertId(0, 1)),
     )
-    assert plan.victims == ids(0, 1)
+    assert victims(plan) == ids(0, 1)
 
 
 def test_only_what_is_missing_moves() -> None:
     resident = {ExpertId(0, 0): 0, ExpertId(0, 1): 1}
     plan = planned(ids(0, 0, 1), resident, frozenset(), (2,) * LAYERS, {})
-    assert plan.loads == ()
+    assert plan == ()
 
 
 def test_never_used_goes_before_used_and_ties_to_the_lower_id() -> None:
     resident = {ExpertId(0, 4): 0, ExpertId(0, 2): 1, ExpertId(0, 3): 2}
     plan = planned(ids(0, 7, 8), resident, frozenset(), (3,) * LAYERS, {ExpertId(0, 4): 0})
-    assert [load.evicts for load in plan.loads] == [ExpertId(0, 2), ExpertId(0, 3)]
+    assert [load.evicts for load in plan] == [ExpertId(0, 2), ExpertId(0, 3)]
 
 
 def test_exhausted_says_where_and_what_to_do() -> None:
@@ -67,7 +71,7 @@ def test_exhausted_says_where_and_what_to_do() -> None:
 
 def test_slots_of_another_swap_are_left_alone() -> None:
     plan = planned(ids(0, 5), {}, frozenset(), (2,) * LAYERS, {}, reserved=frozenset({(0, 0)}))
-    assert plan.loads == (Load(ExpertId(0, 5), 1),)
+    assert plan == (Load(ExpertId(0, 5), 1),)
     with pytest.raises(Exhausted):
         planned(ids(0, 5, 6), {}, frozenset(), (2,) * LAYERS, {}, reserved=frozenset({(0, 0)}))
 
@@ -110,17 +114,17 @@ def test_any_plan_serves_its_purpose(
         return
     assert fits
     assert plan == planned(needed, dict(reversed(resident.items())), pinned, SLOTS, recency, reserved=reserved)
-    after = {expert: slot for expert, slot in resident.items() if expert not in plan.victims}
-    after |= {load.expert: load.slot for load in plan.loads}
+    after = {expert: slot for expert, slot in resident.items() if expert not in victims(plan)}
+    after |= {load.expert: load.slot for load in plan}
     assert needed <= after.keys()
     assert pinned & resident.keys() <= after.keys()
-    assert len(plan.loads) == len(needed - resident.keys())
+    assert len(plan) == len(needed - resident.keys())
     places = [(expert.layer, slot) for expert, slot in after.items()]
     assert len(places) == len(set(places))
-    assert not reserved & {(load.layer, load.slot) for load in plan.loads}
-    for load in plan.loads:
+    assert not reserved & {(load.layer, load.slot) for load in plan}
+    for load in plan:
         assert 0 <= load.slot < SLOTS[load.layer]
         assert load.evicts is None or resident[load.evicts] == load.slot
-    for victim in plan.victims:
-        spared = {e for e in resident if e.layer == victim.layer and e not in plan.victims | needed | pinned}
+    for victim in victims(plan):
+        spared = {e for e in resident if e.layer == victim.layer and e not in victims(plan) | needed | pinned}
         assert all(recency.get(victim, -1) <= recency.get(other, -1) for other in spared)

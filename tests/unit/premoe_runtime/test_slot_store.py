@@ -240,7 +240,7 @@ def copies(store: SlotStore, source: MemorySource, *experts: int) -> tuple[Copie
     """Everything ready to copy these experts into an empty store."""
     arena = HostArena(store.shape.blob_bytes, 2 * EXPERTS * store.shape.blob_bytes)
     host, ledger = HostTier(arena), Ledger(store.slots, EXPERTS)
-    loads = ledger.plan(wanted(*experts)).loads
+    loads = ledger.plan(wanted(*experts))
     places = {load.expert: host.reserve(load.expert) for load in loads}
     Fetcher(source, store.shape, arena).fetch(places, host.commit)
     ledger.retire(loads)

@@ -99,7 +99,7 @@ class SwapMachine(RuleBasedStateMachine):
         """Plan, and bring the blobs into host memory; nothing gives way for them yet."""
         needed = experts_of(kept_table[pattern])
         try:
-            loads = self.ledger.plan(needed, self.in_use()).loads
+            loads = self.ledger.plan(needed, self.in_use())
         except Exhausted:
             together = needed | self.in_use()
             assert any(sum(e.layer == layer for e in together) > SLOTS[layer] for layer in range(LAYERS))
