@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_gateway.metrics import GatewayMetrics
+from premoe_operator.run.metrics import Metrics as OperatorMetrics
 from premoe_retrieval.metrics import RetrievalMetrics
 from premoe_servicekit.metrics import COUNTER, GAUGE, Metric, Metrics
 from premoe_worker.metrics import WorkerMetrics
@@ -41,45 +42,65 @@ PROCESS = (
 """prometheus-client's own, which it names but does not list."""
 
 
-def every_process(metrics: Metrics) -> None:
+def every_process() -> Metrics:
+    metrics = Metrics()
     metrics.add_process()
+    return metrics
 
 
-def worker(metrics: Metrics) -> None:
+def worker() -> Metrics:
+    metrics = Metrics()
     WorkerMetrics(metrics).show(cast(Any, None))
+    return metrics
 
 
-def gateway(metrics: Metrics) -> None:
+def gateway() -> Metrics:
+    metrics = Metrics()
     GatewayMetrics(metrics, ()).show(cast(Any, None))
+    return metrics
 
 
-def store(metrics: Metrics) -> None:
+def retrieval() -> Metrics:
+    metrics = Metrics()
+    RetrievalMetrics(metrics)
+    return metrics
+
+
+def store() -> Metrics:
+    metrics = Metrics()
     StoreMetrics(metrics).show(lambda: True)
+    return metrics
 
 
-SECTIONS: Mapping[str, Callable[[Metrics], object]] = {
-    "Every process": every_process,
+def operator() -> Metrics:
+    metrics = OperatorMetrics()
+    metrics.show(dict, dict, int)
+    return metrics
+
+
+SECTIONS: Mapping[str, Callable[[], Metrics]] = {
+    "Every process but the operator": every_process,
     "Worker": worker,
     "Gateway": gateway,
-    "Retrieval": RetrievalMetrics,
+    "Retrieval": retrieval,
     "Expert store": store,
+    "Operator": operator,
 }
 
 
-def listed(fill: Callable[[Metrics], object]) -> dict[str, Metric]:
-    """What a part of the code counts, by the name under which it is exported, without a counter's `_total`."""
-    metrics = Metrics()
-    fill(metrics)
+def listed(title: str) -> dict[str, Metric]:
+    """What is in a section, by the name under which it is exported, without a counter's `_total`."""
+    metrics = SECTIONS[title]()
     own = {metrics.prefix + metric.name: metric for metric in metrics.listed}
-    return {**own, **({metric.name: metric for metric in PROCESS} if fill is every_process else {})}
+    return {**own, **({metric.name: metric for metric in PROCESS} if SECTIONS[title] is every_process else {})}
 
 
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
-    for title, fill in SECTIONS.items():
+    for title in SECTIONS:
         parts += [f"## {title}", "", "| metric | type | labels | meaning |", "|---|---|---|---|"]
-        parts += [row(name, metric) for name, metric in listed(fill).items()]
+        parts += [row(name, metric) for name, metric in listed(title).items()]
         parts.append("")
     return "\n".join(parts)
 

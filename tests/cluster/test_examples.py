@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ __all__ = ["control_plane", "definition", "namespace"]
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.usefixtures("definition")]
 
 FOLDER = Path(__file__).parents[2] / "examples"
+FOREIGN = "keda.sh/"
+"""An API that is not on this server."""
 EXAMPLES = sorted(FOLDER.glob("*.yaml"))
 
 
@@ -56,7 +59,8 @@ def test_every_checkpoint_has_patterns_from_its_own_example_or_an_earlier_one() 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
 def test_an_example_applies_and_its_children_would(control_plane: ControlPlane, namespace: str, example: Path) -> None:
-    control_plane.kubectl("apply", "--server-side", "--validate=strict", "-n", namespace, "-f", str(example))
+    known = yaml.safe_dump_all(each for each in documents(example) if not each["apiVersion"].startswith(FOREIGN))
+    control_plane.kubectl("apply", "--server-side", "--validate=strict", "-n", namespace, "-f", "-", stdin=known)
     (name,) = (each["metadata"]["name"] for each in documents(example) if each["kind"] == "PrunedModel")
     found: Any = control_plane.get(models_path(namespace, name))
     metadata = found["metadata"]
@@ -82,3 +86,23 @@ def test_applying_the_autoscaled_example_again_keeps_what_the_autoscaler_chose(
     found = control_plane.get(scale)
     assert found is not None
     assert found["spec"] == chosen["spec"]
+
+
+def test_autoscalers_ask_for_metrics_that_exist_and_scale_their_own_prunedmodel() -> None:
+    page = (FOLDER.parent / "docs" / "reference" / "metrics.md").read_text()
+    scalers = [
+        (example, each)
+        for example in EXAMPLES
+        for each in documents(example)
+        if each["kind"] in ("HorizontalPodAutoscaler", "ScaledObject")
+    ]
+    assert {scaler["kind"] for _, scaler in scalers} == {"HorizontalPodAutoscaler", "ScaledObject"}
+    for example, scaler in scalers:
+        (model,) = (each for each in documents(example) if each["kind"] == "PrunedModel")
+        target = {key: model[key] for key in ("apiVersion", "kind")} | {"name": model["metadata"]["name"]}
+        assert scaler["spec"]["scaleTargetRef"] == target
+        assert "replicas" not in model["spec"]["workers"]
+        (name,) = {
+            each.replace("premoe_", "premoe:", 1) for each in re.findall(r"premoe[_:]num\w+", example.read_text())
+        }
+        assert f"| `{name}` | gauge |" in page
