@@ -34,6 +34,7 @@ COMPONENTS = ("operator", "retrieval", "expert-store", "gateway")
 FOREIGN_KINDS = (
     ("cert-manager.io", "certificates", "Certificate"),
     ("monitoring.coreos.com", "servicemonitors", "ServiceMonitor"),
+    ("monitoring.coreos.com", "podmonitors", "PodMonitor"),
     ("monitoring.coreos.com", "prometheusrules", "PrometheusRule"),
 )
 """Kinds of other projects that the chart writes; (group, plural, kind)."""

@@ -89,6 +89,17 @@ class ReleaseTracing(Part):
     """Share of requests traced when the caller did not decide, as a decimal string."""
 
 
+class ReleaseMetrics(Part):
+    """Metrics of workers."""
+
+    enabled: bool = False
+    """Serve them, as plain HTTP on a port of their own."""
+    annotations: bool = False
+    """Annotate the pods for a Prometheus that finds them by that."""
+    peers: list[dict[str, Any]] = Field(default=[])
+    """Who may read them, as NetworkPolicyPeers; none: everybody in the cluster."""
+
+
 class PodTemplatePolicy(Part):
     """What ``spec.podTemplate`` may set."""
 
@@ -143,6 +154,8 @@ class Release(Part):
     """Transport security of PrunedModels that name none."""
     tracing: ReleaseTracing = ReleaseTracing()
     """Traces of PrunedModels that name no endpoint."""
+    metrics: ReleaseMetrics = ReleaseMetrics()
+    """Metrics of workers."""
     drain: Drain = Drain()
     """How long a stopping worker still serves."""
     run_as_user: Annotated[int, Field(ge=1)] | None = None

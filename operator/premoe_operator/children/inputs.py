@@ -14,6 +14,7 @@ from premoe_runtime.formats.errors import InvalidInput
 GRPC_PORT = 50051
 ADMIN_PORT = 50052
 HEALTH_PORT = 50053
+METRICS_PORT = 50054
 
 JOB_COMPONENTS = ("pack", "profile", "patterns")
 

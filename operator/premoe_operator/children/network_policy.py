@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from premoe_operator.api.names import LABEL_COMPONENT, LABEL_MODEL, LABEL_NAME
 from premoe_operator.api.release import Callers, ReleaseService
 from premoe_operator.api.resources import Peer
-from premoe_operator.children.inputs import GRPC_PORT, JOB_COMPONENTS, Inputs, metadata, worker_selector
+from premoe_operator.children.inputs import GRPC_PORT, JOB_COMPONENTS, METRICS_PORT, Inputs, metadata, worker_selector
 from premoe_operator.children.services import expert_store, retrieval
 from premoe_operator.kube.objects import Json
 
@@ -41,7 +41,8 @@ def network_policy(inputs: Inputs) -> Json | None:
         *_otlp(inputs),
     ]
     selector = {"matchLabels": worker_selector(inputs.owner.name)}
-    return _policy(inputs, inputs.worker_name, "worker", selector, _callers(inputs), egress)
+    ingress = [*_callers(inputs), *_scrapers(inputs)]
+    return _policy(inputs, inputs.worker_name, "worker", selector, ingress, egress)
 
 
 def jobs_network_policy(inputs: Inputs) -> Json | None:
@@ -83,6 +84,13 @@ def _callers(inputs: Inputs) -> list[Json]:
     clients = [*own, *map(_peer, inputs.spec.access.peers)]
     # A rule without peers would let everybody in.
     return [{"from": clients, "ports": [{"port": GRPC_PORT, "protocol": "TCP"}]}] if clients else []
+
+
+def _scrapers(inputs: Inputs) -> list[Json]:
+    metrics = inputs.release.metrics
+    everybody: list[Json] = [{"namespaceSelector": {}}]
+    ports = [{"port": METRICS_PORT, "protocol": "TCP"}]
+    return [{"from": metrics.peers or everybody, "ports": ports}] if metrics.enabled else []
 
 
 def _caller(caller: Callers) -> Json:

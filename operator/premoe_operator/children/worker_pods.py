@@ -10,6 +10,7 @@ from premoe_operator.children.inputs import (
     ADMIN_PORT,
     GRPC_PORT,
     HEALTH_PORT,
+    METRICS_PORT,
     Inputs,
     default_image,
     labels,
@@ -39,6 +40,7 @@ MAX_CONNECTION_AGE_S = 300
 _STOP_MARGIN_S = 10
 """From the end of the last request to the exit of the process: models are unloaded and spans exported meanwhile."""
 
+_SCRAPE = {"scrape": "true", "path": "/metrics", "port": str(METRICS_PORT)}
 _TOPOLOGY = {"Host": "kubernetes.io/hostname", "Zone": "topology.kubernetes.io/zone"}
 
 
@@ -65,7 +67,11 @@ def worker_template(inputs: Inputs) -> Json:
     template: Json = {
         "metadata": {
             "labels": {**labels(inputs, "worker", workers.labels), LABEL_SPEC_HASH: spec_hash(inputs)},
-            "annotations": {**workers.annotations, "kubectl.kubernetes.io/default-container": WORKER_CONTAINER},
+            "annotations": {
+                **_scraped(inputs),
+                **workers.annotations,
+                "kubectl.kubernetes.io/default-container": WORKER_CONTAINER,
+            },
         },
         "spec": spec,
     }
@@ -102,6 +108,7 @@ def _container(inputs: Inputs) -> Json:
         grpc: Json = {"port": HEALTH_PORT, "service": service}
         return {"grpc": grpc, "periodSeconds": PROBE_PERIOD_S, "timeoutSeconds": 3, "failureThreshold": failures}
 
+    metrics = inputs.release.metrics.enabled
     return {
         "name": WORKER_CONTAINER,
         "image": inputs.image or default_image(inputs),
@@ -110,6 +117,7 @@ def _container(inputs: Inputs) -> Json:
             {"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"},
             {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
+            *([{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}] if metrics else []),
         ],
         "startupProbe": probe(math.ceil(inputs.spec.workers.startup_timeout_seconds / PROBE_PERIOD_S)),
         "readinessProbe": probe(2),
@@ -117,6 +125,14 @@ def _container(inputs: Inputs) -> Json:
         "livenessProbe": probe(6, "liveness"),
         "lifecycle": {"preStop": {"sleep": {"seconds": inputs.release.drain.pre_stop_seconds}}},
     }
+
+
+def _scraped(inputs: Inputs) -> dict[str, str]:
+    """Annotations by which a Prometheus without its operator finds pods."""
+    metrics = inputs.release.metrics
+    if not (metrics.enabled and metrics.annotations):
+        return {}
+    return {f"prometheus.io/{key}": value for key, value in _SCRAPE.items()}
 
 
 def _settings(inputs: Inputs) -> list[Json]:
@@ -130,6 +146,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         "ADMIN_PORT": ADMIN_PORT,
         "HEALTH_HOST": "0.0.0.0",
         "HEALTH_PORT": HEALTH_PORT,
+        "METRICS_PORT": METRICS_PORT if release.metrics.enabled else None,
         "STORE": grpc_target(expert_store(inputs)),
         "RETRIEVAL": grpc_target(retrieval(inputs)),
         "MODEL_ID": bare_digest(inputs.packed_model_id()),

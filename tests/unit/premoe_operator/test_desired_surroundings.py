@@ -148,6 +148,12 @@ def test_peers_are_named_by_namespace_and_labels() -> None:
     }
 
 
+@pytest.mark.parametrize("peers", [[], [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]])
+def test_metrics_are_read_by_whom_the_release_names_or_by_everybody(peers: list[dict[str, Any]]) -> None:
+    policy = children.network_policy(inputs_of(SMALLEST, release={"metrics": {"enabled": True, "peers": peers}}))
+    assert rules(policy, "ingress")[-1] == {"from": peers or [{"namespaceSelector": {}}], "ports": tcp(50054)}
+
+
 def test_without_any_caller_nobody_is_let_in() -> None:
     policy = children.network_policy(inputs_of(SMALLEST, release={"gateway": None, "operator": None}))
     assert rules(policy, "ingress") == []

@@ -385,3 +385,21 @@ def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
         "mixtral-profile-d5466582",
         "mixtral-patterns-218acc88",
     ]
+
+
+def test_metrics_have_a_port_where_the_release_serves_them() -> None:
+    release = {"metrics": {"enabled": True, "annotations": True}}
+    without = children.worker_template(inputs_of(SMALLEST))
+    template = children.worker_template(inputs_of(SMALLEST, release=release))
+    container, plain = container_of(template), container_of(without)
+    assert [port for port in container["ports"] if port not in plain["ports"]] == [
+        {"name": "metrics", "containerPort": 50054, "protocol": "TCP"}
+    ]
+    assert [each for each in container["env"] if each not in plain["env"]] == [
+        {"name": "PREMOE_WORKER_METRICS_PORT", "value": "50054"}
+    ]
+    found = template["metadata"]["annotations"]
+    assert found.pop("prometheus.io/port") == "50054"
+    assert found.pop("prometheus.io/scrape") == "true"
+    assert found.pop("prometheus.io/path") == "/metrics"
+    assert found == without["metadata"]["annotations"]

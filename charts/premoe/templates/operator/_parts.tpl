@@ -60,6 +60,10 @@ tracing:
   endpoint: {{ . | quote }}
   sampleRatio: {{ $.Values.tracing.sampleRatio | quote }}
 {{- end }}
+metrics:
+  enabled: {{ .Values.metrics.enabled }}
+  annotations: {{ .Values.metrics.annotations }}
+  peers: {{ toJson .Values.networkPolicy.ingress.metrics }}
 drain:
   {{- toYaml .Values.worker.drain | nindent 2 }}
 {{- with .Values.podSecurityContext.runAsUser }}
