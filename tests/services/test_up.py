@@ -117,6 +117,9 @@ def test_one_worker_of_two_dies_and_is_started_again_while_the_other_answers(sto
             assert time.monotonic() < deadline, logs.read_text()
         assert len(before) == 2
         assert answered
+        metrics: Any = announced["metrics"]
+        for name in ("worker-0", "worker-1"):
+            assert scrape(metrics[name]).value("premoe:build_info") == 1
         children += psutil.Process(process.pid).children(recursive=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0

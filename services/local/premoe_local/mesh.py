@@ -264,6 +264,8 @@ def _start(
 def _same_ports(ready: Mapping[str, str]) -> tuple[str, ...]:
     """Flags that put a worker where others know it."""
     ports = {"--port": ready["address"], "--admin-port": ready["admin"]}
+    if "metrics" in ready:
+        ports["--metrics-port"] = ready["metrics"]
     return tuple(part for flag, address in ports.items() for part in (flag, address.rpartition(":")[2]))
 
 
