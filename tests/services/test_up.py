@@ -44,7 +44,7 @@ def up(
     children: list[psutil.Process] = []
     try:
         text = b""
-        while not text.endswith(b"}\n"):
+        while not text.endswith(b"\n}\n"):
             line = process.stdout.readline()
             assert line, logs.read_text()
             text += line
@@ -68,7 +68,7 @@ def gone(children: list[psutil.Process]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_everything_cleanly(store_url: str, tmp_path: Path, number: signal.Signals) -> None:
     logs = tmp_path / "logs"
-    with up(store_url, logs) as (process, announced, children):
+    with up(store_url, logs, "--metrics") as (process, announced, children):
         assert httpx.get(f"{announced['url']}/health").json()["status"] == "ok"
         assert len(children) == 4
         metrics: Any = announced["metrics"]
@@ -97,7 +97,10 @@ def test_a_child_that_dies_stops_the_mesh_with_one_line(store_url: str, tmp_path
 
 def test_one_worker_of_two_dies_and_is_started_again_while_the_other_answers(store_url: str, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
-    with up(store_url, logs, "--workers", "2") as (process, announced, children), httpx.Client(timeout=60) as http:
+    with (
+        up(store_url, logs, "--workers", "2", "--metrics") as (process, announced, children),
+        httpx.Client(timeout=60) as http,
+    ):
 
         def serving() -> list[str]:
             workers: list[str] = http.get(f"{announced['url']}/health").json()["workers"]

@@ -154,12 +154,12 @@ def _announce(mesh: Mesh, *, as_json: bool) -> None:
         {
             "url": mesh.url,
             "model": mesh.model_name,
+            "metrics": dict(mesh.metrics),
             "gateway": mesh.gateway_address,
             "retrieval": mesh.retrieval_address,
             "store": mesh.store_address,
             "workers": list(mesh.worker_addresses),
             "admin": list(mesh.admin_addresses),
-            "metrics": dict(mesh.metrics),
         }
     )
 
