@@ -27,7 +27,7 @@ from support.fake_worker import MODEL, FakeWorker, until
 from support.processes import serving as serving_process
 from support.servers import free_port
 
-from premoe_runtime.formats.errors import NotFound, Unavailable
+from premoe_runtime.formats.errors import Exhausted, NotFound, Unavailable
 
 FULL = PatternChoice("full")
 
@@ -162,6 +162,44 @@ async def test_a_worker_that_goes_away_before_its_first_token_is_replaced_by_ano
         await found.look()
         assert await found.answer() == "one two three"
         assert len(gone.requests) == 1
+
+
+async def test_a_worker_whose_queue_is_full_is_passed_over_while_another_has_room() -> None:
+    async with cluster("m-worker") as found:
+        full = FakeWorker(fault=Exhausted("4 requests are waiting already", reason="QUEUE_FULL"))
+        await found.start(full, "127.0.0.1", "m-worker")
+        await found.start(FakeWorker(waiting=3), "127.0.0.2", "m-worker")
+        await found.look()
+        assert [await found.answer() for _ in range(3)] == ["one two three"] * 3
+        assert len(full.requests) == 1
+
+
+class Frozen(FakeWorker):
+    """Takes calls and answers none, as a process that is stopped."""
+
+    async def Generate(self, request, context):  # type: ignore[no-untyped-def]
+        self.requests.append(request)
+        await asyncio.Event().wait()
+        yield
+
+    async def GetResidency(self, request, context):  # type: ignore[no-untyped-def]
+        if self.requests:
+            await asyncio.Event().wait()
+        return await super().GetResidency(request, context)
+
+
+async def test_a_worker_that_freezes_gives_its_requests_back_before_their_first_token() -> None:
+    async with cluster("m-worker") as found:
+        frozen = Frozen()
+        await found.start(frozen, "127.0.0.1", "m-worker")
+        await found.start(FakeWorker(waiting=3), "127.0.0.2", "m-worker")
+        await found.look()
+        waiting = asyncio.create_task(found.answer())
+        await until(lambda: bool(frozen.requests))
+        await found.look()
+        assert await found.answer() == "one two three"
+        assert await waiting == "one two three"
+        assert [state.address for state in found.gateway.healthy()] == [f"127.0.0.2:{found.port}"]
 
 
 class BreaksAfterStarted(FakeWorker):

@@ -141,6 +141,8 @@ class WorkerState:
     """Expert slots per layer, on average."""
     layer_slots: tuple[int, ...]
     """Those of every MoE layer; empty when an older worker did not say."""
+    residents: tuple[frozenset[int], ...]
+    """Experts in the slots of every MoE layer; -1 stands for empty ones."""
     allocation: str
     experts: int
     context_length: int

@@ -37,6 +37,10 @@ class Retrieval(Protocol):
         """The decision for one signature; ``on_unknown`` None leaves the policy to the service."""
         ...
 
+    async def ranking(self, pattern_id: str, timeout_s: float) -> tuple[tuple[int, ...], ...]:
+        """Every MoE layer's experts in the order of their worth to a pattern."""
+        ...
+
     async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
         """Members of the live set."""
         ...

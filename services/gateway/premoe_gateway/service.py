@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence, Set
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Callable, Sequence, Set
+from contextlib import aclosing
 
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
+from premoe_gateway.conversations import Conversations
 from premoe_gateway.domain import (
     Ask,
     Event,
@@ -22,43 +21,14 @@ from premoe_gateway.domain import (
     StoredPattern,
     WorkerState,
 )
+from premoe_gateway.members import Member, Members
 from premoe_gateway.ports import Retrieval, Worker
-from premoe_gateway.routing import choose_worker
+from premoe_gateway.rankings import Rankings
+from premoe_gateway.routing import rank
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
-from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.errors import Conflict, Exhausted, InvalidInput, NotFound, PremoeError, Unavailable
 
 log = logging.getLogger(__name__)
-
-_REMEMBERED_PATTERNS = 8
-
-
-@dataclass(slots=True, eq=False)
-class _Member:
-    """A worker and what we know of it. Requests hold on to it, even after it has left."""
-
-    worker: Worker
-    state: WorkerState | None = None
-    """What it said last; None while it does not serve."""
-    recent: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_PATTERNS))
-    """Patterns that it ran lately, newest first."""
-    in_flight: int = 0
-    """Our sequences there."""
-    calls: int = 0
-    """Our calls to it of every kind: its connection stays open for them."""
-
-    @contextmanager
-    def called(self) -> Iterator[Worker]:
-        self.calls += 1
-        try:
-            yield self.worker
-        finally:
-            self.calls -= 1
-
-    @property
-    def serving(self) -> WorkerState:
-        """Its state with our own requests counted in, which the last poll cannot know."""
-        assert self.state is not None, "only members that serve are chosen from"
-        return replace(self.state, waiting=self.state.waiting + max(0, self.in_flight - self.state.load))
 
 
 class Gateway:
@@ -72,14 +42,13 @@ class Gateway:
         on_unknown: OnUnknown | None,
         timeout_s: float,
     ) -> None:
-        self._members = {worker.address: _Member(worker) for worker in workers}
+        self._members = Members(workers)
+        self._conversations = Conversations()
+        self._rankings = Rankings(retrieval)
         self._retrieval = retrieval
         self._on_unknown = on_unknown
         self._timeout_s = timeout_s
-        self._models: set[str] = set()
         self._stopping = False
-        self.retries = {"probe": 0, "generate": 0}
-        """Calls that were sent to another worker, by kind."""
 
     def stop(self) -> None:
         """Say of everything that fails from now on, and of what is still asked, that the gateway is stopping."""
@@ -87,24 +56,19 @@ class Gateway:
 
     def add(self, worker: Worker) -> None:
         """Let a worker take part from the next ``refresh`` on."""
-        self._members[worker.address] = _Member(worker)
+        self._members.add(worker)
 
     def remove(self, address: str) -> Callable[[], int]:
         """Send a worker no more requests. Returns a function that tells how many of our calls still run there."""
-        member = self._members.pop(address)
-        return lambda: member.calls
+        return self._members.remove(address)
 
     async def refresh(self) -> None:
         """Ask every worker for its state once, all at the same time."""
-        await asyncio.gather(*(self._refresh_one(member) for member in self._members.values()))
+        await self._members.refresh()
 
     def healthy(self) -> list[WorkerState]:
         """Workers that answered last time."""
-        return [state for _, state in self.known() if state is not None]
-
-    def known(self) -> list[tuple[str, WorkerState | None]]:
-        """Every worker's address and what it said last; None while it does not serve. Any thread."""
-        return [(address, member.state) for address, member in sorted(self._members.items())]
+        return self._members.healthy()
 
     async def serving(self) -> list[WorkerState]:
         """Workers that answer; asks again when none answered last time, as one slow answer tells little."""
@@ -118,8 +82,7 @@ class Gateway:
         Raises NotFound (model, pattern), Conflict with reason UNKNOWN_TASK (policy reject), Unavailable.
         """
         if ask.pattern:
-            members = await self._serving(ask.model)
-            return Recognition(await self._named(ask.pattern, members[0].serving.weights_id))
+            return Recognition(await self._named(ask.pattern, await self._weights_of(ask.model)))
         started = time.perf_counter()
         signature, weights_id = await self._probe(ask)
         probed = time.perf_counter()
@@ -137,120 +100,105 @@ class Gateway:
         return Recognition(choice, (probed - started) * 1e3, (ended - probed) * 1e3)
 
     async def generate(self, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]:
-        """The answer's events from the worker that suits the pattern best.
+        """The answer's events from the worker that suits the request best (``routing.rank``).
 
-        A worker that goes away before its first token is left out and the next one asked, so the first event comes
-        together with the second. Closing the iterator early cancels the request on the worker.
+        A worker that goes away, falls silent or has no room before its first token is left out and the next one asked,
+        so the first event comes together with the second. Closing the iterator early cancels the request on the worker.
         """
         failed: set[Worker] = set()
         while True:
-            member = await self._choose(ask.model, choice.pattern_id, failed)
+            member = await self._choose(ask, choice, failed)
             opening: list[Event] = []
             began = False
             try:
-                async with aclosing(self._run(member, ask, choice)) as events:
-                    async for event in events:
-                        if not began and isinstance(event, Started):
-                            opening.append(event)
-                            continue
-                        began = True
-                        for held in opening:
-                            yield held
-                        opening.clear()
-                        yield event
+                with member.running(choice.pattern_id) as worker:
+                    async with aclosing(worker.generate(ask, choice, self._timeout_s)) as events:
+                        while (event := await self._next(events, member, ask, failed, began=began)) is not None:
+                            if not began and isinstance(event, Started):
+                                opening.append(event)
+                                continue
+                            if not began:
+                                began = True
+                                self._conversations.note(ask.model, ask.prompt, worker.address)
+                            for held in opening:
+                                yield held
+                            opening.clear()
+                            yield event
                 return
             except NotFound as error:
                 if error.reason == "PATTERN_NOT_FOUND":  # the live set named it, not the caller
                     raise own_fault(error) from error
                 raise
-            except Unavailable as error:
-                self._check_stopping(error)
-                failed.add(member.worker)
-                if began or error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):
+            except (Unavailable, Exhausted) as error:
+                if began or not await self._another(member, ask.model, failed, error):
                     raise
-                self.retries["generate"] += 1
 
     async def _probe(self, ask: Ask) -> tuple[list[float], str]:
-        """Signature and weights from the idlest worker, or from another one when that has gone."""
+        """Signature and weights from the idlest worker, or from another one when that has gone or has no room."""
         failed: set[Worker] = set()
         while True:
-            members = [member for member in await self._serving(ask.model) if member.worker not in failed]
-            member = min(members, key=lambda member: (member.serving.load, member.worker.address))
+            member = await self._choose(ask, None, failed)
             try:
                 with member.called() as worker:
                     return await worker.probe(ask.prompt, self._timeout_s)
-            except Unavailable as error:
-                self._check_stopping(error)
-                failed.add(member.worker)
-                if error.reason == "DEADLINE_EXCEEDED" or not await self._others(ask.model, failed):
+            except (Unavailable, Exhausted) as error:
+                if not await self._another(member, ask.model, failed, error):
                     raise
-                self.retries["probe"] += 1
 
-    async def _choose(self, model: str, pattern_id: str, failed: Set[Worker]) -> _Member:
-        members = {
-            member.worker.address: member for member in await self._serving(model) if member.worker not in failed
-        }
-        recent = {address: member.recent for address, member in members.items()}
-        state = choose_worker([member.serving for member in members.values()], pattern_id, recent)
-        if state is None:
-            raise Unavailable(f"no worker for {model} answers", reason="NO_WORKER")
-        return members[state.address]
-
-    async def _others(self, model: str, failed: Set[Worker]) -> bool:
-        """Whether a worker is left that has not failed this request; looks again before it says no."""
-        for attempt in range(2):
-            if any(member.worker not in failed for member in self._of(model)):
-                return True
-            if not attempt:
-                await self.refresh()
-        return False
-
-    async def _run(self, member: _Member, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]:
-        if choice.pattern_id in member.recent:
-            member.recent.remove(choice.pattern_id)
-        if choice.pattern_id:
-            member.recent.appendleft(choice.pattern_id)
-        member.in_flight += 1
-        try:
-            with member.called() as worker:
-                async with aclosing(worker.generate(ask, choice, self._timeout_s)) as events:
-                    async for event in events:
-                        yield event
-        finally:
-            member.in_flight -= 1
-
-    async def _refresh_one(self, member: _Member) -> None:
-        try:
-            with member.called() as worker:
-                member.state = await worker.state()
-            self._models.add(member.state.model)
-        except PremoeError:
-            member.state = None
-
-    def _of(self, model: str) -> list[_Member]:
-        """Healthy workers of a model."""
-        members = (member for _, member in sorted(self._members.items()))
-        return [member for member in members if member.state is not None and member.state.model == model]
-
-    async def _serving(self, model: str) -> list[_Member]:
-        """Healthy workers of a model, at least one; asks again before it says that there are none.
-
-        A model that was served before is Unavailable: its workers are on their way. One never heard of is NotFound
-        while others are served.
-        """
+    async def _choose(self, ask: Ask, choice: PatternChoice | None, failed: Set[Worker]) -> Member:
+        """The best of the workers that have not failed this request; for a probe (no choice) the idlest."""
         self._check_stopping()
-        for attempt in range(2):
-            members = self._of(model)
-            if members:
-                return members
-            if not attempt:
-                await self.refresh()
-        names = sorted({state.model for state in self.healthy()})
-        if not names:
-            raise Unavailable("no worker answers; try again in a moment", reason="NO_WORKER")
-        if model in self._models:
-            raise Unavailable(f"no worker of {model!r} answers; try again in a moment", reason="NO_WORKER")
-        raise NotFound(f"model {model!r} is not served here; there is {', '.join(names)}", reason="MODEL_NOT_FOUND")
+        several = choice is not None and len(self._members.of(ask.model)) > 1
+        pattern_id = "" if choice is None else choice.pattern_id
+        ranking = await self._rankings.of(pattern_id) if several else None
+        talked = self._conversations.worker_of(ask.model, ask.prompt) if several else ""
+        serving = {member.worker.address: member for member in await self._members.serving(ask.model)}
+        ranked = rank(
+            member.candidate(pattern_id, ranking, talked=address == talked)
+            for address, member in serving.items()
+            if member.worker not in failed
+        )
+        if not ranked:
+            raise Unavailable(f"no worker for {ask.model} answers", reason="NO_WORKER")
+        return serving[ranked[0].address]
+
+    async def _next(
+        self, events: AsyncGenerator[Event, None], member: Member, ask: Ask, failed: Set[Worker], *, began: bool
+    ) -> Event | None:
+        """The next event, None after the last. Before the first token, Unavailable when the worker falls silent."""
+        if began:
+            return await anext(events, None)
+        event = asyncio.ensure_future(anext(events, None))
+        silent = asyncio.ensure_future(member.silent.wait())
+        try:
+            await asyncio.wait({event, silent}, return_when=asyncio.FIRST_COMPLETED)
+            if event.done() or not await self._members.has_others(
+                ask.model, {*failed, member.worker}, look_again=False
+            ):
+                return await event
+            raise Unavailable(f"worker {member.worker.address} has fallen silent", reason="WORKER_SILENT")
+        finally:
+            for future in (event, silent):
+                future.cancel()
+            await asyncio.gather(event, silent, return_exceptions=True)
+
+    async def _another(self, member: Member, model: str, failed: set[Worker], error: PremoeError) -> bool:
+        """Note that a worker failed a request; whether another one is left to ask.
+
+        Who has no room is no reason to look for workers again: under load that would be one more question to all of
+        them for every request refused.
+        """
+        self._check_stopping(error)
+        member.note(error)
+        failed.add(member.worker)
+        if error.reason == "DEADLINE_EXCEEDED":
+            return False
+        return await self._members.has_others(model, failed, look_again=isinstance(error, Unavailable))
+
+    async def _weights_of(self, model: str) -> str:
+        self._check_stopping()
+        (first, *_) = await self._members.serving(model)
+        return first.state.weights_id if first.state is not None else ""
 
     def _check_stopping(self, cause: Exception | None = None) -> None:
         if self._stopping:

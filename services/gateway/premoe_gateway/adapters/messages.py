@@ -102,6 +102,7 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         waiting=residency.waiting,
         slots=residency.slots_per_layer,
         layer_slots=tuple(residency.layer_slots),
+        residents=tuple(frozenset(layer.slots) for layer in residency.layers),
         allocation=residency.allocation or "uniform",
         experts=residency.experts_per_layer,
         context_length=residency.context_length,

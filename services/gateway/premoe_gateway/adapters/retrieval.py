@@ -32,6 +32,12 @@ class GrpcRetrieval:
             messages.decision(response.decision), response.pattern_id, response.task, response.score, response.reason
         )
 
+    async def ranking(self, pattern_id: str, timeout_s: float) -> tuple[tuple[int, ...], ...]:
+        with rpc_errors(self._peer):
+            request = patterns_pb2.GetPatternRequest(pattern_id=pattern_id)
+            response = await self._stub.GetPattern(request, timeout=timeout_s)
+        return tuple(tuple(layer.experts) for layer in response.layers)
+
     async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
         with rpc_errors(self._peer):
             request = patterns_pb2.ListPatternsRequest(weights_id=weights_id)
