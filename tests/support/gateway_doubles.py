@@ -67,5 +67,8 @@ class OneTask:
     ) -> PatternChoice:
         return PatternChoice("specialist", "p", "task", 1.0, "the only one")
 
+    async def ranking(self, pattern_id: str, timeout_s: float) -> tuple[tuple[int, ...], ...]:
+        return ((0,),)
+
     async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
         return (StoredPattern("p", "task", False),)

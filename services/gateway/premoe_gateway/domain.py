@@ -141,12 +141,12 @@ class WorkerState:
     """Expert slots per layer, on average."""
     layer_slots: tuple[int, ...]
     """Those of every MoE layer; empty when an older worker did not say."""
-    residents: tuple[frozenset[int], ...]
-    """Experts in the slots of every MoE layer; -1 stands for empty ones."""
     allocation: str
     experts: int
     context_length: int
     budget: str
+    residents: tuple[frozenset[int], ...] = ()
+    """Experts in the slots of every MoE layer; -1 stands for empty ones."""
     split_problem: str = ""
     """Why its slots do not spread as the live pattern set says; empty when they do."""
     recommended: Recommended = Recommended()

@@ -141,8 +141,11 @@ class Members:
 
     def healthy(self) -> list[WorkerState]:
         """States of workers that answered last time, by address."""
-        states = (member.state for _, member in sorted(self._members.items()))
-        return [state for state in states if state is not None]
+        return [state for _, state in self.known() if state is not None]
+
+    def known(self) -> list[tuple[str, WorkerState | None]]:
+        """Every worker's address and what it said last; None while it does not serve. Any thread."""
+        return [(address, member.state) for address, member in sorted(self._members.items())]
 
     def of(self, model: str) -> list[Member]:
         """Healthy workers of a model, by address."""

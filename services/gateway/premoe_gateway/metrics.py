@@ -18,7 +18,7 @@ WORKERS = (
     Metric(
         "gateway_upstream_retries",
         COUNTER,
-        "Calls that were sent to another worker, because one went away before its first token.",
+        "Calls that were sent to another worker, because one went away or had no room before its first token.",
         ("call",),
     ),
 )

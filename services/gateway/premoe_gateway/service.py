@@ -49,6 +49,8 @@ class Gateway:
         self._on_unknown = on_unknown
         self._timeout_s = timeout_s
         self._stopping = False
+        self.retries = {"probe": 0, "generate": 0}
+        """Calls that were sent to another worker, by kind."""
 
     def stop(self) -> None:
         """Say of everything that fails from now on, and of what is still asked, that the gateway is stopping."""
@@ -69,6 +71,10 @@ class Gateway:
     def healthy(self) -> list[WorkerState]:
         """Workers that answered last time."""
         return self._members.healthy()
+
+    def known(self) -> list[tuple[str, WorkerState | None]]:
+        """Every worker's address and what it said last; None while it does not serve. Any thread."""
+        return self._members.known()
 
     async def serving(self) -> list[WorkerState]:
         """Workers that answer; asks again when none answered last time, as one slow answer tells little."""
@@ -130,8 +136,9 @@ class Gateway:
                     raise own_fault(error) from error
                 raise
             except (Unavailable, Exhausted) as error:
-                if began or not await self._another(member, ask.model, failed, error):
+                if not await self._another(member, ask.model, failed, error) or began:
                     raise
+                self.retries["generate"] += 1
 
     async def _probe(self, ask: Ask) -> tuple[list[float], str]:
         """Signature and weights from the idlest worker, or from another one when that has gone or has no room."""
@@ -144,6 +151,7 @@ class Gateway:
             except (Unavailable, Exhausted) as error:
                 if not await self._another(member, ask.model, failed, error):
                     raise
+                self.retries["probe"] += 1
 
     async def _choose(self, ask: Ask, choice: PatternChoice | None, failed: Set[Worker]) -> Member:
         """The best of the workers that have not failed this request; for a probe (no choice) the idlest."""
