@@ -30,7 +30,7 @@ def test_latencies_count_from_when_a_call_was_due() -> None:
 
 
 def test_a_run_by_hand() -> None:
-    summary = summarise([ANSWER, SHORT, SILENT, LOST, BUSY, BUSY], {"ttft": 300.0, "e2e": 1e4})
+    summary = summarise([ANSWER, SHORT, SILENT, LOST, BUSY, BUSY], {"ttft": 300.0, "e2e": 1e4}, 4.0)
     assert (summary.seconds, summary.ok, summary.failed) == (4.0, 3, 3)
     assert (summary.prompt_tokens, summary.completion_tokens) == (30, 4)
     assert summary.rate(summary.ok) == 0.75
@@ -56,7 +56,7 @@ def test_promises(name: str, limit: float, kept: bool) -> None:
 
 
 def test_nothing_at_all_has_figures() -> None:
-    summary = summarise([], {"ttft": 1.0})
+    summary = summarise([], {"ttft": 1.0}, 0.0)
     assert (summary.seconds, summary.rate(0), summary.good, summary.late) == (0.0, 0.0, 0, None)
     assert set(summary.latency.values()) == {None}
     assert task_rows(summary) == error_rows(summary) == []
@@ -75,7 +75,7 @@ def test_percentiles_rise_and_stay_between_the_ends(seconds: list[float]) -> Non
 
 def test_the_report_tells_what_happened() -> None:
     outcomes = [ANSWER, SHORT, LOST]
-    summary = summarise(outcomes, {"ttft": 300.0})
+    summary = summarise(outcomes, {"ttft": 300.0}, 4.0)
     result = Result({"base_url": "http://x", "model": "m"}, {"ttft": 300.0}, 9, 2, outcomes, summary)
     rows = dict(total_rows(result))
     assert rows["requests answered"] == "2 of 9"

@@ -37,6 +37,8 @@ class Measured:
     model: str
     outcomes: Sequence[Outcome]
     started: int
+    seconds: float
+    """From the beginning to the last end, or to Ctrl-C."""
     whole: bool
     """Whether it ran to its end, not to Ctrl-C."""
 
@@ -62,7 +64,7 @@ async def _measure(load: Load, warm: Callable[[], None], ended: Callable[[], Non
         else:
             work = open_loop(run, load.calls, load.pace)
         whole = await until_interrupted(work)
-    return Measured(model, run.outcomes, run.started, whole)
+    return Measured(model, run.outcomes, run.started, run.clock(), whole)
 
 
 async def _warm_up(load: Load, send: Send) -> None:

@@ -68,11 +68,8 @@ class Summary:
         return count / self.seconds if self.seconds > 0 else 0.0
 
 
-def summarise(outcomes: Sequence[Outcome], promises_ms: Mapping[Promised, float]) -> Summary:
-    """Latencies are those of whole answers; a failed request keeps no promise.
-
-    The run lasts from its beginning to the end of its last request.
-    """
+def summarise(outcomes: Sequence[Outcome], promises_ms: Mapping[Promised, float], seconds: float) -> Summary:
+    """Figures of a run of so many seconds. Latencies are those of whole answers; a failed request keeps no promise."""
     whole = [outcome for outcome in outcomes if outcome.ok]
     errors: dict[str, ErrorCount] = {}
     for outcome in outcomes:
@@ -80,7 +77,7 @@ def summarise(outcomes: Sequence[Outcome], promises_ms: Mapping[Promised, float]
             known = errors.get(outcome.code, ErrorCount(0, outcome.detail))
             errors[outcome.code] = ErrorCount(known.count + 1, known.first)
     return Summary(
-        seconds=max((outcome.ended for outcome in outcomes), default=0.0),
+        seconds=seconds,
         ok=len(whole),
         failed=len(outcomes) - len(whole),
         prompt_tokens=sum(outcome.prompt_tokens for outcome in whole),

@@ -211,7 +211,7 @@ def _run(load: Load, asked: Mapping[str, Any], promises: Mapping[Promised, float
         planned=len(load.calls),
         unfinished=measured.started - len(measured.outcomes),
         outcomes=measured.outcomes,
-        summary=summarise(measured.outcomes, promises),
+        summary=summarise(measured.outcomes, promises, measured.seconds),
     )
     return result, measured.whole
 
