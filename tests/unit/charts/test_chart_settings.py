@@ -126,7 +126,7 @@ def test_the_index_is_embedded_or_a_server(monkeypatch: pytest.MonkeyPatch) -> N
     server = load(rendered("secret"), "retrieval", RetrievalSettings, monkeypatch)
     trial = load(rendered("full"), "retrieval", RetrievalSettings, monkeypatch)
     assert [embedded.qdrant, server.qdrant, trial.qdrant] == [
-        ":memory:",
+        "",
         "https://qdrant.example:6333",
         "http://premoe-qdrant.serving.svc:6333",
     ]
