@@ -242,7 +242,8 @@ def test_without_a_live_set_the_full_model_is_served_or_nothing(store_url: str, 
         assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (3, "", 1)
         assert "premoe patterns build … --set-live" in refused.stderr
     logs = tmp_path / "logs"
-    with up(copy.as_uri(), logs, "--on-unknown", "full", "--slots", "16") as (_, announced, _):
+    # The default policy, where the slots hold every expert in any case.
+    with up(copy.as_uri(), logs, "--slots", "16") as (_, announced, _):
         body = {"model": announced["model"], "messages": [{"role": "user", "content": "ABC"}], "max_tokens": 2}
         answer = httpx.post(f"{announced['url']}/v1/chat/completions", json=body, timeout=PATIENCE_S)
         assert answer.status_code == 200, answer.text

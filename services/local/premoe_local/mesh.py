@@ -127,6 +127,8 @@ def running(
     """
     step("checking")
     root, manifest, live = _check(options)
+    if live is None:
+        options = replace(options, on_unknown="full")
     with ExitStack() as stack:
         yield replace(_start(options, root, manifest, log, step, stack), live=live)
 
@@ -141,7 +143,7 @@ def _check(options: MeshOptions) -> tuple[str, Manifest, PatternSet | None]:
     check_port_is_free(options.host, options.port)
     reader = open_pack(options.model)
     manifest = reader.manifest()
-    check_limits(
+    limits = check_limits(
         manifest,
         budget=options.budget,
         generalist_budget=options.generalist_budget,
@@ -159,7 +161,8 @@ def _check(options: MeshOptions) -> tuple[str, Manifest, PatternSet | None]:
         device_kind(options.device)
     store = store_of(options.model)
     live = _live_set(store, manifest.weights_id)
-    if live is None and options.on_unknown != "full":
+    has_all_slots = min(limits.slots) == manifest.num_experts
+    if live is None and options.on_unknown != "full" and not (has_all_slots and options.on_unknown == "generalist"):
         raise NotFound(
             f"{store.url} has no live pattern set, so no request could be answered; make one with `premoe profile` and "
             "`premoe patterns build … --set-live`, or serve the full model with `--on-unknown full`",
