@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from premoe_gateway.domain import Ask, Prompt, Sampling, Turn
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_gateway.domain import Ask, Prompt, Sampling
+from premoe_gateway.openai_messages import MESSAGES, BadParameter, turn_of, whole_text
 
 IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -85,23 +85,6 @@ def _reseeded(ask: Ask, copy: int) -> Ask:
     return replace(ask, sampling=replace(ask.sampling, seed=(seed + copy) % _MAX_SEED))
 
 
-class BadParameter(InvalidInput):
-    """A request body that cannot be honoured; ``param`` names the field."""
-
-    def __init__(self, message: str, param: str, reason: str = "INVALID_PARAMETER") -> None:
-        super().__init__(message, reason=reason)
-        self.param = param
-
-
-def whole_text(text: str) -> str:
-    """``text`` with U+FFFD for halves of surrogate pairs: JSON can carry what UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
-
-
 def _text(value: object) -> object:
     if not isinstance(value, str):
         raise PydanticCustomError("text", "must be a string")
@@ -129,24 +112,6 @@ _Float = Annotated[float, BeforeValidator(_number)]
 _STRING = {"type": "string"}
 _STOP = {"type": "string", "minLength": 1}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _UINT32}}
-_PART = {
-    "type": "object",
-    "required": ["type", "text"],
-    "properties": {"type": {"const": "text"}, "text": _STRING},
-}
-_MESSAGES = {
-    "type": "array",
-    "minItems": 1,
-    "description": "The last one is the user's.",
-    "items": {
-        "type": "object",
-        "required": ["role", "content"],
-        "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant"]},
-            "content": {"anyOf": [_STRING, {"type": "array", "items": _PART}]},
-        },
-    },
-}
 _PROMPT = {
     "anyOf": [
         _STRING,
@@ -202,7 +167,7 @@ class _Common(BaseModel):
 class ChatBody(_Common):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Any], WithJsonSchema(_MESSAGES)]
+    messages: Annotated[list[Any], WithJsonSchema(MESSAGES)]
     max_completion_tokens: _Int | None = Field(default=None, ge=1, le=_UINT32)
 
 
@@ -218,7 +183,7 @@ _M = TypeVar("_M", bound=_Common)
 def parse_chat(body: bytes) -> Order:
     """Read a /v1/chat/completions body. Raises BadParameter."""
     chat = _validate(ChatBody, body)
-    turns = tuple(_turn(message, f"messages[{index}]") for index, message in enumerate(chat.messages))
+    turns = tuple(turn_of(message, f"messages[{index}]") for index, message in enumerate(chat.messages))
     if not turns:
         raise BadParameter("messages: must hold at least one message", "messages")
     if turns[-1].role != "user":
@@ -248,56 +213,6 @@ def _one_prompt(prompt: object) -> str | tuple[int, ...]:
             raise BadParameter("prompt: token ids must lie in the model's vocabulary", "prompt")
         return tuple(prompt)
     raise BadParameter("prompt: must be a string, a list of token ids, or a list of such prompts", "prompt")
-
-
-_ROLES: Mapping[object, Literal["system", "user", "assistant"]] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
-
-
-def _turn(message: object, place: str) -> Turn:
-    """One message. Keys that only tag it are passed over; what it cannot be rendered without is refused by name."""
-    if not isinstance(message, dict):
-        raise BadParameter(f"{place}: must be an object with role and content", place)
-    role = message.get("role")
-    if role in ("tool", "function"):
-        raise BadParameter(f"{place}: answers of tools are not supported", f"{place}.role", "UNSUPPORTED_PARAMETER")
-    if not isinstance(role, str) or role not in _ROLES:
-        raise BadParameter(f"{place}.role: must be system, developer, user or assistant", f"{place}.role")
-    for name in ("tool_calls", "function_call", "audio"):
-        if message.get(name):
-            raise BadParameter(f"{place}.{name}: not supported", f"{place}.{name}", "UNSUPPORTED_PARAMETER")
-    content = message.get("content")
-    if content is None and role == "assistant":
-        # What an assistant said that refused, or that only called tools; the calls themselves are refused above.
-        refusal = message.get("refusal")
-        content = refusal if isinstance(refusal, str) else ""
-    return Turn(_ROLES[role], _content(content, f"{place}.content"))
-
-
-def _content(content: object, place: str) -> str:
-    if isinstance(content, str):
-        return whole_text(content)
-    if not isinstance(content, list):
-        raise BadParameter(f"{place}: must be a string or a list of text parts", place)
-    return "".join(_part(part, f"{place}[{index}]") for index, part in enumerate(content))
-
-
-def _part(part: object, place: str) -> str:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if not isinstance(part, dict) or not isinstance(kind, str):
-        raise BadParameter(f"{place}: must be an object with type and text", place)
-    if kind not in ("text", "input_text", "refusal"):
-        message = f"{place}: parts of type {kind!r} are not supported; send text"
-        raise BadParameter(message, f"{place}.type", "UNSUPPORTED_PARAMETER")
-    name = "refusal" if kind == "refusal" else "text"
-    text = part.get(name)
-    if not isinstance(text, str):
-        raise BadParameter(f"{place}.{name}: must be a string", f"{place}.{name}")
-    return whole_text(text)
 
 
 def read_object(body: bytes) -> dict[str, Any]:
