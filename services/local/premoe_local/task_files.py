@@ -11,15 +11,15 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.calibration import check_task
 
 
-def task_files(tasks: Sequence[str]) -> dict[str, Path]:
+def task_files(named: Sequence[str], option: str = "--task") -> dict[str, Path]:
     """Every task's file. Raises click.UsageError without a file, InvalidInput for a bad name or one named twice."""
     files: dict[str, Path] = {}
-    for text in tasks:
+    for text in named:
         task, equals, file = text.partition("=")
-        check_task(task)
         if not (equals and file):
-            raise click.UsageError(f"--task {task} names no file; give --task {task}=FILE")
+            raise click.UsageError(f"{option} {text} names no file; give {option} TASK=FILE")
+        check_task(task)
         if task in files:
-            raise InvalidInput(f"--task names {task!r} twice; join the files", reason="TASK_TWICE")
+            raise InvalidInput(f"{option} names {task!r} twice; join the files", reason="TASK_TWICE")
         files[task] = Path(file)
     return files

@@ -115,11 +115,11 @@ def test_the_measured_generalist_is_recorded_in_a_new_set(folder: Path) -> None:
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/17"], 2, "the model has 16"),
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8;"], 2, "not of the form a/b"),
         (["--data", "poem={f}/digits.jsonl", "--budgets", "4/8"], 3, "no pattern for task 'poem'"),
-        (["--data", "{f}/digits.jsonl", "--budgets", "4/8"], 2, "not of the form task=FILE"),
+        (["--data", "{f}/digits.jsonl", "--budgets", "4/8"], 2, "names no file; give --data TASK=FILE"),
         (
             ["--data", "a={f}/digits.jsonl", "--data", "a={f}/digits.jsonl", "--budgets", "4/8"],
             2,
-            "names task 'a' twice",
+            "names 'a' twice",
         ),
         (["--data", "digits={f}/digits.jsonl", "--budgets", "4/8", "--limit", "0"], 2, "error: Invalid value"),
         (["--data", "digits={f}/none.jsonl", "--budgets", "4/8"], 3, "no such calibration file"),

@@ -106,7 +106,7 @@ def test_lines_that_are_not_used_are_counted(store: str, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--task", "a"], "names no file; give --task a=FILE"),
+        (["--task", "a"], "names no file; give --task TASK=FILE"),
         (["--task", "a", "--task", "b", "--data", "x"], "--data goes with one --task NAME"),
         (["--task", "a=x", "--data", "x"], "--data goes with one --task NAME"),
         (["--task", "a=x", "--task", "a=y"], "twice"),

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table, progress
 from premoe_local.full_model import full_model
+from premoe_local.task_files import task_files
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import METRICS, Metric
 from premoe_runtime.formats.pattern_set import PatternSet, Retention
-from premoe_runtime.offline.calibration import Example, PassedOver, read_calibration
+from premoe_runtime.offline.calibration import PassedOver, read_calibration
 from premoe_runtime.offline.patterns import library
 from premoe_runtime.offline.patterns.build import by_task
 from premoe_runtime.packs.reader import open_pack
@@ -85,12 +85,11 @@ def command(
     if set_live and not record:
         raise InvalidInput("--set-live makes sense with --record only", reason="RECORD_NEEDS_SET")
     wanted = tuple(dict.fromkeys(Budget.parse(text) for text in budgets.split(",")))
-    examples: dict[str, list[Example]] = {}
     unused = PassedOver()
-    for task, path in map(_task_file, data):
-        if task in examples:
-            raise InvalidInput(f"--data names task {task!r} twice; join the files", reason="DATA_SYNTAX")
-        examples[task] = read_calibration(path, limit=limit, passed_over=unused)
+    examples = {
+        task: read_calibration(path, limit=limit, passed_over=unused)
+        for task, path in task_files(data, "--data").items()
+    }
     from premoe_runtime.offline.evaluation import Patterns, evaluate, plan_runs, random_pattern
 
     reader = open_pack(model)
@@ -130,13 +129,6 @@ def command(
     _print(outcomes)
     if recorded is not None:
         note(f"recorded in set {recorded}" + (" (live)" if set_live else ""))
-
-
-def _task_file(text: str) -> tuple[str, Path]:
-    task, equals, path = text.partition("=")
-    if not (task and equals and path):
-        raise InvalidInput(f"--data {text!r} is not of the form task=FILE.jsonl", reason="DATA_SYNTAX")
-    return task, Path(path)
 
 
 def _record(store: Store, found: PatternSet, outcomes: Sequence[Outcome], budgets: Sequence[Budget], live: bool) -> str:
