@@ -133,7 +133,7 @@ def main(
     kept = chosen(layers, range(half))
     sides = [kept | chosen(layers, range(half, slots)), kept | chosen(layers, range(slots, experts))]
     bring(store, source, sides[0])
-    ledger = Ledger(store.slots, experts, store.slot_table())
+    ledger = Ledger(store.slots, store.shape.manifest.layer_experts, store.slot_table())
     num_bytes = layers * half * blob_bytes
     pinned = device != "cpu"
     origin = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8, pin_memory=pinned)

@@ -7,8 +7,8 @@ and where both sit in the module tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from premoe_runtime.formats.manifest import RouterSpec
@@ -60,9 +60,6 @@ class FamilySpec:
     experts_module: str = "experts"
     router_returns: tuple[RouterOutput, ...] = ("logits", "weights", "ids")
 
-    def field(self, name: str) -> ExpertField:
-        return next(field for field in self.fields if field.name == name)
-
 
 @dataclass(frozen=True, slots=True)
 class SkeletonTensor:
@@ -101,7 +98,8 @@ class MoeModel:
     spec: FamilySpec
     router: RouterSpec
     top_k: int
-    num_experts: int
+    layer_experts: tuple[int, ...]
+    """Experts of every MoE layer: by the config equally many, which is the most that ``cut_to`` takes."""
     hidden_size: int
     context: int
     """Longest sequence, rope scaling included."""
@@ -110,7 +108,7 @@ class MoeModel:
     experts_prefix: tuple[str, ...]
     experts_memory: tuple[str, ...]
     routers: tuple[str, ...]
-    """Names on disk of the routers' weights [E, H]."""
+    """Names on disk of the routers' weights, one row an expert of their layer."""
     shapes: Mapping[str, tuple[int, ...]]
     skeleton: Mapping[str, SkeletonTensor]
     recomputed: frozenset[str] = frozenset()
@@ -120,6 +118,21 @@ class MoeModel:
     @property
     def family(self) -> str:
         return self.spec.name
+
+    @property
+    def num_experts(self) -> int:
+        """Of the layer that has the most."""
+        return max(self.layer_experts)
+
+    def cut_to(self, layer_experts: Sequence[int]) -> MoeModel:
+        """The same model with fewer experts in some layers, which are then the first ones, as pruning leaves it.
+
+        A config has one number for all layers, so it cannot say this: routers and experts, or a manifest, do.
+        """
+        skeleton = dict(self.skeleton)
+        for name, count in zip(self.routers, layer_experts, strict=True):
+            skeleton[name] = replace(skeleton[name], shape=(count, *skeleton[name].shape[1:]))
+        return replace(self, layer_experts=tuple(layer_experts), skeleton=skeleton)
 
     @property
     def expert_tensors(self) -> tuple[ExpertTensor, ...]:
@@ -141,10 +154,10 @@ class MoeModel:
         prefixes = dict.fromkeys((self.experts_memory[layer], self.experts_prefix[layer]))
         return tuple(f"{prefix}.{field.fused}" for prefix in prefixes)
 
-    def fused_shape(self, field: ExpertField) -> tuple[int, ...]:
-        """[E, *shape] as a fused tensor is stored."""
+    def fused_shape(self, layer: int, field: ExpertField) -> tuple[int, ...]:
+        """[experts of the layer, *shape] as a fused tensor is stored."""
         shape = self.shapes[field.name]
-        return (self.num_experts, *(reversed(shape) if field.transposed else shape))
+        return (self.layer_experts[layer], *(reversed(shape) if field.transposed else shape))
 
 
 def context_length(max_positions: int, rope: Mapping[str, object] | None) -> int:

@@ -109,7 +109,7 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
         spec=spec,
         router=router,
         top_k=top_k,
-        num_experts=experts,
+        layer_experts=(experts,) * len(blocks),
         hidden_size=config.hidden_size,
         context=context_length(config.max_position_embeddings, config.rope_parameters),
         num_blocks=config.num_hidden_layers,

@@ -4,6 +4,9 @@
 layer. Both are ``share``: equal scores share evenly. Slots are fixed when a worker starts while tasks share
 differently, so a pattern set freezes one split for all its tasks (``one_split``), and spare slots go where single
 tasks want more (``spread_spare``). All deterministic.
+
+Layers may have different numbers of experts. Tables of scores are as wide as the widest layer, and -inf stands for what
+the others lack; such an entry is never kept, and a total is spent in layers that have experts for it.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from premoe_runtime.formats.arrays import F64, I16, I64, Mask
+from premoe_runtime.formats.arrays import F64, I16, I64, Mask, existing
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
 
@@ -25,7 +28,7 @@ Integers = npt.NDArray[np.integer]
 def share(scores: Floats, total: int, floor: int, most: Sequence[int] | Integers | None = None) -> I64:
     """Experts a layer, i64[L]: each layer's ``floor`` best, then the best of all layers together up to ``total``.
 
-    ``scores`` [L, E] are finite and comparable between layers. No layer gets more than ``most`` [L] (its slots; by
+    ``scores`` [L, E] are comparable between layers. No layer gets more than ``most`` [L] (its slots; by
     default all its experts). Of equal scores the one that ranks higher in its layer comes first, then the lower
     layer. Raises InvalidInput: a total, or a layer of ``most``, that has no room for the floor or for the total.
     """
@@ -35,13 +38,15 @@ def share(scores: Floats, total: int, floor: int, most: Sequence[int] | Integers
 
 
 def share_every(scores: Floats, floor: int) -> I64:
-    """``share`` for every budget b: row b - 1 of i64[E, L] shares b x L experts, at a floor of min(floor, b)."""
-    layers, experts = scores.shape
-    floor = min(floor, experts)
-    taken = _order(scores, floor, np.full(layers, experts))[:, None] == np.arange(layers)
+    """``share`` for every budget b: row b - 1 of i64[E, L] shares b x L experts or all, at a floor of min(floor, b)."""
+    layers, width = scores.shape
+    experts = _experts(scores)
+    floor = min(floor, int(experts.min()))
+    taken = _order(scores, floor, experts)[:, None] == np.arange(layers)
     grown = np.concatenate([np.zeros((1, layers), np.int64), np.cumsum(taken, axis=0)])
-    budgets = np.arange(1, experts + 1)
-    return np.asarray(np.minimum(floor, budgets)[:, None] + grown[np.maximum(0, budgets - floor) * layers], np.int64)
+    budgets = np.arange(1, width + 1)
+    beyond = np.minimum(np.maximum(0, budgets - floor) * layers, len(taken))
+    return np.asarray(np.minimum(floor, budgets)[:, None] + grown[beyond], np.int64)
 
 
 def common(scores: Sequence[Floats]) -> F64:
@@ -52,7 +57,8 @@ def common(scores: Sequence[Floats]) -> F64:
     """
     if not scores:
         raise InvalidInput("no task to share the layers between", reason="TASKS_MISSING")
-    return np.asarray(np.mean([_falling(each) / (max(float(each.sum()), 0.0) or 1.0) for each in scores], axis=0))
+    totals = [max(float(each.sum(where=each > -np.inf)), 0.0) or 1.0 for each in scores]
+    return np.asarray(np.mean([_falling(each) / total for each, total in zip(scores, totals, strict=True)], axis=0))
 
 
 def one_split(scores: Sequence[Floats], total: int, floor: int) -> I64:
@@ -60,22 +66,23 @@ def one_split(scores: Sequence[Floats], total: int, floor: int) -> I64:
     return share(common(scores), total, floor)
 
 
-def spread_spare(split: Integers, wants: Integers, spare: int, num_experts: int) -> I64:
-    """Slots a layer, i64[L]: ``split`` [L] and ``spare`` slots times L, in all at most ``num_experts`` a layer.
+def spread_spare(split: Integers, wants: Integers, spare: int, experts: int | Integers) -> I64:
+    """Slots a layer, i64[L]: ``split`` [L] and ``spare`` slots times L, at most its ``experts`` in any layer.
 
     ``wants`` [L] is the most that any task's own split gives a layer. A spare slot goes to the layer whose slots cover
-    the least share of that; once every want is met, to the layer with the fewest spare ones. The sum is that of equal
-    slots: min(split's mean + spare, num_experts) a layer.
+    the least share of that; once every want is met, to the layer with the fewest spare ones. The sum is that of
+    ``even_slots``: split's mean + spare a layer, or all experts.
     """
     layers = len(split)
     slots = np.asarray(split, np.int64).copy()
-    wanted = np.minimum(np.asarray(wants, np.int64), num_experts)
-    for _ in range(min(spare * layers, num_experts * layers - int(slots.sum()))):
+    experts = np.broadcast_to(experts, (layers,))
+    wanted = np.minimum(np.asarray(wants, np.int64), experts)
+    for _ in range(min(spare * layers, int((experts - slots).sum()))):
         lacking = wanted > slots
         if lacking.any():
             chosen = np.where(lacking, slots / wanted, np.inf).argmin()
         else:
-            chosen = np.where(slots < num_experts, slots - split, num_experts).argmin()
+            chosen = np.where(slots < experts, slots - split, np.inf).argmin()
         slots[chosen] += 1
     return slots
 
@@ -84,7 +91,7 @@ def spread_spare(split: Integers, wants: Integers, spare: int, num_experts: int)
 class Splits:
     """How a pattern set shares any budget b over the layers: row b - 1 of both tables, i16[E, L].
 
-    common  one split for all tasks, b x L in all
+    common  one split for all tasks, b x L in all or every expert, which the last row says
     wanted  the most that any task's own split gives each layer
     """
 
@@ -103,7 +110,7 @@ class Splits:
         return len(self.common)
 
     def layer_slots(self, kept: int, spare: int) -> tuple[int, ...]:
-        """Slots of every layer for ``kept`` experts and ``spare`` slots a layer on average; all E at most.
+        """Slots of every layer for ``kept`` experts and ``spare`` slots a layer on average; all experts at most.
 
         Raises InvalidInput when the model has fewer experts.
         """
@@ -111,7 +118,7 @@ class Splits:
             raise InvalidInput(
                 f"{kept} experts a layer are to be kept, but the model has {self.num_experts}", reason="BUDGET_INVALID"
             )
-        slots = spread_spare(self.common[kept - 1], self.wanted[kept - 1], spare, self.num_experts)
+        slots = spread_spare(self.common[kept - 1], self.wanted[kept - 1], spare, self.common[-1])
         return tuple(int(count) for count in slots)
 
 
@@ -120,11 +127,18 @@ def layer_counts(
 ) -> I64:
     """What a pattern keeps of every layer, i64[L]: ``kept`` times L in all, within the ``slots`` [L] of each layer.
 
-    Uniform numbers that do not fit into the slots of a layer are made up for by the others, evenly. Raises
-    InvalidInput like ``share``.
+    Uniform numbers that do not fit into the slots of a layer are made up for by the others, evenly; those that exceed
+    its experts are not. Raises InvalidInput like ``share``.
     """
-    comparable = scores if allocation == "shared" else np.zeros(scores.shape)
-    return share(comparable, kept * len(scores), floor, slots)
+    experts = _experts(scores)
+    if allocation == "shared":
+        return share(scores, min(kept * len(scores), int(experts.sum())), floor, slots)
+    return share(_alike(experts), int(np.minimum(kept, experts).sum()), floor, slots)
+
+
+def even_slots(number: int, experts: Sequence[int], allocation: Allocation) -> tuple[int, ...]:
+    """Slots of every layer: ``number``, or its ``experts``; where shared, others get what a layer cannot use."""
+    return tuple(layer_counts(_alike(experts), number, 0, allocation).tolist())
 
 
 def kept(ranking: Integers, counts: Sequence[int] | Integers) -> Mask:
@@ -142,6 +156,14 @@ def slots_text(slots: Sequence[int]) -> str:
     return "/".join(map(str, slots)) if len(slots) <= 8 else f"{min(slots)} to {max(slots)}"
 
 
+def _experts(scores: Floats) -> I64:
+    return np.asarray((scores > -np.inf).sum(axis=1), np.int64)
+
+
+def _alike(experts: Sequence[int] | I64) -> F64:
+    return np.where(existing(experts), 0.0, -np.inf)
+
+
 def _falling(scores: Floats) -> F64:
     return -np.sort(-np.asarray(scores, np.float64), axis=1)
 
@@ -154,8 +176,9 @@ def _order(scores: Floats, floor: int, caps: Integers) -> I64:
 
 
 def _caps(scores: Floats, total: int, floor: int, most: Sequence[int] | Integers | None) -> I64:
-    layers, experts = scores.shape
-    caps = np.minimum(np.full(layers, experts) if most is None else np.asarray(most), experts)
+    layers, caps = len(scores), _experts(scores)
+    if most is not None:
+        caps = np.minimum(caps, most) if len(most) == layers else np.asarray(most)
     if caps.shape != (layers,):
         raise InvalidInput(f"slots for {len(caps)} layers given, the model has {layers}", reason="SLOTS_INVALID")
     if total < floor * layers:

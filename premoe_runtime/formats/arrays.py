@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import blake3
@@ -26,6 +26,11 @@ _DTYPES: Mapping[str, np.dtype[np.generic]] = {
     "I16": np.dtype("<i2"),
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def existing(layer_experts: Sequence[int] | I64) -> Mask:
+    """bool[L, E]: which entries of a table over the experts of layers stand for one; E is of the one that has most."""
+    return np.arange(max(layer_experts)) < np.array(layer_experts)[:, None]
 
 
 def encode(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:

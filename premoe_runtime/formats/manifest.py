@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from premoe_runtime.formats.arrays import Mask, existing
 from premoe_runtime.formats.documents import Name, ObjectId, parse_document
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.ids import ExpertId
@@ -98,7 +99,7 @@ class ExpertLayer(_Frozen):
     data_offset: Offset
     stride: Offset
     digests: tuple[Digest, ...]
-    """blake3 of every blob, padding included, ascending by expert."""
+    """blake3 of every blob, padding included, ascending by expert: as many as the layer has experts."""
 
 
 class PackFile(_Frozen):
@@ -129,6 +130,7 @@ class Manifest(_Frozen):
     num_layers: int = Field(ge=1, le=10_000)
     """MoE layers, not transformer blocks."""
     num_experts: int = Field(ge=1, le=32_767)
+    """Of the layer that has the most; the width E of every table over experts."""
     hidden_size: Dimension
     dtype: Dtype
     layout: BlobLayout
@@ -160,16 +162,16 @@ class Manifest(_Frozen):
             return f"{len(self.layers)} layers listed, num_layers is {self.num_layers}"
         if any(later <= earlier for earlier, later in pairwise(blocks)):
             return "its layers are not in the order of their blocks"
-        if any(len(layer.digests) != self.num_experts for layer in self.layers):
-            return f"a layer does not list {self.num_experts} blob digests"
+        if max(self.layer_experts) != self.num_experts:
+            return f"its layers list up to {max(self.layer_experts)} blob digests, num_experts is {self.num_experts}"
         if any(layer.stride < blob_bytes for layer in self.layers):
             return "it places blobs over each other"
         if len(set(files)) != len(files):
             return "two of its files have one name"
         if any(not file.path.startswith("skeleton/") for file in self.skeleton):
             return "a skeleton file is not in skeleton/"
-        if self.top_k > self.num_experts:
-            return f"top_k {self.top_k} exceeds num_experts {self.num_experts}"
+        if self.top_k > min(self.layer_experts):
+            return f"top_k {self.top_k} exceeds the {min(self.layer_experts)} experts of a layer"
         return self._layout_contradiction()
 
     def _layout_contradiction(self) -> str:
@@ -195,10 +197,28 @@ class Manifest(_Frozen):
     def digest(self, expert: ExpertId) -> str:
         return self.layers[expert.layer].digests[expert.expert]
 
+    def has(self, expert: ExpertId) -> bool:
+        """Whether the model has this expert, whatever numbers a stranger gives."""
+        return 0 <= expert.layer < self.num_layers and 0 <= expert.expert < self.layer_experts[expert.layer]
+
+    @property
+    def layer_experts(self) -> tuple[int, ...]:
+        """Experts of every MoE layer; they differ where somebody pruned layers differently."""
+        return tuple(len(layer.digests) for layer in self.layers)
+
+    @property
+    def num_blobs(self) -> int:
+        return sum(self.layer_experts)
+
+    @property
+    def exists(self) -> Mask:
+        """bool[L, E]: which entries of a table over experts stand for one."""
+        return existing(self.layer_experts)
+
     @property
     def experts_bytes(self) -> int:
         """Bytes of all expert blobs."""
-        return self.num_layers * self.num_experts * self.layout.blob_bytes
+        return self.num_blobs * self.layout.blob_bytes
 
     @property
     def skeleton_bytes(self) -> int:

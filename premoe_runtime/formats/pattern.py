@@ -31,9 +31,9 @@ class Pattern:
     ``allocation`` says whether a budget's experts are shared over the layers, for which ``scores`` must compare
     between layers, or equally many a layer.
 
-    scores, tiebreak  f32[L, E]: the metric, and SEER-soft for equal scores
+    scores, tiebreak  f32[L, E]: the metric, -inf for what a layer has fewer than E, and SEER-soft for equal scores
     counts            i64[L, E]: tokens routed to the expert in calibration
-    ranking           i16[L, E]: expert ids, most needed first
+    ranking           i16[L, E]: expert ids, most needed first, those that do not exist last
     """
 
     weights_id: WeightsId
@@ -92,6 +92,11 @@ class Pattern:
     @property
     def num_experts(self) -> int:
         return int(self.ranking.shape[1])
+
+    @property
+    def layer_experts(self) -> tuple[int, ...]:
+        """Experts of every MoE layer."""
+        return tuple((self.scores > -np.inf).sum(axis=1).tolist())
 
     def kept(self, budget: Budget, slots: Sequence[int] | None = None) -> Mask:
         """bool[L, E]: the best experts, ``budget.kept`` a layer on average, within the ``slots`` of every layer.
@@ -185,9 +190,15 @@ def _check_tensors(tensors: dict[str, arrays.Array], where: str) -> tuple[int, .
     for name, dtype in wanted.items():
         if tensors[name].dtype != dtype or tensors[name].shape != tensors["scores"].shape:
             raise _corrupt(where, f"array {name!r} has the wrong dtype or shape")
-    if not (np.isfinite(cast("F32", tensors["scores"])).all() and np.isfinite(cast("F32", tensors["tiebreak"])).all()):
+    scores = cast("F32", tensors["scores"])
+    missing = scores == -np.inf
+    if not (np.isfinite(scores) | missing).all() or not np.isfinite(cast("F32", tensors["tiebreak"])).all():
         raise _corrupt(where, "scores are not finite")
-    return tensors["scores"].shape
+    if missing.any() and (
+        missing[..., 0].any() or missing[..., -1].all() or (missing[..., :-1] > missing[..., 1:]).any()
+    ):
+        raise _corrupt(where, "experts without a score are not the last ones of some layers")
+    return scores.shape
 
 
 def _text(metadata: dict[str, str], key: str, where: str) -> str:

@@ -261,16 +261,17 @@ def _check(pattern_set: PatternSet, where: str) -> None:
 
 
 def _lawful(splits: Splits) -> bool:
-    """Whether row b - 1 shares b x L experts, at most E a layer, and no layer loses any as budgets grow."""
+    """Whether row b - 1 shares b x L experts or all, at most E a layer, and no layer loses any as budgets grow."""
     shared, wanted = splits.common.astype(np.int64), splits.wanted.astype(np.int64)
     if shared.ndim != 2 or 0 in shared.shape or wanted.shape != shared.shape:
         return False
     experts, layers = shared.shape
-    sums = np.arange(1, experts + 1) * layers
+    sums = np.minimum(np.arange(1, experts + 1) * layers, shared[-1].sum())
     return bool(
         (shared.sum(axis=1) == sums).all()
+        and shared[-1].max() == experts
         and (np.diff(shared, axis=0, prepend=0) >= 0).all()
-        and ((wanted >= 1) & (wanted <= experts)).all()
+        and ((wanted >= 1) & (wanted <= shared[-1])).all()
     )
 
 

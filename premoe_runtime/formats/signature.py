@@ -25,21 +25,21 @@ class SignatureSpec(BaseModel):
     layers: tuple[Annotated[int, Field(ge=0, le=10_000)], ...] = Field(default=(0,), min_length=1)
     """MoE layers, from 0. The first needs no routed expert."""
     dimension: int = Field(ge=1, le=1 << 30)
-    """``len(layers) * experts``."""
+    """``len(layers) * experts``, of the layer that has the most."""
     span: Literal["last-user-turn"] = "last-user-turn"
     """Tokens averaged over: template, system and tool tokens are left out."""
 
 
-def signature(probabilities: Sequence[F32]) -> F32:
+def signature(probabilities: Sequence[F32], experts: int) -> F32:
     """Mean of √p per signature layer, concatenated, unit length.
 
-    ``probabilities`` holds f32[T, E] per layer: the full router's softmax at the tokens that matter.
-    Returns f32[len(layers) * E]. Raises InvalidInput when there are no tokens.
+    ``probabilities`` holds f32[T, n] per layer of n experts: the full router's softmax at the tokens that matter.
+    Returns f32[len(layers) * experts]; what a layer has fewer is 0. Raises InvalidInput when there are no tokens.
     """
     if not probabilities or probabilities[0].shape[0] == 0:
         raise InvalidInput("a signature needs at least one token of the user's turn", reason="PROMPT_EMPTY")
     means = [np.sqrt(np.maximum(layer.astype(np.float64), 0)).mean(axis=0) for layer in probabilities]
-    return unit(np.concatenate(means).astype(np.float32))
+    return unit(np.concatenate([np.pad(mean, (0, experts - len(mean))) for mean in means]).astype(np.float32))
 
 
 def unit(vectors: F32) -> F32:

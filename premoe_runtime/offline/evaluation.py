@@ -18,7 +18,7 @@ import torch
 
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.allocation import Splits
-from premoe_runtime.formats.arrays import Mask
+from premoe_runtime.formats.arrays import Mask, existing
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput, NotFound
@@ -113,7 +113,7 @@ def random_pattern(like: Pattern, seed: int = 0) -> Pattern:
     """A pattern that keeps as many experts of the same model, at random."""
     zeros = np.zeros(like.scores.shape)
     return Pattern.from_scores(
-        random_scores((like.num_layers, like.num_experts), seed),
+        np.where(existing(like.layer_experts), random_scores((like.num_layers, like.num_experts), seed), -np.inf),
         zeros,
         zeros.astype(np.int64),
         weights_id=like.weights_id,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from premoe_runtime.families.spec import context_length
-from premoe_runtime.formats.allocation import Splits
+from premoe_runtime.formats.allocation import Splits, even_slots
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import DTYPE_BYTES, Dimension, Manifest
@@ -67,8 +67,7 @@ class Shape:
     """
 
     top_k: int
-    num_layers: int
-    num_experts: int
+    layer_experts: tuple[int, ...]
     blob_bytes: int
     skeleton_bytes: int
     kv_token_bytes: int
@@ -79,7 +78,17 @@ class Shape:
     @property
     def slot_bytes(self) -> int:
         """One slot in every layer."""
-        return self.num_layers * self.blob_bytes
+        return len(self.layer_experts) * self.blob_bytes
+
+    @property
+    def num_experts(self) -> int:
+        """Of the layer that has the most."""
+        return max(self.layer_experts)
+
+    @property
+    def experts_bytes(self) -> int:
+        """Bytes of all expert blobs."""
+        return sum(self.layer_experts) * self.blob_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +165,7 @@ def shape_of(manifest: Manifest, config_json: bytes) -> Shape:
     attention = config.query_size + 2 * config.key_value_size
     return Shape(
         top_k=manifest.top_k,
-        num_layers=manifest.num_layers,
-        num_experts=manifest.num_experts,
+        layer_experts=manifest.layer_experts,
         blob_bytes=manifest.layout.blob_bytes,
         skeleton_bytes=sum(file.num_bytes for file in manifest.skeleton if file.path.endswith(".safetensors")),
         kv_token_bytes=2 * config.num_hidden_layers * config.key_value_size * item,
@@ -177,7 +185,7 @@ def size(shape: Shape, request: SizeRequest) -> SizeReport:
     kv = shape.kv_token_bytes * context * request.rows
     workspace = (STEP_TOKENS + request.rows) * shape.activation_token_bytes + request.rows * shape.logits_row_bytes
     rest = request.memory - shape.skeleton_bytes - kv - workspace
-    max_slots = min(shape.num_experts, max(0, rest // shape.slot_bytes))
+    max_slots = shape.num_experts if rest >= shape.experts_bytes else max(0, rest // shape.slot_bytes)
     budgets = request.budgets or usual_budgets(shape.top_k, shape.num_experts)
     return SizeReport(
         memory=request.memory,
@@ -186,7 +194,7 @@ def size(shape: Shape, request: SizeRequest) -> SizeReport:
         skeleton=shape.skeleton_bytes,
         kv=kv,
         workspace=workspace,
-        all_experts=shape.num_experts * shape.slot_bytes,
+        all_experts=shape.experts_bytes,
         max_slots=max_slots,
         fits=tuple(_fit(shape, request, budget, kv, workspace, max_slots) for budget in budgets),
     )
@@ -194,7 +202,7 @@ def size(shape: Shape, request: SizeRequest) -> SizeReport:
 
 def _fit(shape: Shape, request: SizeRequest, budget: Budget, kv: int, workspace: int, max_slots: int) -> Fit:
     slots = min(budget.kept + request.spare, shape.num_experts)
-    layer_slots = (slots,) * shape.num_layers
+    layer_slots = even_slots(slots, shape.layer_experts, "shared")
     if request.splits is not None:
         layer_slots = request.splits.layer_slots(budget.kept, slots - budget.kept)
     experts = sum(layer_slots) * shape.blob_bytes

@@ -14,7 +14,7 @@ from premoe_runtime.families.spec import ExpertField, MoeModel
 from premoe_runtime.formats import safetensors
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.packs.consistency import unlikely_dtype
-from premoe_runtime.packs.contents import LeftOut, TensorInfo, experts_dtype, match, stored_names
+from premoe_runtime.packs.contents import LeftOut, TensorInfo, experts_dtype, match, stored_names, with_experts_found
 from premoe_runtime.packs.impostors import START_BYTES, refuse_impostor, refuse_non_weights
 from premoe_runtime.packs.source import is_skeleton_file
 from premoe_runtime.storage import ObjectInfo, Store
@@ -61,7 +61,7 @@ class Checkpoint:
     def _source(self, layer: int, expert: int, field: ExpertField) -> FieldSource:
         whole = self.tensors.get(self.model.fused_names(layer, field)[0])
         if whole is not None:
-            size = whole.num_bytes // self.model.num_experts
+            size = whole.num_bytes // self.model.layer_experts[layer]
             part = replace(whole, shape=whole.shape[1:], offset=whole.offset + expert * size, num_bytes=size)
             return FieldSource(field, (part,), fused=True)
         prefix = self.model.experts_prefix[layer]
@@ -108,7 +108,7 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
                 refuse_remote_code(found, store.at(path))
             if path == "generation_config.json":
                 check_generation(found, store.at(path))
-    tensors, stale = _read_tensors(store, sizes, stored_names(model).keys())
+    model, tensors, stale = _read_tensors(store, sizes, model)
     kept, needless = match(tensors, model, _predicted_blocks(config, store.at("config.json")), store.url)
     left_out = (*side, *(LeftOut(name, "stale entry of the index") for name in stale), *needless)
     checkpoint = Checkpoint(store, config, model, experts_dtype(kept, model, store.url), kept, left_out)
@@ -130,8 +130,14 @@ def _predicted_blocks(config: bytes, where: str) -> int:
     return extra
 
 
-def _read_tensors(store: Store, sizes: Mapping[str, int], wanted: Set[str]) -> tuple[dict[str, TensorInfo], list[str]]:
-    """All tensors of all shards by name, checked against the index; then entries of it that nothing needs."""
+def _read_tensors(
+    store: Store, sizes: Mapping[str, int], model: MoeModel
+) -> tuple[MoeModel, dict[str, TensorInfo], list[str]]:
+    """All tensors of all shards by name, checked against the index; then entries of it that nothing needs.
+
+    First of all the model, with as many experts in each layer as these tensors say.
+    """
+    wanted: Set[str] = stored_names(model).keys()
     index = _read_index(store) if INDEX_FILE in sizes else None
     stale = {name for name, file in (index or {}).items() if name not in wanted and file not in sizes}
     entries = {name: file for name, file in (index or {}).items() if name not in stale}
@@ -148,10 +154,12 @@ def _read_tensors(store: Store, sizes: Mapping[str, int], wanted: Set[str]) -> t
                     reason="TENSOR_DUPLICATE",
                 )
             tensors[tensor.name] = tensor
+    model = with_experts_found(model, tensors, store.url)
     if index is not None:
+        wanted = stored_names(model).keys()
         stale |= entries.keys() - wanted - tensors.keys()
         _check_index({name: entries[name] for name in entries.keys() - stale}, tensors, wanted, store)
-    return tensors, sorted(stale)
+    return model, tensors, sorted(stale)
 
 
 def _read_index(store: Store) -> dict[str, str]:

@@ -23,9 +23,13 @@ def piece_checks(blob: bytes | bytearray | memoryview) -> tuple[int, ...]:
 
 
 def checks_file(layers: Sequence[Sequence[Sequence[int]]], blob_bytes: int) -> bytes:
-    """The file for crc values [L][E][pieces]: one tensor ``crc32c`` u32 [L, E, pieces]."""
-    table = np.asarray(layers, dtype="<u4")
-    assert table.shape[2] == pieces_per_blob(blob_bytes)
+    """The file for crc values [L][experts of the layer][pieces]: one tensor ``crc32c`` u32 [L, E, pieces].
+
+    E is that of the layer with the most experts; what others lack is 0.
+    """
+    table = np.zeros((len(layers), max(map(len, layers)), pieces_per_blob(blob_bytes)), dtype="<u4")
+    for row, values in zip(table, layers, strict=True):
+        row[: len(values)] = values
     header = encode_header([(TENSOR, "U32", table.shape)], {"piece_bytes": str(PIECE_BYTES)})
     return header + table.tobytes()
 

@@ -18,30 +18,38 @@ from premoe_runtime.packs.layout import blob_layout
 
 
 def contradiction(manifest: Manifest, model: MoeModel) -> str:
-    """What a manifest says otherwise than its config.json, read as ``model``; empty when they agree."""
+    """What a manifest says otherwise than its config.json, read as ``model``; empty when they agree.
+
+    Layers may have fewer experts than the config says: how many, the skeleton's routers know.
+    """
     for what, says, right in (
         ("family", manifest.family, model.family),
         ("router", manifest.router, model.router),
         ("top-k", manifest.top_k, model.top_k),
-        ("number of experts", manifest.num_experts, model.num_experts),
         ("hidden size", manifest.hidden_size, model.hidden_size),
         ("list of MoE blocks", [layer.block for layer in manifest.layers], list(model.blocks)),
     ):
         if says != right:
             return f"its {what} is {says}, that of its config.json is {right}"
+    if manifest.num_experts > model.num_experts:
+        return f"its number of experts is {manifest.num_experts}, that of its config.json is {model.num_experts}"
     if manifest.dtype not in WEIGHT_DTYPES:
         return f"its experts are {manifest.dtype}, which no checkpoint's are"
     return "" if manifest.layout == blob_layout(model, manifest.dtype) else "its blobs are not as its config.json says"
 
 
 def skeleton_contradiction(manifest: Manifest, model: MoeModel, tensors: Sequence[Tensor | TensorInfo]) -> str:
-    """Where all the skeleton's tensors are not those of the config, or not of the experts; empty when they are."""
+    """Where all the skeleton's tensors are not those of the config, or not of the experts; empty when they are.
+
+    ``model``: that of the config, cut to the manifest's experts.
+    """
     for tensor in tensors:
         known = model.skeleton.get(tensor.name)
         if known is None:
             return f"its skeleton has {shown(tensor.name)}, which is no tensor of its model"
         if tensor.shape != known.shape:
-            return f"{tensor.name} has shape {list(tensor.shape)}, by its config.json {list(known.shape)}"
+            by = "manifest" if tensor.name in model.routers else "config.json"
+            return f"{tensor.name} has shape {list(tensor.shape)}, by its {by} {list(known.shape)}"
         if tensor.dtype not in WEIGHT_DTYPES:
             return f"{tensor.name} has dtype {tensor.dtype}; supported: {', '.join(WEIGHT_DTYPES)}"
     for name, count in Counter(tensor.name for tensor in tensors).most_common(1):

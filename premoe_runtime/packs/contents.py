@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from premoe_runtime.families.spec import MoeModel
+from premoe_runtime.families.spec import ExpertField, MoeModel
+from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 WEIGHT_DTYPES = ("BF16", "F16", "F32")
@@ -44,9 +45,35 @@ def stored_names(model: MoeModel) -> dict[str, str]:
         for field in model.spec.fields:
             canonical, *others = model.fused_names(layer, field)
             names |= dict.fromkeys((canonical, *others), canonical)
-        for expert in range(model.num_experts):
+        for expert in range(model.layer_experts[layer]):
             names |= {name: name for name in (model.expert_name(layer, expert, one) for one in model.expert_tensors)}
     return names
+
+
+def with_experts_found(model: MoeModel, found: Mapping[str, TensorInfo], where: str) -> MoeModel:
+    """The model with as many experts in each layer as its router has rows, at most the config's number.
+
+    Other shapes of routers are left for ``match`` to refuse. Raises InvalidInput: more than that, or fewer than a token
+    uses.
+    """
+    rows = []
+    for name in model.routers:
+        known = model.skeleton[name]
+        stored = found.get(name) or found.get(known.memory)
+        rows.append(stored.shape[0] if stored and stored.shape[1:] == known.shape[1:] else known.shape[0])
+        if rows[-1] > known.shape[0]:
+            raise InvalidInput(
+                f"{where}: {name} has {rows[-1]} rows, but config.json says {known.shape[0]} experts; "
+                "write the largest number of any layer there",
+                reason="EXPERTS_TOO_MANY",
+            )
+        if rows[-1] < model.top_k:
+            raise InvalidInput(
+                f"{where}: {name} has {rows[-1]} rows, but by config.json every token needs {model.top_k} experts; "
+                "prune fewer experts, or lower num_experts_per_tok",
+                reason="EXPERTS_TOO_FEW",
+            )
+    return model.cut_to(rows)
 
 
 def match(
@@ -55,7 +82,7 @@ def match(
     """The tensors to be packed, by canonical name, and those that no pack needs.
 
     ``predicted_blocks``: how many blocks after the last one are multi-token prediction. Raises InvalidInput
-    (unexpected names, dtypes, layers of different sizes) and CorruptData (missing, doubled or misshapen tensors).
+    (unexpected names, dtypes) and CorruptData (missing, doubled or misshapen tensors).
     """
     names = stored_names(model)
     kept: dict[str, TensorInfo] = {}
@@ -77,9 +104,7 @@ def match(
 
 def experts_dtype(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> str:
     """The one dtype of all routed experts' weights. Raises InvalidInput."""
-    first, *others = sorted(
-        name for field, name in _expert_names(tensors, model) if model.spec.field(field).dtype is None
-    )
+    first, *others = sorted(one.name for one in _stored_experts(tensors, model) if one.field.dtype is None)
     for name in others:
         if tensors[name].dtype != tensors[first].dtype:
             raise InvalidInput(
@@ -100,18 +125,18 @@ def _needless(name: str, model: MoeModel, predicted_blocks: int) -> str:
 
 
 def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> None:
-    _check_even(tensors, model, where)
-    fields = {name: field for field, name in _expert_names(tensors, model)}
-    shapes = {name: one.shape for name, one in model.skeleton.items()}
-    shapes |= {name: _expert_shape(name, field, model) for name, field in fields.items()}
+    experts = {one.name: one for one in _stored_experts(tensors, model)}
+    shapes = {name: one.shape for name, one in model.skeleton.items()} | {
+        one.name: one.shape for one in experts.values()
+    }
     for name in sorted(tensors.keys() - shapes.keys()):
         if name.startswith(tuple(f"{prefix}." for prefix in model.experts_prefix)) and name in stored_names(model):
             raise CorruptData(
                 f"{where}: tensor {name} is there beside the fused one; keep one form", reason="TENSOR_DUPLICATE"
             )
         raise InvalidInput(
-            f"{where}: unexpected tensor {name} for a {model.family} with {model.num_experts} experts a layer "
-            f"(variants of the family are not supported)",
+            f"{where}: unexpected tensor {name} for a {model.family} with {slots_text(model.layer_experts)} experts a "
+            f"layer (variants of the family are not supported)",
             reason="UNEXPECTED_TENSOR",
         )
     tied = {name for name, one in model.skeleton.items() if one.optional}
@@ -123,7 +148,7 @@ def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> No
                 f"{where}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shapes[name])}",
                 reason="TENSOR_SHAPE",
             )
-        own = model.spec.field(fields[name]).dtype if name in fields else None
+        own = experts[name].field.dtype if name in experts else None
         allowed = WEIGHT_DTYPES if own is None else (own,)
         if tensor.dtype not in allowed:
             raise InvalidInput(
@@ -132,36 +157,23 @@ def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> No
             )
 
 
-def _check_even(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> None:
-    """Layers pruned to different numbers of experts have routers of different heights."""
-    rows = {
-        name: tensors[name].shape[0]
-        for name in model.routers
-        if name in tensors and tensors[name].shape[1:] == (model.hidden_size,)
-    }
-    if len(set(rows.values())) > 1:
-        few, many = min(rows, key=rows.__getitem__), max(rows, key=rows.__getitem__)
-        raise InvalidInput(
-            f"{where}: layers have different numbers of experts ({few} has {rows[few]} rows, {many} has {rows[many]}), "
-            "which the one number in config.json cannot say; prune every layer to the same number of experts",
-            reason="UNEVEN_EXPERTS",
-        )
+class _StoredExperts(NamedTuple):
+    """A tensor that holds one expert's part of a field, or a layer's experts fused."""
+
+    name: str
+    field: ExpertField
+    shape: tuple[int, ...]
 
 
-def _expert_names(tensors: Mapping[str, TensorInfo], model: MoeModel) -> Iterator[tuple[str, str]]:
-    """(field, name) of every tensor that holds routed experts, fused where the checkpoint has a fused one."""
-    for layer in range(len(model.blocks)):
+def _stored_experts(tensors: Mapping[str, TensorInfo], model: MoeModel) -> Iterator[_StoredExperts]:
+    """Every tensor that holds routed experts, fused where the checkpoint has a fused one."""
+    for layer, count in enumerate(model.layer_experts):
         for field in model.spec.fields:
             fused = model.fused_names(layer, field)[0]
             if fused in tensors:
-                yield field.name, fused
+                yield _StoredExperts(fused, field, model.fused_shape(layer, field))
                 continue
-            for expert in range(model.num_experts):
-                for part in field.parts:
-                    yield field.name, f"{model.experts_prefix[layer]}.{expert}.{part}"
-
-
-def _expert_shape(name: str, field: str, model: MoeModel) -> tuple[int, ...]:
-    if name.endswith(f".{model.spec.field(field).fused}"):
-        return model.fused_shape(model.spec.field(field))
-    return next(one.shape for one in model.expert_tensors if name.endswith(f".{one.suffix}"))
+            parts = [one for one in model.expert_tensors if one.field == field.name]
+            for expert in range(count):
+                for part in parts:
+                    yield _StoredExperts(model.expert_name(layer, expert, part), field, part.shape)

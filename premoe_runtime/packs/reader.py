@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import blake3
 
+from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest, PackFile
@@ -147,9 +148,10 @@ class PackReader:
                 done(expert)
 
     def _check_range(self, manifest: Manifest, expert: ExpertId) -> None:
-        if not (0 <= expert.layer < manifest.num_layers and 0 <= expert.expert < manifest.num_experts):
+        if not manifest.has(expert):
             raise NotFound(
-                f"pack {self.url} has no {expert}: {manifest.num_layers} layers of {manifest.num_experts} experts",
+                f"pack {self.url} has no {expert}: {manifest.num_layers} layers of "
+                f"{slots_text(manifest.layer_experts)} experts",
                 reason="EXPERT_NOT_FOUND",
             )
 

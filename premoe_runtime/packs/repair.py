@@ -83,7 +83,7 @@ def _checks(manifest: Manifest, reader: PackReader) -> bytes:
     tables = [
         [
             piece_checks(reader.store.get_range(reader.path(one.file), one.data_offset + at * one.stride, blob_bytes))
-            for at in range(manifest.num_experts)
+            for at in range(len(one.digests))
         ]
         for one in manifest.layers
     ]

@@ -166,7 +166,7 @@ def is_complete(store: Store, model_id: str) -> Manifest | None:
     prefix = pack_folder(model_id)
     sizes = {info.path.removeprefix(f"{prefix}/"): info.size for info in store.list(prefix)}
     expected = {file.path: file.num_bytes for file in (*manifest.skeleton, manifest.checks)}
-    expected |= {layer.file: layer.data_offset + layer.stride * manifest.num_experts for layer in manifest.layers}
+    expected |= {layer.file: layer.data_offset + layer.stride * len(layer.digests) for layer in manifest.layers}
     return manifest if all(sizes.get(path) == size for path, size in expected.items()) else None
 
 

@@ -141,6 +141,8 @@ class _Verifier:
             yield self._fault(CONFIG_FILE, error)
             return
         wrong = contradiction(manifest, model) or self._misplaced()
+        if not wrong:
+            model = model.cut_to(manifest.layer_experts)
         if not wrong and self.whole:
             wrong = skeleton_contradiction(manifest, model, tuple(self.tensors.values()))
         if wrong:
@@ -161,17 +163,21 @@ class _Verifier:
                 yield self._fault(manifest.layers[layer].file, error)
 
     def _misplaced(self) -> str:
-        header = lay.expert_file_header(self.manifest.num_experts, self.manifest.layout.blob_bytes)
-        place = (len(header), self.manifest.layout.blob_bytes)
-        wrong = [one.file for one in self.manifest.layers if (one.data_offset, one.stride) != place]
+        size = self.manifest.layout.blob_bytes
+        wrong = [
+            one.file
+            for one in self.manifest.layers
+            if (one.data_offset, one.stride) != (len(lay.expert_file_header(len(one.digests), size)), size)
+        ]
         return f"it places the blobs of {wrong[0]} elsewhere" if wrong else ""
 
     def _layer(self, layer: int, model: MoeModel, checks: Checks | None) -> Iterator[Fault]:
         manifest, store = self.manifest, self.reader.store
         described = manifest.layers[layer]
         path, blob_bytes = self.reader.path(described.file), manifest.layout.blob_bytes
-        header = lay.expert_file_header(manifest.num_experts, blob_bytes)
-        size, expected = store.head(path).size, len(header) + manifest.num_experts * blob_bytes
+        experts = len(described.digests)
+        header = lay.expert_file_header(experts, blob_bytes)
+        size, expected = store.head(path).size, len(header) + experts * blob_bytes
         if size != expected:
             raise CorruptData(f"{size} bytes long, expected {expected}")
         if store.get_range(path, 0, len(header)) != header:
@@ -181,7 +187,7 @@ class _Verifier:
             return store.get_range(path, len(header) + expert * blob_bytes, blob_bytes)
 
         depth = min(AHEAD_BYTES // blob_bytes, AHEAD_BLOBS)
-        for expert, blob in enumerate(read_ahead(range(manifest.num_experts), load, depth)):
+        for expert, blob in enumerate(read_ahead(range(experts), load, depth)):
             self.progress.advance(blob_bytes)
             known = ExpertId(layer, expert)
             if blake3.blake3(blob).hexdigest() != described.digests[expert]:

@@ -95,7 +95,6 @@ class Packer:
         skeleton = [*self._shards(), *self._files()]
         records = [self._layer(layer) for layer in range(len(model.blocks))]
         data = checks_file([record.checks for record in records], self.layout.blob_bytes)
-        header = lay.expert_file_header(model.num_experts, self.layout.blob_bytes)
         manifest = Manifest(
             model_id="",
             weights_id=lay.weights_id(self.tensors, self.tensor_digests),
@@ -111,7 +110,7 @@ class Packer:
                 ExpertLayer(
                     block=model.blocks[layer],
                     file=lay.layer_file(layer),
-                    data_offset=len(header),
+                    data_offset=len(lay.expert_file_header(model.layer_experts[layer], self.layout.blob_bytes)),
                     stride=self.layout.blob_bytes,
                     digests=record.digests,
                 )
@@ -126,7 +125,7 @@ class Packer:
     def _plan_room(self) -> None:
         """Tell the progress bar the bytes to come, and refuse early where they cannot fit."""
         model = self.checkpoint.model
-        experts = len(model.blocks) * model.num_experts * self.layout.blob_bytes
+        experts = sum(model.layer_experts) * self.layout.blob_bytes
         total = experts + sum(tensor.num_bytes for tensor in self.checkpoint.skeleton())
         self.progress.total(total)
         store = self.staging.store
@@ -203,9 +202,9 @@ class Packer:
             self.staging.save(file, record)
         else:
             self.resumed_layers += 1
-            self.progress.advance(self.checkpoint.model.num_experts * self.layout.blob_bytes)
+            self.progress.advance(len(record.digests) * self.layout.blob_bytes)
         self.tensor_digests |= record.tensors
-        for expert in range(self.checkpoint.model.num_experts):
+        for expert in range(self.checkpoint.model.layer_experts[layer]):
             parts = lay.expert_parts(self.checkpoint.model, self.layout, layer, expert)
             self.tensors |= {part.name: part for part in parts}
         return record
@@ -213,14 +212,15 @@ class Packer:
     def write_layer(self, layer: int, file: str) -> LayerRecord:
         """Stage one MoE layer's expert file."""
         model, blob_bytes = self.checkpoint.model, self.layout.blob_bytes
-        header = lay.expert_file_header(model.num_experts, blob_bytes)
+        experts = model.layer_experts[layer]
+        header = lay.expert_file_header(experts, blob_bytes)
         digests: list[str] = []
         checks: list[tuple[int, ...]] = []
         tensors: dict[str, str] = {}
         depth = min(AHEAD_BYTES // blob_bytes, AHEAD_BLOBS)
         with self.staging.store.writer(self.staging.path(file)) as out:
             out.write(header)
-            blobs = read_ahead(range(model.num_experts), lambda expert: self._blob(layer, expert), depth)
+            blobs = read_ahead(range(experts), lambda expert: self._blob(layer, expert), depth)
             for expert, blob in enumerate(blobs):
                 digests.append(blake3.blake3(blob).hexdigest())
                 checks.append(piece_checks(blob))
@@ -229,7 +229,7 @@ class Packer:
                     tensors[part.name] = blake3.blake3(view).hexdigest()
                 out.write(blob)
                 self.progress.advance(blob_bytes)
-        size = len(header) + model.num_experts * blob_bytes
+        size = len(header) + experts * blob_bytes
         self.bytes_written += size
         return LayerRecord(num_bytes=size, tensors=tensors, digests=tuple(digests), checks=tuple(checks))
 

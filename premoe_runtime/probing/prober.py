@@ -55,12 +55,13 @@ class Prober:
         ]
         router: Any = decoder.layers[first].get_submodule(f"{spec.sparse}.{spec.router_module}")
         self._router_weight: torch.Tensor = router.weight
+        self._experts = manifest.num_experts
         self._lock = threading.Lock()
 
     @property
     def dimension(self) -> int:
         """Length of a signature."""
-        return self._router_weight.shape[0]
+        return self._experts
 
     def signature(self, token_ids: Sequence[int], indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
         """f32[E], unit length: mean over the tokens at ``indices`` (default: all) of √softmax(router logits).
@@ -74,7 +75,7 @@ class Prober:
         with self._lock, torch.inference_mode():
             logits = self._router_logits(torch.tensor([needed], device=self._device))
             probabilities = torch.softmax(logits[chosen].float(), dim=-1).cpu().numpy()
-        return signature([probabilities])
+        return signature([probabilities], self._experts)
 
     def _check(self, token_ids: Sequence[int], indices: list[int]) -> None:
         if not token_ids or not indices:
@@ -94,7 +95,7 @@ class Prober:
             )
 
     def _router_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """[T, E] logits of the first router for i64[1, T] tokens."""
+        """[T, n] logits of the first router for i64[1, T] tokens."""
         hidden = self._embedding(input_ids)
         length = input_ids.shape[1]
         positions = torch.arange(length, device=self._device)[None]

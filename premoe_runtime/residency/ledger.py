@@ -13,27 +13,30 @@ Placement = tuple[ExpertId, int]
 """An expert and the slot of its layer that holds it."""
 
 
-def slots_of_layers(slots: int | Sequence[int], num_layers: int, num_experts: int) -> tuple[int, ...]:
-    """Slots of every MoE layer, at most one an expert. Raises InvalidInput: fewer than two, other layers."""
-    counts = (slots,) * num_layers if isinstance(slots, int) else tuple(slots)
-    if len(counts) != num_layers:
+def slots_of_layers(slots: int | Sequence[int], experts: Sequence[int]) -> tuple[int, ...]:
+    """Slots of every MoE layer, at most its ``experts``. Raises InvalidInput: fewer than two, other layers."""
+    counts = (slots,) * len(experts) if isinstance(slots, int) else tuple(slots)
+    if len(counts) != len(experts):
         raise InvalidInput(
-            f"slots are given for {len(counts)} layers, the model has {num_layers}", reason="SLOTS_SHAPE"
+            f"slots are given for {len(counts)} layers, the model has {len(experts)}", reason="SLOTS_SHAPE"
         )
     if min(counts) < 2:
         raise InvalidInput(f"{min(counts)} slots in a layer are too few; give at least 2", reason="SLOTS_TOO_FEW")
-    return tuple(min(count, num_experts) for count in counts)
+    return tuple(map(min, counts, experts))
 
 
 class Ledger:
     """Decides where experts lie; the slot store beside the engine does what it says.
 
     ``table[layer][slot]``: the published expert, or ``EMPTY``. A slot between ``retire`` and ``settle`` is *moving*: it
-    counts as neither free nor resident. ``generation`` grows with every settled change. Not thread-safe.
+    counts as neither free nor resident. ``experts``: how many every layer has. ``generation`` grows with every settled
+    change. Not thread-safe.
     """
 
-    def __init__(self, slots: Sequence[int], num_experts: int, table: Iterable[Sequence[int]] | None = None) -> None:
-        self.num_experts = num_experts
+    def __init__(
+        self, slots: Sequence[int], experts: Sequence[int], table: Iterable[Sequence[int]] | None = None
+    ) -> None:
+        self.experts = tuple(experts)
         self.table = [list(row) for row in table] if table is not None else [[EMPTY] * count for count in slots]
         self.generation = 0
         self._slot_of = {
@@ -79,7 +82,7 @@ class Ledger:
         model lacks.
         """
         for expert in needed:
-            if not (0 <= expert.layer < self.num_layers and 0 <= expert.expert < self.num_experts):
+            if not (0 <= expert.layer < self.num_layers and 0 <= expert.expert < self.experts[expert.layer]):
                 raise InvalidInput(f"the model has no {expert}", reason="EXPERT_UNKNOWN")
         if arriving := sorted(needed & {load.expert for load in self._moving.values()}):
             raise Conflict(f"another swap is bringing {arriving[0]}; wait for it", reason="EXPERT_ARRIVING")

@@ -36,7 +36,7 @@ class SlotShape:
         """
         if max_rows < 1:
             raise InvalidInput("max_rows must be at least 1", reason="ROWS_TOO_FEW")
-        counts = slots_of_layers(slots, manifest.num_layers, manifest.num_experts)
+        counts = slots_of_layers(slots, manifest.layer_experts)
         return cls(manifest, counts, max_rows, SlotLayout.of(manifest.layout, dtype))
 
     @property

@@ -171,6 +171,12 @@ class SlotStore:
             values = np.asarray(kept.cpu() if isinstance(kept, torch.Tensor) else kept, dtype=np.bool_)
         if values.shape != shape:
             raise InvalidInput(f"a mask row must be bool{list(shape)}, not {list(values.shape)}", reason="ROW_SHAPE")
+        missing = values & ~self.shape.manifest.exists
+        if missing.any():
+            layer, expert = (int(i) for i in np.argwhere(missing)[0])
+            raise InvalidInput(
+                f"the mask row keeps {ExpertId(layer, expert)}, which the model does not have", reason="EXPERT_UNKNOWN"
+            )
         if not values.any(axis=1).all():
             layer = int(np.argmin(values.any(axis=1)))
             raise InvalidInput(f"the mask row keeps no expert in layer {layer}", reason="ROW_EMPTY")

@@ -35,7 +35,7 @@ def bring(
     What was fetched before an error is published. Raises Exhausted (slots), CorruptData (digest), Conflict (a row keeps
     an expert that is not resident), and what the source raises.
     """
-    ledger = Ledger(store.slots, store.num_experts, store.slot_table())
+    ledger = Ledger(store.slots, store.shape.manifest.layer_experts, store.slot_table())
     arena = HostArena(store.shape.blob_bytes, staging_bytes)
     fetcher, copier = Fetcher(source, store.shape, arena), Copier(store, arena)
     left = list(ledger.plan(needed, pinned))

@@ -79,12 +79,12 @@ class Front:
     ) -> None:
         self._engine = engine
         self.admission = Admission(max_waiting)
-        self._slots, self._num_experts = shape.slots, shape.num_experts
+        self._slots, self._exists = shape.slots, shape.manifest.exists
         self._inbox = Inbox()
         fetcher = Fetcher(source, shape, arena)
         self._loop = ServingLoop(
             engine,
-            Ledger(shape.slots, shape.num_experts),
+            Ledger(shape.slots, shape.manifest.layer_experts),
             Fetches(HostTier(arena), fetcher, self._inbox.post, retry_seconds),
             self._inbox,
             self.admission,
@@ -183,7 +183,7 @@ class Front:
         self._thread.join(_CLOSE_SECONDS)
 
     def _check_pattern(self, pattern: KeptPattern) -> None:
-        pattern.check(num_layers=len(self._slots), num_experts=self._num_experts, slots=self._slots)
+        pattern.check(self._exists, self._slots)
 
     def _ask(self, message: Callable[[Future[T]], Message], timeout: float | None = None) -> T:
         done: Future[T] = Future()

@@ -46,22 +46,25 @@ class KeptPattern:
         return experts_of(self.kept)
 
     @classmethod
-    def full(cls, num_layers: int, num_experts: int) -> KeptPattern:
-        return cls(FULL, np.ones((num_layers, num_experts), dtype=np.bool_))
+    def full(cls, exists: KeptTable) -> KeptPattern:
+        """``exists``: bool[L, E], the model's experts."""
+        return cls(FULL, exists)
 
-    def check(self, *, num_layers: int, num_experts: int, slots: Sequence[int]) -> None:
+    def check(self, exists: KeptTable, slots: Sequence[int]) -> None:
         """Raise InvalidInput (shape, empty layer, too wide) or Conflict (full, but not every expert has a slot)."""
-        if self.kept.shape != (num_layers, num_experts):
+        experts = exists.sum(axis=1)
+        all_experts = slots_text(experts.tolist())
+        if self.kept.shape != exists.shape or (self.kept & ~exists).any():
             raise InvalidInput(
-                f"pattern {self.id} is {self.kept.shape[0]} × {self.kept.shape[1]}, but the model has {num_layers} MoE "
-                f"layers of {num_experts} experts; use a pattern made for this model",
+                f"pattern {self.id} is {self.kept.shape[0]} × {self.kept.shape[1]}, but the model has {len(experts)} "
+                f"MoE layers of {all_experts} experts; use a pattern made for this model",
                 reason="PATTERN_SHAPE",
             )
         counts = self.kept.sum(axis=1)
         room = np.asarray(slots)
-        if self.id == FULL and int(room.min()) < num_experts:
+        if self.id == FULL and (room < experts).any():
             raise Conflict(
-                f"the full model needs {num_experts} slots a layer, but this worker has {slots_text(slots)}; "
+                f"the full model needs {all_experts} slots a layer, but this worker has {slots_text(slots)}; "
                 "start it with slots for all experts, or use a pattern",
                 reason="FULL_NEEDS_ALL_SLOTS",
             )

@@ -19,7 +19,7 @@ from premoe_local.mesh import Mesh
 from premoe_servicekit.clients import blocking_channel, channel
 from premoe_servicekit.errors import rpc_errors
 from support import dying_worker
-from support.mesh import BUDGET, UNKNOWN, mesh_over, prompts
+from support.mesh import BUDGET, UNKNOWN, mesh_over, prepare_store, prompts
 from support.processes import run_to_end, serving
 
 from premoe_runtime.formats.budget import Budget
@@ -373,3 +373,29 @@ def test_an_engine_that_dies_ends_the_process_with_its_reason(store_address: str
         assert child.stop(signal.SIGTERM) == Unavailable.exit_code
         last = child.stderr().strip().splitlines()[-1]
         assert last == f"error: serving ended: RuntimeError: {dying_worker.REASON}; start the worker again"
+
+
+def test_a_model_pruned_to_uneven_layers_is_packed_profiled_and_served(tmp_path: Path) -> None:
+    """Two layers of 11 and 5 experts at 2/4 and 2 spare slots: 12 slots, of which the short layer holds 5 at most."""
+    url = prepare_store(tmp_path, (11, 5))
+    with mesh_over(url) as mesh, blocking_channel(mesh.worker_addresses[0]) as opened:
+        worker = Stub(opened)
+        events = list(worker.Generate(request(prompts("capitals", 1, seed=7)[0], tokens=6)))
+        assert (events[0].started.pattern.task, events[-1].finished.completion_tokens) == ("capitals", 6)
+        assert 0 < events[-1].finished.retained_mass < 1
+        residency = worker.GetResidency(worker_pb2.GetResidencyRequest())
+        assert tuple(residency.layer_slots) == find_set(open_store(url)).layer_slots(4, 2)
+        assert sum(residency.layer_slots) == 12
+        assert residency.layer_slots[1] <= 5
+        assert (residency.experts_per_layer, residency.total_bytes) == (11, 16 * mesh.manifest.layout.blob_bytes)
+        for layer, count in zip(residency.layers, (11, 5), strict=True):
+            assert max(layer.slots) < count
+        full = worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_FULL)
+        with pytest.raises(Conflict, match="the full model needs 11/5 slots a layer"), rpc_errors("worker"):
+            list(worker.Generate(request(pattern=full)))
+    with mesh_over(url, slots=11) as mesh, blocking_channel(mesh.worker_addresses[0]) as opened:
+        worker = Stub(opened)
+        events = list(worker.Generate(request(tokens=6, pattern=full)))
+        assert events[-1].finished.retained_mass == pytest.approx(1.0)
+        residency = worker.GetResidency(worker_pb2.GetResidencyRequest())
+        assert residency.device_bytes == residency.total_bytes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,41 @@ def config(family: str = "qwen3_moe", **overrides: object) -> dict[str, object]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def tensors(values: Mapping[str, object], *, seed: int = 0, dtype: str = "float16") -> dict[str, Array]:
-    """Random tensors for a config, by on-disk name; "uint16" stands for bfloat16 bits."""
+def tensors(
+    values: Mapping[str, object], *, seed: int = 0, dtype: str = "float16", layer_experts: Sequence[int] = ()
+) -> dict[str, Array]:
+    """Random tensors for a config, by on-disk name; "uint16" stands for bfloat16 bits.
+
+    ``layer_experts``: of every MoE layer, where they were pruned to fewer than the config says.
+    """
     model = read_model(json.dumps(values).encode())
+    model = model.cut_to(layer_experts) if layer_experts else model
     shapes: dict[str, tuple[int, ...]] = {name: spec.shape for name, spec in model.skeleton.items()}
     for layer in range(len(model.blocks)):
-        for expert in range(model.num_experts):
+        for expert in range(model.layer_experts[layer]):
             shapes |= {model.expert_name(layer, expert, tensor): tensor.shape for tensor in model.expert_tensors}
     random = np.random.default_rng(seed)
     if dtype == "uint16":
         return {name: random.integers(0, 1 << 16, shapes[name], dtype="uint16") for name in sorted(shapes)}
     return {name: random.standard_normal(shapes[name]).astype(dtype) for name in sorted(shapes)}
+
+
+def fused(
+    values: Mapping[str, object], data: Mapping[str, Array], layers: tuple[int, ...] = (0, 1, 2)
+) -> dict[str, Array]:
+    """The tensors with the experts of ``layers`` fused, under the names of the module tree."""
+    model = read_model(json.dumps(values).encode())
+    left = {model.skeleton[name].memory if name in model.skeleton else name: one for name, one in data.items()}
+    for layer in layers:
+        router = model.skeleton[model.routers[layer]].memory
+        for field in model.spec.fields:
+            prefix = model.experts_prefix[layer]
+            whole = [
+                np.concatenate([left.pop(f"{prefix}.{expert}.{part}") for part in field.parts])
+                for expert in range(len(left[router]))
+            ]
+            left[f"{model.experts_memory[layer]}.{field.fused}"] = np.stack(whole)
+    return left
 
 
 def save(path: Path, data: Mapping[str, Array]) -> None:
@@ -113,7 +137,15 @@ def write(
     return folder
 
 
-def checkpoint(folder: Path, family: str = "qwen3_moe", *, shards: int = 1, seed: int = 0, **overrides: object) -> Path:
+def checkpoint(
+    folder: Path,
+    family: str = "qwen3_moe",
+    *,
+    shards: int = 1,
+    seed: int = 0,
+    layer_experts: Sequence[int] = (),
+    **overrides: object,
+) -> Path:
     """A tiny random checkpoint folder of ``family``."""
     values = config(family, **overrides)
-    return write(folder, values, tensors(values, seed=seed), shards=shards)
+    return write(folder, values, tensors(values, seed=seed, layer_experts=layer_experts), shards=shards)

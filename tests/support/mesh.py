@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import open_store
-from support.tiny import tiny_checkpoint
+from support.tiny import prune, tiny_checkpoint
 
 ALPHABETS = {"digits": "0123456789+-=", "capitals": "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "vowels": "aeiou "}
 """Tasks of the random model: what they are made of is all that tells them apart."""
@@ -32,11 +32,15 @@ def prompts(task: str, count: int, seed: int = 0) -> list[str]:
     return ["".join(draw.choices(ALPHABETS[task], k=24)) for _ in range(count)]
 
 
-def prepare_store(folder: Path) -> str:
-    """Pack a tiny random Qwen3-MoE, profile three tasks, publish a live set. Returns the store's URL."""
+def prepare_store(folder: Path, layer_experts: Sequence[int] = ()) -> str:
+    """Pack a tiny random Qwen3-MoE, profile three tasks, publish a live set. Returns the store's URL.
+
+    ``layer_experts``: of its two layers, where they are pruned to fewer than 16.
+    """
     url = f"file://{folder / 'store'}"
     store = open_store(url)
-    write_pack(open_source(str(tiny_checkpoint(folder))), store)
+    checkpoint = tiny_checkpoint(folder)
+    write_pack(open_source(str(prune(checkpoint, layer_experts) if layer_experts else checkpoint)), store)
     model = load_full_model(open_pack(url))
     profiles = []
     for task in ALPHABETS:

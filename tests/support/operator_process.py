@@ -30,7 +30,7 @@ CRD = ROOT / "charts/premoe-crds/templates/prunedmodels.yaml"
 CHART = ROOT / "charts/premoe"
 MODEL_ID = "blake3:" + "ab" * 32
 PATTERN_SET = "blake3:" + "cd" * 32
-FACTS: Json = {"family": "tiny-moe", "layers": 4, "experts": 16, "top_k": 4, "blob_bytes": 8192}
+FACTS: Json = {"family": "tiny-moe", "layer_experts": (16,) * 4, "top_k": 4, "blob_bytes": 8192}
 MODELS = "prunedmodels"
 
 _PATHS = {

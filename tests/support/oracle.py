@@ -36,7 +36,7 @@ def masked_selection(kept: torch.Tensor, rows: torch.Tensor) -> Iterator[Masked]
     seen, layers, original = Masked(), kept.shape[1], torch.topk
 
     def topk(values: torch.Tensor, k: int, *args: Any, **kwargs: Any) -> Any:
-        allowed = kept[:, len(seen.changed) % layers][rows]
+        allowed = kept[:, len(seen.changed) % layers, : values.shape[-1]][rows]  # a layer may have fewer experts
         best = original(values.masked_fill(~allowed, -torch.inf), k, *args, **kwargs)
         free = original(values, k, *args, **kwargs)
         seen.changed.append((best.indices.sort(-1).values != free.indices.sort(-1).values).any(-1))
@@ -52,7 +52,7 @@ def sliced_router(kept: torch.Tensor, rows: torch.Tensor) -> Iterator[Masked]:
     seen, layers, original = Masked(), kept.shape[1], torch.nn.functional.softmax
 
     def softmax(logits: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        allowed = kept[:, len(seen.changed) % layers][rows]
+        allowed = kept[:, len(seen.changed) % layers, : logits.shape[-1]][rows]
         top = logits.float().topk(2, dim=-1).indices
         seen.changed.append(~allowed.expand_as(logits).gather(-1, top).all(-1))
         return original(logits.masked_fill(~allowed, -torch.inf), *args, **kwargs)

@@ -60,6 +60,7 @@ def profile(
         weights_id=WeightsId(weights_id),
         task=task,
         top_k=TOP_K,
+        layer_experts=(EXPERTS,) * LAYERS,
         calibration=(Calibration(digest=f"{task}{seed}", samples=prompts, tokens=64, answers="given"),),
         signature=SignatureSpec(layers=(0,), dimension=EXPERTS),
         state=accumulated([logits(64, seed=seed + sum(task.encode()))]),

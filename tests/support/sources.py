@@ -74,6 +74,7 @@ class MemorySource:
         shards = sorted(folder.glob("*.safetensors"))
         for shard in shards:
             tensors |= load_file(shard)
+        model = model.cut_to([len(tensors[name]) for name in model.routers])
         dtype = tensors[model.expert_name(0, 0, model.expert_tensors[0])].dtype
         layout = blob_layout(model, _NAMES[dtype])
         fields, blob_bytes = layout.fields, layout.blob_bytes
@@ -81,7 +82,7 @@ class MemorySource:
         layers = []
         for layer, block in enumerate(model.blocks):
             digests = []
-            for expert in range(model.num_experts):
+            for expert in range(model.layer_experts[layer]):
                 blob = bytearray(blob_bytes)
                 for field in fields:
                     rows = sorted((t for t in model.expert_tensors if t.field == field.name), key=lambda t: t.row)

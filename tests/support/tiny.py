@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -124,3 +127,40 @@ def tiny_checkpoint(
     model.save_pretrained(folder, max_shard_size=num_bytes // shards if shards > 1 else num_bytes * 2)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def prune(folder: Path, layer_experts: Sequence[int]) -> Path:
+    """Leave the first experts of every layer of a saved checkpoint, as pruning tools do; config.json stays as it is."""
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(shard)
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink(missing_ok=True)
+    for name in list(tensors):
+        part = re.fullmatch(r"model\.layers\.(\d+)\.\w+\.(gate\.weight|experts\.(\d+)\..*)", name)
+        if part and part[3] is None:
+            tensors[name] = tensors[name][: layer_experts[int(part[1])]].contiguous()
+        elif part and int(part[3]) >= layer_experts[int(part[1])]:
+            del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def pruned_model(
+    model: PreTrainedModel, family: Family, layer_experts: Sequence[int], **overrides: Any
+) -> PreTrainedModel:
+    """The stock model that ``prune`` leaves: each layer's sparse part is one of a stock model of as many experts.
+
+    ``overrides``: those of ``model``, which is changed.
+    """
+    config, key = model.config, "num_local_experts" if family == "mixtral" else "num_experts"
+    for layer, count in enumerate(layer_experts):
+        narrow = AutoModelForCausalLM.from_config(
+            tiny_config(family, **{**overrides, key: count}),
+            attn_implementation="sdpa",
+            experts_implementation=config._experts_implementation,
+        ).to(model.dtype)
+        part, whole = narrow.model.layers[layer].mlp, model.model.layers[layer].mlp.state_dict()
+        part.load_state_dict({name: whole[name][: len(one)] for name, one in part.state_dict().items()})
+        model.model.layers[layer].mlp = part.eval()
+    return model.requires_grad_(False)

@@ -38,7 +38,9 @@ class Resolved(Part):
     layers: int = 0
     """Layers with routed experts."""
     experts: int = 0
-    """Experts per layer."""
+    """Experts per layer; of the one that has most, where they differ."""
+    layer_experts: Annotated[list[int], Field(max_length=1000)] = []  # noqa: RUF012, pydantic copies defaults
+    """Experts of every layer with routed ones, where they differ."""
     top_k: int = 0
     """Experts that the unpruned model activates per token."""
     expert_bytes: int = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from premoe_operator.api.reasons import Reason
 from premoe_operator.api.status import Resolved
 from premoe_operator.children import pod_template_refusals
@@ -9,6 +11,7 @@ from premoe_operator.decide.conditions import Verdict
 from premoe_operator.decide.observed import Observed, PackFacts, StoreFailure
 from premoe_operator.decide.situation import Situation
 from premoe_operator.kube.objects import age, model_key
+from premoe_runtime.formats.allocation import even_slots
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput
 
@@ -40,18 +43,19 @@ def with_facts(resolved: Resolved, situation: Situation, store: PackFacts | Stor
         changes = {
             "model_id": store.model_id,
             "family": store.family,
-            "layers": store.layers,
-            "experts": store.experts,
+            "layers": len(store.layer_experts),
+            "experts": max(store.layer_experts),
+            "layer_experts": list(store.layer_experts) if len(set(store.layer_experts)) > 1 else [],
             "top_k": store.top_k,
-            "expert_bytes": store.layers * store.experts * store.blob_bytes,
+            "expert_bytes": sum(store.layer_experts) * store.blob_bytes,
         }
     if situation.patterns is not None and situation.patterns.state.phase == "Complete":
         changes["pattern_set"] = str(situation.patterns.state.result.get("patternSet", "")) or resolved.pattern_set
     resolved = resolved.model_copy(update=changes)
     if resolved.layers and resolved.experts:
-        bytes_of_slot_row = resolved.expert_bytes // resolved.experts
-        slots = min(_slots(situation), resolved.experts)
-        resolved = resolved.model_copy(update={"resident_bytes": bytes_of_slot_row * slots})
+        experts = resolved.layer_experts or [resolved.experts] * resolved.layers
+        slots = sum(_slots(situation, experts))
+        resolved = resolved.model_copy(update={"resident_bytes": resolved.expert_bytes // sum(experts) * slots})
     return resolved
 
 
@@ -69,9 +73,10 @@ def _check_budgets(situation: Situation, resolved: Resolved) -> None:
             budget.check_slots(engine.slots, num_experts=resolved.experts, spare=engine.spare)
 
 
-def _slots(situation: Situation) -> int:
-    """Expert slots per layer of one worker."""
-    engine = situation.inputs.spec.engine
-    if engine.slots is not None:
-        return engine.slots
-    return max(budget.kept for budget in _budgets(situation)) + engine.spare
+def _slots(situation: Situation, experts: Sequence[int]) -> tuple[int, ...]:
+    """Expert slots of one worker in every layer; a pattern set spreads them otherwise, but not more of them."""
+    spec = situation.inputs.spec
+    number = spec.engine.slots
+    if number is None:
+        number = max(budget.kept for budget in _budgets(situation)) + spec.engine.spare
+    return even_slots(number, experts, "uniform" if spec.allocation == "Uniform" else "shared")

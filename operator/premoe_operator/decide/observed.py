@@ -16,8 +16,8 @@ class PackFacts:
 
     model_id: str
     family: str
-    layers: int
-    experts: int
+    layer_experts: tuple[int, ...]
+    """Experts of every layer with routed ones."""
     top_k: int
     blob_bytes: int
     """Bytes of one expert."""

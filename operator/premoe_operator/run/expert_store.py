@@ -47,8 +47,7 @@ class GrpcExpertStore:
         return PackFacts(
             model_id=model_id,
             family=manifest.family,
-            layers=manifest.num_layers,
-            experts=manifest.num_experts,
+            layer_experts=manifest.layer_experts,
             top_k=manifest.top_k,
             blob_bytes=manifest.layout.blob_bytes,
         )

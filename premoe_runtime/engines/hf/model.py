@@ -75,9 +75,9 @@ class SlotModel:
         return self._state.retained_mass()
 
     def record(self, recorder: Recorder | None) -> None:
-        """Call ``recorder(layer, logits f32[T, E], ids i64[T, k], weights [T, k])`` per MoE layer; None ends it.
+        """Call ``recorder(layer, logits f32[T, n], ids i64[T, k], weights [T, k])`` per MoE layer; None ends it.
 
-        ``ids`` are expert ids, ranked; E stands for "no expert".
+        ``ids`` are expert ids, ranked; n, the layer's number of experts, stands for "no expert".
         """
         self._state.recorder = recorder
 
@@ -100,7 +100,7 @@ def load_slot_model(
     model, facts = bare_model(source)
     spec = facts.spec
     store = SlotStore(SlotShape.of(manifest, slots=slots, max_rows=max_rows, dtype=dtype), device)
-    state = StepState(store.mask, store.sliced, manifest.top_k)
+    state = StepState(store.mask, store.sliced, manifest.top_k, manifest.layer_experts)
     for layer, block in enumerate(facts.blocks):
         sparse: Any = stock.sparse_part(model, spec, block)
         router = getattr(sparse, spec.router_module)
@@ -136,4 +136,4 @@ def bare_model(source: ExpertSource) -> tuple[PreTrainedModel, MoeModel]:
     if any(file.path == GENERATION_FILE for file in manifest.skeleton):
         sampling = parse_json_object(source.read_file(GENERATION_FILE), GENERATION_FILE)
         model.generation_config = stock.generation_config(sampling, GENERATION_FILE)
-    return model, facts
+    return model, facts.cut_to(manifest.layer_experts)

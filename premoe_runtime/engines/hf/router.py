@@ -19,7 +19,7 @@ from premoe_runtime.formats.manifest import RouterSpec
 
 
 class Routing(NamedTuple):
-    """Of T tokens: ``weights`` [T, k], ``ids`` i64[T, k] (E: no expert, weight 0), ``mass`` f32[T] (None: all of it).
+    """Of T tokens: ``weights`` [T, k], ``ids`` i64[T, k] (n: no expert, weight 0), ``mass`` f32[T] (None: all of it).
 
     k is the most ranks that a token uses, at most the model's top-k.
     """
@@ -32,9 +32,9 @@ class Routing(NamedTuple):
 def route(spec: RouterSpec, logits: torch.Tensor, rules: LayerRules) -> Routing:
     """Choose and weigh experts (method.md section 5; runtime decision 3).
 
-    ``logits``: [T, E] in the model's dtype. The family's renormalisation runs over the ranks used and over no others,
-    so a token's weights are, bit for bit, those of a stock router with that top-k. ``mass`` is the share of the full
-    router's scores that lies on kept experts.
+    ``logits``: [T, n] of the layer's n experts, in the model's dtype. The family's renormalisation runs over the ranks
+    used and over no others, so a token's weights are, bit for bit, those of a stock router with that top-k. ``mass`` is
+    the share of the full router's scores that lies on kept experts.
     """
     values = logits.float()
     scores = _scores(spec, values)
@@ -61,7 +61,7 @@ def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
 
 
 def _choice(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: LayerRules) -> torch.Tensor:
-    """f32[T, E]: what experts are chosen by, -inf for those left out."""
+    """f32[T, n]: what experts are chosen by, -inf for those left out."""
     if rules.mask is None:
         return scores
     # Only a softmax spreads what the removed rows had; for the other scores both semantics coincide.
@@ -90,7 +90,11 @@ def _mass(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: L
 
 
 class RestrictedRouter(nn.Module):
-    """Stands in for a stock top-k router: full-width ``weight`` [E, H], ids mapped to slots through the store's LUT."""
+    """Stands in for a stock top-k router: ``weight`` [n, H] of all n experts, kept or not; ids become slots by the LUT.
+
+    A layer with fewer experts than others has a router of fewer rows, and computes as such: nothing is padded. In the
+    LUT, id n is as absent as any expert without a slot.
+    """
 
     def __init__(
         self,
@@ -107,7 +111,7 @@ class RestrictedRouter(nn.Module):
         self._lut, self._state = lut, state
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits [T, E], weights [T, k] and, as ids, slots i64[T, k], in the order that the family's block expects."""
+        """Logits [T, n], weights [T, k] and, as ids, slots i64[T, k], in the order that the family's block expects."""
         state = self._state
         hidden = hidden_states.reshape(-1, self.weight.shape[-1])
         if self.layer == 0:

@@ -10,16 +10,17 @@ import torch
 from premoe_runtime.formats.errors import InvalidInput
 
 Recorder = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""``recorder(layer, logits f32[T, E], ids i64[T, k], weights [T, k])``; id E stands for "no expert". k: ranks used."""
+"""``recorder(layer, logits f32[T, n], ids i64[T, k], weights [T, k])`` of a layer of n experts; id n stands for "no
+expert". k: ranks used."""
 
 ALL_TOKENS = slice(None)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerRules:
-    """What one layer's router runs under in a step of T tokens.
+    """What the router of a layer of n experts runs under in a step of T tokens.
 
-    ``mask``: f32[T or 1, E], 0 or -inf; None when every expert is kept. ``sliced``: of all tokens, or bool[T, 1].
+    ``mask``: f32[T or 1, n], 0 or -inf; None when every expert is kept. ``sliced``: of all tokens, or bool[T, 1].
     ``ranks``: how many experts are used, and by which tokens (i64, or all); tokens in no group use none.
     """
 
@@ -32,10 +33,12 @@ class StepState:
     """What the coming forward runs under: a mask row and a number of active experts per token.
 
     ``mask``: f32[L, P, E] and ``sliced``: bool[P] are the slot store's tables, read once when a forward begins.
+    ``experts``: how many of its E columns each layer has; the others are not there for its router.
     """
 
-    def __init__(self, mask: torch.Tensor, sliced: torch.Tensor, top_k: int) -> None:
+    def __init__(self, mask: torch.Tensor, sliced: torch.Tensor, top_k: int, experts: Sequence[int]) -> None:
         self._mask, self._sliced, self._top_k = mask, sliced, top_k
+        self._experts = tuple(experts)
         self.recorder: Recorder | None = None
         self.masses: list[torch.Tensor | None] = [None] * mask.shape[0]
         self.layers: list[LayerRules] = []
@@ -76,15 +79,17 @@ class StepState:
         distinct = sorted(set(self._rows))
         at = slice(distinct[0], distinct[0] + 1) if len(distinct) == 1 else self._index(distinct)
         table = self._mask[:, at]
-        layers, rows, experts = table.shape
+        layers, rows, widest = table.shape
         # One wait for the device: how many experts each row keeps in each layer, and whether it is sliced.
         facts = torch.cat([(table == 0).sum(-1).flatten(), self._sliced[at]]).tolist()
         kept = [dict(zip(distinct, facts[layer * rows : (layer + 1) * rows], strict=True)) for layer in range(layers)]
         cut = dict(zip(distinct, facts[layers * rows :], strict=True))
         masks: Sequence[torch.Tensor | None] = [None] * layers
-        if min(facts[: layers * rows]) < experts:
+        if any(min(counts.values()) < most for counts, most in zip(kept, self._experts, strict=True)):
             places = self._index([distinct.index(row) for row in self._rows])
             masks = (table if rows == 1 else table[:, places]).unbind(0)
+            if min(self._experts) < widest:
+                masks = [mask[:, :most] for mask, most in zip(masks, self._experts, strict=True)]
         sliced: bool | torch.Tensor = any(cut.values())
         if sliced and not all(cut.values()):
             sliced = self._index([cut[row] for row in self._rows]).bool()[:, None]

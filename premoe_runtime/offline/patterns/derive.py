@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from premoe_runtime.formats.arrays import F64
+from premoe_runtime.formats.arrays import F64, existing
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern, PatternKind
 from premoe_runtime.offline.profile.record import Profile, check_same_weights
@@ -45,7 +45,7 @@ def _pattern(profiles: Sequence[Profile], task: str, kind: PatternKind, metric: 
     if metric == "impact" and len(each) > 1:
         each = [score / max(score.sum(), np.finfo(np.float64).tiny) for score in each]
     return Pattern.from_scores(
-        np.mean(each, axis=0),
+        np.where(existing(profiles[0].layer_experts), np.mean(each, axis=0), -np.inf),
         np.mean([scores(profile.state, "seer") for profile in profiles], axis=0),
         np.sum([counts(profile.state) for profile in profiles], axis=0),
         weights_id=profiles[0].weights_id,

@@ -31,14 +31,15 @@ class ProfileAccumulator:
     def add(self, layer: int, logits: Tensor, ids: Tensor, weights: Tensor) -> None:
         """Add one layer's tokens, padding already left out.
 
-        logits [T, E] raw router logits; ids i64[T, k] and weights [T, k] what the true router chose and gave.
+        logits [T, n] raw router logits of the layer's n experts; ids i64[T, k] and weights [T, k] what the true router
+        chose and gave.
         Raises CorruptData for logits that are not finite, InvalidInput when an absent expert was chosen.
         """
-        num_experts = self._shape[1]
+        experts = logits.shape[1]
         full = logits.double()
         if not torch.isfinite(full).all():
             raise CorruptData(f"router logits of MoE layer {layer} are not finite", reason="LOGITS_NOT_FINITE")
-        if ids.numel() and int(ids.max()) >= num_experts:
+        if ids.numel() and int(ids.max()) >= experts:
             raise InvalidInput(
                 "a profile needs every expert resident, but the router found one absent", reason="EXPERTS_ABSENT"
             )
@@ -50,7 +51,7 @@ class ProfileAccumulator:
         self._chosen[layer].scatter_add_(0, cells, torch.ones_like(cells))
         self._max_p[layer] += _rounded(p.amax(dim=-1)).sum()
         self._soft[layer].scatter_add_(0, ids.flatten(), _rounded(weights.double()).flatten())
-        self._mass[layer] += _rounded(self._probabilities(full)).sum(dim=0)
+        self._mass[layer, :experts] += _rounded(self._probabilities(full)).sum(dim=0)
         top_logit, top = full.max(dim=-1)
         self._top_logit[layer].scatter_add_(0, top, _rounded(top_logit))
         self._tokens[layer] += int(logits.shape[0])

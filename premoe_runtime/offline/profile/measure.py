@@ -12,6 +12,7 @@ from torch import Tensor
 
 from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
+from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.ids import ExpertId, WeightsId
@@ -34,15 +35,17 @@ def make_full(model: SlotModel, advance: Advance = lambda _: None) -> None:
     Raises InvalidInput when the slots do not suffice.
     """
     store = model.store
-    if min(store.slots) < store.num_experts:
+    experts = model.manifest.layer_experts
+    if store.slots != experts:
         raise InvalidInput(
-            f"this needs all {store.num_experts} experts of a layer resident, but there are {min(store.slots)} slots",
+            f"this needs all {slots_text(experts)} experts of a layer resident, but there are "
+            f"{slots_text(store.slots)} slots",
             reason="SLOTS_TOO_FEW",
         )
-    for layer in range(store.num_layers):
-        bring(store, model.source, {ExpertId(layer, expert) for expert in range(store.num_experts)})
+    for layer, count in enumerate(experts):
+        bring(store, model.source, {ExpertId(layer, expert) for expert in range(count)})
         advance(1)
-    bring(store, model.source, frozenset(), {0: np.ones((store.num_layers, store.num_experts), np.bool_)})
+    bring(store, model.source, frozenset(), {0: model.manifest.exists})
     model.steps(0)
 
 
@@ -102,12 +105,14 @@ def measure_profile(
             weigh(model, batch, [samples[index] for index in indices], trace, accumulator)
         for row, index in enumerate(indices):
             span = samples[index].prompt.span
-            signatures[index] = signature([part[row, span.start : span.stop] for part in probabilities])
+            parts = [part[row, span.start : span.stop] for part in probabilities]
+            signatures[index] = signature(parts, manifest.num_experts)
         advance(len(indices))
     return Profile(
         weights_id=WeightsId(manifest.weights_id),
         task=task,
         top_k=manifest.top_k,
+        layer_experts=manifest.layer_experts,
         calibration=(
             Calibration(
                 digest=calibration_digest(examples),
@@ -125,7 +130,7 @@ def measure_profile(
 
 @torch.no_grad()
 def _forward(model: SlotModel, batch: Batch, accumulator: ProfileAccumulator, layers: tuple[int, ...]) -> list[F32]:
-    """One forward; returns the router's softmax f32[B, T, E] at the signature layers, in their order."""
+    """One forward; returns the router's softmax f32[B, T, n] at the signature layers, in their order."""
     valid = batch.valid.flatten()
     found: dict[int, F32] = {}
 

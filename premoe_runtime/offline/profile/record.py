@@ -36,12 +36,14 @@ class Calibration(BaseModel):
 class Profile:
     """Mergeable statistics of one task for one ``weights_id``; patterns are derived from it.
 
-    signatures  f32[N, D], one unit row per calibration prompt, in the file's order
+    layer_experts  experts of every MoE layer; what the arrays have beyond them stands for none
+    signatures     f32[N, D], one unit row per calibration prompt, in the file's order
     """
 
     weights_id: WeightsId
     task: str
     top_k: int
+    layer_experts: tuple[int, ...]
     calibration: tuple[Calibration, ...]
     signature: SignatureSpec
     state: ProfileState
@@ -71,6 +73,9 @@ class Profile:
             "signature": self.signature.model_dump_json(),
             "tool": self.tool,
         }
+        if len(set(self.layer_experts)) > 1:
+            # Left out otherwise: the arrays say it, and profiles keep the ids they had before layers could differ.
+            metadata["layer_experts"] = json.dumps(list(self.layer_experts))
         tensors = {field.name: getattr(self.state, field.name) for field in fields(self.state)}
         return arrays.encode({**tensors, "signatures": self.signatures}, metadata)
 
@@ -84,17 +89,23 @@ class Profile:
             calibration = TypeAdapter(tuple[Calibration, ...]).validate_json(metadata.get("calibration", ""))
             spec = SignatureSpec.model_validate_json(metadata.get("signature", ""))
             top_k = int(metadata.get("top_k", ""))
+            experts = TypeAdapter(tuple[int, ...]).validate_json(
+                metadata.get("layer_experts") or json.dumps([state.shape[1]] * state.shape[0])
+            )
         except (ValidationError, ValueError) as error:
             raise _corrupt(where, "metadata is incomplete or malformed") from error
         named = metadata.get("weights_id") and metadata.get("task", "").strip()
         if not (named and calibration and metadata["task"].isprintable()):
             raise _corrupt(where, "metadata lacks weights_id, task or calibration")
+        if len(experts) != state.shape[0] or not top_k <= min(experts) <= max(experts) == state.shape[1]:
+            raise _corrupt(where, f"arrays are of shape {list(state.shape)}, but layers have {list(experts)} experts")
         if signatures is None or signatures.dtype != np.float32 or signatures.shape[1:] != (spec.dimension,):
             raise _corrupt(where, f"signatures are not float32 rows of {spec.dimension}")
         return cls(
             weights_id=WeightsId(metadata["weights_id"]),
             task=metadata["task"],
             top_k=top_k,
+            layer_experts=experts,
             calibration=calibration,
             signature=spec,
             state=state,
@@ -133,6 +144,7 @@ def merge(profiles: Sequence[Profile]) -> Profile:
         weights_id=first.weights_id,
         task=first.task,
         top_k=first.top_k,
+        layer_experts=first.layer_experts,
         calibration=tuple(part for profile in profiles for part in profile.calibration),
         signature=first.signature,
         state=pooled(profile.state for profile in profiles),
@@ -151,7 +163,7 @@ def check_same_weights(profiles: Sequence[Profile]) -> None:
                 f"that of {first.task} to {first.weights_id[:12]}; a set takes profiles of one model",
                 reason="WEIGHTS_MISMATCH",
             )
-        if (other.top_k, other.signature, other.state.shape) != (first.top_k, first.signature, first.state.shape):
+        if (other.top_k, other.signature, other.layer_experts) != (first.top_k, first.signature, first.layer_experts):
             raise InvalidInput(
                 f"profiles of tasks {first.task} and {other.task} were made with different settings; make one again",
                 reason="PROFILE_MISMATCH",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from premoe_servicekit.faults import storage_fault
 
+from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest, PackFile
@@ -44,11 +45,11 @@ class Pack:
 
     def check_experts(self, experts: Iterable[ExpertId]) -> None:
         """Raise NotFound for an expert that the model does not have."""
-        layers, count = self.manifest.num_layers, self.manifest.num_experts
         for expert in experts:
-            if not (0 <= expert.layer < layers and 0 <= expert.expert < count):
+            if not self.manifest.has(expert):
                 raise NotFound(
-                    f"pack {self.manifest.model_id} has no {expert}; it has {layers} layers of {count} experts",
+                    f"pack {self.manifest.model_id} has no {expert}; it has {self.manifest.num_layers} layers of "
+                    f"{slots_text(self.manifest.layer_experts)} experts",
                     reason="EXPERT_NOT_FOUND",
                 )
 

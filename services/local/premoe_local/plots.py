@@ -48,6 +48,7 @@ def _heat_map(figure: Figure, axes: matplotlib.axes.Axes, pattern: Pattern, budg
     # A kept set is a prefix of a layer's ranking; scores span decades, and their colours would hardly differ.
     places = np.empty(pattern.ranking.shape)
     np.put_along_axis(places, pattern.ranking.astype(np.intp), np.arange(1.0, pattern.num_experts + 1)[None], axis=1)
+    places[pattern.scores == -np.inf] = np.nan
     image = axes.imshow(places, aspect="auto", cmap="viridis_r", interpolation="nearest")
     layers, experts = np.nonzero(pattern.kept(budget))
     for colour, width in _RINGS:

@@ -86,8 +86,8 @@ class PatternServicer(patterns_pb2_grpc.PatternServiceServicer):
         pattern = await self._service.pattern(request.pattern_id)
         scores = np.take_along_axis(pattern.scores, pattern.ranking.astype(np.intp), axis=1)
         layers = [
-            pb.LayerRanking(experts=experts.tolist(), scores=values.tolist())
-            for experts, values in zip(pattern.ranking, scores, strict=True)
+            pb.LayerRanking(experts=experts[:count].tolist(), scores=values[:count].tolist())
+            for experts, values, count in zip(pattern.ranking, scores, pattern.layer_experts, strict=True)
         ]
         return pb.GetPatternResponse(pattern=_pattern(request.pattern_id, pattern), layers=layers)
 

@@ -44,8 +44,8 @@ class PatternChoice:
 class Ranking:
     """A pattern as retrieval hands it out.
 
-    experts  i64[L, E], most needed first
-    scores   f64[L, E] of these, in the same order
+    experts  i64[L, E], most needed first; those that a layer does not have are its last
+    scores   f64[L, E] of these, in the same order; -inf for what does not exist
     """
 
     pattern_id: str

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from premoe_runtime.formats.allocation import even_slots
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput
@@ -30,8 +32,8 @@ class Limits:
 
     @property
     def spare(self) -> int:
-        """Slots a layer, on average, beside those."""
-        return sum(self.slots) // len(self.slots) - self.kept
+        """Slots a layer, on average, beside those, as far as there are experts for them."""
+        return max(0, math.ceil(sum(self.slots) / len(self.slots)) - self.kept)
 
     def split(self, slots: Sequence[int]) -> Limits:
         """The same slots as a pattern set spreads them over the layers.
@@ -65,7 +67,7 @@ def check_limits(
     on_unknown: OnUnknown,
     allocation: Allocation = "shared",
 ) -> Limits:
-    """Read the budgets and settle the slots, equally many a layer. ``slots``: per layer.
+    """Read the budgets and settle the slots, equally many a layer as far as it has experts. ``slots``: per layer.
 
     Raises InvalidInput: budget syntax, a > top-k, b < a, b > experts, slots < b + spare. Raises Conflict for the
     policy `full` without a slot for every expert.
@@ -84,13 +86,14 @@ def check_limits(
         )
     for each in (own, pooled):
         each.check_slots(slots, num_experts=manifest.num_experts, spare=spare)
-    if on_unknown == "full" and slots < manifest.num_experts:
+    layer_slots = even_slots(slots, manifest.layer_experts, allocation)
+    if on_unknown == "full" and layer_slots != manifest.layer_experts:
         raise Conflict(
             f"policy full needs a slot for each of the {manifest.num_experts} experts a layer, but there are {slots}; "
             f"give --slots {manifest.num_experts}, or choose generalist or reject",
             reason="FULL_NEEDS_ALL_SLOTS",
         )
-    return Limits(own, pooled, (slots,) * manifest.num_layers, on_unknown, allocation)
+    return Limits(own, pooled, layer_slots, on_unknown, allocation)
 
 
 def model_name(manifest: Manifest, given: str = "") -> str:

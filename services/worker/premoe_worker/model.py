@@ -77,8 +77,8 @@ class ServedModel:
 
     def any_pattern(self, kept: int) -> KeptPattern:
         """The first ``kept`` experts of every layer: something to run where there is no pattern yet."""
-        mask = np.zeros((self.manifest.num_layers, self.manifest.num_experts), np.bool_)
-        mask[:, :kept] = True
+        mask = self.manifest.exists
+        mask[:, kept:] = False
         return KeptPattern("first experts", mask)
 
     def close(self) -> None:

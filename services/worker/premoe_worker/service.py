@@ -60,7 +60,7 @@ class Worker:
         self.recommended = recommended
         """What the checkpoint's authors advise; whoever asks decides whether to follow."""
         self._retrieval = retrieval
-        self._splits = None if retrieval is None else SplitWatch(limits, retrieval, model.manifest.weights_id)
+        self._splits = None if retrieval is None else SplitWatch(limits, retrieval, model.manifest)
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
         self._encoding = Lane("encode", threads=_ENCODERS, waiting=queue_limit)
@@ -232,7 +232,7 @@ class Worker:
         if choice.decision == "reject":
             raise Conflict(f"no stored task fits this prompt: {choice.reason}", reason="UNKNOWN_TASK")
         if choice.decision == "full":
-            pattern = KeptPattern.full(manifest.num_layers, manifest.num_experts)
+            pattern = KeptPattern.full(manifest.exists)
             return choice, pattern, Budget(manifest.top_k, manifest.num_experts)
         if choice.decision == "generalist" and not choice.pattern_id:
             pattern_id = await self._require_retrieval().generalist(manifest.weights_id)
@@ -268,7 +268,7 @@ class Worker:
             raise InvalidInput(
                 f"pattern {ranking.pattern_id} was made for other weights than this worker's", reason="PATTERN_WEIGHTS"
             )
-        if ranking.experts.shape != (manifest.num_layers, manifest.num_experts):
+        if not np.array_equal(ranking.scores > -np.inf, manifest.exists):
             raise InvalidInput(f"pattern {ranking.pattern_id} has another shape than the model", reason="PATTERN_SHAPE")
 
     def _require_retrieval(self) -> Retrieval:

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 
-from premoe_runtime.formats.allocation import slots_text
+from premoe_runtime.formats.allocation import even_slots, slots_text
 from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.manifest import Manifest
 from premoe_worker.limits import Limits
@@ -26,7 +26,7 @@ async def split_slots(limits: Limits, retrieval: Retrieval | None, manifest: Man
     there is no set, or no answer within ``wait_s`` seconds. Raises Conflict and CorruptData for a split that does not
     fit the limits.
     """
-    if retrieval is None or min(limits.slots) >= manifest.num_experts:
+    if retrieval is None or limits.slots == manifest.layer_experts:
         return limits
     if limits.allocation == "uniform":
         with suppress(PremoeError):
@@ -56,10 +56,10 @@ class SplitWatch:
     ``problem``: why this worker does not follow the live set, as far as is known; empty when it does.
     """
 
-    def __init__(self, limits: Limits, retrieval: Retrieval, weights_id: str) -> None:
+    def __init__(self, limits: Limits, retrieval: Retrieval, manifest: Manifest) -> None:
         self._limits = limits
         self._retrieval = retrieval
-        self._weights_id = weights_id
+        self._manifest = manifest
         self._seen: set[str] = set()
         self._said: tuple[int, ...] = limits.slots
         self.problem = limits.split_problem
@@ -69,12 +69,13 @@ class SplitWatch:
         if self._limits.allocation == "uniform" or pattern_id in self._seen:
             return
         self._seen.add(pattern_id)
+        kept, spare = self._limits.kept, self._limits.spare
         try:
-            found = await self._retrieval.layer_slots(self._weights_id, self._limits.kept, self._limits.spare)
+            found = await self._retrieval.layer_slots(self._manifest.weights_id, kept, spare)
         except PremoeError:
             # The next new pattern asks again; this one runs whatever the answer.
             return
-        wanted = found or (self._limits.kept + self._limits.spare,) * len(self._limits.slots)
+        wanted = found or even_slots(kept + spare, self._manifest.layer_experts, self._limits.allocation)
         self.problem = ""
         if wanted != self._limits.slots:
             self.problem = (

@@ -39,7 +39,7 @@ def controller(twin: ClusterTwin, tmp_path: Path) -> Controller:
     settings = OperatorSettings(release_file=str(tmp_path / "release.json"), retry_max_s=0.3)
     config = KubeConfig.from_one(cluster=Cluster(server="https://127.0.0.1:1"), user=User(token="t")).get()
     assert config is not None
-    store = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layers=4, experts=16, top_k=4, blob_bytes=8192))
+    store = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layer_experts=(16,) * 4, top_k=4, blob_bytes=8192))
     return Controller(settings, RELEASE, config, twin, store, NoWorkers(), Metrics())
 
 

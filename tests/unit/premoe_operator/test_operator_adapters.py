@@ -52,8 +52,7 @@ async def test_facts_of_a_pack(tmp_path: Path) -> None:
     assert found == PackFacts(
         model_id=pack.model_id,
         family=pack.manifest.family,
-        layers=pack.manifest.num_layers,
-        experts=pack.manifest.num_experts,
+        layer_experts=(4, 4),
         top_k=pack.manifest.top_k,
         blob_bytes=pack.manifest.layout.blob_bytes,
     )

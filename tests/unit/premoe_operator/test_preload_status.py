@@ -19,7 +19,7 @@ from support.fake_worker import until
 
 KEY = ModelKey(NAMESPACE, "chat")
 OBJECT = ObjectKey(PRUNED_MODEL, *KEY)
-STORE = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layers=4, experts=16, top_k=4, blob_bytes=8192))
+STORE = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layer_experts=(16,) * 4, top_k=4, blob_bytes=8192))
 RELEASE = Release.model_validate(pruned_models.RELEASE)
 BOTH = ("sum", "c")
 ASKED = WorkersAsked(f"chat-worker.{NAMESPACE}.svc", 50051, False, BOTH, 1)

@@ -18,7 +18,7 @@ from premoe_operator.kube.objects import Json, ObjectKey, key_of, uid_of
 from support import pruned_models
 
 RELEASE = Release.model_validate(pruned_models.RELEASE)
-FACTS = PackFacts(pruned_models.MODEL_ID, "mixtral", layers=2, experts=8, top_k=2, blob_bytes=4096)
+FACTS = PackFacts(pruned_models.MODEL_ID, "mixtral", layer_experts=(8,) * 2, top_k=2, blob_bytes=4096)
 NOW = "2026-01-01T00:00:00Z"
 TASK = {"name": "sum", "calibration": {"configMap": {"name": "prompts", "key": "sum.jsonl"}}}
 
@@ -89,6 +89,16 @@ def test_then_workers_once_the_store_told_the_facts() -> None:
     assert found.status is not None
     assert found.status.resolved.expert_bytes == 2 * 8 * 4096
     assert found.status.resolved.resident_bytes == 2 * 6 * 4096
+
+
+@pytest.mark.parametrize(("allocation", "slots"), [("Shared", (9, 3)), ("Uniform", (6, 3))])
+def test_layers_with_fewer_experts_are_counted_as_they_are(allocation: str, slots: tuple[int, int]) -> None:
+    packed = after(Observed(model(allocation=allocation)))
+    found = planned(replace(packed, store=replace(FACTS, layer_experts=(10, 3)))).status
+    assert found is not None
+    resolved = found.resolved
+    assert (resolved.layers, resolved.experts, resolved.layer_experts) == (2, 10, [10, 3])
+    assert (resolved.expert_bytes, resolved.resident_bytes) == (13 * 4096, sum(slots) * 4096)
 
 
 def test_tasks_come_between_pack_and_workers() -> None:

@@ -16,7 +16,7 @@ from support.api_faults import Crash, FactsStore, FaultyCluster, Operator, When,
 from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
 
 KEY = ModelKey(NAMESPACE, "chat")
-FACTS = PackFacts(MODEL_ID, "tiny-moe", layers=4, experts=16, top_k=4, blob_bytes=8192)
+FACTS = PackFacts(MODEL_ID, "tiny-moe", layer_experts=(16,) * 4, top_k=4, blob_bytes=8192)
 RELEASE = Release.model_validate(
     {
         "workerImage": "registry.example/premoe-worker:1",

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -7,7 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from premoe_runtime.formats.allocation import (
+    Splits,
     common,
+    even_slots,
     kept,
     layer_counts,
     one_split,
@@ -15,7 +18,8 @@ from premoe_runtime.formats.allocation import (
     share_every,
     spread_spare,
 )
-from premoe_runtime.formats.arrays import F64
+from premoe_runtime.formats.arrays import F64, existing
+from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
 
 VALUES = st.sampled_from([0.0, 0.25, 1.0, 1.0 + 2**-40, 3.0, 100.0])
@@ -24,6 +28,21 @@ SCORES = SHAPES.flatmap(lambda shape: hnp.arrays(np.float64, shape, elements=VAL
 TASKS = SHAPES.flatmap(
     lambda shape: st.lists(hnp.arrays(np.float64, shape, elements=VALUES), min_size=1, max_size=4),
 )
+
+
+def _uneven(scores: F64) -> st.SearchStrategy[F64]:
+    layers, experts = scores.shape
+    counts = st.lists(st.integers(1, experts), min_size=layers, max_size=layers)
+    return counts.map(lambda found: cut(scores, [experts, *found[1:]]))
+
+
+def cut(scores: F64, experts: list[int]) -> F64:
+    """The scores of a model with so many experts in each layer."""
+    return np.where(existing(experts), scores[:, : max(experts)], -np.inf)
+
+
+UNEVEN = SCORES.flatmap(_uneven)
+ALLOCATIONS: tuple[Allocation, ...] = ("shared", "uniform")
 
 
 def greedy(scores: F64, total: int, floor: int, most: list[int]) -> list[int]:
@@ -129,6 +148,52 @@ def test_a_task_keeps_its_total_within_the_slots_of_every_layer(scores: F64, dat
         counts = layer_counts(scores, budget, 1, allocation, slots)
         assert counts.sum() == budget * layers
         assert (counts <= slots).all()
+
+
+@given(UNEVEN, st.data())
+def test_uneven_layers_share_what_there_is_and_never_more(scores: F64, data: st.DataObject) -> None:
+    layers, width = scores.shape
+    experts = (scores > -np.inf).sum(axis=1)
+    floor = data.draw(st.integers(0, int(experts.min())))
+    budget = data.draw(st.integers(max(1, floor), width))
+    total = min(budget * layers, int(experts.sum()))
+    shared = layer_counts(scores, budget, floor, "shared")
+    assert shared.sum() == total
+    assert shared.tolist() == greedy(scores, total, floor, experts.tolist())
+    assert layer_counts(scores, budget, floor, "uniform").tolist() == np.minimum(budget, experts).tolist()
+    table = share_every(scores, floor)
+    assert table[budget - 1].tolist() == shared.tolist()
+    assert table[-1].tolist() == experts.tolist()
+    ranking = np.argsort(-scores, axis=1, kind="stable").astype(np.int16)
+    assert not (kept(ranking, shared) & (scores == -np.inf)).any()
+
+
+@given(st.lists(UNEVEN, min_size=1, max_size=1), st.data())
+def test_a_split_of_uneven_layers_holds_every_task_within_the_bytes_of_even_slots(
+    tasks: list[F64], data: st.DataObject
+) -> None:
+    layers, width = tasks[0].shape
+    experts = (tasks[0] > -np.inf).sum(axis=1)
+    tasks.append(np.where(tasks[0] > -np.inf, tasks[0].max() - tasks[0], -np.inf))
+    floor = data.draw(st.integers(1, int(experts.min())))
+    budget, spare = data.draw(st.integers(floor, width)), data.draw(st.integers(0, 3))
+    splits = Splits.of(tasks, floor)
+    slots = np.array(splits.layer_slots(budget, spare))
+    even = {allocation: even_slots(budget + spare, experts.tolist(), allocation) for allocation in ALLOCATIONS}
+    assert slots.sum() == sum(even["shared"]) == min((budget + spare) * layers, experts.sum())
+    assert even["uniform"] == tuple(np.minimum(budget + spare, experts).tolist())
+    for given_slots in (slots, np.array(even["shared"])):
+        assert (given_slots <= experts).all()
+        for task, allocation in product(tasks, ALLOCATIONS):
+            assert (layer_counts(task, budget, floor, allocation, given_slots) <= given_slots).all()
+    assert (layer_counts(tasks[0], budget, floor, "uniform", even["uniform"]) <= np.array(even["uniform"])).all()
+
+
+def test_even_slots_give_others_what_a_short_layer_cannot_use_only_where_shared() -> None:
+    assert even_slots(6, (8, 4, 8), "shared") == (7, 4, 7)
+    assert even_slots(6, (8, 4, 8), "uniform") == (6, 4, 6)
+    assert even_slots(9, (8, 4, 8), "shared") == (8, 4, 8)
+    assert even_slots(5, (16, 16), "shared") == even_slots(5, (16, 16), "uniform") == (5, 5)
 
 
 @pytest.mark.parametrize(

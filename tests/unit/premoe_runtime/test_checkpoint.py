@@ -355,17 +355,6 @@ def test_side_files_of_operating_systems_are_left_out_with_a_note(tmp_path: Path
     assert not any("._" in file.path for file in manifest.skeleton)
 
 
-def test_layers_with_different_numbers_of_experts_are_refused_by_what_they_are(tmp_path: Path) -> None:
-    values = config()
-    data = tensors(values)
-    for part in ("gate_proj", "up_proj", "down_proj"):
-        del data[f"model.layers.1.mlp.experts.5.{part}.weight"]
-    gate = "model.layers.1.mlp.gate.weight"
-    data[gate] = data[gate][:5]
-    folder = write(tmp_path, values, data)
-    refused(folder, InvalidInput, rf"different numbers of experts \({gate} has 5 rows, .* has 6\)", "UNEVEN_EXPERTS")
-
-
 @pytest.mark.parametrize("experts", [1, 3, 5, 7])
 def test_evenly_pruned_checkpoints_pack_whatever_the_number(tmp_path: Path, experts: int) -> None:
     assert open_folder(checkpoint(tmp_path, num_experts=experts, num_experts_per_tok=1)).model.num_experts == experts

@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.oracle import experts_of, masked_selection, random_kept, sliced_router, stock_logits
 from support.sources import MemorySource
-from support.tiny import FAMILIES, Family, tiny_checkpoint
+from support.tiny import FAMILIES, Family, prune, pruned_model, tiny_checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
@@ -36,6 +36,17 @@ def pair(
     )
     # Whether weights want gradients decides how torch folds some products: both sides must be equal in that too.
     return stock.eval().requires_grad_(False), load_slot_model(MemorySource(checkpoint), slots=slots)
+
+
+def uneven_pair(
+    folder: Path, family: Family, dtype: torch.dtype, layer_experts: tuple[int, ...], slots: int, **overrides: Any
+) -> tuple[PreTrainedModel, SlotModel]:
+    """The same of a checkpoint whose layers were pruned to different numbers of experts."""
+    stock, _ = pair(folder, family, dtype, 2, **overrides)
+    checkpoint = prune(folder / family, layer_experts)
+    return pruned_model(stock, family, layer_experts, **overrides), load_slot_model(
+        MemorySource(checkpoint), slots=slots
+    )
 
 
 def narrow_twin(
@@ -296,7 +307,7 @@ def test_retired_experts_are_never_chosen(tmp_path: Path) -> None:
     kept = random_kept(1, LAYERS, EXPERTS, 8)
     bring(slots.store, slots.source, experts_of(kept), {0: kept[0]})
     newcomer = frozenset({ExpertId(0, int((~kept[0, 0]).nonzero()[0]))})
-    ledger = Ledger(slots.store.slots, EXPERTS, slots.store.slot_table())
+    ledger = Ledger(slots.store.slots, (EXPERTS,) * LAYERS, slots.store.slot_table())
     plan = ledger.plan(newcomer)
     victim = plan[0].evicts
     assert victim is not None
@@ -307,3 +318,82 @@ def test_retired_experts_are_never_chosen(tmp_path: Path) -> None:
     with masked_selection(left, ONE_ROW):
         expected = stock_logits(stock, prompts())
     assert torch.equal(slot_logits(slots, prompts()), expected)
+
+
+UNEVEN = pytest.mark.parametrize("layer_experts", [(9, 16), (5, 7)], ids=str)
+
+
+def random_of(rows: int, layer_experts: tuple[int, ...], count: int, seed: int = 0) -> torch.Tensor:
+    """bool[rows, L, E]: ``count`` experts of every layer, or all it has."""
+    kept = torch.zeros(rows, len(layer_experts), max(layer_experts), dtype=torch.bool)
+    for layer, experts in enumerate(layer_experts):
+        kept[:, layer, :experts] = random_kept(rows, 1, experts, count, seed + layer)[:, 0]
+    return kept
+
+
+@each_family
+@each_dtype
+@UNEVEN
+def test_uneven_layers_equal_a_stock_model_of_such_layers(
+    tmp_path: Path, family: Family, dtype: torch.dtype, layer_experts: tuple[int, ...]
+) -> None:
+    stock, slots = uneven_pair(tmp_path, family, dtype, layer_experts, EXPERTS)
+    everything = torch.from_numpy(slots.manifest.exists)
+    assert slots.store.slots == slots.manifest.layer_experts == layer_experts
+    bring(slots.store, slots.source, experts_of(everything), {0: everything})
+    assert torch.equal(slot_logits(slots, prompts()), stock_logits(stock, prompts()))
+    slots.store.check_integrity()
+
+
+@each_family
+@each_dtype
+@UNEVEN
+@pytest.mark.parametrize("semantics", ["selection", "slice"])
+def test_uneven_layers_are_restricted_like_a_stock_model_of_such_layers(
+    tmp_path: Path, family: Family, dtype: torch.dtype, layer_experts: tuple[int, ...], semantics: Any
+) -> None:
+    stock, slots = uneven_pair(tmp_path, family, dtype, layer_experts, 14)
+    kept = random_of(2, layer_experts, 5)
+    kept[1] = random_of(1, layer_experts, 8, seed=9)[0]  # all experts of some layers
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0], 1: kept[1]}, semantics=semantics)
+    ids = prompts()
+    rows = torch.tensor([0, 1, 1, 0]).repeat_interleave(ids.shape[1])
+    slots.steps(rows.tolist())
+    with (masked_selection if semantics == "selection" else sliced_router)(kept, rows) as seen:
+        expected = stock_logits(stock, ids)
+    assert seen.share_changed >= 0.05
+    assert len(seen.changed) == LAYERS
+    assert torch.equal(slot_logits(slots, ids), expected)
+
+
+@each_family
+def test_uneven_layers_equal_the_whole_model_with_what_is_missing_masked(tmp_path: Path, family: Family) -> None:
+    stock, _ = pair(tmp_path / "whole", family, torch.float32, 2)
+    _, slots = uneven_pair(tmp_path / "pruned", family, torch.float32, (9, 16), EXPERTS)
+    exists = torch.from_numpy(slots.manifest.exists)
+    bring(slots.store, slots.source, experts_of(exists), {0: exists})
+    with sliced_router(exists[None], ONE_ROW) as seen:
+        expected = stock_logits(stock, prompts())
+    assert seen.share_changed >= 0.2
+    # Softmax over 9 logits and over 16 of which 7 are -inf may add up in another order.
+    torch.testing.assert_close(slot_logits(slots, prompts()), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ranks_beyond_what_a_row_keeps_name_no_expert_in_a_short_layer(tmp_path: Path) -> None:
+    stock, slots = uneven_pair(tmp_path, "olmoe", torch.float32, (6, 16), 16)
+    kept = random_of(2, (6, 16), 9)
+    kept[0, 0] = torch.arange(16) % 3 == 1  # experts 1 and 4 for the 4 ranks of a token
+    kept[:, 0, 6:] = False
+    bring(slots.store, slots.source, experts_of(kept), {0: kept[0], 1: kept[1]})
+    seen: list[tuple[int, int, int]] = []
+    slots.record(lambda layer, logits, ids, weights: seen.append((layer, logits.shape[1], int(ids.max()))))
+    mixed = prompts(batch=2)
+    slots.steps(torch.tensor([0, 1]).repeat_interleave(mixed.shape[1]).tolist())
+    together = slot_logits(slots, mixed)
+    assert seen == [(0, 6, 6), (1, 16, 15)]
+    stock.model.layers[0].mlp.gate.top_k = 2
+    with masked_selection(kept[:1], ONE_ROW):
+        expected = stock_logits(stock, prompts())
+    slots.steps(0)
+    assert torch.equal(slot_logits(slots, prompts()), expected)
+    torch.testing.assert_close(together[:1], slot_logits(slots, mixed[:1]), rtol=1e-4, atol=1e-4)

@@ -46,7 +46,7 @@ def test_names_and_shapes_are_those_that_transformers_saves(family: str) -> None
     fused = {model.fused_names(layer, one)[0] for layer in range(len(model.blocks)) for one in model.spec.fields}
     assert built.state_dict().keys() == in_memory | fused
     assert all(
-        tuple(built.state_dict()[model.fused_names(0, one)[0]].shape) == model.fused_shape(one)
+        tuple(built.state_dict()[model.fused_names(0, one)[0]].shape) == model.fused_shape(0, one)
         for one in model.spec.fields
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.checkpoints import CONFIGS, Array, config, tensors, write
+from support.checkpoints import CONFIGS, Array, config, fused, tensors, write
 
 from premoe_runtime.families import registry
-from premoe_runtime.families.registry import FAMILIES, read_model
+from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.families.spec import ExpertField
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, PremoeError
 from premoe_runtime.formats.manifest import BlobField, Manifest
@@ -26,21 +25,6 @@ from premoe_runtime.storage import LocalStore, open_store
 
 each_family = pytest.mark.parametrize("family", sorted(CONFIGS))
 DOWN = "model.layers.1.mlp.experts.down_proj"
-
-
-def fused(values: dict[str, object], data: dict[str, Array], layers: tuple[int, ...] = (0, 1, 2)) -> dict[str, Array]:
-    """The tensors with the experts of ``layers`` fused, under the names of the module tree."""
-    model = read_model(json.dumps(values).encode())
-    left = {model.skeleton[name].memory if name in model.skeleton else name: one for name, one in data.items()}
-    for layer in layers:
-        for field in model.spec.fields:
-            prefix = model.experts_prefix[layer]
-            whole = [
-                np.concatenate([left.pop(f"{prefix}.{expert}.{part}") for part in field.parts])
-                for expert in range(model.num_experts)
-            ]
-            left[f"{model.experts_memory[layer]}.{field.fused}"] = np.stack(whole)
-    return left
 
 
 def packed(folder: Path, values: dict[str, object], data: dict[str, Array], shards: int = 1) -> Manifest:

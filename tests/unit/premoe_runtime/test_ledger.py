@@ -27,7 +27,7 @@ def brought(ledger: Ledger, *experts: int) -> None:
 
 @pytest.fixture
 def ledger() -> Ledger:
-    return Ledger(SLOTS, EXPERTS)
+    return Ledger(SLOTS, (EXPERTS,) * LAYERS)
 
 
 def test_an_empty_ledger_has_nothing(ledger: Ledger) -> None:
@@ -95,15 +95,15 @@ def test_unknown_experts_and_bad_slots_are_refused(ledger: Ledger) -> None:
     with pytest.raises(InvalidInput, match="the model has no layer 0 expert 16"):
         ledger.plan(frozenset({ExpertId(0, 16)}))
     with pytest.raises(InvalidInput, match="at least 2"):
-        slots_of_layers((8, 1), 2, EXPERTS)
+        slots_of_layers((8, 1), (EXPERTS,) * 2)
     with pytest.raises(InvalidInput, match="slots are given for 3 layers, the model has 2"):
-        slots_of_layers((8, 8, 8), 2, EXPERTS)
-    assert slots_of_layers(1000, 2, EXPERTS) == (EXPERTS, EXPERTS)
+        slots_of_layers((8, 8, 8), (EXPERTS,) * 2)
+    assert slots_of_layers(1000, (EXPERTS,) * 2) == (EXPERTS, EXPERTS)
 
 
 def test_a_ledger_continues_from_a_table(ledger: Ledger) -> None:
     brought(ledger, 1, 2)
-    twin = Ledger(SLOTS, EXPERTS, ledger.table)
+    twin = Ledger(SLOTS, (EXPERTS,) * LAYERS, ledger.table)
     assert twin.resident() == wanted(1, 2)
     assert all(twin.slot(expert) == ledger.slot(expert) for expert in wanted(1, 2))
 
@@ -113,7 +113,7 @@ subsets = st.sets(st.integers(0, EXPERTS - 1), min_size=1, max_size=6)
 
 @given(st.lists(st.tuples(subsets, st.integers(0, 2**12), st.integers(0, 2**12)), max_size=12))
 def test_the_books_balance_whatever_becomes_of_copies(swaps: list[tuple[set[int], int, int]]) -> None:
-    ledger = Ledger(SLOTS, EXPERTS)
+    ledger = Ledger(SLOTS, (EXPERTS,) * LAYERS)
     for experts, written_bits, torn_bits in swaps:
         before = ledger.resident()
         try:
@@ -127,5 +127,31 @@ def test_the_books_balance_whatever_becomes_of_copies(swaps: list[tuple[set[int]
         lost = {load.evicts for load in loads if load.expert in written | torn}
         assert ledger.resident() == (before | written) - lost
         assert {expert for expert, _ in entries} <= ledger.resident()
-        assert Ledger(SLOTS, EXPERTS, ledger.table).resident() == ledger.resident()
+        assert Ledger(SLOTS, (EXPERTS,) * LAYERS, ledger.table).resident() == ledger.resident()
         assert all(ledger.table[expert.layer][ledger.slot(expert)] == expert.expert for expert in ledger.resident())
+
+
+@given(
+    st.lists(st.integers(3, 9), min_size=2, max_size=2),
+    st.lists(st.sets(st.tuples(st.integers(0, 1), st.integers(0, 8)), max_size=6), max_size=8),
+)
+def test_uneven_layers_hold_what_they_have_and_refuse_the_rest(
+    experts: list[int], swaps: list[set[tuple[int, int]]]
+) -> None:
+    slots = slots_of_layers(4, experts)
+    ledger = Ledger(slots, experts)
+    for pairs in swaps:
+        needed = frozenset(ExpertId(layer, expert) for layer, expert in pairs)
+        if any(one.expert >= experts[one.layer] for one in needed):
+            with pytest.raises(InvalidInput, match="the model has no layer"):
+                ledger.plan(needed)
+            continue
+        if any(sum(one.layer == layer for one in needed) > slots[layer] for layer in range(2)):
+            with pytest.raises(Exhausted):
+                ledger.plan(needed)
+            continue
+        loads = ledger.plan(needed)
+        ledger.retire(loads)
+        ledger.settle(loads, {load.expert for load in loads})
+        assert needed <= ledger.resident()
+        assert all(one.expert < experts[one.layer] for one in ledger.resident())

@@ -61,8 +61,8 @@ def test_origin_is_no_part_of_the_id() -> None:
     ("change", "says"),
     [
         ({"num_layers": 2}, "1 layers listed"),
-        ({"num_experts": 3}, "does not list 3 blob digests"),
-        ({"top_k": 3}, "top_k 3 exceeds num_experts 2"),
+        ({"num_experts": 3}, "list up to 2 blob digests, num_experts is 3"),
+        ({"top_k": 3}, "top_k 3 exceeds the 2 experts of a layer"),
         ({"weights_id": "other"}, "model_id is not the digest"),
         ({"surprise": 1}, "surprise"),
         ({"format_version": 2}, "format_version"),

@@ -61,6 +61,21 @@ def test_ranking_is_the_plain_sort_and_kept_sets_are_its_prefixes(
     assert np.array_equal(again.ranking, value.ranking)
 
 
+@given(hnp.arrays(np.float64, SHAPE, elements=VALUES), st.lists(st.integers(1, 6), min_size=1, max_size=1))
+def test_experts_that_a_layer_lacks_are_ranked_last_and_never_kept(scores: arrays.F64, short: list[int]) -> None:
+    experts = (6, *short)
+    value = pattern(np.where(arrays.existing(experts), scores, -np.inf))
+    assert value.layer_experts == experts
+    again = Pattern.from_bytes(value.to_bytes())
+    assert again.pattern_id == value.pattern_id
+    for allocation in ("shared", "uniform"):
+        for kept in range(1, 7):
+            mask = replace(again, allocation=allocation).kept(Budget(1, kept))
+            assert not (mask & ~arrays.existing(experts)).any()
+            wanted = min(2 * kept, sum(experts)) if allocation == "shared" else sum(min(kept, own) for own in experts)
+            assert mask.sum() == wanted
+
+
 def test_more_experts_than_there_are_cannot_be_kept() -> None:
     value = pattern([[3, 2, 1], [1, 2, 3]])
     with pytest.raises(InvalidInput, match="the model has 3"):
@@ -133,6 +148,9 @@ def test_bad_arrays_are_named() -> None:
         "arrays are": {"scores": tensors["scores"]},
         "'counts' has the wrong dtype or shape": {**tensors, "counts": tensors["counts"][:, :2]},
         "not finite": {**tensors, "scores": np.full((1, 3), np.nan, np.float32)},
+        "without a score are not the last ones": {**tensors, "scores": np.array([[3, -np.inf, 1]], np.float32)},
+        "last ones of some layers": {**tensors, "scores": np.array([[3, 2, -np.inf]], np.float32)},
+        "not the last": {**tensors, "scores": np.full((1, 3), -np.inf, np.float32)},
     }
     for what, wrong in cases.items():
         with pytest.raises(CorruptData, match=what):

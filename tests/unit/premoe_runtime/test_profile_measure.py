@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,19 +7,22 @@ import pytest
 import torch
 from support.profiles import write_examples
 from support.sources import MemorySource
-from support.tiny import FAMILIES, Family, tiny_checkpoint, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from support.tiny import FAMILIES, Family, prune, pruned_model, tiny_checkpoint, tiny_tokenizer
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.pattern import METRICS
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.batches import pad, plan_batches
 from premoe_runtime.offline.calibration import Example, Message, PassedOver, read_calibration
+from premoe_runtime.offline.patterns.build import BuildOptions, build_set
 from premoe_runtime.offline.patterns.derive import specialist
 from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
-from premoe_runtime.offline.profile.record import merge
+from premoe_runtime.offline.profile.record import Profile, merge
 from premoe_runtime.offline.profile.scores import scores
 from premoe_runtime.offline.prompts import Prompt, Span, encode_prompt, encode_text
 from premoe_runtime.probing.prober import Prober
@@ -29,16 +33,28 @@ def folder_and_model(tmp_path: Path, family: Family = "qwen3_moe") -> tuple[Path
     return folder, load_full_model(MemorySource(folder))
 
 
+def uneven_model(tmp_path: Path, family: Family = "qwen3_moe") -> tuple[PreTrainedModel, SlotModel]:
+    """A stock model of layers of 9 and 16 experts, and the slot model of its checkpoint."""
+    folder = tiny_checkpoint(tmp_path, family)
+    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="grouped_mm")
+    model = load_full_model(MemorySource(prune(folder, (9, 16))))
+    return pruned_model(stock.eval(), family, (9, 16)), model
+
+
 def examples_of(tmp_path: Path, task: str = "capitals", count: int = 24) -> list[Example]:
     return read_calibration(write_examples(tmp_path / f"{task}.jsonl", task, count))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_pass_sums_what_the_stock_routers_choose(tmp_path: Path, family: Family) -> None:
-    folder, model = folder_and_model(tmp_path, family)
+@pytest.mark.parametrize("uneven", [False, True])
+def test_the_pass_sums_what_the_stock_routers_choose(tmp_path: Path, family: Family, uneven: bool) -> None:
+    if uneven:
+        stock, model = uneven_model(tmp_path, family)
+    else:
+        folder, model = folder_and_model(tmp_path, family)
+        stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     examples = examples_of(tmp_path)
     profile = measure_profile(model, examples, task="capitals", max_tokens=128)
-    stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     manifest = model.manifest
     accumulator = ProfileAccumulator(manifest.num_layers, manifest.num_experts, manifest.router)
     for layer, block in enumerate(stock.model.layers):
@@ -57,6 +73,7 @@ def test_the_pass_sums_what_the_stock_routers_choose(tmp_path: Path, family: Fam
     assert profile.state.chosen.sum(-1).tolist() == expected.chosen.sum(-1).tolist()
     for metric in ("peu", "seer", "tcess"):
         assert np.allclose(scores(profile.state, metric), scores(expected, metric), atol=2e-3)
+    assert profile.layer_experts == ((9, 16) if uneven else (16, 16))
 
 
 def test_two_halves_merged_rank_like_one_pass_over_the_same_batches(tmp_path: Path) -> None:
@@ -109,6 +126,57 @@ def test_deeper_signature_layers_stand_side_by_side(tmp_path: Path) -> None:
     assert both.signature.dimension == 2 * experts
     halves: F32 = both.signatures[:, :experts]
     assert np.allclose(halves / np.linalg.norm(halves, axis=1, keepdims=True), first.signatures, atol=1e-5)
+
+
+def test_a_profile_of_uneven_layers_makes_patterns_of_what_exists(tmp_path: Path) -> None:
+    _, model = uneven_model(tmp_path)
+    examples = {task: examples_of(tmp_path, task) for task in ("capitals", "digits")}
+    profiles = [
+        Profile.from_bytes(measure_profile(model, found, task=task).to_bytes()) for task, found in examples.items()
+    ]
+    assert [profile.layer_experts for profile in profiles] == [(9, 16), (9, 16)]
+    built = build_set(profiles, BuildOptions(metric="impact"))
+    again = PatternSet.from_files(*built.pattern_set.to_files())
+    assert again.layer_slots(16, 0) == (9, 16)
+    for kept, total in ((4, 8), (8, 16), (12, 24), (14, 25), (16, 25)):
+        slots = again.layer_slots(kept, 1)
+        assert slots is not None
+        assert sum(slots) == min(2 * (kept + 1), 25)
+        for pattern in built.patterns:
+            mask = pattern.kept(Budget(4, kept), slots)
+            assert mask.sum() == total
+            assert not (mask & ~model.manifest.exists).any()
+    for metric in METRICS:
+        pattern = specialist(profiles[0], metric)
+        assert not (pattern.kept(Budget(4, 16)) ^ model.manifest.exists).any()
+    (retention,) = [one for one in built.pattern_set.document.generalist_retention if one.budget == "4/16"]
+    assert retention.mass == pytest.approx(1)
+
+
+def test_a_short_first_layer_is_probed_as_profiled(tmp_path: Path) -> None:
+    stock, model = uneven_model(tmp_path)
+    prober = Prober(model.model, model.manifest)
+    tokens = list(range(40, 60))
+    found = prober.signature(tokens)
+    gate = stock.model.layers[0].mlp.gate
+    seen: list[torch.Tensor] = []
+    gate.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    stock(torch.tensor([tokens]))
+    mean = seen[0].softmax(-1).sqrt().mean(0)
+    assert found.shape == (prober.dimension,) == (16,)
+    assert np.allclose(found[:9], (mean / mean.norm()).numpy(), atol=1e-5)
+    assert not found[9:].any()
+    profile = measure_profile(model, examples_of(tmp_path, count=4), task="capitals")
+    assert profile.signatures.shape == (4, 16)
+    assert not profile.signatures[:, 9:].any()
+
+
+def test_a_profile_that_contradicts_its_arrays_is_refused(tmp_path: Path) -> None:
+    _, model = uneven_model(tmp_path)
+    profile = measure_profile(model, examples_of(tmp_path, count=4), task="capitals", impact=False)
+    for wrong in ((9, 15), (9, 17), (9, 16, 16), (3, 16)):
+        with pytest.raises(CorruptData, match="but layers have"):
+            Profile.from_bytes(replace(profile, layer_experts=wrong).to_bytes())
 
 
 def test_progress_is_told_and_the_recorder_is_taken_off(tmp_path: Path) -> None:

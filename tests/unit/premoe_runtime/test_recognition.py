@@ -113,9 +113,9 @@ def test_more_similarity_never_takes_recognition_away(row: int, index: int, gain
 
 def test_signatures_are_unit_means_of_roots() -> None:
     probabilities = np.array([[1, 0], [0.25, 0.75]], np.float32)
-    made = signature([probabilities, probabilities])
+    made = signature([probabilities, probabilities], 2)
     root = np.array([(1 + 0.5) / 2, 0.75**0.5 / 2])
     expected = np.concatenate([root, root])
     assert np.allclose(made, expected / np.linalg.norm(expected))
     with pytest.raises(Exception, match="at least one token"):
-        signature([np.zeros((0, 2), np.float32)])
+        signature([np.zeros((0, 2), np.float32)], 2)

@@ -55,7 +55,7 @@ def run(
 ) -> Routing:
     tokens = logits.shape[0]
     kept = torch.ones_like(logits, dtype=torch.bool) if kept is None else kept.expand(logits.shape)
-    state = StepState(torch.where(kept, 0.0, -torch.inf)[None], torch.full((tokens,), sliced), top_k)
+    state = StepState(torch.where(kept, 0.0, -torch.inf)[None], torch.full((tokens,), sliced), top_k, [logits.shape[1]])
     state.set(range(tokens), active or top_k)
     state.take(tokens)
     return route(spec, logits, state.layers[0])
@@ -192,7 +192,7 @@ def listed(rules: LayerRules) -> list[tuple[int, list[int]]]:
 
 
 def test_a_step_with_every_expert_has_no_mask() -> None:
-    state = StepState(*tables(EXPERTS, 3), TOP_K)
+    state = StepState(*tables(EXPERTS, 3), TOP_K, (EXPERTS, EXPERTS))
     state.take(1000)
     assert [(rules.mask, rules.ranks) for rules in state.layers] == [(None, [(TOP_K, slice(None))])] * 2
     assert torch.equal(state.retained_mass(), torch.ones(1000))
@@ -204,7 +204,7 @@ def test_a_step_with_every_expert_has_no_mask() -> None:
 
 
 def test_a_row_that_keeps_less_than_it_may_use_uses_what_it_keeps() -> None:
-    state = StepState(*tables(EXPERTS, 3, 0), TOP_K)
+    state = StepState(*tables(EXPERTS, 3, 0), TOP_K, (EXPERTS, EXPERTS))
     state.set([0, 1, 2, 1], [4, 4, 4, 2])
     state.take(4)
     assert listed(state.layers[0]) == [(2, [3]), (3, [1]), (4, [0])]
@@ -213,7 +213,7 @@ def test_a_row_that_keeps_less_than_it_may_use_uses_what_it_keeps() -> None:
 
 def test_tables_are_read_when_a_forward_begins() -> None:
     mask, sliced = tables(EXPERTS, EXPERTS)
-    state = StepState(mask, sliced, TOP_K)
+    state = StepState(mask, sliced, TOP_K, (EXPERTS, EXPERTS))
     state.set([0, 1], TOP_K)
     mask[1, 0, 3] = -torch.inf
     sliced[1] = True
@@ -227,7 +227,7 @@ def test_tables_are_read_when_a_forward_begins() -> None:
 
 
 def test_step_state_refuses_what_does_not_fit() -> None:
-    state = StepState(*tables(EXPERTS), TOP_K)
+    state = StepState(*tables(EXPERTS), TOP_K, (EXPERTS, EXPERTS))
     with pytest.raises(InvalidInput, match="differ in length"):
         state.set([0] * 3, [1] * 4)
     with pytest.raises(InvalidInput, match="1 to 4, not 0 to 0"):

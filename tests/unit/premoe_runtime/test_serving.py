@@ -251,7 +251,7 @@ def test_the_queue_is_bounded(opened: Callable[..., ManagedBench]) -> None:
 
 
 def test_full_needs_a_slot_for_every_expert(opened: Callable[..., ManagedBench]) -> None:
-    full = KeptPattern.full(LAYERS, EXPERTS)
+    full = KeptPattern.full(np.ones((LAYERS, EXPERTS), np.bool_))
     with pytest.raises(Conflict) as caught:
         opened(slots=6).submit(full, prompt(4))
     assert caught.value.reason == "FULL_NEEDS_ALL_SLOTS"

@@ -234,7 +234,7 @@ class ServingMachine(RuleBasedStateMachine):
         self.fetcher = ScriptedFetcher()
         self.fetches: deque[Callable[[], None]] = deque()
         self.host = HostTier(HostArena(64, HOST_BLOBS * 64))
-        self.ledger = Ledger(SLOTS, EXPERTS)
+        self.ledger = Ledger(SLOTS, (EXPERTS,) * len(SLOTS))
         self.loop = ServingLoop(
             self.engine,
             self.ledger,

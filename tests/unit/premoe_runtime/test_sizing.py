@@ -17,8 +17,7 @@ from premoe_runtime.residency.plan import STAGING_BYTES
 
 SHAPE = Shape(
     top_k=4,
-    num_layers=10,
-    num_experts=64,
+    layer_experts=(64,) * 10,
     blob_bytes=1000,
     skeleton_bytes=50_000,
     kv_token_bytes=10,
@@ -78,18 +77,30 @@ def test_what_does_not_fit_says_why(request_: SizeRequest, why: str) -> None:
     assert report.largest is None
 
 
-@given(st.integers(1, 2 * 10**6), st.integers(4, 64), st.integers(1, 2048), st.integers(1, 32), st.integers(0, 8))
-def test_longest_context_and_most_slots_are_exact(memory: int, kept: int, context: int, rows: int, spare: int) -> None:
+@given(
+    st.sampled_from([(64,) * 10, (64, *range(8, 64, 7), 30)]),
+    st.integers(1, 2 * 10**6),
+    st.integers(4, 64),
+    st.integers(1, 2048),
+    st.integers(1, 32),
+    st.integers(0, 8),
+)
+def test_longest_context_and_most_slots_are_exact(
+    layer_experts: tuple[int, ...], memory: int, kept: int, context: int, rows: int, spare: int
+) -> None:
+    shape = replace(SHAPE, layer_experts=layer_experts)
     budget = Budget(4, kept)
     request = SizeRequest(memory=memory, budgets=(budget,), context=context, rows=rows, spare=spare)
-    report = size(SHAPE, request)
+    report = size(shape, request)
     fit = report.fits[0]
+    assert sum(fit.layer_slots) == min(fit.slots * len(layer_experts), sum(layer_experts))
+    assert fit.experts == sum(fit.layer_slots) * shape.blob_bytes
     assert fit.fits == (fit.total <= memory) == (fit.slots <= report.max_slots) == (fit.max_context >= context)
     assert bool(fit.reason) != fit.fits
     if fit.max_context >= 1:
-        assert size(SHAPE, replace(request, context=fit.max_context)).fits[0].fits
+        assert size(shape, replace(request, context=fit.max_context)).fits[0].fits
     if fit.max_context < 2048:
-        assert not size(SHAPE, replace(request, context=fit.max_context + 1)).fits[0].fits
+        assert not size(shape, replace(request, context=fit.max_context + 1)).fits[0].fits
 
 
 def test_the_largest_fitting_budget_is_named() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support.oracle import experts_of, random_kept
 from support.sources import MemorySource
-from support.tiny import tiny_checkpoint
+from support.tiny import prune, tiny_checkpoint
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, Unavailable
 from premoe_runtime.formats.ids import ExpertId
@@ -21,6 +22,7 @@ from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.slot_store import SlotStore
 from premoe_runtime.residency.swap import bring
+from premoe_runtime.serving.requests import KeptPattern
 
 LAYERS, EXPERTS, SLOTS = 2, 16, (8, 6)
 
@@ -126,6 +128,24 @@ def test_kept_may_come_as_array_tensor_or_mapping(source: MemorySource) -> None:
 def test_rows_that_do_not_fit(store: SlotStore, row: int, kept: object, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         store.set_row(row, kept)  # type: ignore[arg-type]
+
+
+def test_a_short_layer_has_no_slots_and_no_mask_beyond_its_experts(tmp_path: Path) -> None:
+    source = MemorySource(prune(tiny_checkpoint(tmp_path, "qwen3_moe"), (16, 5)))
+    store = SlotStore(SlotShape.of(source.manifest(), slots=8, max_rows=2))
+    assert (store.slots, store.shape.device_bytes) == ((8, 5), 13 * store.shape.blob_bytes)
+    bring(store, source, wanted(*range(5)), {0: full_row(*range(5))})
+    store.check_integrity()
+    with pytest.raises(InvalidInput, match="keeps layer 1 expert 5, which the model does not have"):
+        store.set_row(0, {0: [1], 1: [2, 5]})
+    with pytest.raises(InvalidInput, match="the model has no layer 1 expert 5"):
+        bring(store, source, wanted(5))
+    exists = source.manifest().exists
+    with pytest.raises(Conflict, match="the full model needs 16/5 slots a layer, but this worker has 8/5"):
+        KeptPattern.full(exists).check(exists, store.slots)
+    KeptPattern.full(exists).check(exists, (16, 5))
+    with pytest.raises(InvalidInput, match="2 MoE layers of 16/5 experts; use a pattern made for this model"):
+        KeptPattern("p", np.ones((2, 16), np.bool_)).check(exists, (16, 16))
 
 
 def test_tables_refuse_what_would_contradict_them(store: SlotStore, source: MemorySource) -> None:
@@ -239,7 +259,7 @@ def test_blobs_are_converted_on_the_way_into_host_memory(source: MemorySource, d
 def copies(store: SlotStore, source: MemorySource, *experts: int) -> tuple[Copier, Ledger, Copy]:
     """Everything ready to copy these experts into an empty store."""
     arena = HostArena(store.shape.blob_bytes, 2 * EXPERTS * store.shape.blob_bytes)
-    host, ledger = HostTier(arena), Ledger(store.slots, EXPERTS)
+    host, ledger = HostTier(arena), Ledger(store.slots, (EXPERTS,) * len(store.slots))
     loads = ledger.plan(wanted(*experts))
     places = {load.expert: host.reserve(load.expert) for load in loads}
     Fetcher(source, store.shape, arena).fetch(places, host.commit)

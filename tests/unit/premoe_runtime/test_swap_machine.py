@@ -81,7 +81,7 @@ class SwapMachine(RuleBasedStateMachine):
     def load(self) -> None:
         self.model = load_slot_model(self.source, slots=SLOTS, max_rows=PATTERNS)
         self.store = self.model.store
-        self.ledger = Ledger(SLOTS, EXPERTS)
+        self.ledger = Ledger(SLOTS, (EXPERTS,) * len(SLOTS))
         self.arena = HostArena(self.store.shape.blob_bytes, 64 * self.store.shape.blob_bytes)
         self.free = list(range(64))
         self.fetcher = Fetcher(self.source, self.store.shape, self.arena)

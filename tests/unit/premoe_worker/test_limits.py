@@ -8,12 +8,15 @@ from premoe_worker.limits import Limits, check_limits, model_name
 
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput
-from premoe_runtime.formats.manifest import Manifest, Origin
+from premoe_runtime.formats.manifest import ExpertLayer, Manifest, Origin
 
 
-def manifest(url: str = "hf://org/tiny-moe@main") -> Manifest:
+def manifest(url: str = "hf://org/tiny-moe@main", experts: tuple[int, ...] = (16, 16)) -> Manifest:
     """2 layers of 16 experts, top-4; nothing else is looked at."""
-    return Manifest.model_construct(top_k=4, num_layers=2, num_experts=16, model_id="ab" * 32, origin=Origin(url=url))
+    layers = tuple(ExpertLayer.model_construct(digests=("",) * count) for count in experts)
+    return Manifest.model_construct(
+        top_k=4, num_layers=2, num_experts=16, layers=layers, model_id="ab" * 32, origin=Origin(url=url)
+    )
 
 
 GOOD: dict[str, tuple[dict[str, Any], Limits]] = {
@@ -53,6 +56,26 @@ def test_limits_that_do_not(case: tuple[dict[str, Any], type[Exception], str]) -
     with pytest.raises(kind, match=message) as caught:
         check_limits(manifest(), **{"spare": 2, "on_unknown": "generalist", **arguments})
     assert "\n" not in str(caught.value)
+
+
+UNEVEN: dict[str, tuple[dict[str, Any], tuple[int, ...], int]] = {
+    "others get what a short layer cannot use": ({"budget": "4/8"}, (14, 6), 2),
+    "uniform, they do not": ({"budget": "4/8", "allocation": "uniform"}, (10, 6), 0),
+    "nothing lacks room": ({"budget": "2/4"}, (6, 6), 2),
+    "all experts": ({"budget": "4/12"}, (16, 6), 0),
+    "full": ({"budget": "2/4", "slots": 11, "on_unknown": "full"}, (16, 6), 7),
+}
+
+
+@pytest.mark.parametrize("case", UNEVEN.values(), ids=UNEVEN.keys())
+def test_layers_of_16_and_6_experts_have_slots_for_no_more(case: tuple[dict[str, Any], tuple[int, ...], int]) -> None:
+    arguments, slots, spare = case
+    found = check_limits(manifest(experts=(16, 6)), **{"spare": 2, "on_unknown": "generalist", **arguments})
+    assert (found.slots, found.spare) == (slots, spare)
+    with pytest.raises(Conflict, match="give --slots 16"):
+        check_limits(
+            manifest(experts=(16, 6)), budget="2/4", spare=2, on_unknown="full", allocation="uniform", slots=11
+        )
 
 
 def limits(budget: str = "2/4") -> Limits:

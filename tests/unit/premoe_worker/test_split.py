@@ -20,17 +20,21 @@ from premoe_worker.limits import Limits
 from premoe_worker.split import SplitWatch, split_slots
 from support.profiles import EXPERTS, LAYERS, TOP_K, WEIGHTS, profile
 
+from premoe_runtime.formats.allocation import even_slots
+from premoe_runtime.formats.arrays import existing
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
-from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.formats.manifest import ExpertLayer, Manifest
 from premoe_runtime.offline.patterns.build import BuildOptions, BuiltSet, build_set
 from premoe_runtime.offline.patterns.library import publish
 from premoe_runtime.storage import open_store
 
 BUDGET = Budget(TOP_K, 4)
 LIMITS = Limits(BUDGET, BUDGET, (5, 5), "generalist")
-MODEL = Manifest.model_construct(weights_id="w", num_experts=EXPERTS)
+MODEL = Manifest.model_construct(
+    weights_id="w", layers=(ExpertLayer.model_construct(digests=("",) * EXPERTS),) * LAYERS
+)
 
 
 @dataclass
@@ -85,7 +89,7 @@ async def test_without_a_split_layers_are_equal_and_it_is_said(
     problem = f"{said}: every layer has 5 slots until a restart"
     assert limits == replace(LIMITS, split_problem=problem)
     assert problem in caplog.text
-    watch = SplitWatch(limits, Retrieval([Unavailable("away"), (7, 3), (5, 5)]), "w")
+    watch = SplitWatch(limits, Retrieval([Unavailable("away"), (7, 3), (5, 5)]), MODEL)
     await watch.saw("a")
     assert watch.problem == problem
     await watch.saw("b")
@@ -109,7 +113,7 @@ async def test_a_uniform_worker_keeps_equal_slots_and_says_so_once(caplog: pytes
     retrieval = Retrieval([(7, 3)])
     with caplog.at_level(logging.INFO):
         assert await split_slots(uniform, retrieval, MODEL, wait_s=0) == uniform
-        await SplitWatch(uniform, retrieval, "w").saw("p")
+        await SplitWatch(uniform, retrieval, MODEL).saw("p")
     assert caplog.text.count("the live pattern set shares its budgets over the layers; --allocation uniform") == 1
     assert await split_slots(uniform, Retrieval([Unavailable("away")]), MODEL, wait_s=60) == uniform
 
@@ -124,7 +128,7 @@ async def test_nobody_is_asked_where_there_is_nothing_to_share() -> None:
 
 async def test_a_later_set_with_another_split_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
     retrieval = Retrieval([(7, 3), (6, 4), (6, 4), Unavailable("away"), ()])
-    watch = SplitWatch(replace(LIMITS, slots=(7, 3)), retrieval, "w")
+    watch = SplitWatch(replace(LIMITS, slots=(7, 3)), retrieval, MODEL)
     await watch.saw("a")
     assert caplog.text == ""
     await watch.saw("a")
@@ -137,15 +141,16 @@ async def test_a_later_set_with_another_split_is_told_of_once(caplog: pytest.Log
     assert len(retrieval.asked) == 5
 
 
-def built(allocation: Allocation) -> BuiltSet:
-    profiles = [profile(task, prompts=40) for task in ("add", "rev", "json")]
+def built(allocation: Allocation, layer_experts: tuple[int, ...] = (EXPERTS, EXPERTS)) -> BuiltSet:
+    profiles = [replace(profile(task, prompts=40), layer_experts=layer_experts) for task in ("add", "rev", "json")]
     return build_set(profiles, BuildOptions(metric="seer", allocation=allocation))
 
 
 @pytest.mark.parametrize("allocation", ["shared", "uniform"])
-async def test_the_worker_keeps_what_the_pattern_keeps(allocation: Allocation) -> None:
-    result = built(allocation)
-    store = open_store(f"memory://split-{allocation}")
+@pytest.mark.parametrize("layer_experts", [(EXPERTS, EXPERTS), (EXPERTS, 3)])
+async def test_the_worker_keeps_what_the_pattern_keeps(allocation: Allocation, layer_experts: tuple[int, ...]) -> None:
+    result = built(allocation, layer_experts)
+    store = open_store(f"memory://split-{allocation}-{layer_experts[1]}")
     publish(store, result, live=True)
     servicer = PatternServicer(PatternService(PatternRepository(store, live_refresh_s=60), MemoryIndex()))
     context: object = None
@@ -153,10 +158,12 @@ async def test_the_worker_keeps_what_the_pattern_keeps(allocation: Allocation) -
     listed = await servicer.ListPatterns(request, context)  # type: ignore[arg-type]
     assert {pattern.allocation for pattern in listed.patterns} == {allocation}
     assert (tuple(listed.layer_slots) or None) == result.pattern_set.layer_slots(BUDGET.kept, 1)
-    slots = tuple(listed.layer_slots) or (BUDGET.kept + 1,) * LAYERS
+    slots = tuple(listed.layer_slots) or even_slots(BUDGET.kept + 1, layer_experts, "shared")
     for pattern in result.patterns:
         response = await servicer.GetPattern(pb.GetPatternRequest(pattern_id=pattern.pattern_id), context)  # type: ignore[arg-type]
         ranking = read_ranking(response, "retrieval")
+        assert [len(layer.experts) for layer in response.layers] == list(layer_experts)
+        assert np.array_equal(ranking.scores > -np.inf, existing(layer_experts))
         assert np.array_equal(ranking.kept(BUDGET, slots, "shared"), pattern.kept(BUDGET, slots))
         uniform = replace(pattern, allocation="uniform")
         assert np.array_equal(ranking.kept(BUDGET, slots, "uniform"), uniform.kept(BUDGET, slots))

@@ -621,7 +621,7 @@ class GetResidencyResponse(_message.Message):
     slots_per_layer: _builtins.int
     """Slots per layer, on average."""
     experts_per_layer: _builtins.int
-    """Experts per layer."""
+    """Experts per layer; of the one that has most, where they differ."""
     context_length: _builtins.int
     """Longest prompt plus answer, in tokens."""
     budget: _builtins.str

@@ -102,7 +102,7 @@ def verify(url: str, as_json: bool) -> None:
         print_json(_verified(verification))
     verification.raise_for_faults()
     if not as_json:
-        blobs = verification.manifest.num_layers * verification.manifest.num_experts
+        blobs = verification.manifest.num_blobs
         click.echo(f"good: {blobs} blobs, {human_bytes(verification.bytes_read)} read, {verification.url}")
 
 
@@ -131,7 +131,7 @@ def _verified(verification: Verification) -> dict[str, object]:
     return {
         "model_id": manifest.model_id,
         "weights_id": manifest.weights_id,
-        "blobs": manifest.num_layers * manifest.num_experts,
+        "blobs": manifest.num_blobs,
         "bytes_read": verification.bytes_read,
         "good": not verification.faults,
         "faults": [{"object": fault.object, "problem": fault.problem} for fault in verification.faults],
