@@ -114,6 +114,7 @@ def command(
         model_name=model_name,
         qdrant_url=qdrant_url,
         redis_url=redis_url,
+        metrics=metrics,
         cors_origins=cors_origin,
         max_body_bytes=parse_bytes(max_body) if max_body else None,
         log_level=log_level,
