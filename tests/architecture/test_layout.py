@@ -66,7 +66,7 @@ def test_imports_without_torch(package: str) -> None:
 
 
 def test_no_pickle_anywhere() -> None:
-    """Nothing of ours imports pickle or lets torch unpickle."""
+    """Nothing of ours imports pickle or lets torch unpickle, but for the pipe to a child that we started ourselves."""
     for path in chain.from_iterable((ROOT / folder).rglob("*.py") for folder in SOURCES):
         for node in ast.walk(ast.parse(path.read_text())):
             names = []
@@ -74,7 +74,8 @@ def test_no_pickle_anywhere() -> None:
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
                 names = [node.module or ""]
-            assert not {"pickle", "dill", "cloudpickle", "joblib"} & {name.split(".")[0] for name in names}, path
+            pickles = {"pickle", "dill", "cloudpickle", "joblib"} & {name.split(".")[0] for name in names}
+            assert not pickles or path == ROOT / "premoe_runtime/engines/child/wire.py", path
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) != ("torch", "load"), path
 
