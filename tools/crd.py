@@ -17,7 +17,7 @@ from crd_schema import structural
 from premoe_operator.api.resources import GROUP, KIND, PLURAL, VERSION, PrunedModelSpec
 from premoe_operator.api.status import PrunedModelStatus
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised by hand with every change of the schema: the chart refuses an older definition than its operator needs."""
 SCHEMA_ANNOTATION = f"{GROUP}/schema"
 
@@ -25,7 +25,7 @@ _HEADER = "# Generated from operator/premoe_operator/api/resources.py by `make c
 _COLUMNS: tuple[tuple[str, str, str, int], ...] = (
     ("Ready", '.status.conditions[?(@.type=="Ready")].status', "Whether everything is as the spec says", 0),
     ("Reason", ".status.reason", "Why it is or is not", 0),
-    ("Budget", ".spec.budget", "Experts activated per token out of experts kept per layer on average", 0),
+    ("Budget", ".status.budget", "Experts activated per token out of experts kept per layer on average", 0),
     ("Workers", ".status.workersSummary", "Ready out of wanted workers", 0),
     ("Patterns", ".status.patternsSummary", "Profiled out of wanted tasks", 0),
     ("Age", ".metadata.creationTimestamp", "Time since it was created", 0),

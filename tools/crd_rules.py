@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from premoe_operator.api.resources import MAX_NAME
+from premoe_operator.api.resources import GPU_NAME, MAX_NAME
 
 
 class Rule(NamedTuple):
@@ -81,6 +81,13 @@ def _resource_rules() -> tuple[Rule, ...]:
             "a device that is requested needs a limit of the same number",
             ".requests",
         ),
+        Rule(
+            f"!has(self.limits) || self.limits.filter(k, k.matches('{GPU_NAME}')"
+            " && self.limits[k].matches('[1-9]')).size() <= 1"
+            f" && self.limits.all(k, !k.matches('{GPU_NAME}') || self.limits[k].matches('^0*[01]$'))",
+            "engine hf uses one GPU a pod; for more, raise workers.replicas or jobs.parallelism",
+            ".limits",
+        ),
     ]
     return tuple(rules)
 
@@ -131,9 +138,27 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "Patterns.generalistBudget": (_BUDGET,),
     "PrunedModelSpec.budget": (_BUDGET,),
+    "Experts": (Rule("self.kept >= self.active", "kept must be at least active", ".kept"),),
     "PrunedModelSpec": (
+        Rule("has(self.budget) != has(self.experts)", "give exactly one of budget and experts", ".budget"),
         Rule(
-            "!has(self.engine.slots) || self.engine.slots >= int(self.budget.split('/')[1])",
+            "self.engine.device != 'cpu' || !has(self.workers.resources.limits)"
+            f" || !self.workers.resources.limits.exists(k, k.matches('{GPU_NAME}')"
+            " && self.workers.resources.limits[k].matches('[1-9]'))",
+            "engine.device is cpu, but workers.resources.limits has a GPU; leave the device out, or the GPU",
+            ".engine.device",
+        ),
+        Rule(
+            "!self.engine.device.startsWith('cuda')"
+            " || has(self.workers.resources.claims) && size(self.workers.resources.claims) > 0"
+            " || has(self.workers.resources.limits) && self.workers.resources.limits.exists(k, k.contains('/')"
+            " && self.workers.resources.limits[k].matches('[1-9]'))",
+            "engine.device is cuda, but workers.resources has neither a device in its limits nor a claim",
+            ".engine.device",
+        ),
+        Rule(
+            "!has(self.engine.slots) || self.engine.slots >="
+            " (has(self.experts) ? self.experts.kept : int(self.budget.split('/')[1]))",
             "slots must hold the experts that the budget keeps",
             ".engine.slots",
         ),

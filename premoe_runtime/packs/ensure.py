@@ -12,7 +12,7 @@ import re
 import blake3
 
 from premoe_runtime.formats.errors import Conflict, InvalidInput, PremoeError
-from premoe_runtime.formats.ids import bare_digest
+from premoe_runtime.formats.ids import DIGEST_PREFIX, bare_digest
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs.hub import HUB
 from premoe_runtime.packs.progress import Progress
@@ -44,8 +44,8 @@ def ensure_pack(
             pinned.mark(manifest)
     if expected and manifest.model_id != expected:
         raise Conflict(
-            f"{source} packs to {manifest.model_id[:16]}…, but {expected[:16]}… is expected; correct the expected id, "
-            "or the source",
+            f"{source} packs to {DIGEST_PREFIX}{manifest.model_id}, but {expected[:16]}… is expected; "
+            "correct the expected id, or the source",
             reason="MODEL_ID_MISMATCH",
         )
     return manifest

@@ -26,6 +26,7 @@ NEEDED: dict[tuple[str, str], frozenset[str]] = {
     ("batch", "jobs"): CHILD,
     ("networking.k8s.io", "networkpolicies"): CHILD,
     ("policy", "poddisruptionbudgets"): CHILD,
+    ("coordination.k8s.io", "leases"): frozenset({"create"}),
     ("", "pods"): frozenset({"list"}),
     ("", "events"): frozenset({"list"}),
     ("events.k8s.io", "events"): frozenset({"create"}),
@@ -69,12 +70,18 @@ def test_certificates_only_with_cert_manager(control_plane: ControlPlane, namesp
     control_plane.kubectl("delete", "-f", "-", stdin=text)
 
 
-def test_the_lease_is_the_only_one_and_cannot_be_made_or_removed(control_plane: ControlPlane, namespace: str) -> None:
+def test_two_leases_are_written_and_no_other(control_plane: ControlPlane, namespace: str) -> None:
+    """That of the replicas, where the release is, and that of the release, where PrunedModels are."""
     install(control_plane, CHART, namespace, values_of("plain"))
     leases = ("coordination.k8s.io", "leases")
-    named = {verb for verb in VERBS if allowed(control_plane, namespace, namespace, leases, verb, "premoe-operator")}
-    other = {verb for verb in VERBS if allowed(control_plane, namespace, namespace, leases, verb, "other")}
-    assert (named, other) == ({"get", "update"}, set())
+    for where, name, verbs in (
+        (namespace, "premoe-operator", {"get", "update", "create"}),
+        (namespace, "premoe-release", {"get", "update", "create", "delete"}),
+        (namespace, "other", {"create"}),
+        ("default", "premoe-operator", {"create"}),
+        ("default", "premoe-release", {"get", "update", "create", "delete"}),
+    ):
+        assert {verb for verb in VERBS if allowed(control_plane, namespace, where, leases, verb, name)} == verbs, name
     uninstall(control_plane, namespace)
 
 

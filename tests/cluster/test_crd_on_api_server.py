@@ -55,6 +55,8 @@ def test_unknown_fields_are_named_by_strict_clients_and_dropped_for_others(contr
     assert "replica" not in create(control_plane, DRY, spec, dry_run=True).json()["spec"]["workers"]
 
 
+GPU = {"limits": {"nvidia.com/gpu": "1"}}
+
 REFUSED: list[tuple[str, Document]] = [
     ("uri must be hf://org/name", {"model.uri": "https://somewhere/model"}),
     ("uri must be hf://org/name", {"model.uri": "hf://only-a-name", "model.revision": COMMIT}),
@@ -77,8 +79,15 @@ REFUSED: list[tuple[str, Document]] = [
         {"patterns.tasks": [{"name": "a", "calibration": {"uri": "s3://b/k"}}], "patterns.preload": ["b"]},
     ),
     ("b must be at least a", {"budget": "5/4"}),
+    ("kept must be at least active", {"budget": None, "experts": {"active": 5, "kept": 4}}),
+    ("give exactly one of budget and experts", {"experts": {"active": 2, "kept": 4}}),
+    ("give exactly one of budget and experts", {"budget": None}),
     ("b must be at least a", {"patterns.generalistBudget": "2/1"}),
     ("slots must hold the experts that the budget keeps", {"engine.slots": 3}),
+    (
+        "slots must hold the experts that the budget keeps",
+        {"budget": None, "experts": {"active": 2, "kept": 4}, "engine.slots": 3},
+    ),
     (
         "slots must hold the experts that the generalist's budget keeps",
         {"engine.slots": 5, "patterns.generalistBudget": "2/6"},
@@ -120,6 +129,20 @@ REFUSED: list[tuple[str, Document]] = [
         {"workers.resources": {"requests": {"memory": "2Gi"}, "limits": {"memory": "2047Mi"}}},
     ),
     ("a device that is requested needs a limit", {"workers.resources.requests": {"nvidia.com/gpu": "1"}}),
+    ("engine.device is cpu, but workers.resources.limits", {"workers.resources": GPU, "engine.device": "cpu"}),
+    (
+        "engine.device is cpu, but workers.resources.limits",
+        {"workers.resources.limits": {"nvidia.com/mig-1g.5gb": "1"}, "engine.device": "cpu"},
+    ),
+    ("engine.device is cuda, but workers.resources", {"engine.device": "cuda"}),
+    ("engine.device is cuda, but workers.resources", {"engine.device": "cuda", "jobs.resources": GPU}),
+    (
+        "engine.device is cuda, but workers.resources",
+        {"engine.device": "cuda:0", "workers.resources.limits": {"nvidia.com/gpu": "0"}},
+    ),
+    ("engine hf uses one GPU", {"workers.resources.limits": {"nvidia.com/gpu": "4"}}),
+    ("engine hf uses one GPU", {"workers.resources.limits": {"nvidia.com/gpu": "1", "amd.com/gpu": "1"}}),
+    ("engine hf uses one GPU", {"jobs.resources.limits": {"nvidia.com/gpu": "10"}}),
     (
         "a toleration without a key needs operator Exists",
         {"workers.placement.tolerations": [{"effect": "NoSchedule"}]},
@@ -193,9 +216,13 @@ def test_what_lies_within_the_rules_is_taken(control_plane: ControlPlane) -> Non
         {"model": {"uri": "hf://Org/Some-Model_1.5", "revision": COMMIT, "modelId": MODEL_ID}},
         {"model.uri": "s3://bucket"},
         {"engine.slots": 4},
+        {"budget": None, "experts": {"active": 2, "kept": 4}, "engine.slots": 4},
         {"patterns.preload": ["stored-already"]},
         {"workers.startupTimeoutSeconds": 1739, "workers.drainTimeoutSeconds": 60},
-        {"workers.resources": {"requests": {"cpu": "1000m"}, "limits": {"cpu": "1", "nvidia.com/gpu": "8"}}},
+        {"workers.resources": {"requests": {"cpu": "1000m"}, "limits": {"cpu": "1", "nvidia.com/gpu": "1"}}},
+        {"workers.resources": GPU, "engine.device": "cuda"},
+        {"workers.resources": {"claims": [{"name": "gpu", "template": "gpu"}]}, "engine.device": "cuda:0"},
+        {"workers.resources": {"limits": {"rdma.test/hca": "4", "nvidia.com/gpu": "0"}}, "engine.device": "cpu"},
         {"workers.placement.tolerations": [{"operator": "Exists"}]},
         {"workers.annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}},
         {"access.tls": {"mode": "Mutual", "secretName": "own"}},
@@ -237,6 +264,7 @@ STATUS = {
     ],
     "replicas": 2,
     "selector": "premoe.dev/model=model",
+    "budget": "2/4",
     "reason": "AllReady",
     "workersSummary": "2/2",
     "patternsSummary": "8/8",

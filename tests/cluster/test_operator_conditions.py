@@ -106,6 +106,46 @@ def test_a_pack_job_that_dies_half_way_is_tried_again(site: Site) -> None:
     assert len(site.list("jobs", "premoe.dev/model=dies")) == 1
 
 
+def test_a_webhook_that_is_down_holds_one_child_up_and_no_other(site: Site) -> None:
+    budgets = {"apiGroups": ["policy"], "apiVersions": ["v1"], "resources": ["poddisruptionbudgets"]}
+    down = {
+        "name": "down.premoe.test",
+        "clientConfig": {"service": {"name": "nobody", "namespace": site.namespace}},
+        "rules": [{**budgets, "operations": ["CREATE"]}],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": site.namespace}},
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+    }
+    hooks = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+    name = f"down-{site.namespace}"
+    body = {"metadata": {"name": name}, "webhooks": [down]}
+    assert site.cluster.request("POST", hooks, json=body).status_code == 201
+    kubelet = Kubelet(site)
+    try:
+        wait_until_hooked(site)
+        site.create("prunedmodels", pruned_model("hooked"))
+        found = site.wait_for("hooked", "ChildrenApplied", "False", "WriteFailed")
+        assert found["message"].startswith("PodDisruptionBudget hooked-worker: ")
+        assert "down.premoe.test" in found["message"]
+        kubelet.pack("hooked")
+        kubelet.serve("hooked")
+        site.wait_for("hooked", "Available", "True")
+    finally:
+        site.cluster.request("DELETE", f"{hooks}/{name}")
+    site.wait_for("hooked", "Ready", "True", timeout_s=150)
+
+
+def wait_until_hooked(site: Site) -> None:
+    """The API server reads its list of webhooks a moment after it is written."""
+    probe = {"metadata": {"name": "probe"}, "spec": {"selector": {"matchLabels": {"app": "nobody"}}}}
+
+    def refused() -> bool:
+        where = f"{path(site.namespace, 'poddisruptionbudgets')}?dryRun=All"
+        return bool(site.cluster.request("POST", where, json=probe).status_code == 500)
+
+    wait(refused, 30, lambda: "the webhook is not called")
+
+
 def test_budget_impossible_for_the_model_keeps_what_runs(site: Site) -> None:
     before = serving_model(site, "budget")
     site.patch("prunedmodels", "budget", {"spec": {"budget": "4/32"}})

@@ -74,6 +74,8 @@ def _without_cluster_values(value: Any) -> Any:
     if isinstance(value, dict):
         given = ("clusterIP", "clusterIPs", "controller-uid", "batch.kubernetes.io/controller-uid")
         return {name: _without_cluster_values(entry) for name, entry in value.items() if name not in given}
+    if isinstance(value, list) and "--expect" in value:  # a Job that is made again knows what the pack must come out as
+        value = value[: value.index("--expect")]
     return [_without_cluster_values(entry) for entry in value] if isinstance(value, list) else value
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import httpx2
 import pytest
 from premoe_operator.kube.client import KubernetesApi
 from premoe_operator.kube.cluster import ApiFailure
+from premoe_operator.kube.connection import Connection
 from premoe_operator.kube.objects import ModelKey
-from support.api_faults import Crash, FaultyCluster, StormTransport
+from support.api_faults import Crash, FaultyCluster, StormClient
 from support.cluster_fixtures import control_plane, namespace
 from support.freezing_proxy import freezing_proxy
 from support.operator_fixtures import site
@@ -124,10 +124,10 @@ async def test_a_crash_at_every_write(site: Site, change: Callable[[Site, str], 
 
 @pytest.mark.parametrize(("codes", "share"), [((429,), 0.4), ((409,), 0.3), ((429, 409), 0.5)])
 async def test_storms_of_conflicts_and_throttling(site: Site, codes: tuple[int, ...], share: float) -> None:
-    storms: list[StormTransport] = []
+    storms: list[StormClient] = []
 
-    def wrap(inner: httpx2.AsyncBaseTransport) -> httpx2.AsyncBaseTransport:
-        storms.append(StormTransport(inner, codes, share=share, seed=7))
+    def client(connection: Connection) -> StormClient:
+        storms.append(StormClient(connection, codes, share=share, seed=7))
         return storms[0]
 
     async def work(api: KubernetesApi, calm: KubernetesApi) -> None:
@@ -147,7 +147,7 @@ async def test_storms_of_conflicts_and_throttling(site: Site, codes: tuple[int, 
         raise AssertionError(site.model("stormy").get("status"))
 
     site.create("prunedmodels", pruned_model("stormy"))
-    async with api_of(site, wrap) as api, api_of(site) as calm:
+    async with api_of(site, client) as api, api_of(site) as calm:
         await with_kubelet(site, work(api, calm))
     assert storms[0].answered > 5
     assert len(children(site, "stormy")) == PLAIN_CHILDREN

@@ -6,16 +6,19 @@ empty cache, as a new process would.
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import httpx2
-from premoe_operator.api.names import LABEL_MODEL
+from kubernetes.aio.client import ApiClient
+from premoe_operator.api.names import FIELD_MANAGER, LABEL_MODEL
 from premoe_operator.api.release import Release
 from premoe_operator.decide.observed import PackFacts, StoreFailure, WorkerPreload, WorkersAsked
 from premoe_operator.kube.cache import Cache
 from premoe_operator.kube.cluster import Cluster, Listed
+from premoe_operator.kube.connection import Connection
 from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
 from premoe_operator.kube.objects import Json, ModelKey
 from premoe_operator.run.reconciler import ExpertStore, Outcome, Reconciler
@@ -74,8 +77,8 @@ class FaultyCluster:
         answer: Json = await self._pass(f"apply {obj['kind']}", lambda: self._inner.apply(obj))
         return answer
 
-    async def apply_status(self, obj: Json) -> Json:
-        answer: Json = await self._pass("apply_status", lambda: self._inner.apply_status(obj))
+    async def apply_status(self, obj: Json, *, manager: str = FIELD_MANAGER) -> Json:
+        answer: Json = await self._pass("apply_status", lambda: self._inner.apply_status(obj, manager=manager))
         return answer
 
     async def merge_patch(self, kind: Kind, namespace: str, name: str, patch: Json) -> Json:
@@ -142,11 +145,18 @@ class Operator:
         )
 
     async def reconcile(self, model: ModelKey) -> Outcome:
+        await self._list(model)
+        return await self._reconciler.reconcile(model)
+
+    async def stand_back(self, model: ModelKey, holder: str) -> Outcome:
+        await self._list(model)
+        return await self._reconciler.stand_back(model, holder)
+
+    async def _list(self, model: ModelKey) -> None:
         for kind in (PRUNED_MODEL, *KINDS):
             selector = "" if kind is PRUNED_MODEL else f"{LABEL_MODEL}={model.name}"
             listed = await self._plain.list(kind, self._namespace, label_selector=selector)
             self.cache.replace(kind, self._namespace, listed)
-        return await self._reconciler.reconcile(model)
 
 
 async def drive(
@@ -161,25 +171,34 @@ async def drive(
     raise AssertionError(f"still writing after {rounds} rounds")
 
 
-class StormTransport(httpx2.AsyncBaseTransport):
+class StormClient(ApiClient):
     """Answers a share of requests with the given codes instead of passing them on; seeded."""
 
-    def __init__(self, inner: httpx2.AsyncBaseTransport, codes: Iterable[int], *, share: float, seed: int) -> None:
-        self._inner = inner
+    def __init__(self, connection: Connection, codes: Iterable[int], *, share: float, seed: int) -> None:
+        super().__init__(connection.configuration)
         self._codes = tuple(codes)
         self._share = share
         self._random = random.Random(seed)
         self.answered = 0
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        writes = request.method != "GET"
+    async def call_api(self, method: str, url: str, *args: Any, **options: Any) -> Any:
+        writes = method != "GET"
         if self._random.random() >= self._share or not (writes or 429 in self._codes):
-            return await self._inner.handle_async_request(request)
+            return await super().call_api(method, url, *args, **options)
         self.answered += 1
         code = self._random.choice(self._codes)
         status = {"kind": "Status", "code": code, "reason": "TooManyRequests" if code == 429 else "Conflict"}
         headers = {"Retry-After": "0"} if code == 429 else {}
-        return httpx2.Response(code, json={**status, "message": "a storm"}, headers=headers, request=request)
+        return CannedAnswer(code, json.dumps({**status, "message": "a storm"}).encode(), headers)
 
-    async def aclose(self) -> None:
-        await self._inner.aclose()
+
+@dataclass
+class CannedAnswer:
+    """What the client's ``call_api`` returns, as far as we use it."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def read(self) -> bytes:
+        return self.body

@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from premoe_operator.api.names import FIELD_MANAGER
+from premoe_operator.api.reasons import ConditionType
 from premoe_operator.kube.cluster import ApiFailure, Listed
 from premoe_operator.kube.kinds import CHILDREN, DEPLOYMENT, JOB, POD, PRUNED_MODEL, Kind, kind_of
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, controller_of, key_of, uid_of
@@ -66,12 +68,20 @@ class ClusterTwin:
             raise ApiFailure(409, "Conflict", "the uid is another")
         return self._change(key_of(obj), _merged(found, obj))
 
-    async def apply_status(self, obj: Json) -> Json:
+    async def apply_status(self, obj: Json, *, manager: str = FIELD_MANAGER) -> Json:
         self.calls.append("apply_status")
         found = self._found(key_of(obj))
         if uid_of(found) != uid_of(obj):
             raise ApiFailure(409, "Conflict", "the uid is another")
-        return self._change(key_of(obj), {**found, "status": copy.deepcopy(obj["status"])})
+        status = copy.deepcopy(obj["status"])
+        said = {entry["type"]: entry for entry in found.get("status", {}).get("conditions", [])}
+        conflict = said.pop(ConditionType.RELEASE_CONFLICT, None)
+        if manager == FIELD_MANAGER:
+            status["conditions"] = [*status.get("conditions", []), *([conflict] if conflict else [])]
+        else:
+            conditions = [*said.values(), *status.get("conditions", [])]
+            status = {**found.get("status", {}), "conditions": conditions}
+        return self._change(key_of(obj), {**found, "status": status})
 
     async def merge_patch(self, kind: Kind, namespace: str, name: str, patch: Json) -> Json:
         self.calls.append(f"patch {kind.plural}")

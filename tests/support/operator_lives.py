@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-import httpx2
-from lightkube.config.client_adapter import verify_cluster
+from kubernetes.aio.client import ApiClient
 from premoe_operator.api.release import read_release
 from premoe_operator.decide.observed import PackFacts
-from premoe_operator.kube.client import KubernetesApi, load_config
+from premoe_operator.kube.client import KubernetesApi
+from premoe_operator.kube.connection import Connection, load_connection
 from premoe_operator.kube.objects import ModelKey
 
 from support.api_faults import FactsStore, FaultyCluster, Operator
@@ -56,7 +55,7 @@ def advance(site: Site) -> None:
         labels = pod["metadata"]["labels"]
         if pod["metadata"].get("deletionTimestamp") or pod["status"].get("phase") in ("Succeeded", "Failed"):
             continue
-        with suppress(Gone):  # a rollout may remove a pod after it was listed
+        with contextlib.suppress(Gone):  # a rollout may remove a pod after it was listed
             if labels["app.kubernetes.io/component"] == "pack":
                 kubelet.end(pod, {"modelId": MODEL_ID})
             elif pod["status"].get("phase") != "Running":
@@ -106,14 +105,13 @@ async def with_kubelet(site: Site, work: Awaitable[object]) -> None:
         done.set()
 
 
-def api_of(site: Site, wrap: Callable[[httpx2.AsyncBaseTransport], httpx2.AsyncBaseTransport] | None = None) -> Any:
-    config = load_config(str(site.kubeconfig))
-    assert config.user is not None
-    transport = None
-    if wrap is not None:
-        context = verify_cluster(config.cluster, config.user, config.abs_file)
-        transport = wrap(httpx2.AsyncHTTPTransport(verify=context))
-    return KubernetesApi(config, fence=lambda: None, transport=transport)
+@contextlib.asynccontextmanager
+async def api_of(site: Site, client: Callable[[Connection], ApiClient] | None = None) -> AsyncIterator[KubernetesApi]:
+    """The API server as the operator calls it."""
+    connection = await load_connection(str(site.kubeconfig))
+    made = ApiClient(connection.configuration) if client is None else client(connection)
+    async with KubernetesApi(made, fence=lambda: None) as api:
+        yield api
 
 
 def wait_until_ready(site: Site, name: str) -> None:

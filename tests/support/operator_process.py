@@ -168,7 +168,7 @@ def make_site(
     rendered = render_chart(namespace, watched, values)
     cluster.kubectl("create", "serviceaccount", "op-operator", "-n", namespace)
     wanted = [part for part in rendered if part["kind"] != "ConfigMap"]
-    cluster.kubectl("apply", "-n", namespace, "-f", "-", stdin=yaml.safe_dump_all(wanted))
+    cluster.kubectl("apply", "-f", "-", stdin=yaml.safe_dump_all(wanted))
     site = Site(cluster, namespace, folder, cluster.service_account_kubeconfig(namespace, "op-operator"))
     config = next(part for part in rendered if part["kind"] == "ConfigMap")
     site.release_file.write_text(config["data"]["release.json"])

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from unittest.mock import patch
 
 from premoe_operator.api.reasons import Reason
@@ -29,14 +28,6 @@ class FileStore:
     def __init__(self, *, timeout_s: float = 0.0, tls: object = None, path: Path | None = None) -> None:
         self.path = path or Path(os.environ[FACTS_VARIABLE])
         self.calls = 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
 
     async def facts(self, address: str, model_id: str) -> PackFacts | StoreFailure:
         self.calls += 1

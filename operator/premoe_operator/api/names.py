@@ -5,6 +5,8 @@ from __future__ import annotations
 from premoe_operator.api.resources import GROUP
 
 FIELD_MANAGER = "premoe-operator"
+CONFLICT_MANAGER = "premoe-operator-conflict"
+"""Manager of the one condition that a release writes on what another release serves."""
 
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_COMPONENT = "app.kubernetes.io/component"

@@ -18,6 +18,7 @@ class ConditionType(StrEnum):
     WORKERS_AVAILABLE = "WorkersAvailable"
     PROGRESSING = "Progressing"
     TEMPLATE_OUTDATED = "TemplateOutdated"
+    RELEASE_CONFLICT = "ReleaseConflict"
 
 
 class Reason(StrEnum):
@@ -50,10 +51,13 @@ class Reason(StrEnum):
     SERVED_NAME_CONFLICT = "ServedNameConflict"
     PATTERN_SET_CONFLICT = "PatternSetConflict"
     BUDGET_IMPOSSIBLE = "BudgetImpossible"
+    MEMORY_TOO_SMALL = "MemoryTooSmall"
     POD_TEMPLATE_REFUSED = "PodTemplateRefused"
     # Something in the cluster must change.
+    HELD_BY_OTHER_RELEASE = "HeldByOtherRelease"
     FOREIGN_OBJECT = "ForeignObject"
     REFUSED_BY_API = "RefusedByApi"
+    WRITE_FAILED = "WriteFailed"
     QUOTA_EXCEEDED = "QuotaExceeded"
     PODS_REFUSED = "PodsRefused"
     UNSCHEDULABLE = "Unschedulable"
@@ -67,6 +71,7 @@ class Reason(StrEnum):
     CERTIFICATE_NOT_ISSUED = "CertificateNotIssued"
     # The preparation failed.
     PACK_FAILED = "PackFailed"
+    MODEL_ID_MISMATCH = "ModelIdMismatch"
     PROFILE_FAILED = "ProfileFailed"
     CALIBRATION_INVALID = "CalibrationInvalid"
     PATTERNS_FAILED = "PatternsFailed"

@@ -58,6 +58,13 @@ class Callers(Part):
     """Their labels; none: any pod of the namespace."""
 
 
+class ReleaseGateway(Callers):
+    """The gateway of the release, which calls workers."""
+
+    url: Annotated[str, Field(max_length=512)] = ""
+    """Where clients in the cluster reach it."""
+
+
 class ReleaseTls(Part):
     """Transport security of PrunedModels that name none."""
 
@@ -146,10 +153,10 @@ class Release(Part):
     """Expert store of PrunedModels that name none."""
     retrieval: ReleaseService
     """Retrieval service of PrunedModels that name none."""
-    gateway: Callers | None = None
+    gateway: ReleaseGateway | None = None
     """Gateway, which calls workers' gRPC port."""
     operator: Callers | None = None
-    """Operator, which asks workers' admin port what is resident."""
+    """Operator, which asks workers what is resident; the only one that reaches their admin port."""
     tls: ReleaseTls = ReleaseTls()
     """Transport security of PrunedModels that name none."""
     tracing: ReleaseTracing = ReleaseTracing()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
 from premoe_runtime.formats.errors import InvalidInput
@@ -122,8 +122,9 @@ class Engine(Part):
     """Engine: hf, the transformers modelling code."""
     image: Image = ""
     """Worker image; empty: the release's. Pinned in status until the spec changes."""
-    device: Annotated[str, Field(max_length=16, pattern=r"^(cpu|cuda(:[0-9]+)?)$")] = "cpu"
-    """Torch device of the model and its expert slots."""
+    device: Annotated[str, Field(max_length=16, pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
+    """Torch device of the workers; auto: cuda where workers.resources have a GPU in their limits or a claim, else cpu.
+    Jobs go by their own resources."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """CPU threads; default: as many as the CPU limit says, else torch's choice."""
     slots: Annotated[int, Field(ge=1, le=65536)] | None = None
@@ -141,6 +142,10 @@ class Engine(Part):
     free memory."""
     queue_limit: Annotated[int, Field(ge=0, le=1_048_576)] = 256
     """Requests that may wait in a worker; more are refused with RESOURCE_EXHAUSTED."""
+
+
+GPU_NAME = "^.+/(gpu([.-].*)?|mig-.+)$"
+"""Resources that are GPUs for torch, or parts of one, whoever makes them."""
 
 
 class ResourceClaim(Part):
@@ -310,13 +315,24 @@ class Tracing(Part):
     """Share of requests traced when the caller did not decide, as a decimal string; default: the release's."""
 
 
+class Experts(Part):
+    """A budget in numbers."""
+
+    active: Annotated[int, Field(ge=1, le=99_999)]
+    """Experts activated per token."""
+    kept: Annotated[int, Field(ge=1, le=99_999)]
+    """Experts kept per layer on average."""
+
+
 class PrunedModelSpec(Part):
     """A model served with a part of its experts resident."""
 
     model: Model
     """The checkpoint, pinned."""
-    budget: BudgetText
-    """Experts activated per token out of experts kept per layer on average, for example 4/16."""
+    budget: BudgetText = ""
+    """Experts activated per token out of experts kept per layer on average, for example 4/16. This or experts."""
+    experts: Experts | None = None
+    """The budget in numbers, in place of the text."""
     allocation: Literal["Shared", "Uniform"] = "Shared"
     """How these experts, and the slots, spread over the layers: as the pattern set says, or equally many in each."""
     patterns: Patterns = Patterns()
@@ -340,6 +356,25 @@ class PrunedModelSpec(Part):
     allows it, and then only the fields on the release's list; at most 16 KiB."""
     suspend: bool = False
     """Stop the workers and suspend the Jobs, keeping everything else."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_budget(cls, document: Any) -> Any:
+        """Within the operator there is the text alone, so that either way means the same."""
+        if not isinstance(document, dict):
+            return document
+        experts = document.get("experts")
+        if not isinstance(experts, dict):
+            return document
+        found = Experts.model_validate(experts)
+        rest = {name: value for name, value in document.items() if name != "experts"}
+        return {**rest, "budget": rest.get("budget") or f"{found.active}/{found.kept}"}
+
+    @model_validator(mode="after")
+    def _some_budget(self) -> PrunedModelSpec:
+        if not self.budget:
+            raise ValueError("give budget or experts")
+        return self
 
 
 def parse_spec(document: object) -> PrunedModelSpec:

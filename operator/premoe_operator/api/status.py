@@ -45,6 +45,8 @@ class Resolved(Part):
     """Experts that the unpruned model activates per token."""
     expert_bytes: int = 0
     """Bytes of all routed experts."""
+    skeleton_bytes: int = 0
+    """Bytes of everything but the routed experts."""
     resident_bytes: int = 0
     """Bytes of one worker's expert slots in all layers together."""
     image: str = ""
@@ -101,6 +103,10 @@ class Endpoints(Part):
 
     grpc: str = ""
     """Target for gRPC clients, dns:///name.namespace.svc:port."""
+    gateway: str = ""
+    """URL of the release's gateway within the cluster, below which /v1 is."""
+    served_name: str = ""
+    """Name of the model that clients ask the gateway for."""
 
 
 class PrunedModelStatus(Part):
@@ -118,6 +124,8 @@ class PrunedModelStatus(Part):
     """Workers of the present template."""
     selector: str = ""
     """Label selector of the workers, for autoscalers."""
+    budget: str = ""
+    """Experts activated per token out of experts kept per layer on average, a/b, whichever way the spec says it."""
     workers_summary: str = ""
     """Ready out of wanted workers, e.g. 2/2."""
     patterns_summary: str = ""

@@ -6,7 +6,8 @@ from premoe_operator.children.inputs import Inputs, Owner, default_image, select
 from premoe_operator.children.jobs import JOB_CONTAINER, job_changes, pack_job, patterns_job, profile_job
 from premoe_operator.children.network_policy import jobs_network_policy, network_policy
 from premoe_operator.children.pod_template import pod_template_refusals
-from premoe_operator.children.quantity import parse_quantity
+from premoe_operator.children.pods import worker_device
+from premoe_operator.children.quantity import parse_bytes, parse_quantity
 from premoe_operator.children.services import grpc_endpoint
 from premoe_operator.children.surroundings import (
     disruption_budget,
@@ -17,7 +18,7 @@ from premoe_operator.children.surroundings import (
     worker_service,
 )
 from premoe_operator.children.transport import certificate
-from premoe_operator.children.worker_pods import WORKER_CONTAINER, worker_memory_volumes, worker_template
+from premoe_operator.children.worker_pods import WORKER_CONTAINER, worker_template
 
 __all__ = [
     "JOB_CONTAINER",
@@ -32,6 +33,7 @@ __all__ = [
     "jobs_network_policy",
     "network_policy",
     "pack_job",
+    "parse_bytes",
     "parse_quantity",
     "patterns_job",
     "pod_template_refusals",
@@ -45,7 +47,7 @@ __all__ = [
     "template_revision",
     "template_revision_name",
     "worker_deployment",
-    "worker_memory_volumes",
+    "worker_device",
     "worker_selector",
     "worker_service",
     "worker_template",

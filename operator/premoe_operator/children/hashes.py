@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from premoe_operator.children.inputs import Inputs
+from premoe_operator.children.pods import worker_device
 from premoe_operator.kube.objects import digest
 
 _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
@@ -12,6 +13,7 @@ _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
     "model": {"uri", "revision", "model_id"},
     # Jobs compute these; workers learn what is resident from a ConfigMap, without a restart.
     "patterns": {"tasks", "metric", "answers", "preload"},
+    "engine": {"device"},
     "jobs": True,
     "suspend": True,
     # The template names the Secret, whoever fills it.
@@ -32,21 +34,32 @@ def spec_hash(inputs: Inputs) -> str:
     no worker. For the same reason a default never changes within a version of the API: stored objects hold the old one.
     """
     spec = inputs.spec.model_dump(by_alias=True, exclude=_NOT_IN_THE_TEMPLATE, exclude_defaults=True)
+    engine = spec.pop("engine", {})
+    if worker_device(inputs) != "cpu":  # the default of before there was auto
+        engine["device"] = worker_device(inputs)
+    if engine:
+        spec["engine"] = engine
     return digest({"spec": spec, "modelId": inputs.packed_model_id()})
 
 
-def job_hash(inputs: Inputs, kind: str, computed_from: dict[str, Any]) -> str:
-    """Eight digits that name a Job: what it computes from and where to, what of the spec a failed or stuck try may be
-    mended by, and the retry asked for.
+def job_inputs_hash(inputs: Inputs, kind: str, computed_from: dict[str, Any]) -> str:
+    """Hash of what a Job computes from and where to, and of the retry asked for. Complete under it is complete."""
+    document = {"kind": kind, "store": inputs.release.store_url, "from": computed_from, "retry": inputs.retry}
+    return digest(document)
 
-    The release's image is left out, so that an upgrade runs nothing again. Parallelism can change while a Job runs.
+
+def job_attempt_hash(inputs: Inputs) -> str:
+    """Hash of what may mend a failed or stuck try: another value is another try.
+
+    The release's image is left out, so that an upgrade starts nothing anew. Parallelism can change while a Job runs.
     """
     spec = inputs.spec
-    attempt = {
-        "jobs": spec.jobs.model_dump(by_alias=True, exclude={"parallelism"}, exclude_defaults=True),
-        "placement": spec.workers.placement.model_dump(by_alias=True, exclude={"spread"}, exclude_defaults=True),
-        "serviceAccount": spec.workers.service_account_name,
-        "image": spec.engine.image,
-    }
-    document = {"kind": kind, "store": inputs.release.store_url, "from": computed_from, "attempt": attempt}
-    return digest({**document, "retry": inputs.retry})[:8]
+    return digest(
+        {
+            "jobs": spec.jobs.model_dump(by_alias=True, exclude={"parallelism"}, exclude_defaults=True),
+            "placement": spec.workers.placement.model_dump(by_alias=True, exclude={"spread"}, exclude_defaults=True),
+            "serviceAccount": spec.workers.service_account_name,
+            "image": spec.engine.image,
+            "expect": spec.model.model_id,
+        }
+    )

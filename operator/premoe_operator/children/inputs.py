@@ -38,6 +38,8 @@ class Inputs:
     release: Release
     model_id: str = ""
     """Id of the pack; empty until it is packed."""
+    resolved_id: str = ""
+    """Id that the pack had when it was first packed."""
     image: str = ""
     """Image that the workers are pinned to; empty: that of the spec, else of the release."""
     retry: str = ""
@@ -46,6 +48,16 @@ class Inputs:
     @property
     def worker_name(self) -> str:
         return f"{self.owner.name}-worker"
+
+    @property
+    def served_name(self) -> str:
+        """The name that clients ask for."""
+        return self.spec.model.served_name or self.owner.name
+
+    @property
+    def expected_id(self) -> str:
+        """Id that the pack must have: the one that the spec names, else the one that it had; empty: any."""
+        return self.spec.model.model_id or self.resolved_id
 
     def packed_model_id(self) -> str:
         """The pack's id. Raises InvalidInput where none is known yet: the caller must pack first."""

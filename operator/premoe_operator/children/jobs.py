@@ -1,7 +1,7 @@
 """The Jobs that pack, profile and build patterns. Each ensures its artefact: where that exists it ends at once.
 
-A Job is named after what it computes from, so another input is another Job, and the template of a Job, which
-Kubernetes does not let change, never has to.
+A Job is named after what it computes from and after the try, so another input is another Job, and the template of a
+Job, which Kubernetes does not let change, never has to. Which of several tries counts, ``decide`` says.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from premoe_operator.api.names import ANNOTATION_SUSPENDED, LABEL_JOB_INPUTS
-from premoe_operator.children.hashes import job_hash
+from premoe_operator.children.hashes import job_attempt_hash, job_inputs_hash
 from premoe_operator.children.inputs import Inputs, default_image, labels, metadata
-from premoe_operator.children.pods import PodShape, pod_spec, thread_count, tracing_env
+from premoe_operator.children.pods import PodShape, device_of, pod_spec, thread_count, tracing_env
 from premoe_operator.children.surroundings import CALIBRATION_FOLDER, tasks_config_name
 from premoe_operator.kube.objects import Json
 
@@ -26,7 +26,7 @@ BAD_INPUT_EXITS = (2, 3, 4, 5)
 def pack_job(inputs: Inputs) -> Json:
     """Pack the checkpoint into the store."""
     model, store = inputs.spec.model, inputs.release.store_url
-    options = [("--to", store), ("--revision", model.revision), ("--expect", model.model_id)]
+    options = [("--to", store), ("--revision", model.revision), ("--expect", inputs.expected_id)]
     volumes: list[Json] = []
     mounts: list[Json] = []
     source = model.uri
@@ -35,8 +35,9 @@ def pack_job(inputs: Inputs) -> Json:
         source = f"{SOURCE_FOLDER}/{folder}"
         volumes = [{"name": "source", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}]
         mounts = [{"name": "source", "mountPath": SOURCE_FOLDER, "readOnly": True}]
-    computed_from = {"uri": model.uri, "revision": model.revision, "modelId": model.model_id}
-    return _job(inputs, "pack", ["pack", source, *_flags(options)], computed_from, volumes, mounts)
+    computed_from = {"uri": model.uri, "revision": model.revision}
+    args = ["pack", source, *_flags(options)]
+    return _job(inputs, "pack", args, computed_from, volumes, mounts)
 
 
 def profile_job(inputs: Inputs) -> Json | None:
@@ -45,12 +46,14 @@ def profile_job(inputs: Inputs) -> Json | None:
     if not spec.patterns.tasks:
         return None
     options = [("--answers", spec.patterns.answers.lower())]
-    if spec.engine.device != "cpu":
-        options.append(("--device", spec.engine.device))
+    device = device_of(spec.jobs.resources)
+    if device != "cpu":
+        options.append(("--device", device))
     # Profiles of before there was impact do for the other metrics.
     weighed = {"impact": True} if spec.patterns.metric in ("Impact", "Norm") else {}
-    computed_from = {**_profiled_from(inputs), "device": spec.engine.device, **weighed}
-    job = _job(inputs, "profile", _on_tasks(inputs, "profile", options), computed_from, *_task_files(inputs))
+    computed_from = {**_profiled_from(inputs), **weighed}
+    args = _on_tasks(inputs, "profile", options)
+    job = _job(inputs, "profile", args, computed_from, *_task_files(inputs))
     tasks = len(spec.patterns.tasks)
     indexed = {"completionMode": "Indexed", "completions": tasks, "parallelism": _parallelism(inputs)}
     return {**job, "spec": {**job["spec"], **indexed}}
@@ -93,12 +96,18 @@ def job_changes(inputs: Inputs, job: Json) -> Json | None:
 
 
 def _job(
-    inputs: Inputs, kind: str, args: list[str], computed_from: dict[str, Any], volumes: list[Json], mounts: list[Json]
+    inputs: Inputs,
+    kind: str,
+    args: list[str],
+    computed_from: dict[str, Any],
+    volumes: list[Json],
+    mounts: list[Json],
 ) -> Json:
     jobs = inputs.spec.jobs
-    name = job_hash(inputs, kind, computed_from)
-    extra = {**jobs.labels, LABEL_JOB_INPUTS: name}
-    found = metadata(inputs, f"{inputs.owner.name}-{kind}-{name}", kind, extra)
+    from_inputs, this_try = job_inputs_hash(inputs, kind, computed_from), job_attempt_hash(inputs)
+    extra = {**jobs.labels, LABEL_JOB_INPUTS: from_inputs}
+    # As many digits as the longest name of a PrunedModel and of an index leave room for; the label has them all.
+    found = metadata(inputs, f"{inputs.owner.name}-{kind}-{from_inputs[:5]}-{this_try[:4]}", kind, extra)
     if inputs.spec.suspend:
         found["annotations"] = {ANNOTATION_SUSPENDED: "true"}
     return {

@@ -8,7 +8,15 @@ from urllib.parse import urlsplit
 from premoe_operator.api.names import LABEL_COMPONENT, LABEL_MODEL, LABEL_NAME
 from premoe_operator.api.release import Callers, ReleaseService
 from premoe_operator.api.resources import Peer
-from premoe_operator.children.inputs import GRPC_PORT, JOB_COMPONENTS, METRICS_PORT, Inputs, metadata, worker_selector
+from premoe_operator.children.inputs import (
+    ADMIN_PORT,
+    GRPC_PORT,
+    JOB_COMPONENTS,
+    METRICS_PORT,
+    Inputs,
+    metadata,
+    worker_selector,
+)
 from premoe_operator.children.services import expert_store, retrieval
 from premoe_operator.kube.objects import Json
 
@@ -79,11 +87,14 @@ def _policy(inputs: Inputs, name: str, component: str, selector: Json, ingress: 
 
 
 def _callers(inputs: Inputs) -> list[Json]:
+    """Who calls the workers, and the operator alone for their administration."""
     release = inputs.release
     own = [_caller(caller) for caller in (release.gateway, release.operator) if caller is not None]
     clients = [*own, *map(_peer, inputs.spec.access.peers)]
+    operator = [] if release.operator is None else [_caller(release.operator)]
+    ways = ((clients, GRPC_PORT), (operator, ADMIN_PORT))
     # A rule without peers would let everybody in.
-    return [{"from": clients, "ports": [{"port": GRPC_PORT, "protocol": "TCP"}]}] if clients else []
+    return [{"from": peers, "ports": [{"port": port, "protocol": "TCP"}]} for peers, port in ways if peers]
 
 
 def _scrapers(inputs: Inputs) -> list[Json]:

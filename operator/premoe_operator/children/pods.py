@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from premoe_operator.api.resources import Resources
+from premoe_operator.api.resources import GPU_NAME, Resources
 from premoe_operator.children.inputs import Inputs
-from premoe_operator.children.quantity import parse_bytes, parse_quantity
+from premoe_operator.children.quantity import parse_quantity
 from premoe_operator.kube.objects import Json
 
 HOME = "/home/premoe"
@@ -78,9 +79,16 @@ def thread_count(resources: Resources) -> int | None:
     return None if limit is None else max(1, math.floor(parse_quantity(limit)))
 
 
-def memory_volume_bytes(shared_memory_size: str | None) -> int:
-    """Bytes of the memory-backed volumes of a pod: they count in its memory limit."""
-    return 0 if shared_memory_size is None else parse_bytes(shared_memory_size)
+def device_of(resources: Resources) -> str:
+    """The torch device that such a pod has."""
+    gpus = [name for name, count in resources.limits.items() if re.match(GPU_NAME, name) and parse_quantity(count)]
+    return "cuda" if gpus or resources.claims else "cpu"
+
+
+def worker_device(inputs: Inputs) -> str:
+    """The torch device of the workers."""
+    device = inputs.spec.engine.device
+    return device_of(inputs.spec.workers.resources) if device == "auto" else device
 
 
 def tracing_env(inputs: Inputs, service: str) -> list[Json]:

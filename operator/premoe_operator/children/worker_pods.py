@@ -20,10 +20,10 @@ from premoe_operator.children.pod_template import merged_pod_template
 from premoe_operator.children.pods import (
     PodShape,
     env_list,
-    memory_volume_bytes,
     pod_spec,
     thread_count,
     tracing_env,
+    worker_device,
 )
 from premoe_operator.children.quantity import parse_bytes
 from premoe_operator.children.services import expert_store, grpc_target, retrieval
@@ -78,11 +78,6 @@ def worker_template(inputs: Inputs) -> Json:
     return merged_pod_template(template, inputs.spec.pod_template, inputs.release.pod_template.allowed_paths)
 
 
-def worker_memory_volumes(inputs: Inputs) -> int:
-    """Bytes of the workers' memory-backed volumes, which count in their memory limit."""
-    return memory_volume_bytes(inputs.spec.workers.shared_memory_size)
-
-
 def _shape(inputs: Inputs) -> PodShape:
     workers = inputs.spec.workers
     volumes: list[Json] = [{"name": "residency", "configMap": {"name": f"{inputs.owner.name}-residency"}}]
@@ -109,6 +104,7 @@ def _container(inputs: Inputs) -> Json:
         return {"grpc": grpc, "periodSeconds": PROBE_PERIOD_S, "timeoutSeconds": 3, "failureThreshold": failures}
 
     metrics = inputs.release.metrics.enabled
+    pause_s = inputs.release.drain.pre_stop_seconds
     return {
         "name": WORKER_CONTAINER,
         "image": inputs.image or default_image(inputs),
@@ -123,7 +119,7 @@ def _container(inputs: Inputs) -> Json:
         "readinessProbe": probe(2),
         # A service of its own: a worker that drains is not ready, and must not be killed for it.
         "livenessProbe": probe(6, "liveness"),
-        "lifecycle": {"preStop": {"sleep": {"seconds": inputs.release.drain.pre_stop_seconds}}},
+        **({"lifecycle": {"preStop": {"sleep": {"seconds": pause_s}}}} if pause_s else {}),
     }
 
 
@@ -150,7 +146,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         "STORE": grpc_target(expert_store(inputs)),
         "RETRIEVAL": grpc_target(retrieval(inputs)),
         "MODEL_ID": bare_digest(inputs.packed_model_id()),
-        "MODEL_NAME": spec.model.served_name or inputs.owner.name,
+        "MODEL_NAME": inputs.served_name,
         "BUDGET": spec.budget,
         # Left out where it is the worker's default: templates of before there was a choice stay as they are.
         "ALLOCATION": "uniform" if spec.allocation == "Uniform" else None,
@@ -164,7 +160,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         "MAX_TOKENS": engine.max_tokens,
         "QUEUE_LIMIT": engine.queue_limit,
         "THREADS": _threads(inputs),
-        "DEVICE": engine.device,
+        "DEVICE": worker_device(inputs),
         "RESIDENCY_DIR": RESIDENCY_FOLDER,
         "DRAIN_S": drain_s,
         "DRAIN_DELAY_S": release.drain.delay_seconds,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from premoe_operator.api.names import ANNOTATION_APPLIED, ANNOTATION_OWNER, LABEL_COMPONENT
 from premoe_operator.children import job_changes
 from premoe_operator.decide.difference import difference
-from premoe_operator.decide.jobs import result_of, result_patch
+from premoe_operator.decide.jobs import job_inputs, job_state, result_of, result_patch
 from premoe_operator.decide.observed import Observed
 from premoe_operator.decide.situation import PlannedJob, Situation
 from premoe_operator.kube.kinds import JOB, REVISION
@@ -147,6 +147,9 @@ def _is_replaced(job: Json, wanted: Sequence[Json], situation: Situation, *, hel
     component = _component(job)
     if component != "pack" and not situation.inputs.spec.patterns.tasks:
         return True
+    packed = job_state(job).phase == "Complete" and job_inputs(job) == job_inputs(situation.pack.wanted)
+    if packed and situation.pack.state.phase != "Complete":
+        return False  # of other content than is asked for now; it counts again when that is taken back
     if component == "patterns" and held:
         return True  # what it made live no longer is: it has to run again when its turn comes
     return any(key_of(child).kind is JOB and _component(child) == component for child in wanted)

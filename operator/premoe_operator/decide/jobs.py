@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from premoe_operator.api.names import ANNOTATION_RESULT
+from premoe_operator.api.names import ANNOTATION_RESULT, LABEL_COMPONENT, LABEL_JOB_INPUTS
 from premoe_operator.api.reasons import Reason
 from premoe_operator.decide.pods import Trouble, last_words
 from premoe_operator.kube.objects import Json, annotation, controller_of, uid_of
@@ -61,6 +61,12 @@ def job_state(job: Json | None) -> JobState:
     return JobState(phase="Running" if status.get("active") or completed else "Pending", completed=completed)
 
 
+def job_inputs(job: Json) -> tuple[str, str]:
+    """What a Job does, and the hash of what from: equal for all tries of one thing."""
+    labels: dict[str, str] = job["metadata"].get("labels") or {}
+    return labels.get(LABEL_COMPONENT, ""), labels.get(LABEL_JOB_INPUTS, "")
+
+
 def result_of(job: Json, pods: Iterable[Json]) -> Json | None:
     """The result that a finished Job's pods left; ``None`` when no pod is left that says it."""
     own = [pod for pod in pods if (controller_of(pod) or {}).get("uid") == uid_of(job)]
@@ -97,6 +103,8 @@ def failure_reason(component: str, state: JobState) -> tuple[Reason, str]:
     message = str(state.result.get("message") or f"the {component} Job failed; see the logs of its pods")
     if code == "OOMKilled":
         return Reason.OOM_KILLED, f"the {component} Job went over its memory limit (spec.jobs.resources)"
+    if code == "MODEL_ID_MISMATCH":
+        return Reason.MODEL_ID_MISMATCH, f"{message}; spec.model.modelId says which content is wanted"
     bad_input = state.result.get("exitCode") in _BAD_INPUT_EXIT_CODES
     if component == "profile" and bad_input and (not code or code.startswith(_CALIBRATION_CODES)):
         return Reason.CALIBRATION_INVALID, message

@@ -21,6 +21,8 @@ class PackFacts:
     top_k: int
     blob_bytes: int
     """Bytes of one expert."""
+    skeleton_bytes: int = 0
+    """Bytes of everything but the experts."""
 
 
 @dataclass(frozen=True, slots=True)

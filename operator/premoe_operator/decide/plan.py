@@ -124,7 +124,7 @@ def _wanted(
     situation: Situation, accepted: Verdict, jobs: Sequence[PlannedJob], workers: Rollout
 ) -> tuple[Json, ...] | None:
     """The children that there should be, in order of creation; ``None``: leave them as they are."""
-    if not accepted.holds and accepted.reason is not Reason.BUDGET_IMPOSSIBLE:
+    if not accepted.holds and accepted.reason not in (Reason.BUDGET_IMPOSSIBLE, Reason.MEMORY_TOO_SMALL):
         return None
     carriers = (child for child in (workers.revision, workers.deployment) if child is not None)
     return (*surroundings(situation.inputs), *(job.wanted for job in jobs), *carriers)

@@ -132,7 +132,7 @@ def _refused_pods(event: Json) -> Trouble | None:
     name = str(event["involvedObject"].get("name", ""))
     message = " ".join(str(event.get("message", "")).split())[:MESSAGE_MAX]
     reason = Reason.QUOTA_EXCEEDED if "exceeded quota" in message else Reason.PODS_REFUSED
-    component = name.rsplit("-", 2)[-2] if name.count("-") >= 2 else ""  # <model>-<component>-<hash>
+    component = name.rsplit("-", 3)[-3] if name.count("-") >= 3 else ""  # <model>-<component>-<inputs>-<try>
     return Trouble(pod=name, component=component, reason=reason, message=message, time=_event_time(event))
 
 

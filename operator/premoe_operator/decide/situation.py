@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pydantic import ValidationError
 
 from premoe_operator.api.names import ANNOTATION_RETRY, LABEL_SPEC_HASH
+from premoe_operator.api.reasons import ConditionType
 from premoe_operator.api.release import Release
 from premoe_operator.api.resources import parse_spec
 from premoe_operator.api.status import PrunedModelStatus, Resolved
 from premoe_operator.children import WORKER_CONTAINER, Inputs, Owner, certificate, pack_job, patterns_job, profile_job
 from premoe_operator.children.services import expert_store, workers
 from premoe_operator.children.transport import transport
-from premoe_operator.decide.jobs import JobState, job_state
+from premoe_operator.decide.jobs import JobState, job_inputs, job_state
 from premoe_operator.decide.observed import Needs, WorkersAsked
 from premoe_operator.kube.kinds import DEPLOYMENT, JOB
 from premoe_operator.kube.objects import Json, ObjectKey, annotation, is_deleting, key_of, ownership, uid_of
@@ -70,13 +71,16 @@ def read_situation(model: Json, children: Mapping[ObjectKey, Json], release: Rel
     spec = parse_spec(model.get("spec") or {})
     metadata = model["metadata"]
     owner = Owner(metadata["name"], metadata["namespace"], uid_of(model), int(metadata.get("generation", 0)))
-    inputs = Inputs(owner, spec, release, retry=annotation(model, ANNOTATION_RETRY))
+    status = read_status(model)
+    inputs = Inputs(
+        owner, spec, release, resolved_id=status.resolved.model_id, retry=annotation(model, ANNOTATION_RETRY)
+    )
     ours = {
         key: child
         for key, child in children.items()
         if ownership(child, model) in ("ours", "stripped") and not is_deleting(child)
     }
-    pack = _planned("pack", pack_job(inputs), ours)
+    pack = _planned("pack", pack_job(inputs), ours, expected_id=inputs.expected_id)
     if pack.state.phase == "Complete":
         inputs = replace(inputs, model_id=str(pack.state.result.get("modelId", "")))
     profile = patterns = None
@@ -84,15 +88,24 @@ def read_situation(model: Json, children: Mapping[ObjectKey, Json], release: Rel
         profile = _planned_or_none("profile", profile_job(inputs), ours)
         patterns = _planned_or_none("patterns", patterns_job(inputs), ours)
     deployment = ours.get(ObjectKey(DEPLOYMENT, owner.namespace, inputs.worker_name))
-    return Situation(model, inputs, read_status(model), pack, profile, patterns, deployment)
+    return Situation(model, inputs, status, pack, profile, patterns, deployment)
 
 
 def read_status(model: Json) -> PrunedModelStatus:
-    """The status as last written; an empty one where somebody wrote something else."""
+    """The status as last written by who serves the model; an empty one where somebody wrote something else."""
     try:
-        return PrunedModelStatus.model_validate(model.get("status") or {})
+        status = PrunedModelStatus.model_validate(model.get("status") or {})
     except ValidationError:
         return PrunedModelStatus()
+    own = [condition for condition in status.conditions if condition.type != ConditionType.RELEASE_CONFLICT]
+    return status.model_copy(update={"conditions": own})
+
+
+def conflict_said(model: Json) -> str:
+    """What another release that watches the model too has said about it; empty: nothing."""
+    conditions: list[Json] = (model.get("status") or {}).get("conditions") or []
+    said = (entry for entry in conditions if entry.get("type") == ConditionType.RELEASE_CONFLICT)
+    return next((str(entry.get("message", "")) for entry in said), "")
 
 
 def needs(model: Json, children: Mapping[ObjectKey, Json], release: Release) -> Needs:
@@ -174,9 +187,19 @@ def fresh_resolved(situation: Situation) -> Resolved:
     return resolved
 
 
-def _planned(component: str, wanted: Json, ours: Mapping[ObjectKey, Json]) -> PlannedJob:
-    found = ours.get(ObjectKey(JOB, wanted["metadata"]["namespace"], wanted["metadata"]["name"]))
-    return PlannedJob(component, wanted, found, job_state(found))
+def _planned(component: str, wanted: Json, ours: Mapping[ObjectKey, Json], *, expected_id: str = "") -> PlannedJob:
+    """The Job that is complete for these inputs, whichever try it was; else the present try."""
+    tries = [job for key, job in ours.items() if key.kind is JOB and job_inputs(job) == job_inputs(wanted)]
+    complete = [job for job in tries if job_state(job).phase == "Complete"]
+    complete.sort(key=lambda job: (not job_state(job).is_read, job["metadata"]["name"]))
+    for found in complete:
+        state = job_state(found)
+        if not (expected_id and state.is_read) or state.result.get("modelId") == expected_id:
+            named = {**wanted, "metadata": {**wanted["metadata"], "name": found["metadata"]["name"]}}
+            return PlannedJob(component, named, found, state)
+    name = wanted["metadata"]["name"]
+    found_now = next((job for job in tries if job["metadata"]["name"] == name and job not in complete), None)
+    return PlannedJob(component, wanted, found_now, job_state(found_now))
 
 
 def _planned_or_none(component: str, wanted: Json | None, ours: Mapping[ObjectKey, Json]) -> PlannedJob | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from premoe_operator.api.reasons import ConditionType
+from premoe_operator.api.reasons import ConditionType, Reason
 from premoe_operator.api.status import Endpoints, LastFailure, PreloadStatus, Progress, PrunedModelStatus, Resolved
 from premoe_operator.children import grpc_endpoint, selector_text
-from premoe_operator.decide.conditions import Verdicts, dated
+from premoe_operator.decide.conditions import Verdict, Verdicts, dated
 from premoe_operator.decide.observed import WorkerPreload
 from premoe_operator.decide.pods import MESSAGE_MAX, Trouble
 from premoe_operator.decide.situation import PlannedJob, Situation, WorkerCounts, worker_counts
@@ -38,7 +38,8 @@ def build_status(
         workers_summary=f"{counts.ready}/{0 if spec.suspend else spec.workers.replicas}",
         patterns_summary=f"{profiled}/{tasks}" if tasks else "",
         reason=verdicts[ConditionType.READY].reason.value,
-        endpoints=Endpoints(grpc=grpc_endpoint(situation.inputs)),
+        endpoints=_endpoints(situation),
+        budget=spec.budget,
         resolved=resolved,
         progress=Progress(
             pack=situation.pack.state.phase,
@@ -71,15 +72,39 @@ def preload_status(situation: Situation, found: Sequence[WorkerPreload] | None) 
     )
 
 
+def conflict_message(holder: str) -> str:
+    """What a release says that watches what the release in the namespace ``holder`` serves."""
+    return (
+        f"the release in namespace {holder} serves this namespace, and another one that watches it too leaves it "
+        "alone; let only one release watch it"
+    )
+
+
+def conflict_document(model: Json, message: str, now: str) -> Json:
+    """The part of the status that such a release owns; nothing where ``message`` is empty."""
+    verdict = Verdict("True", Reason.HELD_BY_OTHER_RELEASE, message)
+    generation = int(model["metadata"].get("generation", 0))
+    found = dated({ConditionType.RELEASE_CONFLICT: verdict}, (), generation=generation, now=now) if message else []
+    said = [condition.model_dump(mode="json", by_alias=True) for condition in found]
+    return {**_part_of(model), "status": {"conditions": said} if said else {}}
+
+
 def status_document(model: Json, status: PrunedModelStatus) -> Json:
     """The status as it is applied, to exactly this object."""
+    return {**_part_of(model), "status": status.model_dump(mode="json", by_alias=True, exclude_none=True)}
+
+
+def _part_of(model: Json) -> Json:
     metadata = {name: model["metadata"][name] for name in ("name", "namespace", "uid")}
-    return {
-        "apiVersion": model["apiVersion"],
-        "kind": model["kind"],
-        "metadata": metadata,
-        "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
-    }
+    return {"apiVersion": model["apiVersion"], "kind": model["kind"], "metadata": metadata}
+
+
+def _endpoints(situation: Situation) -> Endpoints:
+    inputs = situation.inputs
+    gateway = inputs.release.gateway
+    return Endpoints(
+        grpc=grpc_endpoint(inputs), gateway="" if gateway is None else gateway.url, served_name=inputs.served_name
+    )
 
 
 def _last_failure(situation: Situation, found: Sequence[Trouble], now: str) -> LastFailure | None:

@@ -31,7 +31,13 @@ def claim_of(model: Json | None) -> PatternClaim | None:
     # A ConfigMap of the same name in another namespace is another one.
     local = any("configMap" in (task.get("calibration") or {}) for task in patterns["tasks"])
     namespace = model["metadata"]["namespace"] if local else ""
-    return PatternClaim(model_id, (namespace, spec.get("budget"), patterns))
+    return PatternClaim(model_id, (namespace, _budget(spec), patterns))
+
+
+def _budget(spec: Json) -> str:
+    """The budget as text, whichever way the spec says it."""
+    experts: Json = spec.get("experts") or {}
+    return str(spec.get("budget") or f"{experts.get('active')}/{experts.get('kept')}")
 
 
 def holder(model: Json, same_weights: Sequence[Json]) -> ModelKey | None:

@@ -1,4 +1,4 @@
-"""The Kubernetes API over lightkube's connection: every call goes through one method, ``KubernetesApi._call``.
+"""The Kubernetes API through the official client: every call goes through one method, ``KubernetesApi._call``.
 
 Objects are plain JSON. Before each write, and before each further try of one, the fence is asked.
 """
@@ -9,46 +9,31 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
 
-import httpx2
-import yaml
-from lightkube import AsyncClient, KubeConfig
-from lightkube.config.kubeconfig import SingleConfig
-from lightkube.core.exceptions import ConfigError
-from lightkube.core.generic_client import BasicRequest
+import aiohttp
+from kubernetes.aio.client import ApiClient
 
 from premoe_operator.api.names import FIELD_MANAGER
 from premoe_operator.kube.cluster import ApiFailure, Listed
-from premoe_operator.kube.kinds import CORE_EVENT, Kind, kind_of
+from premoe_operator.kube.kinds import EVENT, REVISION, Kind, kind_of
 from premoe_operator.kube.objects import Json, uid_of, version_of
 from premoe_runtime.formats.errors import InvalidInput
 
 REQUEST_TIMEOUT_S = 10.0
+"""To connect, and between two pieces of an answer."""
 THROTTLED_TRIES = 4
 THROTTLED_WAIT_MAX_S = 30.0
 PAGE_OBJECTS = 500
-POOL_CONNECTIONS = 32
 
 _APPLY = "application/apply-patch+yaml"
+_YAML = "application/yaml"
 _MERGE = "application/merge-patch+json"
 _JSON_PATCH = "application/json-patch+json"
 
 _log = logging.getLogger(__name__)
-
-
-def load_config(kubeconfig: str) -> SingleConfig:
-    """Where the API server is and who we are. Raises InvalidInput in one line."""
-    try:
-        config = KubeConfig.from_file(kubeconfig) if kubeconfig else KubeConfig.from_env()
-        single = config.get()
-    except (ConfigError, OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
-        detail = " ".join(str(error).split())
-        raise InvalidInput(f"no Kubernetes connection: {detail}", reason="KUBECONFIG_INVALID") from None
-    if single is None or single.user is None:
-        raise InvalidInput("no Kubernetes connection: no context with a user", reason="KUBECONFIG_INVALID")
-    return single
 
 
 class KubernetesApi:
@@ -56,14 +41,13 @@ class KubernetesApi:
 
     def __init__(
         self,
-        config: SingleConfig,
+        client: ApiClient,
         *,
         fence: Callable[[], None],
         on_call: Callable[[str, str, int], None] = lambda verb, plural, code: None,
-        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        timeout = httpx2.Timeout(REQUEST_TIMEOUT_S)
-        self._client = AsyncClient(config, timeout=timeout, transport=transport)
+        client.user_agent = FIELD_MANAGER
+        self._client = client
         self._fence = fence
         self._on_call = on_call
 
@@ -100,7 +84,7 @@ class KubernetesApi:
         try:
             return await self._call("get", "GET", kind, kind.path(namespace, name))
         except ApiFailure as failure:
-            if failure.code == httpx2.codes.NOT_FOUND:
+            if failure.code == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
@@ -111,7 +95,13 @@ class KubernetesApi:
     async def create(self, obj: Json) -> Json:
         kind = kind_of(obj)
         path = kind.path(obj["metadata"]["namespace"])
-        return await self._call("create", "POST", kind, path, params={"fieldManager": FIELD_MANAGER}, body=obj)
+        params = {"fieldManager": FIELD_MANAGER}
+        if kind is not REVISION:
+            return await self._call("create", "POST", kind, path, params=params, body=obj)
+        # The API server keeps a revision's data byte for byte and lets nobody change a byte. The client's JSON has
+        # blanks, which every later patch would lose; as YAML, which JSON is too, the text goes out as it is.
+        text = json.dumps(obj, separators=(",", ":"), ensure_ascii=False)
+        return await self._call("create", "POST", kind, path, params=params, body=text, content_type=_YAML)
 
     async def apply(self, obj: Json) -> Json:
         kind = kind_of(obj)
@@ -120,10 +110,10 @@ class KubernetesApi:
         params = {"fieldManager": FIELD_MANAGER, "force": "true"}
         return await self._call("apply", "PATCH", kind, path, params=params, body=obj, content_type=_APPLY)
 
-    async def apply_status(self, obj: Json) -> Json:
+    async def apply_status(self, obj: Json, *, manager: str = FIELD_MANAGER) -> Json:
         kind = kind_of(obj)
         path = kind.path(obj["metadata"]["namespace"], obj["metadata"]["name"], "status")
-        params = {"fieldManager": FIELD_MANAGER, "force": "true"}
+        params = {"fieldManager": manager, "force": "true"}
         return await self._call("apply_status", "PATCH", kind, path, params=params, body=obj, content_type=_APPLY)
 
     async def merge_patch(self, kind: Kind, namespace: str, name: str, patch: Json) -> Json:
@@ -137,7 +127,7 @@ class KubernetesApi:
             await self._call("delete", "DELETE", kind, kind.path(namespace, name), body=body)
         except ApiFailure as failure:
             # 409: another object has the name now, so ours is gone.
-            if failure.code not in (httpx2.codes.NOT_FOUND, httpx2.codes.CONFLICT):
+            if failure.code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):
                 raise
 
     async def replace(self, obj: Json) -> Json:
@@ -178,34 +168,41 @@ class KubernetesApi:
         content_type: str = "application/json",
     ) -> Json:
         """Send one request; wait out 429 and 503 as the server asks, a few times. Raises ApiFailure, FenceClosed."""
-        writes = method != "GET" and kind is not CORE_EVENT
-        headers = {"Content-Type": content_type} if body is not None else None
+        writes = method != "GET" and kind is not EVENT
         for tries_left in reversed(range(THROTTLED_TRIES)):
             if writes:
                 self._fence()
-            request = BasicRequest(method=method, url=path, params=dict(params or {}), data=body, headers=headers)
             try:
-                response = await self._send(request)
-            except httpx2.HTTPError as error:
+                response, text = await self._send(method, path, params, body, content_type)
+            except (aiohttp.ClientError, TimeoutError, OSError, InvalidInput) as error:
                 self._on_call(verb, kind.plural, 0)
                 detail = f"{type(error).__name__}: {error}".rstrip(": ")
                 raise ApiFailure(0, "Unreachable", f"the API server did not answer: {detail}") from error
-            self._on_call(verb, kind.plural, response.status_code)
-            if response.is_success:
-                answer: Json = response.json()
+            self._on_call(verb, kind.plural, response.status)
+            if HTTPStatus.OK <= response.status < HTTPStatus.MULTIPLE_CHOICES:
+                answer: Json = json.loads(text)
                 return answer
             wait_s = _asked_wait_s(response)
             if wait_s is None or not tries_left:
-                raise _failure(response)
+                raise _failure(response.status, text)
             _log.info("%s %s: asked to wait %.0f s", verb, path, wait_s)
             await asyncio.sleep(wait_s)
         raise AssertionError("the last try returns or raises")
 
-    async def _send(self, request: BasicRequest) -> httpx2.Response:
-        # Below lightkube's public methods, because those cannot delete with preconditions.
-        generic: Any = self._client._client
-        response: httpx2.Response = await generic.send(generic.build_adapter_request(request))
-        return response
+    async def _send(
+        self, method: str, path: str, params: dict[str, str] | None, body: object, content_type: str
+    ) -> tuple[Any, str]:
+        request = await self._client.param_serialize(
+            method,
+            f"/{path}",
+            query_params=list((params or {}).items()),
+            header_params={"Content-Type": content_type, "Accept": "application/json"},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+        timeout = aiohttp.ClientTimeout(total=None, connect=REQUEST_TIMEOUT_S, sock_read=REQUEST_TIMEOUT_S)
+        response = await self._client.call_api(*request, _request_timeout=timeout)
+        return response, (await response.read()).decode(errors="replace")
 
 
 def migrated_fields(fields: list[Json]) -> list[Json]:
@@ -223,18 +220,18 @@ def migrated_fields(fields: list[Json]) -> list[Json]:
     return [{**entry, "operation": "Apply"} if ours(entry, "Update") else entry for entry in fields]
 
 
-def _asked_wait_s(response: httpx2.Response) -> float | None:
-    if response.status_code not in (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE):
+def _asked_wait_s(response: Any) -> float | None:
+    if response.status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return None
     text = response.headers.get("Retry-After", "")
     return min(float(text), THROTTLED_WAIT_MAX_S) if text.isdigit() else None
 
 
-def _failure(response: httpx2.Response) -> ApiFailure:
-    reason, message = "", response.text[:300]
+def _failure(code: int, text: str) -> ApiFailure:
+    reason, message = "", text[:300]
     try:
-        status: dict[str, Any] = response.json()
+        status: dict[str, Any] = json.loads(text)
         reason, message = str(status.get("reason", "")), str(status.get("message", message))
     except (json.JSONDecodeError, AttributeError):
         pass  # a proxy's page, not the API's Status
-    return ApiFailure(response.status_code, reason, " ".join(message.split()))
+    return ApiFailure(code, reason, " ".join(message.split()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from premoe_operator.api.names import FIELD_MANAGER
 from premoe_operator.kube.kinds import Kind
 from premoe_operator.kube.objects import Json
 
@@ -48,7 +49,9 @@ class Cluster(Protocol):
         """Server-side apply to the object with ``metadata.uid``; 409 when another one has its name now."""
         ...
 
-    async def apply_status(self, obj: Json) -> Json: ...
+    async def apply_status(self, obj: Json, *, manager: str = FIELD_MANAGER) -> Json:
+        """Server-side apply of what ``manager`` says in the status, and of nothing else that it said before."""
+        ...
 
     async def merge_patch(self, kind: Kind, namespace: str, name: str, patch: Json) -> Json: ...
 

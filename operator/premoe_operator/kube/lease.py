@@ -21,6 +21,10 @@ from premoe_operator.kube.objects import Json
 _log = logging.getLogger(__name__)
 
 
+ANOTHER = "another replica"
+"""Whoever was quicker, before its name was read."""
+
+
 class LeaseLost(Exception):
     """Another replica has the Lease, or ours could not be renewed in time; the process must end."""
 
@@ -35,7 +39,10 @@ class LeaseTimes:
 
 
 class Lease:
-    """One replica's side of the Lease ``namespace/name``, which exists already. ``clock`` only grows."""
+    """One side of the Lease ``namespace/name``. ``clock`` only grows.
+
+    ``owners``: references that it gets; with them it is made where there is none, else it must exist already.
+    """
 
     def __init__(
         self,
@@ -44,8 +51,10 @@ class Lease:
         identity: str,
         times: LeaseTimes,
         *,
+        owners: Callable[[], list[Json]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._owners = owners
         self._namespace = namespace
         self._name = name
         self._identity = identity
@@ -70,7 +79,7 @@ class Lease:
         said = ""
         while True:
             try:
-                holder = await self._try(cluster)
+                holder = await self.attempt(cluster)
             except ApiFailure as failure:
                 holder = f"unknown: {failure.message}"
             if holder == self._identity:
@@ -88,7 +97,7 @@ class Lease:
             try:
                 # Less than the fence: a connection that hangs must leave time for another try.
                 async with asyncio.timeout(self._times.fence_s / 3):
-                    holder = await self._try(cluster)
+                    holder = await self.attempt(cluster)
             except (ApiFailure, TimeoutError) as failure:
                 _log.warning("lease not renewed: %s", str(failure) or "the API server did not answer in time")
                 holder = self._identity
@@ -110,24 +119,34 @@ class Lease:
         except ApiFailure as failure:
             _log.info("lease not released: %s", failure.message)
 
-    async def _try(self, cluster: Cluster) -> str:
-        """Take or renew the Lease where that is allowed. Returns who holds it now. Raises ApiFailure."""
+    async def attempt(self, cluster: Cluster) -> str:
+        """Take or renew the Lease if it is free, expired or ours. Returns the holder; raises ApiFailure."""
         began = self._clock()
         lease = await cluster.get(LEASE, self._namespace, self._name)
-        if lease is None:
+        if lease is None and self._owners is None:
             raise ApiFailure(404, "NotFound", f"lease {self._namespace}/{self._name} does not exist")
-        spec = _spec(lease)
+        spec = _spec(lease or {})
         holder = str(spec.get("holderIdentity") or "")
         if holder and holder != self._identity and not self._has_expired(spec):
+            self._renewed_at = None
             return holder
         try:
-            await cluster.replace({**lease, "spec": self._claim(spec, holder)})
+            await self._write(cluster, lease, self._claim(spec, holder))
         except ApiFailure as failure:
-            if failure.code == 409:  # another replica was quicker; its name is read next time
-                return holder if holder and holder != self._identity else "another replica"
+            if failure.code == 409:  # another was quicker; its name is read next time
+                return holder if holder and holder != self._identity else ANOTHER
             raise
         self._renewed_at = began
         return self._identity
+
+    async def _write(self, cluster: Cluster, lease: Json | None, spec: Json) -> None:
+        owners = {} if self._owners is None else {"ownerReferences": self._owners()}
+        if lease is None:
+            metadata = {"name": self._name, "namespace": self._namespace, **owners}
+            made = {"apiVersion": LEASE.api_version, "kind": LEASE.name, "metadata": metadata, "spec": spec}
+            await cluster.create(made)
+        else:
+            await cluster.replace({**lease, "metadata": {**lease["metadata"], **owners}, "spec": spec})
 
     def _has_expired(self, spec: Json) -> bool:
         seen = (str(spec.get("holderIdentity")), str(spec.get("renewTime")))

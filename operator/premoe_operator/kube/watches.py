@@ -10,20 +10,17 @@ past the API server's bookmarks is stale, and a list after the first one means t
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Self
 
 import aiohttp
 import kopf
-from lightkube.config.client_adapter import verify_cluster
-from lightkube.config.kubeconfig import SingleConfig
 
 from premoe_operator.api.names import LABEL_MODEL
 from premoe_operator.kube.cache import Cache
+from premoe_operator.kube.connection import Connection
 from premoe_operator.kube.kinds import PRUNED_MODEL, Kind
 from premoe_operator.kube.objects import Json, ModelKey, key_of, version_of
-from premoe_runtime.formats.errors import InvalidInput
 
 
 class WatchClock:
@@ -45,25 +42,10 @@ class WatchClock:
         return {path: now - when for path, when in self._heard.items()}
 
 
-def kopf_session(config: SingleConfig, clock: WatchClock) -> kopf.AiohttpSession:
+async def kopf_session(connection: Connection, clock: WatchClock) -> kopf.AiohttpSession:
     """A session for kopf. kopf asks for a new one when the API answers 401, so a rotated token is read then."""
-    user = config.user
-    if user is None:
-        raise InvalidInput("kubeconfig: the context has no user", reason="KUBECONFIG_INVALID")
-    headers = {}
-    token = Path(user.token_file).read_text().strip() if user.token_file else user.token
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
-    elif user.exec or (user.username and user.password) or user.auth_provider:
-        raise InvalidInput("kubeconfig: use a token or a client certificate", reason="KUBECONFIG_INVALID")
-    session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(ssl=verify_cluster(config.cluster, user, config.abs_file), limit=0),
-        headers=headers,
-        response_class=_response_class(clock),
-    )
-    return kopf.AiohttpSession(
-        server=config.cluster.server, aiohttp_session=session, default_namespace=config.namespace
-    )
+    session = connection.watch_session(await connection.token(), _response_class(clock))
+    return kopf.AiohttpSession(server=connection.configuration.host, aiohttp_session=session)
 
 
 def _response_class(clock: WatchClock) -> type[aiohttp.ClientResponse]:
@@ -101,14 +83,14 @@ Concern = Callable[[Iterable[ModelKey]], None]
 
 
 def build_registry(
-    kinds: Iterable[Kind], cache: Cache, concern: Concern, login: Callable[[], kopf.AiohttpSession]
+    kinds: Iterable[Kind], cache: Cache, concern: Concern, login: Callable[[], Awaitable[kopf.AiohttpSession]]
 ) -> kopf.OperatorRegistry:
     """Handlers for PrunedModels and the given kinds of children. ``concern`` is told what to look at."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
     async def _login(**_: Any) -> kopf.AiohttpSession:
-        return login()
+        return await login()
 
     for kind in (PRUNED_MODEL, *kinds):
         _watch(registry, kind, cache, concern)

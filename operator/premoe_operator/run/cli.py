@@ -6,11 +6,13 @@ import asyncio
 import logging
 from pathlib import Path
 
+from kubernetes.aio.client import ApiClient
 from premoe_servicekit.process import Process, run_process
 
 from premoe_operator.api.release import read_release
-from premoe_operator.kube.client import KubernetesApi, load_config
+from premoe_operator.kube.client import KubernetesApi
 from premoe_operator.kube.cluster import ApiFailure, FenceClosed
+from premoe_operator.kube.connection import load_connection
 from premoe_operator.kube.kinds import PRUNED_MODEL
 from premoe_operator.kube.lease import Lease, LeaseLost, LeaseTimes
 from premoe_operator.run.controller import Controller
@@ -24,6 +26,7 @@ from premoe_runtime.formats.errors import Unavailable
 
 _log = logging.getLogger(__name__)
 
+PROBE_CALL_S = 2.0
 PROBED_NAME = "liveness-probe"
 """A name that no PrunedModel needs to have: a 404 is an answer too."""
 
@@ -35,22 +38,21 @@ def main() -> None:
 
 async def serve(settings: OperatorSettings, process: Process) -> None:
     """Stand by or act until a signal. Raises Unavailable when the Lease is lost, so that the process ends at once."""
-    for noisy in ("kopf", "httpx2"):  # a line for every event and every call
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # a line for every event
     release = read_release(Path(settings.release_file))
-    config = load_config(settings.kubeconfig)
+    connection = await load_connection(settings.kubeconfig)
     metrics = Metrics()
     lease = _lease(settings)
     fence = lease.check if lease is not None else _no_fence
     async with (
-        KubernetesApi(config, fence=fence, on_call=metrics.on_call) as cluster,
+        KubernetesApi(ApiClient(connection.configuration), fence=fence, on_call=metrics.on_call) as cluster,
         # Taking the Lease is the one write before it is ours; the API server's versions guard it.
-        KubernetesApi(config, fence=_no_fence) as unfenced,
-        GrpcExpertStore(timeout_s=settings.store_timeout_s, tls=process.tls) as store,
+        KubernetesApi(ApiClient(connection.configuration), fence=_no_fence) as unfenced,
     ):
         await _check_definition(unfenced)
+        store = GrpcExpertStore(timeout_s=settings.store_timeout_s, tls=process.tls)
         workers = GrpcWorkers(timeout_s=settings.worker_timeout_s, tls=process.tls)
-        controller = Controller(settings, release, config, cluster, store, workers, metrics)
+        controller = Controller(settings, release, connection, cluster, store, workers, metrics)
         probes = _Probes(settings, lease, controller, unfenced, metrics)
         async with probes.server:
             process.ready(url=probes.server.url)
@@ -141,11 +143,18 @@ class _Probes:
         if stale is None:
             return verdict(None)
         namespace = next(iter(self._settings.watch_namespaces), self._settings.namespace)
-        try:
-            await self._cluster.get(PRUNED_MODEL, namespace, PROBED_NAME)
-        except ApiFailure:
-            return verdict(None)
-        return verdict(stale)
+        for _ in range(
+            2
+        ):  # a connection kept from before may be as dead as the watches; it is closed, and the next is new
+            try:
+                async with asyncio.timeout(PROBE_CALL_S):
+                    await self._cluster.get(PRUNED_MODEL, namespace, PROBED_NAME)
+                return verdict(stale)
+            except ApiFailure:
+                break
+            except TimeoutError:
+                continue
+        return verdict(None)
 
     async def _readyz(self) -> Answer:
         """A standby is ready to take over; the acting replica is ready once it has seen everything."""

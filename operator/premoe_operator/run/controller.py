@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 import kopf
-from lightkube.config.kubeconfig import SingleConfig
 from opentelemetry.trace import Status, StatusCode
 from premoe_servicekit.telemetry import tracer
 
@@ -19,10 +18,13 @@ from premoe_operator.api.names import LABEL_MODEL
 from premoe_operator.api.release import Release
 from premoe_operator.kube.cache import Cache
 from premoe_operator.kube.cluster import ApiFailure, Cluster, FenceClosed
+from premoe_operator.kube.connection import Connection
 from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL
+from premoe_operator.kube.lease import LeaseTimes
 from premoe_operator.kube.objects import ModelKey, model_key
 from premoe_operator.kube.watches import WatchClock, build_registry, configure, kopf_session
 from premoe_operator.run.metrics import Metrics
+from premoe_operator.run.namespaces import NamespaceClaims
 from premoe_operator.run.preload_watch import PreloadWatch, Workers
 from premoe_operator.run.queue import WorkQueue
 from premoe_operator.run.reconciler import ExpertStore, Outcome, Reconciler, inventory
@@ -41,14 +43,14 @@ class Controller:
         self,
         settings: OperatorSettings,
         release: Release,
-        config: SingleConfig,
+        connection: Connection,
         cluster: Cluster,
         store: ExpertStore,
         workers: Workers,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
-        self._config = config
+        self._connection = connection
         self._cluster = cluster
         self._metrics = metrics
         self._namespaces: Sequence[str | None] = settings.watch_namespaces or (None,)
@@ -64,6 +66,14 @@ class Controller:
             release,
             poll_s=settings.poll_s,
             unwatched=frozenset(CHILDREN) - frozenset(self._kinds),
+        )
+        claim_s = settings.release_lease_s
+        self._claims = NamespaceClaims(
+            cluster,
+            settings.namespace,
+            LeaseTimes(claim_s / 3, claim_s * 2 / 3, claim_s),
+            models=self._cache.models,
+            concern=self._concern,
         )
         self._clock = WatchClock(self._on_list)
         self._collections = {
@@ -91,6 +101,8 @@ class Controller:
         await self._first_sync()
         tasks = [asyncio.create_task(self._work()) for _ in range(self._settings.concurrency)]
         tasks += [asyncio.create_task(self._resync_regularly()), asyncio.create_task(self._resync_relisted())]
+        if self._settings.lease_name:
+            tasks.append(asyncio.create_task(self._claims.keep()))
         kopf_stop = asyncio.Event()
         informers = asyncio.create_task(self._run_kopf(kopf_stop, take_signals))
         stopping = asyncio.create_task(stop.wait())
@@ -113,7 +125,7 @@ class Controller:
         settings = kopf.OperatorSettings()
         configure(settings, self._kinds, inactivity_s=self._settings.watch_inactivity_s)
         registry = build_registry(
-            self._kinds, self._cache, self._concern, lambda: kopf_session(self._config, self._clock)
+            self._kinds, self._cache, self._concern, lambda: kopf_session(self._connection, self._clock)
         )
         existing = asyncio.all_tasks()
         spawned = await kopf.spawn_tasks(
@@ -190,12 +202,21 @@ class Controller:
             else:
                 self._queue.done(model, again_after_s=outcome.requeue_after_s)
 
+    async def _other_release(self, model: ModelKey) -> str:
+        """The release that serves the model's namespace in place of ours; empty: ours, or nobody needs to."""
+        if not self._settings.lease_name or self._cache.model(model) is None:
+            return ""
+        return await self._claims.holder(model.namespace)
+
     async def _reconcile(self, model: ModelKey) -> Outcome | None:
         """One reconcile in its span; ``None`` when it failed and must come again."""
         attributes = {"k8s.namespace.name": model.namespace, "premoe.model": model.name}
         with tracer().start_as_current_span("reconcile", attributes=attributes) as span:
             try:
-                outcome = await self._reconciler.reconcile(model)
+                holder = await self._other_release(model)
+                outcome = await (
+                    self._reconciler.stand_back(model, holder) if holder else self._reconciler.reconcile(model)
+                )
             except ApiFailure as failure:
                 _log.warning("%s/%s: %s", model.namespace, model.name, failure.message)
                 span.set_status(Status(StatusCode.ERROR, failure.message))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
 import grpc
 from premoe.experts.v1 import experts_pb2, experts_pb2_grpc
 from premoe_servicekit.clients import channel
@@ -17,28 +14,18 @@ from premoe_runtime.formats.manifest import Manifest
 
 
 class GrpcExpertStore:
-    """Implements ``reconciler.ExpertStore``. Channels are kept; there are as many as stores that specs name."""
+    """Implements ``reconciler.ExpertStore``. No connection is kept: a manifest is read once for each pack."""
 
     def __init__(self, *, timeout_s: float, tls: Tls | None) -> None:
         self._timeout_s = timeout_s
         self._tls = tls
-        self._channels: dict[str, grpc.aio.Channel] = {}
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for opened in self._channels.values():
-            await opened.close()
-        self._channels.clear()
 
     async def facts(self, address: str, model_id: str) -> PackFacts | StoreFailure:
-        stub = experts_pb2_grpc.ExpertStoreServiceStub(self._channel(address))
         request = experts_pb2.GetManifestRequest(model_id=model_id)
         try:
-            answer = await stub.GetManifest(request, timeout=self._timeout_s)
+            async with channel(address, tls=self._tls) as opened:
+                stub = experts_pb2_grpc.ExpertStoreServiceStub(opened)
+                answer = await stub.GetManifest(request, timeout=self._timeout_s)
             manifest = Manifest.parse(answer.manifest, where=f"manifest of {model_id}")
         except grpc.aio.AioRpcError as error:
             return _failure(error, address, model_id)
@@ -50,12 +37,8 @@ class GrpcExpertStore:
             layer_experts=manifest.layer_experts,
             top_k=manifest.top_k,
             blob_bytes=manifest.layout.blob_bytes,
+            skeleton_bytes=sum(file.num_bytes for file in manifest.skeleton),
         )
-
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = channel(address, tls=self._tls)
-        return self._channels[address]
 
 
 def _failure(error: grpc.aio.AioRpcError, address: str, model_id: str) -> StoreFailure:

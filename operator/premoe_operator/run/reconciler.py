@@ -8,11 +8,12 @@ from __future__ import annotations
 import datetime
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeAlias
 
-from premoe_operator.api.names import LABEL_MODEL
+from premoe_operator.api.names import CONFLICT_MANAGER, LABEL_MODEL
 from premoe_operator.api.reasons import Reason
 from premoe_operator.api.release import Release
 from premoe_operator.decide.changes import Changes
@@ -28,12 +29,12 @@ from premoe_operator.decide.observed import (
 )
 from premoe_operator.decide.plan import Plan, plan
 from premoe_operator.decide.pods import waits_for_containers
-from premoe_operator.decide.situation import needs, read_status
-from premoe_operator.decide.status import status_document
+from premoe_operator.decide.situation import conflict_said, needs, read_status
+from premoe_operator.decide.status import conflict_document, conflict_message, status_document
 from premoe_operator.kube.cache import Cache
 from premoe_operator.kube.cluster import ApiFailure, Cluster
 from premoe_operator.kube.kinds import CONFIG_MAP, CORE_EVENT, POD, Kind
-from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, key_of, ownership, uid_of
+from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, is_deleting, key_of, ownership, uid_of
 
 PODS_ASKED_FOR_EVENTS = 3
 
@@ -93,12 +94,16 @@ class Reconciler:
         self._now = now
         self._unlabelled: defaultdict[ModelKey, set[ObjectKey]] = defaultdict(set)
         """Objects with a child's name that the watches do not show, because they lack our label."""
+        self._heard: set[ModelKey] = set()
+        """Models whose word of another release has been removed."""
 
     async def reconcile(self, model: ModelKey) -> Outcome:
         """Raises ApiFailure when the API is down or answers what the next try may mend, and FenceClosed."""
+        await self._take_back(model)
         observed = await self._observe(model)
         if observed is None:
             self._unlabelled.pop(model, None)
+            self._heard.discard(model)
             self._preloads(model, None)
             return Outcome()
         first = self._plan(observed)
@@ -115,6 +120,28 @@ class Reconciler:
             requeue_after_s=final.requeue_after_s,
             ready=_is_ready(final, observed.model),
         )
+
+    async def stand_back(self, key: ModelKey, holder: str) -> Outcome:
+        """Another release serves the model's namespace: say so, once, and leave everything alone. Raises ApiFailure."""
+        self._unlabelled.pop(key, None)
+        self._preloads(key, None)
+        self._heard.discard(key)
+        model, message = self._cache.model(key), conflict_message(holder)
+        if model is None or is_deleting(model) or conflict_said(model) == message:
+            return Outcome()
+        await self._say_conflict(model, message)
+        return Outcome(writes=1)
+
+    async def _take_back(self, key: ModelKey) -> None:
+        """Remove what a release said when it stood back: once, as one that still does says it again."""
+        model = self._cache.model(key)
+        if model is not None and key not in self._heard and conflict_said(model):
+            await self._say_conflict(model, "")
+        self._heard.add(key)
+
+    async def _say_conflict(self, model: Json, message: str) -> None:
+        document = conflict_document(model, message, self._now())
+        self._cache.put(await self._cluster.apply_status(document, manager=CONFLICT_MANAGER))
 
     def _plan(self, observed: Observed) -> Plan:
         return plan(observed, self._release, now=self._now(), poll_s=self._poll_s)
@@ -197,36 +224,34 @@ class Reconciler:
         return tuple(missing)
 
     async def _execute(self, model: ModelKey, todo: Changes) -> tuple[dict[ObjectKey, Refusal], int]:
-        """Write what was planned. Returns what the API refused for good, and how many writes went through."""
+        """Write what was planned, all that can be. Returns what could not, and how many writes went through.
+
+        Raises ApiFailure when a second write gets no answer: one may be a webhook that hangs, two are the API server.
+        """
+        cluster = self._cluster
+        steps: list[tuple[ObjectKey, Callable[[], Awaitable[Json | None]]]] = [
+            *((key_of(child), partial(cluster.create, child)) for child in todo.create),
+            *((key_of(child), partial(cluster.apply, child)) for child in todo.apply),
+            *((patch.key, partial(cluster.merge_patch, *patch.key, patch.patch)) for patch in todo.patch),
+            *((doomed.key, partial(cluster.delete, *doomed.key, uid=doomed.uid)) for doomed in todo.delete),
+        ]
         refusals: dict[ObjectKey, Refusal] = {}
-        writes = 0
-        for child in todo.create:
-            writes += await self._write(model, child, refusals, create=True)
-        for child in todo.apply:
-            writes += await self._write(model, child, refusals, create=False)
-        for patch in todo.patch:
+        writes = unanswered = 0
+        for key, write in steps:
             try:
-                self._cache.put(await self._cluster.merge_patch(*patch.key, patch.patch))
-                writes += 1
+                written = await write()
             except ApiFailure as failure:
-                await self._lost_race(model, patch.key, failure)
-        for doomed in todo.delete:
-            await self._cluster.delete(*doomed.key, uid=doomed.uid)
+                unanswered += failure.code == 0
+                refusal = _refusal(key, failure)
+                if refusal is None or unanswered > 1:
+                    await self._lost_race(model, key, failure)
+                else:
+                    refusals[key] = refusal
+                continue
+            if written is not None:
+                self._cache.put(written)
             writes += 1
         return refusals, writes
-
-    async def _write(self, model: ModelKey, child: Json, refusals: dict[ObjectKey, Refusal], *, create: bool) -> int:
-        key = key_of(child)
-        try:
-            self._cache.put(await (self._cluster.create(child) if create else self._cluster.apply(child)))
-        except ApiFailure as failure:
-            refusal = _refusal(key, failure)
-            if refusal is None:
-                await self._lost_race(model, key, failure)
-            else:
-                refusals[key] = refusal
-            return 0
-        return 1
 
     async def _lost_race(self, model: ModelKey, key: ObjectKey, failure: ApiFailure) -> None:
         """Somebody else was there first (409), or the object has gone (404): look again. Raises other failures."""
@@ -256,11 +281,13 @@ class Reconciler:
 
 
 def _refusal(key: ObjectKey, failure: ApiFailure) -> Refusal | None:
-    """What the API refuses however often it is asked; ``None`` for what another try may mend."""
+    """What the API refuses, or fails at, for this object alone; ``None`` for what another look may mend."""
     subject = f"{key.kind.name} {key.name}: {failure.message}"
     if failure.code == 403 and "exceeded quota" in failure.message:
         return Refusal(Reason.QUOTA_EXCEEDED, subject)
     is_missing_kind = failure.code == 404 and "could not find the requested resource" in failure.message
+    if failure.code == 0 or failure.code >= 500:
+        return Refusal(Reason.WRITE_FAILED, subject)
     if failure.code in (400, 403, 422) or is_missing_kind:
         return Refusal(Reason.REFUSED_BY_API, subject)
     return None

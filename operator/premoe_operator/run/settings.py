@@ -36,6 +36,8 @@ class OperatorSettings(ProcessSettings):
     """Seconds between two renewals, and between a standby's two looks."""
     lease_fence_s: float = Field(default=10.0, gt=0)
     """Seconds after the last renewal when this process stops writing and ends; below the duration."""
+    release_lease_s: float = Field(default=300.0, ge=1)
+    """Seconds after which a namespace whose release is gone may be taken by another release that watches it."""
     identity: str = Field(default_factory=socket.gethostname)
     """Name of this replica in the Lease."""
     concurrency: int = Field(default=8, ge=1, le=256)

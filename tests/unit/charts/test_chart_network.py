@@ -38,6 +38,7 @@ ALLOWED = {
     ("gateway", "worker", 50051),
     ("operator", "expert-store", 50051),
     ("operator", "worker", 50051),
+    ("operator", "worker", 50052),
     ("retrieval", "qdrant", 6333),
     ("test", "expert-store", 50051),
     ("test", "gateway", 50053),

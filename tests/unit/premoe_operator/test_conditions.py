@@ -229,7 +229,7 @@ def test_a_missing_secret_of_a_volume_shows_in_an_event() -> None:
 
 def test_a_job_without_pods_shows_the_quota() -> None:
     event = {
-        "involvedObject": {"kind": "Job", "name": "my-chat-pack-01234567", "uid": "j"},
+        "involvedObject": {"kind": "Job", "name": "my-chat-pack-01234-5678", "uid": "j"},
         "reason": "FailedCreate",
         "message": "pods is forbidden: exceeded quota: one",
     }

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightkube import KubeConfig
-from lightkube.config.models import Cluster, User
+from kubernetes.aio.client import Configuration
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from premoe_operator.api.release import Release
 from premoe_operator.decide.observed import PackFacts, WorkerPreload
 from premoe_operator.kube.cluster import FenceClosed
+from premoe_operator.kube.connection import Connection
 from premoe_operator.kube.kinds import PRUNED_MODEL, SERVICE
 from premoe_operator.kube.objects import ModelKey, ObjectKey
 from premoe_operator.run import controller as controller_module
@@ -35,12 +35,17 @@ RELEASE = Release.model_validate(
 )
 
 
+def nowhere() -> Connection:
+    async def read() -> None:
+        raise AssertionError("no test here connects")
+
+    return Connection(Configuration(), read)
+
+
 def controller(twin: ClusterTwin, tmp_path: Path) -> Controller:
     settings = OperatorSettings(release_file=str(tmp_path / "release.json"), retry_max_s=0.3)
-    config = KubeConfig.from_one(cluster=Cluster(server="https://127.0.0.1:1"), user=User(token="t")).get()
-    assert config is not None
     store = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layer_experts=(16,) * 4, top_k=4, blob_bytes=8192))
-    return Controller(settings, RELEASE, config, twin, store, NoWorkers(), Metrics())
+    return Controller(settings, RELEASE, nowhere(), twin, store, NoWorkers(), Metrics())
 
 
 class NoWorkers:

@@ -57,5 +57,5 @@ def test_a_field_that_is_missing_is_named(path: tuple[str, ...], named: str) -> 
 
 
 def test_of_many_missing_fields_some_are_named() -> None:
-    with pytest.raises(InvalidInput, match=r"spec\.model, spec\.budget, spec\.allocation, …: upgrade"):
+    with pytest.raises(InvalidInput, match=r"spec\.model, spec\.budget, spec\.experts, …: upgrade"):
         check_definition(document({"type": "object"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,8 @@ def test_the_pack_job_of_the_smallest_spec() -> None:
     job = job_of("pack_job", SMALLEST, model_id="")
     name = job["metadata"]["name"]
     container = container_of(job)
-    assert name == f"mixtral-pack-{job['metadata']['labels']['premoe.dev/inputs-hash']}"
+    inputs_hash = job["metadata"]["labels"]["premoe.dev/inputs-hash"]
+    assert re.fullmatch(rf"mixtral-pack-{inputs_hash[:5]}-[0-9a-f]{{4}}", name)
     assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "pack"
     assert job["spec"]["template"]["metadata"]["labels"] == job["metadata"]["labels"]
     assert container["image"] == IMAGE
@@ -105,6 +107,16 @@ def test_the_profile_job_has_an_index_for_every_task() -> None:
         {"name": "calibration", "mountPath": "/etc/premoe/calibration", "readOnly": True},
     ]
     assert job["metadata"]["labels"]["queue.test/name"] == "batch"
+
+
+@pytest.mark.parametrize(
+    ("resources", "options"),
+    [({}, []), ({"limits": {"amd.com/gpu": "1"}}, ["--device", "cuda"]), ({"limits": {"cpu": "1"}}, [])],
+)
+def test_a_profile_runs_on_what_its_own_pod_gets(resources: Json, options: list[str]) -> None:
+    """Whatever the workers' device is."""
+    args = container_of(job_of("profile_job", changed(FULL, {"jobs.resources": resources})))["args"]
+    assert args[args.index("--answers") + 2 :] == options
 
 
 def test_the_patterns_job_builds_at_both_budgets() -> None:

@@ -11,6 +11,7 @@ from premoe_operator.api.resources import PrunedModelSpec
 from support.pruned_models import COMMIT, FULL, MODEL_ID, Document, changed, children_of, inputs_of, leaves
 
 HF = {"model.uri": "hf://org/name", "model.revision": COMMIT}
+NUMBERS = {"budget": None, "experts": {"active": 2, "kept": 4}}
 SECRET = {"access.tls.issuerRef": None, "access.tls.secretName": "own"}
 NAMED_ACCOUNT = {"workers.serviceAccountAnnotations": None, "workers.serviceAccountName": "own"}
 
@@ -22,6 +23,8 @@ LEAVES: dict[str, tuple[Changes, Changes]] = {
     "model.modelId": ({}, {"model.modelId": MODEL_ID[:-1] + "0"}),
     "model.servedName": ({}, {"model.servedName": "other"}),
     "budget": ({}, {"budget": "3/5"}),
+    "experts.active": (NUMBERS, {"experts.active": 3}),
+    "experts.kept": (NUMBERS, {"experts.kept": 5}),
     "allocation": ({}, {"allocation": "Shared"}),
     "patterns.tasks[].name": ({}, {"patterns.tasks.1.name": "prose"}),
     "patterns.tasks[].calibration.configMap.name": ({}, {"patterns.tasks.0.calibration.configMap.name": "other"}),

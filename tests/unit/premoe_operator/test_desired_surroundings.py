@@ -36,6 +36,7 @@ CALLERS: Json = {
     "from": [namespaced("premoe", app="gateway"), namespaced("premoe", app="operator")],
     "ports": tcp(50051),
 }
+ADMIN: Json = {"from": [namespaced("premoe", app="operator")], "ports": tcp(50052)}
 OWN = {"ports": tcp(7777)}
 """A rule that the release's values give."""
 
@@ -130,7 +131,7 @@ def test_workers_are_called_by_gateway_and_operator_only_and_call_what_they_need
     assert policy["spec"] == {
         "podSelector": {"matchLabels": WORKERS},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": [CALLERS],
+        "ingress": [CALLERS, ADMIN],
         "egress": [DNS, STORE, RETRIEVAL],
     }
 
@@ -152,6 +153,11 @@ def test_peers_are_named_by_namespace_and_labels() -> None:
 def test_metrics_are_read_by_whom_the_release_names_or_by_everybody(peers: list[dict[str, Any]]) -> None:
     policy = children.network_policy(inputs_of(SMALLEST, release={"metrics": {"enabled": True, "peers": peers}}))
     assert rules(policy, "ingress")[-1] == {"from": peers or [{"namespaceSelector": {}}], "ports": tcp(50054)}
+
+
+def test_only_the_operator_reaches_the_admin_port() -> None:
+    policy = children.network_policy(inputs_of(SMALLEST, release={"operator": None}))
+    assert [rule["ports"] for rule in rules(policy, "ingress")] == [tcp(50051)]
 
 
 def test_without_any_caller_nobody_is_let_in() -> None:

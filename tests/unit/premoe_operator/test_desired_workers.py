@@ -189,8 +189,6 @@ def test_what_a_full_spec_adds_to_the_pod() -> None:
     assert container_of(template)["resources"] == {**FULL["workers"]["resources"], "claims": [{"name": "device"}]}
     assert container_of(template)["startupProbe"] == probe(60)
     assert container_of(template)["image"] == "registry.test/premoe/own:1"
-    assert children.worker_memory_volumes(inputs_of(FULL)) == 512 << 20
-    assert children.worker_memory_volumes(inputs_of(SMALLEST)) == 0
 
 
 def test_an_open_toleration_has_no_empty_fields() -> None:
@@ -235,6 +233,12 @@ def test_what_the_release_adds() -> None:
     assert container["volumeMounts"][-1] == release["extraVolumeMounts"][0]  # type: ignore[index]
     assert container["lifecycle"] == {"preStop": {"sleep": {"seconds": 1}}}
     assert template["spec"]["terminationGracePeriodSeconds"] == 1 + 2 + 60 + 10
+
+
+def test_without_seconds_before_the_stop_there_is_no_hook() -> None:
+    """API servers before 1.33 refuse to sleep for nothing."""
+    template = children.worker_template(inputs_of(SMALLEST, release={"drain": {"preStopSeconds": 0}}))
+    assert "lifecycle" not in container_of(template)
 
 
 @pytest.mark.parametrize(
@@ -363,6 +367,35 @@ def test_values_equal_to_defaults_do_not_change_the_hash() -> None:
     assert children.spec_hash(inputs_of(written)) == children.spec_hash(inputs_of(SMALLEST))
 
 
+GPU = {"workers.resources.limits": {"nvidia.com/gpu": "1"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "device"),
+    [
+        ({}, "cpu"),
+        (GPU, "cuda"),
+        ({"workers.resources.limits": {"nvidia.com/gpu": "0"}}, "cpu"),
+        ({"workers.resources.limits": {"amd.com/gpu": "1"}}, "cuda"),
+        ({"workers.resources.limits": {"nvidia.com/gpu.shared": "1"}}, "cuda"),
+        ({"workers.resources.limits": {"nvidia.com/mig-1g.5gb": "1"}}, "cuda"),
+        ({"workers.resources.limits": {"rdma.test/hca": "1"}}, "cpu"),
+        ({"workers.resources.claims": [{"name": "gpu", "template": "gpu"}]}, "cuda"),
+        ({**GPU, "engine.device": "cuda:0"}, "cuda:0"),
+        ({**GPU, "engine.device": "cpu"}, "cpu"),
+    ],
+)
+def test_the_device_is_the_one_that_the_pod_gets(changes: Json, device: str) -> None:
+    template = children.worker_template(inputs_of(changed(SMALLEST, changes)))
+    assert env_of(template)["PREMOE_WORKER_DEVICE"] == device
+
+
+def test_a_device_worked_out_and_the_same_one_named_are_one_template() -> None:
+    for device, changes in (("cpu", {}), ("cuda", GPU)):
+        found = [inputs_of(changed(SMALLEST, {**changes, "engine.device": named})) for named in ("auto", device)]
+        assert len({children.spec_hash(inputs) for inputs in found}) == 1
+
+
 def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
     """An operator that hashes differently would restart every worker and run every Job again."""
     spec = {
@@ -381,9 +414,9 @@ def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
     jobs = [children.pack_job(inputs), children.profile_job(inputs), children.patterns_job(inputs)]
     assert children.spec_hash(inputs) == "0b3c0702967c5f08"
     assert [job and job["metadata"]["name"] for job in jobs] == [
-        "mixtral-pack-118a8a58",
-        "mixtral-profile-d5466582",
-        "mixtral-patterns-218acc88",
+        "mixtral-pack-15702-7a83",
+        "mixtral-profile-18018-7a83",
+        "mixtral-patterns-c6452-7a83",
     ]
 
 

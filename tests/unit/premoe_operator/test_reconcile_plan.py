@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from premoe_operator.api.names import ANNOTATION_RESULT
 from premoe_operator.api.reasons import Reason
-from premoe_operator.api.release import Release
+from premoe_operator.api.release import Release, ReleaseGateway
+from premoe_operator.api.resources import parse_spec
 from premoe_operator.decide.observed import Observed, PackFacts, Refusal, StoreFailure
 from premoe_operator.decide.plan import Plan, plan
 from premoe_operator.decide.situation import needs
@@ -205,6 +206,66 @@ def test_a_budget_that_the_model_cannot_run(spec: Json, message: str) -> None:
     assert found.status is not None
     assert message in found.status.conditions[0].message
     assert not any(obj["kind"] in ("Deployment", "ControllerRevision") for obj in found.changes.create)
+
+
+WEIGHTS = PackFacts(
+    pruned_models.MODEL_ID, "mixtral", layer_experts=(8,) * 2, top_k=2, blob_bytes=1 << 30, skeleton_bytes=1 << 30
+)
+"""With slots for 6 experts a layer: 12 GiB of slots."""
+
+
+@pytest.mark.parametrize(
+    ("limit", "changes", "fits"),
+    [
+        ("13.25Gi", {}, True),
+        ("13Gi", {}, False),
+        ("13.75Gi", {"sharedMemorySize": "512Mi"}, True),
+        ("13.5Gi", {"sharedMemorySize": "512Mi"}, False),
+        (None, {}, True),
+    ],
+)
+def test_a_memory_limit_that_a_worker_cannot_keep(limit: str | None, changes: Json, fits: bool) -> None:
+    limits = {} if limit is None else {"memory": limit}
+    spec = {"workers": {"resources": {"limits": limits}, **changes}}
+    found = planned(replace(after(Observed(model(**spec))), store=WEIGHTS))
+    assert found.status is not None
+    accepted = found.status.conditions[2]
+    assert accepted.type == "SpecAccepted"
+    assert accepted.reason == ("Accepted" if fits else "MemoryTooSmall")
+    if not fits:
+        assert "12.0 GiB for slots, 1.0 GiB for everything but the experts" in accepted.message
+        assert f"limit is {limit}" in accepted.message
+    assert fits == any(obj["kind"] == "Deployment" for obj in found.changes.create)
+
+
+@pytest.mark.parametrize(("host_memory", "fits"), [("2Gi", True), ("4Gi", False)])
+def test_on_a_gpu_only_what_lies_beside_it_counts(host_memory: str, fits: bool) -> None:
+    limits = {"memory": "3Gi", "nvidia.com/gpu": "1"}
+    spec = {"workers": {"resources": {"limits": limits}}, "engine": {"hostMemory": host_memory}}
+    found = planned(replace(after(Observed(model(**spec))), store=WEIGHTS))
+    assert fits == any(obj["kind"] == "Deployment" for obj in found.changes.create)
+
+
+def test_status_says_where_and_as_what_the_model_is_reached() -> None:
+    release = RELEASE.model_copy(
+        update={"gateway": ReleaseGateway(namespace="premoe", url="http://premoe-gateway.premoe.svc:8000")}
+    )
+    found = plan(Observed(model(model={"uri": "s3://models/tiny", "servedName": "a/b"})), release, now=NOW, poll_s=5.0)
+    assert found.status is not None
+    assert found.status.endpoints.model_dump() == {
+        "grpc": "dns:///chat-worker.a.svc:50051",
+        "gateway": "http://premoe-gateway.premoe.svc:8000",
+        "served_name": "a/b",
+    }
+    assert planned(Observed(model())).status.endpoints.gateway == ""  # type: ignore[union-attr]
+
+
+def test_a_budget_in_numbers_and_one_in_text_are_one_template() -> None:
+    numbers = {name: value for name, value in model()["spec"].items() if name != "budget"}
+    numbers["experts"] = {"active": 2, "kept": 4}
+    found = [parse_spec(spec) for spec in (model()["spec"], numbers)]
+    assert found[0] == found[1]
+    assert planned(Observed({**model(), "spec": numbers})).status.budget == "2/4"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from premoe_runtime.formats.errors import InvalidInput
 
 def test_the_smallest_spec_has_every_default() -> None:
     spec = parse_spec(SMALLEST)
-    assert (spec.workers.replicas, spec.engine.device, spec.patterns.tasks) == (1, "cpu", [])
+    assert (spec.workers.replicas, spec.engine.device, spec.patterns.tasks) == (1, "auto", [])
     assert spec.pod_template == {}
 
 
@@ -23,7 +23,7 @@ def test_a_full_spec_survives_a_round_trip() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"budget": None}, "spec.budget: Field required"),
+        ({"budget": None}, "spec: Value error, give budget or experts"),
         ({"workers.replicas": -1}, "spec.workers.replicas: Input should be greater than or equal to 0"),
         ({"workers.shards": 2}, "spec.workers.shards: Extra inputs are not permitted"),
         ({"pod_template": {}}, "spec.pod_template: Extra inputs are not permitted"),

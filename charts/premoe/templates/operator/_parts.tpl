@@ -38,6 +38,7 @@ storeSecretName: {{ .Values.objectStore.existingSecret | quote }}
 {{- end }}
 gateway:
   namespace: {{ .Release.Namespace | quote }}
+  url: http://{{ include "premoe.componentName" (dict "root" . "component" "gateway") }}.{{ .Release.Namespace }}.svc:{{ .Values.gateway.service.port }}
   podLabels:
     {{- include "premoe.callerLabels" . | nindent 4 }}
 operator:

@@ -31,6 +31,15 @@
   resources: [certificates]
   verbs: {{ $child }}
 {{- end }}
+# Which release serves the namespace. Its owners are the PrunedModels, and only who may delete it may set them. Making one
+# cannot be limited to a name.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [premoe-release]
+  verbs: [get, update, delete]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
 # Why a model is not healthy: its pods, and Events about missing Secrets and room.
 - apiGroups: [""]
   resources: [pods, events]
