@@ -10,6 +10,8 @@ import pytest
 import yaml
 from support.charts import CHART, CRD_CHART, HelmFailed, of_kind, render, values_of
 
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+
 
 def parent(folder: Path) -> Path:
     """A chart with both of ours as dependencies, each behind a condition."""

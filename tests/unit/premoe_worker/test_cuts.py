@@ -43,7 +43,8 @@ async def test_a_pattern_is_cut_once_for_each_budget_and_slots(monkeypatch: pyte
 
     monkeypatch.setattr(Ranking, "kept", counting)
     limits = Limits(BUDGET, BUDGET, (4,) * LAYERS, "generalist", "uniform")
-    manifest = SimpleNamespace(weights_id="w", num_layers=LAYERS, num_experts=EXPERTS)
+    exists = np.ones((LAYERS, EXPERTS), dtype=np.bool_)
+    manifest = SimpleNamespace(weights_id="w", num_layers=LAYERS, num_experts=EXPERTS, exists=exists)
     worker = Worker(
         cast(ServedModel, SimpleNamespace(manifest=manifest)), cast(Retrieval, Rankings()), limits, name="m"
     )
