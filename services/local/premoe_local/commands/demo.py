@@ -72,7 +72,9 @@ def _fixture(given: Path | None) -> Path:
         if (candidate / "config.json").is_file():
             return candidate
     if given is not None:
-        raise NotFound(f"{given}: no checkpoint there", reason="FIXTURE_NOT_FOUND")
+        raise NotFound(
+            f"{given} has no config.json; name a checkpoint's folder with --fixture", reason="FIXTURE_NOT_FOUND"
+        )
     raise NotFound(
         f"the demo's model is not installed with premoe; run it in a checkout of the repository, or name its {_FIXTURE}"
         " with --fixture",
