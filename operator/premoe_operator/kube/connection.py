@@ -39,6 +39,7 @@ class Connection:
         self._read = read
         self._clock = clock
         self._read_at = float("-inf")
+        self._sessions: list[aiohttp.ClientSession] = []
         configuration.connection_pool_maxsize = POOL_CONNECTIONS
         configuration.refresh_api_key_hook = self._refresh  # type: ignore[assignment]  # typed by its default
 
@@ -65,14 +66,21 @@ class Connection:
         return token
 
     def watch_session(self, token: str, response_class: type[aiohttp.ClientResponse]) -> aiohttp.ClientSession:
-        """A session for watches, with the client's certificates and proxy."""
-        return aiohttp.ClientSession(
+        """A session for watches, with the client's certificates and proxy; open until ``aclose`` at the latest."""
+        session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=RESTClientObject(self.configuration).ssl_context, limit=0),
             headers={"Authorization": token} if token else {},
             response_class=response_class,
             proxy=self.configuration.proxy,
             trust_env=True,  # as the client does
         )
+        self._sessions = [*(known for known in self._sessions if not known.closed), session]
+        return session
+
+    async def aclose(self) -> None:
+        """Close what watches left open: kopf closes nothing when it is cancelled."""
+        for session in self._sessions:
+            await session.close()
 
     async def _refresh(self, _: Configuration) -> None:
         if self._clock() - self._read_at >= TOKEN_AGE_S:

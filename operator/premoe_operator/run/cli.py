@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import aclosing
 from pathlib import Path
 
 from kubernetes.aio.client import ApiClient
@@ -45,6 +46,7 @@ async def serve(settings: OperatorSettings, process: Process) -> None:
     lease = _lease(settings)
     fence = lease.check if lease is not None else _no_fence
     async with (
+        aclosing(connection),
         KubernetesApi(ApiClient(connection.configuration), fence=fence, on_call=metrics.on_call) as cluster,
         # Taking the Lease is the one write before it is ours; the API server's versions guard it.
         KubernetesApi(ApiClient(connection.configuration), fence=_no_fence) as unfenced,
@@ -143,9 +145,8 @@ class _Probes:
         if stale is None:
             return verdict(None)
         namespace = next(iter(self._settings.watch_namespaces), self._settings.namespace)
-        for _ in range(
-            2
-        ):  # a connection kept from before may be as dead as the watches; it is closed, and the next is new
+        # A connection kept from before may be as dead as the watches; it is closed, and the next one is new.
+        for _ in range(2):
             try:
                 async with asyncio.timeout(PROBE_CALL_S):
                     await self._cluster.get(PRUNED_MODEL, namespace, PROBED_NAME)
