@@ -13,6 +13,7 @@ import numpy as np
 
 from premoe_runtime.engines.base import SamplingParams, TokenEvent
 from premoe_runtime.formats.allocation import slots_text
+from premoe_runtime.formats.arrays import I64
 from premoe_runtime.formats.choices import Semantics
 from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
@@ -45,6 +46,12 @@ class KeptPattern:
         """The kept experts."""
         return experts_of(self.kept)
 
+    @cached_property
+    def counts(self) -> I64:
+        """i64[L]: experts kept in each layer."""
+        counts: I64 = self.kept.sum(axis=1)
+        return counts
+
     @classmethod
     def full(cls, exists: KeptTable) -> KeptPattern:
         """``exists``: bool[L, E], the model's experts."""
@@ -60,7 +67,7 @@ class KeptPattern:
                 f"MoE layers of {all_experts} experts; use a pattern made for this model",
                 reason="PATTERN_SHAPE",
             )
-        counts = self.kept.sum(axis=1)
+        counts = self.counts
         room = np.asarray(slots)
         if self.id == FULL and (room < experts).any():
             raise Conflict(

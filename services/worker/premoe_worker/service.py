@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from premoe_runtime.engines.base import SamplingParams
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
+from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
@@ -66,6 +67,7 @@ class Worker:
         self._encoding = Lane("encode", threads=_ENCODERS, waiting=queue_limit)
         # Of the same pattern every request gets the same value: what is worked out from it is worked out once.
         self._cut = lru_cache(_CACHED_CUTS)(cut)
+        self._check_ranking = lru_cache(_CACHED_CUTS)(partial(check_ranking, model.manifest))
         # Probes of one model queue behind each other in any case.
         self._probing = Lane("probe", threads=1, waiting=queue_limit)
 
@@ -165,9 +167,7 @@ class Worker:
         Raises what a request would, and CorruptData.
         """
         pattern = await self._verification_pattern()
-        request = Request(
-            "verification", pattern, min(self.limits.budget.active, int(pattern.kept.sum(axis=1).min())), (0, 0)
-        )
+        request = Request("verification", pattern, min(self.limits.budget.active, int(pattern.counts.min())), (0, 0))
         request = replace(request, sampling=replace(request.sampling, max_tokens=1))
         answer = Answer(PatternChoice("full", pattern.id), 2, time.time_ns())
         async for event in answer.run(self.model, request):
@@ -221,6 +221,10 @@ class Worker:
             log.info("prompt of no stored task: %s (%s)", choice.decision, choice.reason)
         return choice
 
+    @cached_property
+    def _full(self) -> KeptPattern:
+        return KeptPattern.full(self.model.manifest.exists)
+
     async def _signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
         with tracer().start_as_current_span("probe") as span:
             span.set_attribute("premoe.probe.tokens", encoded.span.stop - encoded.span.start)
@@ -232,8 +236,7 @@ class Worker:
         if choice.decision == "reject":
             raise Conflict(f"no stored task fits this prompt: {choice.reason}", reason="UNKNOWN_TASK")
         if choice.decision == "full":
-            pattern = KeptPattern.full(manifest.exists)
-            return choice, pattern, Budget(manifest.top_k, manifest.num_experts)
+            return choice, self._full, Budget(manifest.top_k, manifest.num_experts)
         if choice.decision == "generalist" and not choice.pattern_id:
             pattern_id = await self._require_retrieval().generalist(manifest.weights_id)
             if not pattern_id:
@@ -262,15 +265,6 @@ class Worker:
         budget = limits.generalist_budget if ranking.generalist else limits.budget
         return self._cut(ranking, budget, limits.slots, limits.allocation), budget
 
-    def _check_ranking(self, ranking: Ranking) -> None:
-        manifest = self.model.manifest
-        if ranking.weights_id != manifest.weights_id:
-            raise InvalidInput(
-                f"pattern {ranking.pattern_id} was made for other weights than this worker's", reason="PATTERN_WEIGHTS"
-            )
-        if not np.array_equal(ranking.scores > -np.inf, manifest.exists):
-            raise InvalidInput(f"pattern {ranking.pattern_id} has another shape than the model", reason="PATTERN_SHAPE")
-
     def _require_retrieval(self) -> Retrieval:
         if self._retrieval is None:
             raise InvalidInput(
@@ -281,13 +275,23 @@ class Worker:
 
     def _active(self, wanted: int | None, pattern: KeptPattern, budget: Budget) -> int:
         active = budget.active if wanted is None else wanted
-        least = int(np.sum(pattern.kept, axis=1).min())
+        least = int(pattern.counts.min())
         if active > least:
             raise InvalidInput(
                 f"{active} active experts asked for, but pattern {pattern.id} keeps {least} in some layer",
                 reason="ACTIVE_EXPERTS_INVALID",
             )
         return active
+
+
+def check_ranking(manifest: Manifest, ranking: Ranking) -> None:
+    """Raise InvalidInput for a pattern that was made for another model."""
+    if ranking.weights_id != manifest.weights_id:
+        raise InvalidInput(
+            f"pattern {ranking.pattern_id} was made for other weights than this worker's", reason="PATTERN_WEIGHTS"
+        )
+    if not np.array_equal(ranking.scores > -np.inf, manifest.exists):
+        raise InvalidInput(f"pattern {ranking.pattern_id} has another shape than the model", reason="PATTERN_SHAPE")
 
 
 def cut(ranking: Ranking, budget: Budget, slots: tuple[int, ...], allocation: Allocation) -> KeptPattern:

@@ -8,16 +8,19 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from premoe_worker.domain import Ranking
+from premoe_worker import service
+from premoe_worker.domain import PatternChoice, Ranking
 from premoe_worker.limits import Limits
 from premoe_worker.model import ServedModel
 from premoe_worker.ports import Retrieval
 from premoe_worker.service import Worker
 
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.manifest import Manifest
 
 LAYERS, EXPERTS = 2, 6
 BUDGET = Budget(1, 3)
+LIMITS = Limits(BUDGET, BUDGET, (4,) * LAYERS, "generalist", "uniform")
 
 
 class Rankings:
@@ -33,6 +36,14 @@ class Rankings:
         return ()
 
 
+def bare_worker() -> Worker:
+    """A worker that can say what a request would run under, and nothing else."""
+    exists = np.ones((LAYERS, EXPERTS), dtype=np.bool_)
+    manifest = SimpleNamespace(weights_id="w", num_layers=LAYERS, num_experts=EXPERTS, top_k=1, exists=exists)
+    model = cast(ServedModel, SimpleNamespace(manifest=manifest))
+    return Worker(model, cast(Retrieval, Rankings()), LIMITS, name="m")
+
+
 async def test_a_pattern_is_cut_once_for_each_budget_and_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     cuts: list[str] = []
     kept = Ranking.kept
@@ -42,17 +53,33 @@ async def test_a_pattern_is_cut_once_for_each_budget_and_slots(monkeypatch: pyte
         return kept(self, *args)
 
     monkeypatch.setattr(Ranking, "kept", counting)
-    limits = Limits(BUDGET, BUDGET, (4,) * LAYERS, "generalist", "uniform")
-    exists = np.ones((LAYERS, EXPERTS), dtype=np.bool_)
-    manifest = SimpleNamespace(weights_id="w", num_layers=LAYERS, num_experts=EXPERTS, exists=exists)
-    worker = Worker(
-        cast(ServedModel, SimpleNamespace(manifest=manifest)), cast(Retrieval, Rankings()), limits, name="m"
-    )
+    worker = bare_worker()
     first, again, other = await worker.pattern("a"), await worker.pattern("a"), await worker.pattern("b")
     assert first is again
     assert (first.id, other.id) == ("a", "b")
     assert cuts == ["a", "b"]
-    worker.limits = replace(limits, budget=Budget(1, 4))
+    worker.limits = replace(LIMITS, budget=Budget(1, 4))
     assert int((await worker.pattern("a")).kept.sum()) == 4 * LAYERS
     assert cuts == ["a", "b", "a"]
+    worker.close()
+
+
+async def test_what_a_pattern_is_checked_by_and_the_full_one_are_worked_out_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checks: list[str] = []
+    check = service.check_ranking
+
+    def counting(manifest: Manifest, ranking: Ranking) -> None:
+        checks.append(ranking.pattern_id)
+        check(manifest, ranking)
+
+    monkeypatch.setattr(service, "check_ranking", counting)
+    worker = bare_worker()
+    await worker.pattern("a")
+    await worker.pattern("a")
+    await worker.pattern("b")
+    assert checks == ["a", "b"]
+    full = PatternChoice("full")
+    assert (await worker._resolve(full))[1] is (await worker._resolve(full))[1]
     worker.close()
