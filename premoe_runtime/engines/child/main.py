@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 
-from premoe_runtime.engines.base import Engine, Report
+from premoe_runtime.engines.base import Engine
 from premoe_runtime.engines.child.wire import CloseEngine, Failed, Message, Ready, receive, send
 from premoe_runtime.formats.errors import PremoeError
 
@@ -45,7 +45,7 @@ class _Outgoing:
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
 
-    def __call__(self, message: Message | Report) -> None:
+    def __call__(self, message: Message) -> None:
         try:
             with self._lock:
                 send(self._connection, message)

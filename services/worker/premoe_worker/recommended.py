@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from typing import Any, Protocol
 
 from premoe_runtime.engines.base import SamplingParams
+from premoe_runtime.families.registry import parse_json_object
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 
@@ -36,10 +36,8 @@ def recommended_sampling(source: Source) -> SamplingParams:
     if not any(file.path == FILE for file in source.manifest().skeleton):
         return found
     try:
-        document = json.loads(source.read_file(FILE))
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
+        document = parse_json_object(source.read_file(FILE), FILE)
+    except InvalidInput:
         log.warning("generation_config.json is no JSON object; its sampling settings do not hold")
         return found
     for name in _HONOURED:
