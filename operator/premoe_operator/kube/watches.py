@@ -24,17 +24,27 @@ from premoe_operator.kube.objects import Json, ModelKey, key_of, version_of
 
 
 class WatchClock:
-    """When each watch, named by its URL path, last had something to say."""
+    """When each watch, named by its URL path, last had something to say.
+
+    A watch counts from the moment when it is expected: one that hangs before its first word is as dead as any other.
+    """
 
     def __init__(self, on_list: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._on_list = on_list
         self._clock = clock
         self._heard: dict[str, float] = {}
 
+    def expect(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            self.heard(path)
+
     def heard(self, path: str) -> None:
         self._heard[path] = self._clock()
 
     def listed(self, path: str) -> None:
+        """A list, or a page of one, has come in: what comes before a watch opens."""
+        if path in self._heard:
+            self.heard(path)
         self._on_list(path)
 
     def ages_s(self) -> dict[str, float]:

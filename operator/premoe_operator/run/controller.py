@@ -104,6 +104,7 @@ class Controller:
         if self._settings.lease_name:
             tasks.append(asyncio.create_task(self._claims.keep()))
         kopf_stop = asyncio.Event()
+        self._clock.expect(self._collections)
         informers = asyncio.create_task(self._run_kopf(kopf_stop, take_signals))
         stopping = asyncio.create_task(stop.wait())
         try:

@@ -42,8 +42,8 @@ def nowhere() -> Connection:
     return Connection(Configuration(), read)
 
 
-def controller(twin: ClusterTwin, tmp_path: Path) -> Controller:
-    settings = OperatorSettings(release_file=str(tmp_path / "release.json"), retry_max_s=0.3)
+def controller(twin: ClusterTwin, tmp_path: Path, **changed: float) -> Controller:
+    settings = OperatorSettings(release_file=str(tmp_path / "release.json"), retry_max_s=0.3, **changed)
     store = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layer_experts=(16,) * 4, top_k=4, blob_bytes=8192))
     return Controller(settings, RELEASE, nowhere(), twin, store, NoWorkers(), Metrics())
 
@@ -96,6 +96,18 @@ async def test_lists_find_what_watches_missed(tmp_path: Path) -> None:
     assert service not in twin.objects
     acting._on_list(where)  # its watch had to start anew
     await until(lambda: service in twin.objects)
+    stop.set()
+    await running
+
+
+@pytest.mark.usefixtures("without_kopf")
+async def test_a_watch_that_never_opens_is_stale(tmp_path: Path) -> None:
+    acting = controller(ClusterTwin(), tmp_path, watch_stale_s=0.2)
+    assert acting.stale_watch() is None
+    stop = asyncio.Event()
+    running = asyncio.create_task(acting.run(stop))
+    await until(lambda: acting.stale_watch() is not None)
+    assert f"the watch of /{PRUNED_MODEL.path(None)} has been silent for" in str(acting.stale_watch())
     stop.set()
     await running
 
