@@ -16,8 +16,8 @@ from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
 from premoe_gateway.adapters.worker import GrpcWorker
-from premoe_gateway.http import create_app
-from premoe_gateway.http_server import HttpServer
+from premoe_gateway.http.app import create_app
+from premoe_gateway.http.server import HttpServer
 from premoe_gateway.pool import WorkerPool
 from premoe_gateway.service import Gateway
 from premoe_gateway.targets import Targets

@@ -12,8 +12,8 @@ from premoe_servicekit.server import RpcServer
 from starlette.routing import Route
 
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
-from premoe_gateway.http import create_app
-from premoe_gateway.http_server import HttpServer
+from premoe_gateway.http.app import create_app
+from premoe_gateway.http.server import HttpServer
 from premoe_gateway.metrics import GatewayMetrics
 from premoe_gateway.pool import WorkerPool
 from premoe_gateway.service import Gateway

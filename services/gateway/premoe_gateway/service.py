@@ -11,7 +11,6 @@ from contextlib import aclosing
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
-from premoe_gateway.conversations import Conversations
 from premoe_gateway.domain import (
     Ask,
     Event,
@@ -21,10 +20,11 @@ from premoe_gateway.domain import (
     StoredPattern,
     WorkerState,
 )
-from premoe_gateway.members import Member, Members
 from premoe_gateway.ports import Retrieval, Worker
-from premoe_gateway.rankings import Rankings
-from premoe_gateway.routing import rank
+from premoe_gateway.routing.conversations import Conversations
+from premoe_gateway.routing.members import Member, Members
+from premoe_gateway.routing.rank import rank
+from premoe_gateway.routing.rankings import Rankings
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import Conflict, Exhausted, InvalidInput, NotFound, PremoeError, Unavailable
 

@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from premoe_gateway.http import create_app
+from premoe_gateway.http.app import create_app
 from premoe_gateway.service import Gateway
 from starlette.applications import Starlette
 from support.gateway_doubles import MODEL, EchoWorker, OneTask

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from premoe_gateway import members as members_module
 from premoe_gateway.domain import (
     Ask,
     Delta,
@@ -22,6 +21,7 @@ from premoe_gateway.domain import (
     Turn,
     WorkerState,
 )
+from premoe_gateway.routing import members as members_module
 from premoe_gateway.service import Gateway
 
 from premoe_runtime.formats.choices import OnUnknown

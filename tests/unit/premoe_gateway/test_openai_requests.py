@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from premoe_gateway.domain import Ask, Sampling, Turn
-from premoe_gateway.openai_messages import BadParameter
-from premoe_gateway.openai_requests import Order, parse_chat, parse_completion
+from premoe_gateway.openai.messages import BadParameter
+from premoe_gateway.openai.requests import Order, parse_chat, parse_completion
 
 USER = {"role": "user", "content": "hi"}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, settings
-from premoe_gateway.http import create_app
+from premoe_gateway.http.app import create_app
 from premoe_gateway.service import Gateway
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.gateway_doubles import EchoWorker, OneTask

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from premoe_gateway.routing import BUSIER, Candidate, missing_share, rank
+from premoe_gateway.routing.rank import BUSIER, Candidate, missing_share, rank
 
 CASES: dict[str, tuple[list[Candidate], list[str]]] = {
     "nobody there": ([], []),

@@ -42,8 +42,10 @@ def nowhere() -> Connection:
     return Connection(Configuration(), read)
 
 
-def controller(twin: ClusterTwin, tmp_path: Path, **changed: float) -> Controller:
-    settings = OperatorSettings(release_file=str(tmp_path / "release.json"), retry_max_s=0.3, **changed)
+def controller(twin: ClusterTwin, tmp_path: Path, *, watch_stale_s: float = 180.0) -> Controller:
+    settings = OperatorSettings(
+        release_file=str(tmp_path / "release.json"), retry_max_s=0.3, watch_stale_s=watch_stale_s
+    )
     store = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layer_experts=(16,) * 4, top_k=4, blob_bytes=8192))
     return Controller(settings, RELEASE, nowhere(), twin, store, NoWorkers(), Metrics())
 

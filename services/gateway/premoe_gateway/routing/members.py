@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from premoe_gateway.domain import WorkerState
 from premoe_gateway.ports import Worker
-from premoe_gateway.routing import Candidate, missing_share
+from premoe_gateway.routing.rank import Candidate, missing_share
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import Exhausted, NotFound, PremoeError, Unavailable
 

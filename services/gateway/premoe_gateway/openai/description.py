@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from premoe_gateway.openai_requests import IGNORED, ONLY, ChatBody, CompletionBody
+from premoe_gateway.openai.requests import IGNORED, ONLY, ChatBody, CompletionBody
 
 Json = dict[str, Any]
 

@@ -20,14 +20,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from premoe_gateway import openai_answers as answers
 from premoe_gateway.domain import Ask, Delta, Event, Finished, Recognition, Started
-from premoe_gateway.openai_requests import Order, parse_chat, parse_completion
-from premoe_gateway.openapi import description
+from premoe_gateway.http.tracing import TraceMiddleware, describe
+from premoe_gateway.openai import answers
+from premoe_gateway.openai.description import description
+from premoe_gateway.openai.requests import Order, parse_chat, parse_completion
 from premoe_gateway.sequences import Sequence, merged
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import MAX_BODY_BYTES
-from premoe_gateway.tracing import TraceMiddleware, describe
 from premoe_runtime.formats.errors import InvalidInput, NotFound, PremoeError, Unavailable
 
 log = logging.getLogger(__name__)

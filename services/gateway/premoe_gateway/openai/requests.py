@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Ask, Prompt, Sampling
-from premoe_gateway.openai_messages import MESSAGES, BadParameter, turn_of, whole_text
+from premoe_gateway.openai.messages import MESSAGES, BadParameter, turn_of, whole_text
 
 IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",

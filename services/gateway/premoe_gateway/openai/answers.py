@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from premoe_gateway.domain import Finished, Recognition, Started, WorkerState
-from premoe_gateway.openai_messages import BadParameter, whole_text
+from premoe_gateway.openai.messages import BadParameter, whole_text
 from premoe_runtime.formats.errors import (
     Conflict,
     CorruptData,
