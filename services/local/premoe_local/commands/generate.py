@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import click
 from premoe.patterns.v1 import patterns_pb2
@@ -189,7 +189,7 @@ def _read(events: Iterator[worker_pb2.GenerateResponse], shown: Callable[[str], 
     text: list[str] = []
     started = worker_pb2.Started()
     for event in events:
-        kind: Literal["started", "delta", "finished"] | None = event.WhichOneof("event")
+        kind = event.WhichOneof("event")
         if kind == "started":
             started = event.started
         elif kind == "delta":
