@@ -8,6 +8,9 @@ from typing import Any
 
 Schema = dict[str, Any]
 
+_KUBERNETES_OWN = frozenset({"affinity"})
+"""Fields below which everything is as in a pod's spec."""
+
 _HEAD = """\
 # PrunedModel reference
 
@@ -35,6 +38,8 @@ def _rows(schema: Schema, path: str) -> Iterator[str]:
         default = below.get("default")
         text = "" if default in (None, {}) else f"`{json.dumps(default)}`"
         yield f"| {shown} | {_cell(_type(below))} | {text} | {_cell(below.get('description', ''))} |"
+        if name in _KUBERNETES_OWN:
+            continue
         yield from _rows(below, where)
         if below["type"] == "array":
             yield from _rows(below["items"], f"{where}[]")
@@ -56,7 +61,8 @@ def _rules(schema: Schema, path: str) -> Iterator[tuple[str, str]]:
     for rule in schema.get("x-kubernetes-validations", ()):
         yield f"{path}{rule.get('fieldPath', '')}".lstrip(".") or "the whole object", _cell(rule["message"])
     for name, below in schema.get("properties", {}).items():
-        yield from _rules(below, f"{path}.{name}")
+        if name not in _KUBERNETES_OWN:
+            yield from _rules(below, f"{path}.{name}")
     if schema["type"] == "array":
         yield from _rules(schema["items"], f"{path}[]")
 

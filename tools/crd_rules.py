@@ -45,6 +45,24 @@ _RESERVED_ANNOTATIONS = Rule(
     " && !k.matches('^([-a-z.]+[.])?(apparmor|seccomp)[.]security[.](alpha|beta)[.]kubernetes[.]io/'))",
     "annotations of kubernetes.io/ and of security profiles are not yours to set",
 )
+_KEY = Rule(
+    f"self.key.matches('^({_DOMAIN}/)?{_WORD}$')",
+    "key must be a name of at most 63 characters, with or without a domain before it",
+    ".key",
+)
+_VALUES = Rule(
+    "self.operator in ['In', 'NotIn', 'Exists', 'DoesNotExist']"
+    " ? (has(self.values) && size(self.values) > 0) == (self.operator in ['In', 'NotIn'])"
+    " : has(self.values) && size(self.values) == 1 && self.values[0].matches('^[0-9]{1,18}$')",
+    "operators In and NotIn need values, Exists and DoesNotExist take none, Gt and Lt need one whole number",
+    ".values",
+)
+_ACCOUNT = Rule(
+    "!has(self.serviceAccountName) || self.serviceAccountName == ''"
+    " || !has(self.serviceAccountAnnotations) || size(self.serviceAccountAnnotations) == 0",
+    "serviceAccountAnnotations are for the created ServiceAccount; annotate the named one yourself",
+    ".serviceAccountAnnotations",
+)
 _BUDGET = Rule(
     "int(self.split('/')[1]) >= int(self.split('/')[0])",
     "a budget a/b keeps b experts and activates a of them: b must be at least a",
@@ -117,6 +135,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "revision (a commit of 40 hexadecimal digits) is required for hf:// and refused elsewhere",
             ".revision",
         ),
+        Rule(
+            "!has(self.tokenSecretRef) || self.uri.startsWith('hf://')",
+            "tokenSecretRef is for checkpoints of the Hub (hf://)",
+            ".tokenSecretRef",
+        ),
         Rule("self.uri == oldSelf.uri", "uri is immutable; create another PrunedModel", ".uri"),
         Rule(
             "(has(self.revision) ? self.revision : '') == (has(oldSelf.revision) ? oldSelf.revision : '')",
@@ -171,22 +194,38 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "Workers": (
         Rule(
-            "self.rollout.progressDeadlineSeconds > self.startupTimeoutSeconds + self.drainTimeoutSeconds",
+            "!has(self.startupTimeoutSeconds)"
+            " || self.rollout.progressDeadlineSeconds > self.startupTimeoutSeconds + self.drainTimeoutSeconds",
             "rollout.progressDeadlineSeconds must exceed startupTimeoutSeconds and drainTimeoutSeconds together",
             ".rollout.progressDeadlineSeconds",
         ),
+        _ACCOUNT,
+    ),
+    "Jobs": (_ACCOUNT,),
+    "Pack": (
+        _ACCOUNT,
         Rule(
-            "!has(self.serviceAccountName) || self.serviceAccountName == ''"
-            " || !has(self.serviceAccountAnnotations) || size(self.serviceAccountAnnotations) == 0",
-            "serviceAccountAnnotations are for the created ServiceAccount; annotate the named one yourself",
-            ".serviceAccountAnnotations",
+            "!has(self.resources) || (!has(self.resources.claims) || size(self.resources.claims) == 0)"
+            f" && (!has(self.resources.limits) || !self.resources.limits.exists(k, k.matches('{GPU_NAME}')"
+            " && self.resources.limits[k].matches('[1-9]')))",
+            "packing uses neither a GPU nor a claimed device; leave it out of jobs.pack.resources",
+            ".resources",
         ),
     ),
     "Workers.labels": (_KEYS, _RESERVED_LABELS),
     "Workers.annotations": (_KEYS, _RESERVED_ANNOTATIONS),
     "Workers.serviceAccountAnnotations": (_KEYS,),
     "Jobs.labels": (_KEYS, _RESERVED_LABELS),
+    "Jobs.serviceAccountAnnotations": (_KEYS,),
+    "Pack.serviceAccountAnnotations": (_KEYS,),
     "Placement.nodeSelector": (_KEYS,),
+    "WorkerPlacement.nodeSelector": (_KEYS,),
+    "LabelSelector.matchLabels": (_KEYS,),
+    "LabelRequirement": (_KEY, _VALUES),
+    "NodeRequirement": (_KEY, _VALUES),
+    "PodTerm": (
+        Rule(_KEY.rule.replace("self.key", "self.topologyKey"), f"topologyK{_KEY.message[1:]}", ".topologyKey"),
+    ),
     "Peer.namespaceLabels": (_KEYS,),
     "Peer.podLabels": (_KEYS,),
     "Resources": _resource_rules(),

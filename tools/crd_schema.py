@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crd_rules import Rule
-from premoe_operator.api.resources import Part
+from premoe_operator.api.fields import Part
 
 Schema = dict[str, Any]
 
@@ -31,6 +31,7 @@ _KEPT = (
 LIST_KEYS: dict[tuple[str, str], str] = {
     ("Patterns", "tasks"): "name",
     ("Resources", "claims"): "name",
+    ("PrunedModelSpec", "imagePullSecrets"): "name",
     ("PrunedModelStatus", "conditions"): "type",
 }
 """Lists that are maps by the named key."""

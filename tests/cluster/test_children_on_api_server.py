@@ -48,10 +48,13 @@ def test_pods_pass_the_restricted_standard_and_a_plain_one_does_not(
     control_plane: ControlPlane, restricted_namespace: str
 ) -> None:
     # Classes would have to exist; what matters here is everything else that a full spec adds.
-    spec = changed(FULL, {"workers.placement.priorityClassName": None, "workers.placement.runtimeClassName": None})
+    places = ("workers.placement", "jobs.placement", "jobs.pack.placement")
+    classes = ("priorityClassName", "runtimeClassName")
+    spec = changed(FULL, {f"{place}.{name}": None for place in places for name in classes})
     children = owned_by_nobody(spec, restricted_namespace)
-    (account,) = (child for child in children if child["kind"] == "ServiceAccount")
-    assert apply_child(control_plane, account, dry_run=False).status_code == 201
+    accounts = [child for child in children if child["kind"] == "ServiceAccount"]
+    for account in accounts:
+        assert apply_child(control_plane, account, dry_run=False).status_code == 201
     templates = [child["spec"]["template"] for child in children if child["kind"] in ("Deployment", "Job")]
     assert len(templates) == 4
     for template in templates:

@@ -57,6 +57,19 @@ def test_unknown_fields_are_named_by_strict_clients_and_dropped_for_others(contr
 
 GPU = {"limits": {"nvidia.com/gpu": "1"}}
 
+HUB = {"uri": "hf://org/name", "revision": COMMIT}
+NODES = "workers.placement.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
+
+
+def node_affinity(key: str, operator: str, *values: str) -> Document:
+    requirement = {"key": key, "operator": operator, **({"values": list(values)} if values else {})}
+    return {NODES: {"nodeSelectorTerms": [{"matchExpressions": [requirement]}]}}
+
+
+def pod_affinity(term: Document) -> Document:
+    return {"workers.placement.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution": [term]}
+
+
 REFUSED: list[tuple[str, Document]] = [
     ("uri must be hf://org/name", {"model.uri": "https://somewhere/model"}),
     ("uri must be hf://org/name", {"model.uri": "hf://only-a-name", "model.revision": COMMIT}),
@@ -100,6 +113,43 @@ REFUSED: list[tuple[str, Document]] = [
         "serviceAccountAnnotations are for the created ServiceAccount",
         {"workers.serviceAccountName": "own", "workers.serviceAccountAnnotations": {"a": "b"}},
     ),
+    (
+        "serviceAccountAnnotations are for the created ServiceAccount",
+        {"jobs.serviceAccountName": "own", "jobs.serviceAccountAnnotations": {"a": "b"}},
+    ),
+    (
+        "serviceAccountAnnotations are for the created ServiceAccount",
+        {"jobs.pack.serviceAccountName": "own", "jobs.pack.serviceAccountAnnotations": {"a": "b"}},
+    ),
+    ("packing uses neither a GPU nor a claimed device", {"jobs.pack.resources": GPU}),
+    (
+        "packing uses neither a GPU nor a claimed device",
+        {"jobs.pack.resources.claims": [{"name": "gpu", "template": "gpu"}]},
+    ),
+    ("tokenSecretRef is for checkpoints of the Hub", {"model.tokenSecretRef": {"name": "hub"}}),
+    ("spec.model.tokenSecretRef.name", {"model": {**HUB, "tokenSecretRef": {"name": "Not a name"}}}),
+    ("spec.model.tokenSecretRef.key", {"model": {**HUB, "tokenSecretRef": {"name": "hub", "key": "a/b"}}}),
+    ("spec.model.tokenSecretRef.name: Required", {"model": {**HUB, "tokenSecretRef": {"key": "token"}}}),
+    ("spec.jobs.storeSecretRef.name: Required", {"jobs.storeSecretRef": {}}),
+    ("Duplicate value", {"imagePullSecrets": [{"name": "a"}, {"name": "a"}]}),
+    ("key must be a name", node_affinity("a//b", "Exists")),
+    ("operators In and NotIn need values", node_affinity("a", "In")),
+    ("operators In and NotIn need values", node_affinity("a", "Exists", "x")),
+    ("operators In and NotIn need values", node_affinity("a", "Gt", "many")),
+    ("operators In and NotIn need values", node_affinity("a", "Lt", "1", "2")),
+    ('Unsupported value: "Near"', node_affinity("a", "Near", "x")),
+    ("nodeSelectorTerms in body should have at least 1 items", {NODES: {"nodeSelectorTerms": []}}),
+    ("topologyKey must be a name", pod_affinity({"topologyKey": "a//b"})),
+    ("topologyKey: Required", pod_affinity({"labelSelector": {"matchLabels": {"app": "x"}}})),
+    (
+        "operators In and NotIn need values",
+        pod_affinity({"topologyKey": "a", "labelSelector": {"matchExpressions": [{"key": "a", "operator": "In"}]}}),
+    ),
+    ("every key must be a name", pod_affinity({"topologyKey": "a", "labelSelector": {"matchLabels": {"/": "x"}}})),
+    ("every key must be a name", {"jobs.placement.nodeSelector": {"x" * 64: "x"}}),
+    ("every key must be a name", {"jobs.serviceAccountAnnotations": {"-": "x"}}),
+    ("every key must be a name", {"jobs.pack.serviceAccountAnnotations": {"-": "x"}}),
+    ('Unsupported value: "Never"', {"workers.placement.whenUnsatisfiable": "Never"}),
     ("labels of premoe.dev/", {"workers.labels": {"premoe.dev/model": "x"}}),
     ("labels of premoe.dev/", {"workers.labels": {"app.kubernetes.io/name": "x"}}),
     ("labels of premoe.dev/", {"workers.labels": {"pod-template-hash": "x"}}),
@@ -224,6 +274,11 @@ def test_what_lies_within_the_rules_is_taken(control_plane: ControlPlane) -> Non
         {"workers.resources": {"claims": [{"name": "gpu", "template": "gpu"}]}, "engine.device": "cuda:0"},
         {"workers.resources": {"limits": {"rdma.test/hca": "4", "nvidia.com/gpu": "0"}}, "engine.device": "cpu"},
         {"workers.placement.tolerations": [{"operator": "Exists"}]},
+        node_affinity("gpu.test/memory", "Gt", "40"),
+        pod_affinity({"topologyKey": "kubernetes.io/hostname"}),
+        {"model": {**HUB, "tokenSecretRef": {"name": "hub"}}, "imagePullSecrets": [{"name": "a"}, {"name": "b"}]},
+        {"jobs.pack.resources": {"limits": {"memory": "64Gi", "nvidia.com/gpu": "0"}}},
+        {"workers.rollout.progressDeadlineSeconds": 60},
         {"workers.annotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"}},
         {"access.tls": {"mode": "Mutual", "secretName": "own"}},
     ):

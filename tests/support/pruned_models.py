@@ -10,8 +10,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 from premoe_operator import children
+from premoe_operator.api.fields import Part
 from premoe_operator.api.release import Release
-from premoe_operator.api.resources import Part, parse_spec
+from premoe_operator.api.resources import parse_spec
 from premoe_operator.children import Inputs, Owner
 from premoe_operator.kube.objects import Json
 
@@ -24,8 +25,41 @@ IMAGE = "registry.test/premoe/worker@sha256:" + "1" * 64
 SMALLEST: Document = {"model": {"uri": "s3://models/tiny"}, "budget": "2/4"}
 """The fewest fields that the API server takes."""
 
+_PODS = {
+    "labelSelector": {
+        "matchLabels": {"app": "cache"},
+        "matchExpressions": [{"key": "tier", "operator": "In", "values": ["fast"]}],
+    },
+    "topologyKey": "kubernetes.io/hostname",
+    "namespaces": ["caches"],
+}
+PODS: Document = {
+    "requiredDuringSchedulingIgnoredDuringExecution": [_PODS],
+    "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 5, "podAffinityTerm": _PODS}],
+}
+_NODES = {"matchExpressions": [{"key": "arch", "operator": "In", "values": ["amd64"]}]}
+PLACEMENT: Document = {
+    "nodeSelector": {"pool": "batch"},
+    "tolerations": [{"key": "batch", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}],
+    "affinity": {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [_NODES]},
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 10, "preference": _NODES}],
+        }
+    },
+    "priorityClassName": "batch",
+    "runtimeClassName": "plain",
+}
+"""Where Jobs run."""
+
 FULL: Document = {
-    "model": {"uri": "s3://models/mixtral", "modelId": MODEL_ID, "servedName": "mixtral/8x7b"},
+    "model": {
+        "uri": "hf://mistralai/Mixtral-8x7B-v0.1",
+        "revision": COMMIT,
+        "modelId": MODEL_ID,
+        "servedName": "mixtral/8x7b",
+        "tokenSecretRef": {"name": "hub", "key": "token"},
+    },
     "budget": "2/4",
     "allocation": "Uniform",
     "patterns": {
@@ -61,7 +95,25 @@ FULL: Document = {
         "placement": {
             "nodeSelector": {"pool": "gpu"},
             "tolerations": [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}],
+            "affinity": {
+                "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {
+                        "nodeSelectorTerms": [
+                            {"matchExpressions": [{"key": "gpu.test/memory", "operator": "Gt", "values": ["40"]}]}
+                        ]
+                    },
+                    "preferredDuringSchedulingIgnoredDuringExecution": [
+                        {
+                            "weight": 10,
+                            "preference": {"matchExpressions": [{"key": "disk", "operator": "In", "values": ["ssd"]}]},
+                        }
+                    ],
+                },
+                "podAffinity": PODS,
+                "podAntiAffinity": PODS,
+            },
             "spread": "Zone",
+            "whenUnsatisfiable": "DoNotSchedule",
             "priorityClassName": "serving",
             "runtimeClassName": "nvidia",
         },
@@ -80,12 +132,21 @@ FULL: Document = {
             "limits": {"memory": "4Gi"},
             "claims": [{"name": "a", "template": "b"}],
         },
+        "placement": PLACEMENT,
+        "serviceAccountAnnotations": {"cloud.test/role": "writer"},
+        "storeSecretRef": {"name": "own-s3"},
+        "pack": {
+            "resources": {"requests": {"cpu": "3"}, "limits": {"memory": "6Gi"}},
+            "placement": PLACEMENT,
+            "serviceAccountAnnotations": {"cloud.test/role": "packer"},
+        },
         "parallelism": 2,
         "retries": 1,
         "timeoutSeconds": 3600,
         "scratchSize": "3Gi",
         "labels": {"queue.test/name": "batch"},
     },
+    "imagePullSecrets": [{"name": "own-pull"}],
     "expertStoreRef": {"name": "store", "namespace": "elsewhere", "port": 7001},
     "retrievalRef": {"name": "patterns", "namespace": "elsewhere", "port": 7002},
     "access": {

@@ -16,7 +16,10 @@ BASES: tuple[Document, ...] = (
     SMALLEST,
     FULL,
     {"model": {"uri": "hf://org/name", "revision": COMMIT}, "budget": "8/64", "suspend": True},
-    changed(FULL, {"model.uri": "pvc://claim/folder", "access.tls": {"mode": "Mutual", "secretName": "own"}}),
+    changed(
+        FULL,
+        {"model": {"uri": "pvc://claim/folder"}, "access.tls": {"mode": "Mutual", "secretName": "own"}},
+    ),
     changed(SMALLEST, {"patterns": FULL["patterns"], "engine.slots": 65536, "workers.rollout.type": "Recreate"}),
 )
 

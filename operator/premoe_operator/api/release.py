@@ -11,17 +11,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from premoe_operator.api.resources import (
+from premoe_operator.api.fields import (
     DnsLabel,
     DnsName,
     Image,
-    IssuerRef,
     LabelMap,
     OptionalDnsName,
     OtlpEndpoint,
     Part,
     Ratio,
 )
+from premoe_operator.api.resources import IssuerRef
 from premoe_runtime.formats.errors import InvalidInput
 
 GRPC_PORT = 50051
@@ -36,7 +36,7 @@ class ReleaseService(Part):
     """Its namespace."""
     port: Annotated[int, Field(ge=1, le=65535)] = GRPC_PORT
     """Its gRPC port, the same in Service and pods."""
-    pod_labels: LabelMap = Field(default={})
+    pod_labels: LabelMap = {}
     """Labels of its pods, for egress rules; none: any pod of its namespace."""
 
     @property
@@ -54,7 +54,7 @@ class Callers(Part):
 
     namespace: DnsLabel
     """Their namespace."""
-    pod_labels: LabelMap = Field(default={})
+    pod_labels: LabelMap = {}
     """Their labels; none: any pod of the namespace."""
 
 
@@ -103,14 +103,14 @@ class ReleaseMetrics(Part):
     """Serve them, as plain HTTP on a port of their own."""
     annotations: bool = False
     """Annotate the pods for a Prometheus that finds them by that."""
-    peers: list[dict[str, Any]] = Field(default=[])
+    peers: list[dict[str, Any]] = []
     """Who may read them, as NetworkPolicyPeers; none: everybody in the cluster."""
 
 
 class PodTemplatePolicy(Part):
     """What ``spec.podTemplate`` may set."""
 
-    allowed_paths: list[str] = Field(default=[])
+    allowed_paths: list[str] = []
     """Paths such as spec.affinity or spec.containers[premoe-worker].env; none: the hatch is off."""
 
 
@@ -143,7 +143,7 @@ class Release(Part):
     """Image of workers and Jobs."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
     """Pull policy of that image."""
-    image_pull_secrets: list[DnsName] = Field(default=[])
+    image_pull_secrets: list[DnsName] = []
     """Names of pull Secrets in the PrunedModel's namespace."""
     store_url: Annotated[str, Field(min_length=1, max_length=512)]
     """Object store of packs, profiles and patterns: s3://bucket/prefix."""
@@ -167,11 +167,11 @@ class Release(Part):
     """How long a stopping worker still serves."""
     run_as_user: Annotated[int, Field(ge=1)] | None = None
     """User id of workers and Jobs; default: the image's (OpenShift chooses its own)."""
-    extra_env: list[dict[str, Any]] = Field(default=[])
+    extra_env: list[dict[str, Any]] = []
     """EnvVars of workers and Jobs; one with a name of ours replaces it."""
-    extra_volumes: list[dict[str, Any]] = Field(default=[])
+    extra_volumes: list[dict[str, Any]] = []
     """Volumes of workers and Jobs."""
-    extra_volume_mounts: list[dict[str, Any]] = Field(default=[])
+    extra_volume_mounts: list[dict[str, Any]] = []
     """Mounts of those volumes."""
     pod_template: PodTemplatePolicy = PodTemplatePolicy()
     """What spec.podTemplate may set."""

@@ -9,9 +9,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationError, model_validator
 
+from premoe_operator.api.fields import (
+    AnnotationMap,
+    BudgetText,
+    DnsLabel,
+    DnsName,
+    Image,
+    LabelMap,
+    OptionalDnsName,
+    OtlpEndpoint,
+    Part,
+    Quantity,
+    Ratio,
+    Size,
+)
+from premoe_operator.api.placement import Placement, WorkerPlacement
 from premoe_runtime.formats.errors import InvalidInput
 
 GROUP = "premoe.dev"
@@ -22,38 +36,19 @@ PLURAL = "prunedmodels"
 MAX_NAME = 40
 """Longest name of a PrunedModel: child names add suffixes and must stay within 63 characters."""
 
-_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-_SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
 
-DnsLabel = Annotated[str, Field(max_length=63, pattern=rf"^{_LABEL}$")]
-DnsName = Annotated[str, Field(max_length=253, pattern=rf"^{_SUBDOMAIN}$")]
-OptionalDnsName = Annotated[str, Field(max_length=253, pattern=rf"^({_SUBDOMAIN})?$")]
-BudgetText = Annotated[str, Field(max_length=12, pattern=r"^[1-9][0-9]{0,4}/[1-9][0-9]{0,4}$")]
-Quantity = Annotated[str, Field(max_length=32, pattern=r"^[0-9]{1,15}(\.[0-9]{1,3})?(m|k|Ki|M|Mi|G|Gi|T|Ti)?$")]
-"""An amount of a resource as Kubernetes writes it."""
-Size = Annotated[str, Field(max_length=32, pattern=r"^[1-9][0-9]{0,11}(\.[0-9]{1,3})?(k|Ki|M|Mi|G|Gi|T|Ti)?$")]
-"""Bytes as Kubernetes writes them, more than none."""
-Image = Annotated[str, Field(max_length=512, pattern=r"^([a-z0-9][-a-zA-Z0-9._/:@]*)?$")]
-Ratio = Annotated[str, Field(max_length=8, pattern=r"^(0(\.[0-9]+)?|1(\.0+)?)$")]
-OtlpEndpoint = Annotated[
-    str, Field(max_length=512, pattern=rf"^(https?://[A-Za-z0-9][-A-Za-z0-9.]*{_PORT}(/[!-~]*)?)?$")
-]
-LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
-LabelMap = Annotated[dict[str, LabelValue], Field(max_length=32)]
-AnnotationMap = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=32)]
+class SecretName(Part):
+    """A Secret in the same namespace: pods use it, the operator does not read it."""
+
+    name: DnsName
+    """Name of the Secret."""
 
 
-class Part(BaseModel):
-    """A part of the resource: camelCase outside, snake_case inside, unknown fields refused."""
+class SecretKey(SecretName):
+    """A key of a Secret in the same namespace: pods use it, the operator does not read it."""
 
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=to_camel,
-        populate_by_name=True,
-        use_attribute_docstrings=True,
-    )
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")] = "token"
+    """Key that holds the text."""
 
 
 class Model(Part):
@@ -67,6 +62,8 @@ class Model(Part):
     """Expected id of the pack, blake3:…; packing a checkpoint with another content then fails. Empty: any."""
     served_name: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][-A-Za-z0-9._/:]*)?$")] = ""
     """Name that clients ask for; empty: the name of the PrunedModel. Unique within what one gateway serves."""
+    token_secret_ref: SecretKey | None = None
+    """Token of the Hub, for a checkpoint that is private or gated; the pack Job alone gets it, as HF_TOKEN."""
 
 
 class ConfigMapKey(Part):
@@ -168,41 +165,14 @@ class Resources(Part):
     """Dynamically allocated devices."""
 
 
-class Toleration(Part):
-    """A taint that the pods tolerate."""
-
-    key: Annotated[str, Field(max_length=316, pattern=r"^[-A-Za-z0-9._/]*$")] = ""
-    """Key of the taint; empty with operator Exists: every taint."""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    """How the value is compared."""
-    value: LabelValue = ""
-    """Value of the taint."""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    """Effect of the taint; empty: every effect."""
-
-
-class Placement(Part):
-    """Where pods may run."""
-
-    node_selector: LabelMap = {}
-    """Labels that a node must have."""
-    tolerations: Annotated[list[Toleration], Field(max_length=16)] = []
-    """Taints that are tolerated."""
-    spread: Literal["Host", "Zone", "None"] = "Host"
-    """Spread workers over nodes or zones where that is possible."""
-    priority_class_name: OptionalDnsName = ""
-    """Priority class; empty: the cluster's default."""
-    runtime_class_name: OptionalDnsName = ""
-    """Runtime class, for example nvidia; empty: the cluster's default."""
-
-
 class Rollout(Part):
     """How a changed worker template replaces running workers."""
 
     type: Literal["Surge", "InPlace", "Recreate"] = "Surge"
     """Surge: one new worker first (needs room for it). InPlace: one worker less meanwhile. Recreate: all at once."""
     progress_deadline_seconds: Annotated[int, Field(ge=60, le=86_400)] = 1800
-    """Seconds without progress after which the rollout counts as stuck; more than start-up plus drain."""
+    """Seconds without progress after which the rollout counts as stuck; more than start-up plus drain, and raised to
+    that where the start-up is worked out."""
     revision: Annotated[str, Field(max_length=64)] = ""
     """Free text; a change rolls the workers to the operator's present template and default image."""
 
@@ -214,12 +184,13 @@ class Workers(Part):
     """Worker pods; the scale subresource writes here."""
     resources: Resources = Resources()
     """CPU, memory and devices of each."""
-    placement: Placement = Placement()
+    placement: WorkerPlacement = WorkerPlacement()
     """Where they may run."""
     rollout: Rollout = Rollout()
     """How a change replaces them."""
-    startup_timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] = 600
-    """Seconds that a worker may take to load the model and prove one forward."""
+    startup_timeout_seconds: Annotated[int, Field(ge=10, le=86_400)] | None = None
+    """Seconds that a worker may take to load the model and prove one forward; default: 600, and one for every 64 MiB
+    that it loads."""
     drain_timeout_seconds: Annotated[int, Field(ge=1, le=3_600)] = 60
     """Seconds that running requests get to end when a worker stops; at least the longest generation."""
     service_account_name: OptionalDnsName = ""
@@ -236,11 +207,35 @@ class Workers(Part):
     """Size of /dev/shm, a memory volume that counts in the memory limit; default: none."""
 
 
+class Pack(Part):
+    """What the Job that packs has otherwise than the others."""
+
+    resources: Resources | None = None
+    """CPU and memory of its pod; default: those of jobs.resources, without the devices."""
+    placement: Placement | None = None
+    """Where it may run; default: as jobs.placement."""
+    service_account_name: OptionalDnsName = ""
+    """ServiceAccount that exists already; empty: that of the other Jobs, unless annotations are given here."""
+    service_account_annotations: AnnotationMap = {}
+    """Annotations of a ServiceAccount created for packing alone."""
+
+
 class Jobs(Part):
-    """The Jobs that pack and profile."""
+    """The Jobs that pack, profile and build patterns."""
 
     resources: Resources = Resources()
-    """CPU, memory and devices of each pod."""
+    """CPU, memory and devices of each pod; only profiling gets the devices."""
+    placement: Placement | None = None
+    """Where they may run; default: as the workers, save for their spread and their affinity to pods."""
+    service_account_name: OptionalDnsName = ""
+    """ServiceAccount that exists already and may write the store; empty: that of the workers, unless annotations are
+    given here."""
+    service_account_annotations: AnnotationMap = {}
+    """Annotations of a ServiceAccount created for Jobs alone, so that workers need no right to write the store."""
+    store_secret_ref: SecretName | None = None
+    """Secret whose keys (AWS_ACCESS_KEY_ID and so on) Jobs get as environment; default: the release's."""
+    pack: Pack = Pack()
+    """What the Job that packs has otherwise."""
     parallelism: Annotated[int, Field(ge=1, le=64)] = 1
     """Tasks profiled at a time."""
     retries: Annotated[int, Field(ge=0, le=10)] = 3
@@ -343,6 +338,8 @@ class PrunedModelSpec(Part):
     """The pods that serve it."""
     jobs: Jobs = Jobs()
     """The Jobs that pack and profile it."""
+    image_pull_secrets: Annotated[list[SecretName], Field(max_length=8)] = []
+    """Pull Secrets of workers and Jobs, beside the release's."""
     expert_store_ref: ServiceRef | None = None
     """Expert store; default: the release's."""
     retrieval_ref: ServiceRef | None = None

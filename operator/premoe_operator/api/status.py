@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from premoe_operator.api.resources import Part
+from premoe_operator.api.fields import Part
 
 
 class Condition(Part):
@@ -39,7 +39,7 @@ class Resolved(Part):
     """Layers with routed experts."""
     experts: int = 0
     """Experts per layer; of the one that has most, where they differ."""
-    layer_experts: Annotated[list[int], Field(max_length=1000)] = []  # noqa: RUF012, pydantic copies defaults
+    layer_experts: Annotated[list[int], Field(max_length=1000)] = []
     """Experts of every layer with routed ones, where they differ."""
     top_k: int = 0
     """Experts that the unpruned model activates per token."""
@@ -49,6 +49,8 @@ class Resolved(Part):
     """Bytes of everything but the routed experts."""
     resident_bytes: int = 0
     """Bytes of one worker's expert slots in all layers together."""
+    startup_seconds: int = 0
+    """Seconds that a worker may take to start, as the spec says or worked out from what it loads."""
     image: str = ""
     """Worker image in use."""
     spec_hash: str = ""
@@ -114,7 +116,7 @@ class PrunedModelStatus(Part):
 
     observed_generation: int = 0
     """Generation of the spec that this status is about."""
-    conditions: list[Condition] = Field(default=[], max_length=16)
+    conditions: Annotated[list[Condition], Field(max_length=16)] = []
     """Ready (converged) and Available (at least one verified worker serves), and the parts they are made of."""
     replicas: int = 0
     """Worker pods that exist."""

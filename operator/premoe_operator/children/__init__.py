@@ -1,5 +1,6 @@
 """The child objects of a PrunedModel as pure values: one builder a child."""
 
+from premoe_operator.children.accounts import service_accounts
 from premoe_operator.children.deployment import template_revision, template_revision_name, worker_deployment
 from premoe_operator.children.hashes import spec_hash
 from premoe_operator.children.inputs import Inputs, Owner, default_image, selector_text, worker_selector
@@ -12,13 +13,12 @@ from premoe_operator.children.services import grpc_endpoint
 from premoe_operator.children.surroundings import (
     disruption_budget,
     residency_config,
-    service_account,
     surroundings,
     tasks_config,
     worker_service,
 )
 from premoe_operator.children.transport import certificate
-from premoe_operator.children.worker_pods import WORKER_CONTAINER, worker_template
+from premoe_operator.children.worker_pods import WORKER_CONTAINER, startup_of, worker_template
 
 __all__ = [
     "JOB_CONTAINER",
@@ -40,8 +40,9 @@ __all__ = [
     "profile_job",
     "residency_config",
     "selector_text",
-    "service_account",
+    "service_accounts",
     "spec_hash",
+    "startup_of",
     "surroundings",
     "tasks_config",
     "template_revision",

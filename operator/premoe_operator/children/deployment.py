@@ -9,6 +9,7 @@ from __future__ import annotations
 from premoe_operator.api.names import LABEL_SPEC_HASH
 from premoe_operator.children.hashes import spec_hash
 from premoe_operator.children.inputs import Inputs, metadata, worker_selector
+from premoe_operator.children.worker_pods import PROBE_PERIOD_S, startup_of
 from premoe_operator.kube.objects import Json
 
 _ROLLING: dict[str, Json] = {
@@ -30,11 +31,22 @@ def worker_deployment(inputs: Inputs, template: Json) -> Json:
             "replicas": 0 if spec.suspend else spec.workers.replicas,
             "selector": {"matchLabels": worker_selector(inputs.owner.name)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": dict(_ROLLING[spec.workers.rollout.type])},
-            "progressDeadlineSeconds": spec.workers.rollout.progress_deadline_seconds,
+            "progressDeadlineSeconds": _progress_deadline_s(inputs, template),
             "revisionHistoryLimit": 2,
             "template": template,
         },
     }
+
+
+def _progress_deadline_s(inputs: Inputs, template: Json) -> int:
+    """That of the spec, which is refused where it is less than a start-up that the spec names; a start-up that is
+    worked out raises it.
+    """
+    workers = inputs.spec.workers
+    deadline = workers.rollout.progress_deadline_seconds
+    if workers.startup_timeout_seconds is not None:
+        return deadline
+    return max(deadline, startup_of(template) + workers.drain_timeout_seconds + PROBE_PERIOD_S)
 
 
 def template_revision_name(inputs: Inputs) -> str:

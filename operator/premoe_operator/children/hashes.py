@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from premoe_operator.children.accounts import account_name
 from premoe_operator.children.inputs import Inputs
+from premoe_operator.children.job_pods import job_placement, job_resources
 from premoe_operator.children.pods import worker_device
 from premoe_operator.kube.objects import digest
 
 _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
     # The pack's id stands for where it came from.
-    "model": {"uri", "revision", "model_id"},
+    "model": {"uri", "revision", "model_id", "token_secret_ref"},
     # Jobs compute these; workers learn what is resident from a ConfigMap, without a restart.
     "patterns": {"tasks", "metric", "answers", "preload"},
     "engine": {"device"},
@@ -26,6 +28,12 @@ _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
 }
 """Fields whose change must restart no worker."""
 
+_STARTUP_TIMEOUT_S = 600
+"""The default of before it was worked out, which API servers stored."""
+
+_OF_KINDS = {"parallelism", "resources", "placement", "service_account_name", "service_account_annotations", "pack"}
+"""Fields of spec.jobs that are not the same for every kind of Job, and one that can change while a Job runs."""
+
 
 def spec_hash(inputs: Inputs) -> str:
     """Hash of all that the spec and the pack put into the worker template, and of nothing else.
@@ -39,6 +47,13 @@ def spec_hash(inputs: Inputs) -> str:
         engine["device"] = worker_device(inputs)
     if engine:
         spec["engine"] = engine
+    workers = spec.pop("workers", {})
+    if inputs.spec.workers.startup_timeout_seconds is None:
+        workers["startupTimeoutSeconds"] = "worked out"
+    elif inputs.spec.workers.startup_timeout_seconds == _STARTUP_TIMEOUT_S:
+        del workers["startupTimeoutSeconds"]
+    if workers:
+        spec["workers"] = workers
     return digest({"spec": spec, "modelId": inputs.packed_model_id()})
 
 
@@ -48,18 +63,28 @@ def job_inputs_hash(inputs: Inputs, kind: str, computed_from: dict[str, Any]) ->
     return digest(document)
 
 
-def job_attempt_hash(inputs: Inputs) -> str:
-    """Hash of what may mend a failed or stuck try: another value is another try.
+def job_attempt_hash(inputs: Inputs, kind: str) -> str:
+    """Hash of what may mend a failed or stuck try of that kind of Job: another value is another try.
 
     The release's image is left out, so that an upgrade starts nothing anew. Parallelism can change while a Job runs.
     """
     spec = inputs.spec
+    jobs = spec.jobs.model_dump(by_alias=True, exclude=_OF_KINDS, exclude_defaults=True)
+    resources = job_resources(inputs, kind).model_dump(by_alias=True, exclude_defaults=True)
+    account = account_name(inputs, kind)
+    token = spec.model.token_secret_ref if kind == "pack" else None
+    # What is at its default is left out, as above.
+    secrets = {
+        "token": None if token is None else token.model_dump(by_alias=True),
+        "pull": [secret.name for secret in spec.image_pull_secrets],
+    }
     return digest(
         {
-            "jobs": spec.jobs.model_dump(by_alias=True, exclude={"parallelism"}, exclude_defaults=True),
-            "placement": spec.workers.placement.model_dump(by_alias=True, exclude={"spread"}, exclude_defaults=True),
-            "serviceAccount": spec.workers.service_account_name,
+            "jobs": {**jobs, **({"resources": resources} if resources else {})},
+            "placement": job_placement(inputs, kind).model_dump(by_alias=True, exclude_defaults=True),
+            "serviceAccount": "" if account == inputs.worker_name else account,
             "image": spec.engine.image,
             "expect": spec.model.model_id,
+            **{name: value for name, value in secrets.items() if value},
         }
     )

@@ -40,6 +40,8 @@ class Inputs:
     """Id of the pack; empty until it is packed."""
     resolved_id: str = ""
     """Id that the pack had when it was first packed."""
+    load_bytes: int = 0
+    """Bytes that a worker loads before it serves; 0 before the pack's facts are known."""
     image: str = ""
     """Image that the workers are pinned to; empty: that of the spec, else of the release."""
     retry: str = ""

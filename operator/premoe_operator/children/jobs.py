@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from premoe_operator.api.names import ANNOTATION_SUSPENDED, LABEL_JOB_INPUTS
+from premoe_operator.children.accounts import account_name
 from premoe_operator.children.hashes import job_attempt_hash, job_inputs_hash
 from premoe_operator.children.inputs import Inputs, default_image, labels, metadata
+from premoe_operator.children.job_pods import job_placement, job_resources
 from premoe_operator.children.pods import PodShape, device_of, pod_spec, thread_count, tracing_env
 from premoe_operator.children.surroundings import CALIBRATION_FOLDER, tasks_config_name
 from premoe_operator.kube.objects import Json
@@ -104,7 +106,7 @@ def _job(
     mounts: list[Json],
 ) -> Json:
     jobs = inputs.spec.jobs
-    from_inputs, this_try = job_inputs_hash(inputs, kind, computed_from), job_attempt_hash(inputs)
+    from_inputs, this_try = job_inputs_hash(inputs, kind, computed_from), job_attempt_hash(inputs, kind)
     extra = {**jobs.labels, LABEL_JOB_INPUTS: from_inputs}
     # As many digits as the longest name of a PrunedModel and of an index leave room for; the label has them all.
     found = metadata(inputs, f"{inputs.owner.name}-{kind}-{from_inputs[:5]}-{this_try[:4]}", kind, extra)
@@ -130,18 +132,29 @@ def _job(
 
 
 def _shape(inputs: Inputs, kind: str, args: list[str], volumes: list[Json], mounts: list[Json]) -> PodShape:
-    jobs, secret = inputs.spec.jobs, inputs.release.store_secret_name
+    jobs, resources = inputs.spec.jobs, job_resources(inputs, kind)
+    secret = inputs.release.store_secret_name if jobs.store_secret_ref is None else jobs.store_secret_ref.name
     container = {"name": JOB_CONTAINER, "image": default_image(inputs), "command": ["premoe-job"], "args": args}
     return PodShape(
         container=container,
         env=tracing_env(inputs, f"premoe-{kind}"),
+        env_of_spec=_hub_token(inputs, kind),
         volumes=volumes,
         mounts=mounts,
-        resources=jobs.resources,
-        threads=thread_count(jobs.resources),
+        resources=resources,
+        placement=job_placement(inputs, kind),
+        account=account_name(inputs, kind),
+        threads=thread_count(resources),
         scratch_size=jobs.scratch_size,
         env_from=({"secretRef": {"name": secret}},) if secret else (),
     )
+
+
+def _hub_token(inputs: Inputs, kind: str) -> tuple[Json, ...]:
+    secret = inputs.spec.model.token_secret_ref
+    if secret is None or kind != "pack":
+        return ()
+    return ({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}},)
 
 
 def _failure_rules() -> list[Json]:

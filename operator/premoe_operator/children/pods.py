@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from premoe_operator.api.placement import Placement
 from premoe_operator.api.resources import GPU_NAME, Resources
 from premoe_operator.children.inputs import Inputs
 from premoe_operator.children.quantity import parse_quantity
@@ -26,20 +27,25 @@ class PodShape:
     volumes: list[Json]
     mounts: list[Json]
     resources: Resources
+    placement: Placement
+    account: str
+    """Name of the ServiceAccount."""
     threads: int | None
     scratch_size: str
     shared_memory_size: str | None = None
     env_from: tuple[Json, ...] = ()
+    env_of_spec: tuple[Json, ...] = ()
+    """What the spec itself names, which the release does not replace."""
 
 
 def pod_spec(inputs: Inputs, shape: PodShape) -> Json:
     """A pod that the ``restricted`` Pod Security Standard admits."""
-    release, placement = inputs.release, inputs.spec.workers.placement
+    release, placement = inputs.release, shape.placement
     scratch, scratch_mounts = _scratch(shape)
     container: Json = {
         **shape.container,
         "imagePullPolicy": release.image_pull_policy,
-        "env": merged_by_name(_process_env(shape.threads), shape.env, release.extra_env),
+        "env": merged_by_name(_process_env(shape.threads), shape.env, release.extra_env, shape.env_of_spec),
         "resources": _resources(shape.resources),
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -57,11 +63,14 @@ def pod_spec(inputs: Inputs, shape: PodShape) -> Json:
         # A Service called premoe-worker would otherwise put PREMOE_WORKER_SERVICE_HOST among the worker's settings.
         "enableServiceLinks": False,
         "securityContext": _security_context(release.run_as_user),
-        "serviceAccountName": inputs.spec.workers.service_account_name or inputs.worker_name,
+        "serviceAccountName": shape.account,
         "volumes": [*scratch, *shape.volumes, *release.extra_volumes],
     }
+    affinity = placement.affinity
+    pull_secrets = [*release.image_pull_secrets, *(secret.name for secret in inputs.spec.image_pull_secrets)]
     optional: Json = {
-        "imagePullSecrets": [{"name": name} for name in release.image_pull_secrets],
+        "affinity": None if affinity is None else affinity.model_dump(by_alias=True, exclude_defaults=True),
+        "imagePullSecrets": [{"name": name} for name in dict.fromkeys(pull_secrets)],
         "nodeSelector": dict(placement.node_selector),
         "priorityClassName": placement.priority_class_name,
         "resourceClaims": [

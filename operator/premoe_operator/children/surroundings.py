@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from premoe_operator.api.resources import Task
+from premoe_operator.children.accounts import service_accounts
 from premoe_operator.children.inputs import ADMIN_PORT, GRPC_PORT, Inputs, metadata, worker_selector
 from premoe_operator.children.network_policy import jobs_network_policy, network_policy
 from premoe_operator.children.transport import certificate
@@ -21,7 +22,7 @@ def surroundings(inputs: Inputs) -> tuple[Json, ...]:
     wanted = (
         network_policy(inputs),
         jobs_network_policy(inputs),
-        service_account(inputs),
+        *service_accounts(inputs),
         certificate(inputs),
         residency_config(inputs),
         tasks_config(inputs),
@@ -29,19 +30,6 @@ def surroundings(inputs: Inputs) -> tuple[Json, ...]:
         disruption_budget(inputs),
     )
     return tuple(child for child in wanted if child is not None)
-
-
-def service_account(inputs: Inputs) -> Json | None:
-    """An account without rights, for workload identity; None where the spec names one."""
-    if inputs.spec.workers.service_account_name:
-        return None
-    annotations = dict(inputs.spec.workers.service_account_annotations)
-    return {
-        "apiVersion": "v1",
-        "kind": "ServiceAccount",
-        "metadata": {**metadata(inputs, inputs.worker_name, "worker"), "annotations": annotations},
-        "automountServiceAccountToken": False,
-    }
 
 
 def residency_config(inputs: Inputs) -> Json:

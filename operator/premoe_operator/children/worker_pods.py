@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from premoe_operator.api.names import LABEL_SPEC_HASH
+from premoe_operator.children.accounts import account_name
 from premoe_operator.children.hashes import spec_hash
 from premoe_operator.children.inputs import (
     ADMIN_PORT,
@@ -35,6 +36,11 @@ WORKER_CONTAINER = "premoe-worker"
 RESIDENCY_FOLDER = "/etc/premoe/residency"
 
 PROBE_PERIOD_S = 5
+START_S = 600
+"""To start the process, find its services and prove one forward, whatever the model's size."""
+LOAD_BYTES_PER_S = 64 << 20
+"""What a worker loads at least, from object storage through the expert store."""
+START_MAX_S = 86_400
 MAX_CONNECTION_AGE_S = 300
 """Clients look up a headless Service's pods again when a connection ends: new workers get work within this time."""
 _STOP_MARGIN_S = 10
@@ -56,14 +62,7 @@ def worker_template(inputs: Inputs) -> Json:
     stop = drain.pre_stop_seconds + drain.delay_seconds + workers.drain_timeout_seconds + _STOP_MARGIN_S
     spec["terminationGracePeriodSeconds"] = stop
     if workers.placement.spread != "None":
-        spec["topologySpreadConstraints"] = [
-            {
-                "maxSkew": 1,
-                "topologyKey": _TOPOLOGY[workers.placement.spread],
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": worker_selector(inputs.owner.name)},
-            }
-        ]
+        spec["topologySpreadConstraints"] = [_spread(inputs)]
     template: Json = {
         "metadata": {
             "labels": {**labels(inputs, "worker", workers.labels), LABEL_SPEC_HASH: spec_hash(inputs)},
@@ -76,6 +75,33 @@ def worker_template(inputs: Inputs) -> Json:
         "spec": spec,
     }
     return merged_pod_template(template, inputs.spec.pod_template, inputs.release.pod_template.allowed_paths)
+
+
+def _spread(inputs: Inputs) -> Json:
+    placement = inputs.spec.workers.placement
+    constraint: Json = {
+        "maxSkew": 1,
+        "topologyKey": _TOPOLOGY[placement.spread],
+        "whenUnsatisfiable": placement.when_unsatisfiable,
+        "labelSelector": {"matchLabels": worker_selector(inputs.owner.name)},
+    }
+    if placement.when_unsatisfiable == "ScheduleAnyway":
+        return constraint
+    # Nodes that no worker may enter would count as empty, and old workers would block their replacements.
+    return {**constraint, "nodeTaintsPolicy": "Honor", "matchLabelKeys": ["pod-template-hash"]}
+
+
+def startup_seconds(inputs: Inputs) -> int:
+    """Seconds that a worker may take to become ready, as the spec says or worked out from what it loads."""
+    named = inputs.spec.workers.startup_timeout_seconds
+    return named or min(START_MAX_S, START_S + math.ceil(inputs.load_bytes / LOAD_BYTES_PER_S))
+
+
+def startup_of(template: Json) -> int:
+    """The same of a template that was rendered before; 0 where it has no such probe."""
+    containers: list[Json] = template.get("spec", {}).get("containers") or []
+    probes = [each.get("startupProbe") or {} for each in containers if each.get("name") == WORKER_CONTAINER]
+    return sum(int(probe.get("failureThreshold", 0)) * int(probe.get("periodSeconds", 0)) for probe in probes)
 
 
 def _shape(inputs: Inputs) -> PodShape:
@@ -92,6 +118,8 @@ def _shape(inputs: Inputs) -> PodShape:
         volumes=volumes,
         mounts=mounts,
         resources=workers.resources,
+        placement=workers.placement,
+        account=account_name(inputs, "worker"),
         threads=_threads(inputs),
         scratch_size=workers.scratch_size,
         shared_memory_size=workers.shared_memory_size,
@@ -115,7 +143,7 @@ def _container(inputs: Inputs) -> Json:
             {"name": "health", "containerPort": HEALTH_PORT, "protocol": "TCP"},
             *([{"name": "metrics", "containerPort": METRICS_PORT, "protocol": "TCP"}] if metrics else []),
         ],
-        "startupProbe": probe(math.ceil(inputs.spec.workers.startup_timeout_seconds / PROBE_PERIOD_S)),
+        "startupProbe": probe(math.ceil(startup_seconds(inputs) / PROBE_PERIOD_S)),
         "readinessProbe": probe(2),
         # A service of its own: a worker that drains is not ready, and must not be killed for it.
         "livenessProbe": probe(6, "liveness"),

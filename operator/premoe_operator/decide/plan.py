@@ -26,6 +26,7 @@ from premoe_operator.decide.situation import (
     fresh_resolved,
     read_situation,
     read_status,
+    with_load,
     worker_counts,
     workers_lag,
 )
@@ -65,6 +66,7 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
         return _not_understood(model, str(error), now)
     found = troubles(observed.pods or (), observed.events)
     resolved = with_facts(fresh_resolved(situation), situation, observed.store)
+    situation = with_load(situation, resolved)
     parts: dict[ConditionType, Verdict] = {
         ConditionType.SPEC_ACCEPTED: acceptance(situation, observed, resolved),
         ConditionType.ARTIFACTS_READY: conditions.artifacts(situation, observed.store, found),

@@ -24,6 +24,8 @@ _MISSING_KEY = re.compile(
     r"references non-existent (?P<kind2>secret|config) key: (?P<key2>\S+)"
 )
 
+_PULL_SECRETS = re.compile(r"image pull secrets? \((?P<names>[^)]+)\)")
+
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
@@ -81,7 +83,7 @@ def _trouble(pod: Json, events: list[Json]) -> Trouble | None:
         when = unscheduled.get("lastTransitionTime", "")
         return _make(pod, Reason.UNSCHEDULABLE, unscheduled.get("message", "no node has room"), when)
     for container in containers:
-        found = _container_trouble(pod, container)
+        found = _container_trouble(pod, container, events)
         if found is not None:
             return found
     if status.get("phase") == "Failed":
@@ -90,11 +92,14 @@ def _trouble(pod: Json, events: list[Json]) -> Trouble | None:
     return _mount_trouble(pod, events) if status.get("phase") == "Pending" else None
 
 
-def _container_trouble(pod: Json, container: Json) -> Trouble | None:
+def _container_trouble(pod: Json, container: Json, events: list[Json]) -> Trouble | None:
     waiting = (container.get("state") or {}).get("waiting") or {}
     created = pod["metadata"].get("creationTimestamp", "")
     if waiting.get("reason") in _IMAGE_REASONS:
         message = f"image {container.get('image')} cannot be pulled: {waiting.get('message', '')}"
+        secret = _missing_pull_secret(events)
+        if secret:
+            return _make(pod, Reason.SECRET_NOT_FOUND, f"{secret}, and {message}", created)
         return _make(pod, Reason.IMAGE_PULL_FAILED, message, created)
     if waiting.get("reason") == "CreateContainerConfigError":
         return _make(pod, *_missing_object(waiting.get("message", "")), created)
@@ -147,8 +152,18 @@ def _missing_object(message: str) -> tuple[Reason, str]:
     if match is not None:
         kind = (match["kind"] or match["kind2"]).lower()
         reason = Reason.SECRET_NOT_FOUND if kind == "secret" else Reason.CONFIG_MAP_NOT_FOUND
-        return reason, message
+        name = (match["name"] or "").rpartition("/")[2]
+        return reason, f"{match['kind']} {name} has no key {match['key']}" if name else message
     return Reason.VOLUME_NOT_READY, message
+
+
+def _missing_pull_secret(events: list[Json]) -> str:
+    """What kubelet says of pull Secrets that it could not find; a public image comes without them."""
+    said = (
+        str(event.get("message", "")) for event in events if event.get("reason") == "FailedToRetrieveImagePullSecret"
+    )
+    names = next((match["names"] for match in map(_PULL_SECRETS.search, said) if match is not None), "")
+    return f"pull Secret {names} does not exist" if names else ""
 
 
 def _event_time(event: Json) -> str:
@@ -171,11 +186,12 @@ def _make(
 
 
 def waits_for_containers(pod: Mapping[str, Any]) -> bool:
-    """Whether a pod has a node but no containers yet; only events say why."""
+    """Whether a pod has a node but no containers yet, for lack of a volume or image; only events say why."""
     status = pod.get("status", {})
     if status.get("phase") != "Pending" or not pod.get("spec", {}).get("nodeName"):
         return False
     containers = status.get("containerStatuses") or []
     return any(
-        (entry.get("state") or {}).get("waiting", {}).get("reason") == "ContainerCreating" for entry in containers
+        (entry.get("state") or {}).get("waiting", {}).get("reason") in {"ContainerCreating", *_IMAGE_REASONS}
+        for entry in containers
     )

@@ -14,6 +14,7 @@ from premoe_operator.api.status import Resolved
 from premoe_operator.children import (
     default_image,
     spec_hash,
+    startup_of,
     template_revision,
     template_revision_name,
     worker_deployment,
@@ -44,9 +45,10 @@ class Rollout:
         """What is resolved, with the template in use."""
         if self.deployment is None:
             return before
-        image = image_of(self.deployment["spec"]["template"])
+        template = self.deployment["spec"]["template"]
         name = self.revision["metadata"]["name"] if self.revision is not None else ""
-        return before.model_copy(update={"image": image, "spec_hash": self.spec_hash, "template": name})
+        found = {"image": image_of(template), "startup_seconds": startup_of(template)}
+        return before.model_copy(update={**found, "spec_hash": self.spec_hash, "template": name})
 
 
 def rollout(situation: Situation, children: Mapping[ObjectKey, Json], *, may_roll: bool) -> Rollout:

@@ -174,6 +174,12 @@ def image_of(template: Json) -> str:
     return next((str(entry.get("image", "")) for entry in containers if entry.get("name") == WORKER_CONTAINER), "")
 
 
+def with_load(situation: Situation, resolved: Resolved) -> Situation:
+    """The situation once it is known what workers load."""
+    load = resolved.skeleton_bytes + resolved.resident_bytes
+    return replace(situation, inputs=replace(situation.inputs, load_bytes=load))
+
+
 def fresh_resolved(situation: Situation) -> Resolved:
     """What is resolved so far, without facts of another pack."""
     resolved = situation.status.resolved
@@ -183,6 +189,7 @@ def fresh_resolved(situation: Situation) -> Resolved:
             image=resolved.image,
             spec_hash=resolved.spec_hash,
             template=resolved.template,
+            startup_seconds=resolved.startup_seconds,
         )
     return resolved
 

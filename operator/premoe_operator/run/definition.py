@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from premoe_operator.api.resources import Part, PrunedModelSpec
+from premoe_operator.api.fields import Part
+from premoe_operator.api.resources import PrunedModelSpec
 from premoe_operator.api.status import PrunedModelStatus
 from premoe_operator.kube.kinds import PRUNED_MODEL
 from premoe_operator.kube.objects import Json

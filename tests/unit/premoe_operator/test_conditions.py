@@ -11,7 +11,7 @@ from premoe_operator.api.status import Condition, PrunedModelStatus
 from premoe_operator.decide.conditions import Verdict, dated, summed_up
 from premoe_operator.decide.events import ready_event
 from premoe_operator.decide.jobs import JobState, failure_reason, job_state, result_of
-from premoe_operator.decide.pods import troubles
+from premoe_operator.decide.pods import troubles, waits_for_containers
 from premoe_operator.decide.situation import WorkerCounts
 from premoe_operator.kube.objects import Json
 
@@ -168,7 +168,7 @@ def ended(exit_code: int, message: str = "", reason: str = "Error") -> Json:
         (
             pod(waiting("CreateContainerConfigError", "couldn't find key K in Secret a/s3")),
             "SecretNotFound",
-            "couldn't find key K in Secret a/s3",
+            "Secret s3 has no key K",
         ),
         (
             pod(waiting("CreateContainerConfigError", "something else")),
@@ -225,6 +225,19 @@ def test_a_missing_secret_of_a_volume_shows_in_an_event() -> None:
     event = {"involvedObject": {"uid": "u"}, "reason": "FailedMount", "message": 'secret "tls" not found'}
     (trouble,) = troubles([pod(waiting("ContainerCreating"))], [event])
     assert (trouble.reason, trouble.message) == ("SecretNotFound", "Secret tls does not exist")
+
+
+def test_a_missing_pull_secret_is_named() -> None:
+    said = "Unable to retrieve some image pull secrets (pull); attempting to pull the image may not succeed."
+    event = {"involvedObject": {"uid": "u"}, "reason": "FailedToRetrieveImagePullSecret", "message": said}
+    given = pod(waiting("ImagePullBackOff", "Back-off"))
+    given["spec"] = {"nodeName": "n"}
+    assert waits_for_containers(given)
+    (trouble,) = troubles([given], [event])
+    assert (trouble.reason, trouble.message) == (
+        "SecretNotFound",
+        "pull Secret pull does not exist, and image registry.example/x:1 cannot be pulled: Back-off",
+    )
 
 
 def test_a_job_without_pods_shows_the_quota() -> None:

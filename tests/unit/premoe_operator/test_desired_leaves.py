@@ -12,16 +12,23 @@ from support.pruned_models import COMMIT, FULL, MODEL_ID, Document, changed, chi
 
 HF = {"model.uri": "hf://org/name", "model.revision": COMMIT}
 NUMBERS = {"budget": None, "experts": {"active": 2, "kept": 4}}
+CLAIM = {"jobs.pack.resources.claims": [{"name": "nic", "template": "nic"}]}
 SECRET = {"access.tls.issuerRef": None, "access.tls.secretName": "own"}
-NAMED_ACCOUNT = {"workers.serviceAccountAnnotations": None, "workers.serviceAccountName": "own"}
 
 Changes = dict[str, Any]
 
+
+def named_account(of: str) -> Changes:
+    return {f"{of}.serviceAccountAnnotations": None, f"{of}.serviceAccountName": "own"}
+
+
 LEAVES: dict[str, tuple[Changes, Changes]] = {
-    "model.uri": ({}, {"model.uri": "s3://models/other"}),
+    "model.uri": ({}, {"model.uri": "hf://org/other"}),
     "model.revision": (HF, {"model.revision": COMMIT[::-1]}),
     "model.modelId": ({}, {"model.modelId": MODEL_ID[:-1] + "0"}),
     "model.servedName": ({}, {"model.servedName": "other"}),
+    "model.tokenSecretRef.name": ({}, {"model.tokenSecretRef.name": "other"}),
+    "model.tokenSecretRef.key": ({}, {"model.tokenSecretRef.key": "other"}),
     "budget": ({}, {"budget": "3/5"}),
     "experts.active": (NUMBERS, {"experts.active": 3}),
     "experts.kept": (NUMBERS, {"experts.kept": 5}),
@@ -51,23 +58,14 @@ LEAVES: dict[str, tuple[Changes, Changes]] = {
     "workers.resources.limits": ({}, {"workers.resources.limits": {"memory": "9Gi"}}),
     "workers.resources.claims[].name": ({}, {"workers.resources.claims.0.name": "other"}),
     "workers.resources.claims[].template": ({}, {"workers.resources.claims.0.template": "other"}),
-    "workers.placement.nodeSelector": ({}, {"workers.placement.nodeSelector": {"pool": "cpu"}}),
-    "workers.placement.tolerations[].key": ({}, {"workers.placement.tolerations.0.key": "other"}),
-    "workers.placement.tolerations[].operator": (
-        {"workers.placement.tolerations.0.value": None},
-        {"workers.placement.tolerations.0.operator": "Exists"},
-    ),
-    "workers.placement.tolerations[].value": ({}, {"workers.placement.tolerations.0.value": "no"}),
-    "workers.placement.tolerations[].effect": ({}, {"workers.placement.tolerations.0.effect": "NoExecute"}),
     "workers.placement.spread": ({}, {"workers.placement.spread": "None"}),
-    "workers.placement.priorityClassName": ({}, {"workers.placement.priorityClassName": "other"}),
-    "workers.placement.runtimeClassName": ({}, {"workers.placement.runtimeClassName": "other"}),
+    "workers.placement.whenUnsatisfiable": ({}, {"workers.placement.whenUnsatisfiable": "ScheduleAnyway"}),
     "workers.rollout.type": ({}, {"workers.rollout.type": "Recreate"}),
     "workers.rollout.progressDeadlineSeconds": ({}, {"workers.rollout.progressDeadlineSeconds": 901}),
     "workers.rollout.revision": ({}, {"workers.rollout.revision": "two"}),
     "workers.startupTimeoutSeconds": ({}, {"workers.startupTimeoutSeconds": 310}),
     "workers.drainTimeoutSeconds": ({}, {"workers.drainTimeoutSeconds": 31}),
-    "workers.serviceAccountName": ({}, NAMED_ACCOUNT),
+    "workers.serviceAccountName": ({}, named_account("workers")),
     "workers.serviceAccountAnnotations": ({}, {"workers.serviceAccountAnnotations": {"cloud.test/role": "other"}}),
     "workers.labels": ({}, {"workers.labels": {"team": "other"}}),
     "workers.annotations": ({}, {"workers.annotations": {"note.test/owner": "other"}}),
@@ -77,11 +75,21 @@ LEAVES: dict[str, tuple[Changes, Changes]] = {
     "jobs.resources.limits": ({}, {"jobs.resources.limits": {"memory": "5Gi"}}),
     "jobs.resources.claims[].name": ({}, {"jobs.resources.claims.0.name": "other"}),
     "jobs.resources.claims[].template": ({}, {"jobs.resources.claims.0.template": "other"}),
+    "jobs.serviceAccountName": ({}, named_account("jobs")),
+    "jobs.serviceAccountAnnotations": ({}, {"jobs.serviceAccountAnnotations": {"cloud.test/role": "other"}}),
+    "jobs.storeSecretRef.name": ({}, {"jobs.storeSecretRef.name": "other"}),
+    "jobs.pack.resources.requests": ({}, {"jobs.pack.resources.requests": {"cpu": "2"}}),
+    "jobs.pack.resources.limits": ({}, {"jobs.pack.resources.limits": {"memory": "5Gi"}}),
+    "jobs.pack.resources.claims[].name": (CLAIM, {"jobs.pack.resources.claims.0.name": "other"}),
+    "jobs.pack.resources.claims[].template": (CLAIM, {"jobs.pack.resources.claims.0.template": "other"}),
+    "jobs.pack.serviceAccountName": ({}, named_account("jobs.pack")),
+    "jobs.pack.serviceAccountAnnotations": ({}, {"jobs.pack.serviceAccountAnnotations": {"cloud.test/role": "other"}}),
     "jobs.parallelism": ({}, {"jobs.parallelism": 1}),
     "jobs.retries": ({}, {"jobs.retries": 2}),
     "jobs.timeoutSeconds": ({}, {"jobs.timeoutSeconds": 3601}),
     "jobs.scratchSize": ({}, {"jobs.scratchSize": "4Gi"}),
     "jobs.labels": ({}, {"jobs.labels": {"queue.test/name": "other"}}),
+    "imagePullSecrets[].name": ({}, {"imagePullSecrets.0.name": "other"}),
     "expertStoreRef.name": ({}, {"expertStoreRef.name": "other"}),
     "expertStoreRef.namespace": ({}, {"expertStoreRef.namespace": None}),
     "expertStoreRef.port": ({}, {"expertStoreRef.port": 7003}),
@@ -102,6 +110,38 @@ LEAVES: dict[str, tuple[Changes, Changes]] = {
     "suspend": ({}, {"suspend": True}),
 }
 """For every leaf: what the full spec is changed to first, and the other value of the leaf."""
+
+OTHER: dict[str, Any] = {
+    "key": "other",
+    "operator": "NotIn",
+    "values": ["1", "2"],
+    "value": "no",
+    "effect": "NoExecute",
+    "weight": 7,
+    "matchLabels": {"app": "other"},
+    "nodeSelector": {"pool": "other"},
+    "topologyKey": "topology.kubernetes.io/zone",
+    "namespaces": ["other"],
+    "priorityClassName": "other",
+    "runtimeClassName": "other",
+}
+
+
+def of_placement() -> dict[str, tuple[Changes, Changes]]:
+    """Leaves of placements that the table does not have: there are many, and equal ones in every kind of pod."""
+    found: dict[str, tuple[Changes, Changes]] = {}
+    for leaf in leaves(PrunedModelSpec):
+        if ".placement." in leaf and leaf not in LEAVES:
+            place = leaf.replace("[]", ".0")
+            toleration, last = "tolerations" in leaf, leaf.rpartition(".")[2]
+            if toleration and last == "operator":
+                found[leaf] = ({f"{place.rpartition('.')[0]}.value": None}, {place: "Exists"})
+            else:
+                found[leaf] = ({}, {place: OTHER[last]})
+    return found
+
+
+LEAVES |= of_placement()
 
 ONE_VALUE = {"engine.name"}
 """Leaves that can take one value only, so far."""

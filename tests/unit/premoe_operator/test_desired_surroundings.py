@@ -56,6 +56,8 @@ def test_surroundings_come_policies_first() -> None:
         ("NetworkPolicy", "mixtral-worker"),
         ("NetworkPolicy", "mixtral-jobs"),
         ("ServiceAccount", "mixtral-worker"),
+        ("ServiceAccount", "mixtral-jobs"),
+        ("ServiceAccount", "mixtral-pack"),
         ("Certificate", "mixtral-worker"),
         ("ConfigMap", "mixtral-residency"),
         ("ConfigMap", "mixtral-tasks"),
@@ -94,20 +96,6 @@ def test_the_disruption_budget_lets_broken_workers_go() -> None:
         "selector": {"matchLabels": WORKERS},
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
     }
-
-
-def test_the_service_account_has_annotations_and_no_token() -> None:
-    account = children.service_account(inputs_of(FULL))
-    assert account is not None
-    assert account["metadata"]["annotations"] == {"cloud.test/role": "reader"}
-    assert account["automountServiceAccountToken"] is False
-
-
-def test_a_named_service_account_is_used_by_all_pods_and_not_created() -> None:
-    inputs = inputs_of(changed(SMALLEST, {"workers.serviceAccountName": "own"}))
-    assert children.service_account(inputs) is None
-    pods = (children.worker_template(inputs), children.pack_job(inputs)["spec"]["template"])
-    assert [pod["spec"]["serviceAccountName"] for pod in pods] == ["own", "own"]
 
 
 def test_the_residency_file() -> None:

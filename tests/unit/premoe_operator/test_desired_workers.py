@@ -179,7 +179,18 @@ def test_what_a_full_spec_adds_to_the_pod() -> None:
     assert pod["runtimeClassName"] == "nvidia"
     assert pod["resourceClaims"] == [{"name": "device", "resourceClaimTemplateName": "device"}]
     assert pod["tolerations"] == [{"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoSchedule"}]
-    assert pod["topologySpreadConstraints"][0]["topologyKey"] == "topology.kubernetes.io/zone"
+    assert pod["affinity"] == FULL["workers"]["placement"]["affinity"]
+    assert pod["imagePullSecrets"] == [{"name": "own-pull"}]
+    assert pod["topologySpreadConstraints"] == [
+        {
+            "maxSkew": 1,
+            "topologyKey": "topology.kubernetes.io/zone",
+            "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": SELECTOR},
+            "nodeTaintsPolicy": "Honor",
+            "matchLabelKeys": ["pod-template-hash"],
+        }
+    ]
     assert pod["terminationGracePeriodSeconds"] == 5 + 30 + 30 + 10
     assert pod["volumes"][3:] == [
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "512Mi"}},
@@ -404,11 +415,15 @@ def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
         "patterns": {
             "tasks": [{"name": "code", "calibration": {"uri": "s3://data/code.jsonl"}}],
             "onUnknown": "Reject",
-            # The default of then, which the API server stored.
+            # The defaults of then, which the API server stored.
             "metric": "PEU",
         },
         "engine": {"spare": 1},
-        "workers": {"resources": {"limits": {"cpu": "2"}}, "labels": {"team": "search"}},
+        "workers": {
+            "resources": {"limits": {"cpu": "2"}},
+            "labels": {"team": "search"},
+            "startupTimeoutSeconds": 600,
+        },
     }
     inputs = inputs_of(spec)
     jobs = [children.pack_job(inputs), children.profile_job(inputs), children.patterns_job(inputs)]
