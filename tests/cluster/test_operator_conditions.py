@@ -28,6 +28,7 @@ __all__ = ["control_plane", "namespace"]
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
+HUB = {"uri": "hf://premoe/tiny-moe", "revision": "0" * 40}
 TASK = {"name": "addition", "calibration": {"configMap": {"name": "prompts", "key": "addition.jsonl"}}}
 
 
@@ -220,6 +221,49 @@ def test_a_missing_reference_of_the_environment(site: Site, name: str, waiting: 
     kubelet = Kubelet(site)
     kubelet.wait_reason(kubelet.wait_for_pods(name, "pack")[0], waiting, message)
     assert "does not exist" in site.wait_for(name, "ArtifactsReady", "False", reason)["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "secret"),
+    [
+        ("hub-token", {"model": {**HUB, "tokenSecretRef": {"name": "hub"}}}, "hub"),
+        ("own-store", {"jobs": {"storeSecretRef": {"name": "own-s3"}}}, "own-s3"),
+    ],
+)
+def test_a_secret_of_the_spec_is_missing_then_there(site: Site, name: str, spec: Json, secret: str) -> None:
+    site.create("prunedmodels", pruned_model(name, **spec))
+    kubelet = Kubelet(site)
+    pod = kubelet.wait_for_pods(name, "pack")[0]
+    (container,) = pod["spec"]["containers"]
+    references = [env["valueFrom"]["secretKeyRef"] for env in container["env"] if "valueFrom" in env]
+    references += [source["secretRef"] for source in container.get("envFrom", ())]
+    assert secret in [reference["name"] for reference in references]
+    kubelet.wait_reason(pod, "CreateContainerConfigError", f'secret "{secret}" not found')
+    found = site.wait_for(name, "ArtifactsReady", "False", "SecretNotFound")
+    assert f"Secret {secret} does not exist" in found["message"]
+    assert site.condition(name, "Ready")["reason"] == "SecretNotFound"
+    kubelet.pack(name)
+    site.wait_for(name, "ArtifactsReady", "True", "Packed")
+
+
+def test_a_missing_pull_secret(site: Site) -> None:
+    site.create("prunedmodels", pruned_model("pull", imagePullSecrets=[{"name": "own-pull"}]))
+    kubelet = Kubelet(site)
+    pod = kubelet.wait_for_pods("pull", "pack")[0]
+    assert {"name": "own-pull"} in pod["spec"]["imagePullSecrets"]
+    kubelet.bind(pod)
+    kubelet.wait_reason(pod, "ImagePullBackOff", "Back-off pulling image")
+    event = {
+        "metadata": {"name": "pull-secret"},
+        "involvedObject": {"kind": "Pod", "namespace": site.namespace, **_reference(pod)},
+        "reason": "FailedToRetrieveImagePullSecret",
+        "type": "Warning",
+        "message": "Unable to retrieve some image pull secrets (own-pull); attempting to pull the image may not succeed.",
+        "lastTimestamp": "2026-11-23T00:00:00Z",
+    }
+    site.create("events", event)
+    found = site.wait_for("pull", "ArtifactsReady", "False", "SecretNotFound")
+    assert "pull Secret own-pull does not exist" in found["message"]
 
 
 def test_a_missing_secret_of_a_volume(site: Site) -> None:

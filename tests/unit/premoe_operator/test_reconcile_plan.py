@@ -92,6 +92,21 @@ def test_then_workers_once_the_store_told_the_facts() -> None:
     assert found.status.resolved.resident_bytes == 2 * 6 * 4096
 
 
+def test_the_time_to_start_follows_the_bytes_of_skeleton_and_slots() -> None:
+    """600 s, and one for every 64 MiB of 2 × 6 slots of 1 GiB and a skeleton of 4 GiB; told in the status."""
+    facts = replace(FACTS, blob_bytes=1 << 30, skeleton_bytes=4 << 30)
+    found = planned(replace(after(Observed(model())), store=facts))
+    assert found.status is not None
+    deployment = found.changes.create[-1]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    probe = container["startupProbe"]
+    assert probe["failureThreshold"] * probe["periodSeconds"] == found.status.resolved.startup_seconds == 860
+    lost = planned(
+        replace(after(replace(after(Observed(model())), store=facts)), store=StoreFailure("StoreUnreachable", "away"))
+    )
+    assert not lost.changes.apply
+
+
 @pytest.mark.parametrize(("allocation", "slots"), [("Shared", (9, 3)), ("Uniform", (6, 3))])
 def test_layers_with_fewer_experts_are_counted_as_they_are(allocation: str, slots: tuple[int, int]) -> None:
     packed = after(Observed(model(allocation=allocation)))
