@@ -258,7 +258,7 @@ def test_a_missing_pull_secret(site: Site) -> None:
         "involvedObject": {"kind": "Pod", "namespace": site.namespace, **_reference(pod)},
         "reason": "FailedToRetrieveImagePullSecret",
         "type": "Warning",
-        "message": "Unable to retrieve some image pull secrets (own-pull); attempting to pull the image may not succeed.",
+        "message": "Unable to retrieve some image pull secrets (own-pull); attempting to pull the image may not work.",
         "lastTimestamp": "2026-11-23T00:00:00Z",
     }
     site.create("events", event)
