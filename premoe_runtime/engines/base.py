@@ -131,7 +131,8 @@ class Submit:
 
     ``pattern_row`` indexes the mask table; its experts were published before and stay so until the sequence ends or is
     paused. ``active`` experts are used per token (at most the model's top-k). ``kv_key`` names everything but the
-    tokens that its keys and values depend on; empty: they may not be shared.
+    tokens that its keys and values depend on; empty: they may not be shared. ``grammar``: what the answer must match,
+    in llguidance's form and checked before (``engines.grammar_check``); empty: anything.
     """
 
     request_id: str
@@ -140,6 +141,7 @@ class Submit:
     active: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     kv_key: str = ""
+    grammar: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,9 @@ class OpenRequests:
         assert group.row is not None, "a running pattern has a mask row"
         request.submitted = True
         kv = kv_key(group.key, asked.active, self._weights_id, asked.salt)
-        self._engine.post(Submit(asked.request_id, asked.token_ids, group.row, asked.active, asked.sampling, kv))
+        self._engine.post(
+            Submit(asked.request_id, asked.token_ids, group.row, asked.active, asked.sampling, kv, asked.grammar)
+        )
 
     def announce(self, requests: Collection[OpenRequest], report: SwapReport) -> SwapReport:
         """Tell each what its swap moved, the first one all of it; returns what is left to be told to others."""

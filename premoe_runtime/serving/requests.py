@@ -92,7 +92,7 @@ class KeptPattern:
 class Request:
     """One request with its pattern decided. ``active``: experts per token, at most the model's top-k.
 
-    ``salt``: of the tenant; keys and values are never shared across salts.
+    ``salt``: of the tenant; keys and values are never shared across salts. ``grammar``: see ``engines.base.Submit``.
     """
 
     request_id: str
@@ -101,6 +101,7 @@ class Request:
     token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     salt: bytes = b""
+    grammar: str = ""
 
 
 @dataclass(eq=False, slots=True)

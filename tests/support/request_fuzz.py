@@ -10,7 +10,7 @@ DEEP = "[" * 200
 SCALARS: list[Any] = [
     None, True, False, 0, 1, -1, 2, 0.0, 0.5, -0.5, 1e308, 2**31, 2**32, 2**63, 2**64, -(2**63) - 1, 10**30, "", "a",
     "0", "text", "\ud83d", "\udc00x", "\x00", "\u2028", "x" * 300, "auto", "none", "user", "task", "p", "full",
-    "generalist",
+    "generalist", {"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
 ]  # fmt: skip
 NAMES = [
     "model", "messages", "prompt", "stream", "stream_options", "temperature", "top_p", "top_k", "stop", "seed", "n",
@@ -18,7 +18,8 @@ NAMES = [
     "tool_choice", "response_format", "logit_bias", "presence_penalty", "frequency_penalty", "suffix", "best_of",
     "user", "metadata", "store", "service_tier", "reasoning_effort", "modalities", "audio", "prediction", "verbosity",
     "parallel_tool_calls", "functions", "function_call", "role", "content", "type", "text", "include_usage",
-    "tool_calls", "refusal", "name", "cache_control", "image_url", "\ud800", "",
+    "tool_calls", "refusal", "name", "cache_control", "image_url", "json_schema", "schema", "strict",
+    "\ud800", "",
 ]  # fmt: skip
 HEADERS = [
     b"application/json", b"application/json; charset=utf-8", b"text/plain", b"", b"\xff\xfe",

@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 import torch
@@ -28,6 +30,7 @@ from premoe_runtime.engines.base import (
     StopLoad,
     Submit,
 )
+from premoe_runtime.engines.grammar import Grammars, Matcher
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.engines.hf.running import RunningSequences
@@ -45,12 +48,20 @@ _CLOSE_SECONDS = 30.0
 """How long ``close`` waits for the step and the copy at hand."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """The grammar of a sequence is there, or cannot be."""
+
+    request: Submit
+    matcher: Matcher | Exception
+
+
 class HfEngine:
     """Continuous batching over one slot model; implements ``premoe_runtime.engines.base.Engine``.
 
-    One thread runs steps and, between them, carries out commands; another copies blobs meanwhile. KV memory:
-    ``max_sequences`` × ``context`` tokens on the device, and at most ``parked_bytes`` (default: as much again) of
-    paused sequences in host memory.
+    One thread runs steps and, between them, carries out commands; others copy blobs and compile grammars meanwhile.
+    KV memory: ``max_sequences`` × ``context`` tokens on the device, and at most ``parked_bytes`` (default: as much
+    again) of paused sequences in host memory.
     """
 
     def __init__(
@@ -85,7 +96,9 @@ class HfEngine:
             arena.lock_pages()
         self._arena = arena
         self._copier = Copier(self._store, arena)
-        self._inbox: SimpleQueue[Command | None] = SimpleQueue()
+        self._grammars = Grammars(slot_model.tokenizer, self.limits.vocabulary, eos_ids(slot_model))
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="premoe-grammar")
+        self._inbox: SimpleQueue[Command | _Compiled | None] = SimpleQueue()
         self._copies: SimpleQueue[tuple[Copy, torch.cuda.Event | None, int] | None] = SimpleQueue()
         self._stop_load = threading.Event()
         self._retired: tuple[torch.cuda.Event | None, int] = (None, 0)
@@ -113,6 +126,7 @@ class HfEngine:
         for thread in self._threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(_CLOSE_SECONDS)
+        self._compiling.shutdown(wait=False, cancel_futures=True)
         if not any(thread.is_alive() for thread in self._threads):
             self._arena.unlock_pages()
 
@@ -145,8 +159,10 @@ class HfEngine:
             if not self._sequences.can_step:
                 self._tell()
 
-    def _carry_out(self, command: Command) -> None:
+    def _carry_out(self, command: Command | _Compiled) -> None:
         match command:
+            case _Compiled(request, matcher):
+                self._sequences.compiled(request, matcher)
             case Submit():
                 self._submit(command)
             case Cancel(ids):
@@ -172,6 +188,17 @@ class HfEngine:
             self._sequences.add(request)
         except Exception as error:
             self._sequences.refuse(request.request_id, error)
+            return
+        if request.grammar:
+            self._compiling.submit(self._compile, request)
+
+    def _compile(self, request: Submit) -> None:
+        matcher: Matcher | Exception
+        try:
+            matcher = self._grammars.compile(request.grammar)
+        except Exception as error:
+            matcher = error
+        self._inbox.put(_Compiled(request, matcher))
 
     def _check(self) -> Exception | None:
         try:

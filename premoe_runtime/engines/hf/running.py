@@ -7,6 +7,7 @@ import logging
 import torch
 
 from premoe_runtime.engines.base import StepReport, Submit, TokenEvent
+from premoe_runtime.engines.grammar import Matcher, constrain
 from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.sequence import RunningSequence
@@ -43,13 +44,23 @@ class RunningSequences:
 
     @property
     def can_step(self) -> bool:
-        return any(not sequence.paused for sequence in self._sequences.values())
+        return any(sequence.can_run for sequence in self._sequences.values())
 
     def add(self, request: Submit) -> None:
-        """Raises Conflict for an id in use."""
+        """Raises Conflict for an id in use. One with a grammar runs once ``compiled`` has brought it."""
         if request.request_id in self._sequences:
             raise Conflict(f"request id {request.request_id!r} is in use", reason="REQUEST_ID_IN_USE")
         self._sequences[request.request_id] = RunningSequence(request, self._text, self._eos_ids, self._pool.context)
+
+    def compiled(self, request: Submit, matcher: Matcher | Exception) -> None:
+        """The grammar of a sequence, which may have ended meanwhile."""
+        sequence = self._sequences.get(request.request_id)
+        if sequence is None or sequence.request is not request:
+            return
+        if isinstance(matcher, Exception):
+            self._fail(sequence, matcher)
+        else:
+            sequence.matcher = matcher
 
     def refuse(self, request_id: str, error: Exception) -> None:
         self._events.append((request_id, TokenEvent(error=error)))
@@ -68,7 +79,7 @@ class RunningSequences:
     def step(self) -> None:
         """Hand out rows, decode all that can decode and prefill one bounded piece."""
         self._give_rows()
-        ready = [s for s in self._sequences.values() if not s.paused and s.row is not None]
+        ready = [s for s in self._sequences.values() if s.can_run and s.row is not None]
         if not ready:
             return
         plan = plan_step([Pending(i, s.remaining) for i, s in enumerate(ready)], self._prefill_tokens)
@@ -80,7 +91,7 @@ class RunningSequences:
     def report(self) -> StepReport:
         """What happened since the last report."""
         events, self._events = tuple(self._events), []
-        running = sum(s.row is not None and not s.paused for s in self._sequences.values())
+        running = sum(s.row is not None and s.can_run for s in self._sequences.values())
         return StepReport(
             steps=self._steps,
             running=running,
@@ -96,7 +107,7 @@ class RunningSequences:
 
     def _give_rows(self) -> None:
         for sequence in self._sequences.values():
-            if sequence.paused or sequence.row is not None:
+            if not sequence.can_run or sequence.row is not None:
                 continue
             if not self._pool.free and not self._free_one():
                 return
@@ -161,9 +172,12 @@ class RunningSequences:
             self._choose(sequences, torch.stack(logits))
 
     def _choose(self, sequences: tuple[RunningSequence, ...], logits: torch.Tensor) -> None:
-        """The next token of each; ``logits``: float[B, V]."""
+        """The next token of each; ``logits``: float[B, V], written to."""
         try:
+            failed = constrain(logits, [sequence.matcher for sequence in sequences])
             chosen = choose_batch([sequence.sampler for sequence in sequences], logits)
+            for index, error in failed.items():
+                chosen[index] = error
         except Exception as error:
             chosen = [error] * len(sequences)
         for sequence, token in zip(sequences, chosen, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from premoe_runtime.engines.base import FinishReason, SequenceTimings, Submit, TokenEvent
+from premoe_runtime.engines.grammar import Matcher
 from premoe_runtime.engines.hf.kv import ParkedKV
 from premoe_runtime.engines.hf.text import Detokenizer, StopMatcher, TokenText
 from premoe_runtime.engines.sampling import Sampler
@@ -26,6 +27,8 @@ class RunningSequence:
         self.row: int | None = None
         self.parked: ParkedKV | None = None
         self.paused = False
+        self.matcher: Matcher | None = None
+        """Of its grammar, once that is compiled."""
         self.completion_tokens = 0
         self._sampler = Sampler(request.sampling)
         self._detokenizer = Detokenizer(text, request.token_ids)
@@ -43,6 +46,10 @@ class RunningSequence:
     def remaining(self) -> int:
         """Tokens that have to be computed before the next one can be chosen; 1 while decoding."""
         return len(self.tokens) - self.computed
+
+    @property
+    def can_run(self) -> bool:
+        return not self.paused and (self.matcher is not None or not self.request.grammar)
 
     @property
     def sampler(self) -> Sampler:
@@ -67,14 +74,15 @@ class RunningSequence:
         self._first_token_ns = self._first_token_ns or time.time_ns()
         self.tokens.append(token)
         self.completion_tokens += 1
+        complete = self.matcher is not None and self.matcher.accept(token)
         if token in self._eos_ids:
             return self._last((token,), self._stop.push(self._detokenizer.flush()), "stop")
         text = self._stop.push(self._detokenizer.push(token), token)
         if self._stop.matched is not None:
             return self._last((token,), text, "stop", flush=False)
-        if self.completion_tokens >= self._limit:
+        if complete or self.completion_tokens >= self._limit:
             text += self._stop.push(self._detokenizer.flush())
-            reason: FinishReason = "length" if self._stop.matched is None else "stop"
+            reason: FinishReason = "stop" if complete or self._stop.matched is not None else "length"
             return self._last((token,), text, reason)
         return TokenEvent((token,), text)
 

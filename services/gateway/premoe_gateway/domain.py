@@ -48,6 +48,14 @@ class Recommended:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """JSON that ``schema`` (JSON itself) allows. ``strict``: refuse keywords that cannot be enforced."""
+
+    schema: str
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One request, checked and free of HTTP."""
 
@@ -57,6 +65,8 @@ class Ask:
     pattern: str = ""
     """Task name, pattern id, "generalist" or "full"; empty: recognise the task."""
     active_experts: int | None = None
+    format: AnswerFormat | None = None
+    """None: any text."""
 
 
 @dataclass(frozen=True, slots=True)

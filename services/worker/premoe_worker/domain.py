@@ -68,6 +68,14 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerFormat:
+    """JSON that ``schema`` (JSON itself) allows. ``strict``: refuse keywords that cannot be enforced."""
+
+    schema: str
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ask:
     """One request. ``choice`` None: the worker recognises the task itself; ``on_unknown`` None: its own policy;
     ``sampling.max_tokens`` 0: its own number.
@@ -79,6 +87,7 @@ class Ask:
     active_experts: int | None = None
     on_unknown: OnUnknown | None = None
     model: str = ""
+    format: AnswerFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_worker.adapters.retrieval import DECISIONS, POLICIES
-from premoe_worker.domain import Ask, Delta, Event, Finished, PatternChoice, Prompt, Started, Turn
+from premoe_worker.domain import AnswerFormat, Ask, Delta, Event, Finished, PatternChoice, Prompt, Started, Turn
 from premoe_worker.limits import Limits
 from premoe_worker.residency import Preload
 
@@ -48,6 +48,7 @@ def ask(request: worker_pb2.GenerateRequest) -> Ask:
         active_experts=request.active_experts if request.HasField("active_experts") else None,
         on_unknown=_POLICY_NAMES.get(request.on_unknown),
         model=request.model,
+        format=_format(request.format) if request.HasField("format") else None,
     )
 
 
@@ -122,6 +123,10 @@ def _sampling(message: worker_pb2.Sampling) -> SamplingParams:
         seed=message.seed if message.HasField("seed") else None,
         top_k=message.top_k,
     )
+
+
+def _format(message: worker_pb2.AnswerFormat) -> AnswerFormat:
+    return AnswerFormat(message.json_schema, message.strict)
 
 
 def _choice(message: worker_pb2.PatternChoice) -> PatternChoice:

@@ -25,6 +25,7 @@ from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
 from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Ranking
+from premoe_worker.grammars import format_grammar
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _ENCODERS = 2
 """Threads that turn prompts into tokens; one long prompt does not hold up the others."""
+_GRAMMAR_CHECKERS = 2
+"""Grammars that are checked at once, each in a process."""
 _CACHED_CUTS = 1024
 _ID_LENGTH = 64
 """Hexadecimal digits of a pattern id; a task's name has fewer."""
@@ -65,6 +68,7 @@ class Worker:
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
         self._encoding = Lane("encode", threads=_ENCODERS, waiting=queue_limit)
+        self._checking = Lane("check", threads=_GRAMMAR_CHECKERS, waiting=queue_limit)
         # Of the same pattern every request gets the same value: what is worked out from it is worked out once.
         self._cut = lru_cache(_CACHED_CUTS)(cut)
         self._check_ranking = lru_cache(_CACHED_CUTS)(partial(check_ranking, model.manifest))
@@ -91,6 +95,7 @@ class Worker:
 
     async def _prepare(self, ask: Ask, received_ns: int) -> tuple[Request, Answer]:
         """Everything that comes before a request can be queued with its pattern."""
+        grammar = "" if ask.format is None else await self._checking.run(format_grammar, ask.format)
         encoded = await self._encoding.run(self.model.encode, ask.prompt)
         ask = self._settled(ask, encoded)
         describe_request(ask, self.name, len(encoded.token_ids))
@@ -104,7 +109,8 @@ class Worker:
             raise
         describe_choice(choice)
         active = self._active(ask.active_experts, pattern, budget)
-        request = Request(f"r{next(self._numbers)}", pattern, active, encoded.token_ids, ask.sampling)
+        number = f"r{next(self._numbers)}"
+        request = Request(number, pattern, active, encoded.token_ids, ask.sampling, grammar=grammar)
         return request, Answer(choice, len(encoded.token_ids), received_ns)
 
     async def probe(self, ask: Ask) -> tuple[npt.NDArray[np.float32], int, float]:
@@ -156,6 +162,7 @@ class Worker:
     def close(self) -> None:
         """Encode and probe no more."""
         self._encoding.close()
+        self._checking.close()
         self._probing.close()
 
     def residency(self) -> Residency:

@@ -102,7 +102,6 @@ BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     ),
     "messages of no kind": (chat, {"messages": "hello"}, "messages", "messages: must be a valid list"),
     "no messages": (chat, {"messages": []}, "messages", "must hold at least one message"),
-    "json mode": (chat, {"response_format": {"type": "json_object"}}, "response_format", "is not supported"),
     "tools": (chat, {"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
     "effort": (chat, {"reasoning_effort": "high"}, "reasoning_effort", "reasoning_effort is not supported"),
     "audio": (chat, {"modalities": ["text", "audio"]}, "modalities", "modalities is not supported"),

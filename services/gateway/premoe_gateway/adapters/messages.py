@@ -6,6 +6,7 @@ from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2
 
 from premoe_gateway.domain import (
+    AnswerFormat,
     Ask,
     Delta,
     Event,
@@ -67,6 +68,7 @@ def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) 
         ),
         active_experts=ask.active_experts,
         model=ask.model,
+        format=_format(ask.format),
     )
 
 
@@ -129,6 +131,10 @@ def _sampling(sampling: Sampling, recommended: Recommended) -> worker_pb2.Sampli
         stop=sampling.stop,
         seed=sampling.seed,
     )
+
+
+def _format(wanted: AnswerFormat | None) -> worker_pb2.AnswerFormat | None:
+    return None if wanted is None else worker_pb2.AnswerFormat(json_schema=wanted.schema, strict=wanted.strict)
 
 
 def _started(started: worker_pb2.Started) -> Started:

@@ -34,6 +34,8 @@ _STATUS: tuple[tuple[type[PremoeError], int], ...] = (
     (Exhausted, 429),
 )
 _STATUS_OF_REASON = {"UNKNOWN_TASK": 422, "DEADLINE_EXCEEDED": 504, "BODY_TOO_LARGE": 413, "MEDIA_TYPE": 415}
+_PARAM_OF_REASON = {"RESPONSE_FORMAT_INVALID": "response_format"}
+"""Fields that only a worker can judge."""
 _LONGEST_MESSAGE = 500
 
 
@@ -169,7 +171,7 @@ def error_body(error: PremoeError) -> Json:
     kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
     if status == 429:
         kind = "rate_limit_error"
-    param = error.param or None if isinstance(error, BadParameter) else None
+    param = error.param or None if isinstance(error, BadParameter) else _PARAM_OF_REASON.get(error.reason)
     return {
         "error": {
             "message": _shown(str(error)),

@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Ask, Prompt, Sampling
+from premoe_gateway.openai.formats import RESPONSE_FORMAT, parse_format
 from premoe_gateway.openai.messages import MESSAGES, BadParameter, turn_of, whole_text
 
 IGNORED = {
@@ -35,7 +36,6 @@ ONLY: Mapping[str, tuple[object, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
@@ -147,6 +147,7 @@ class _Common(BaseModel):
     n: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=_MAX_CHOICES)
     pattern: _Text = ""
     active_experts: _Int | None = Field(default=None, ge=1, le=_UINT32)
+    response_format: Annotated[Any, WithJsonSchema(RESPONSE_FORMAT)] = None
 
     def order(self, prompt: Prompt, max_tokens: int, others: tuple[str | tuple[int, ...], ...] = ()) -> Order:
         seed = None if self.seed is None else self.seed % _MAX_SEED
@@ -158,7 +159,8 @@ class _Common(BaseModel):
             seed,
             None if self.top_k is None else max(0, self.top_k),
         )
-        ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts)
+        shape = parse_format(self.response_format)
+        ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts, shape)
         if self.n * (1 + len(others)) > _MAX_CHOICES:
             raise BadParameter(f"n: at most {_MAX_CHOICES} choices a request, all prompts together", "n")
         return Order(ask, self.stream, bool(self.stream_options.include_usage), self.n, others)
