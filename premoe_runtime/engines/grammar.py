@@ -6,15 +6,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from copy import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from llguidance import LLMatcher, LLTokenizer
 
-from premoe_runtime.engines.grammar_check import LIMITS
+from premoe_runtime.engines.grammar_check import limits
 from premoe_runtime.formats.errors import InvalidInput
+
+if TYPE_CHECKING:
+    # Imported where it is needed: who asks for no grammar does not wait for it.
+    from llguidance import LLMatcher, LLTokenizer
 
 _KEPT = 32
 """Compiled grammars that are kept: of one schema asked for again, or for n choices, only its state is copied."""
@@ -81,10 +84,12 @@ class Grammars:
 
         Raises InvalidInput: the grammar is wrong, or the tokenizer is of a kind that no grammar can be used with.
         """
+        from llguidance import LLMatcher
+
         with self._lock:
             state = self._compiled.get(grammar)
             if state is None:
-                state = LLMatcher(self._tokenizer_of_grammars(), grammar, log_level=0, limits=LIMITS)
+                state = LLMatcher(self._tokenizer_of_grammars(), grammar, log_level=0, limits=limits())
                 if state.is_error():
                     raise InvalidInput(state.get_error()[:300], reason="GRAMMAR_INVALID")
                 self._compiled[grammar] = state
@@ -94,6 +99,8 @@ class Grammars:
             return Matcher(state.deep_copy(), self._vocabulary)
 
     def _tokenizer_of_grammars(self) -> LLTokenizer:
+        from llguidance import LLTokenizer
+
         if self._tokens is None:
             backend = copy(self._tokenizer.backend_tokenizer)
             backend.no_padding()

@@ -11,10 +11,13 @@ import resource
 import subprocess
 import sys
 from functools import lru_cache
-
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from typing import TYPE_CHECKING
 
 from premoe_runtime.formats.errors import InvalidInput, Unavailable
+
+if TYPE_CHECKING:
+    # Imported where it is needed: who asks for no grammar does not wait for it.
+    from llguidance import LLParserLimits
 
 CPU_SECONDS = 2
 """Of one grammar. Common ones take milliseconds."""
@@ -24,8 +27,6 @@ _LONGEST = 300
 """Characters of a reason: compilers quote what they were given."""
 _REMEMBERED = 256
 """Grammars whose verdict is kept: clients send the same few."""
-LIMITS = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
-"""What compiling and each step may take: some 20 ms a step and 100 MB at most."""
 
 
 def check_grammar(grammar: str) -> None:
@@ -55,6 +56,13 @@ def _problem(grammar: str) -> str:
     return done.stdout.decode(errors="replace")
 
 
+def limits() -> LLParserLimits:
+    """What compiling and each step may take: some 20 ms a step and 100 MB at most."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
+
+
 class _Bytes:
     """The smallest vocabulary: what a grammar costs hardly depends on it."""
 
@@ -68,13 +76,15 @@ class _Bytes:
 
 def _main() -> None:
     """The child's: one grammar from stdin, what is wrong with it to stdout."""
+    from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime) + 1 + CPU_SECONDS
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     matcher = LLMatcher(
-        LLTokenizer(TokenizerWrapper(_Bytes())), sys.stdin.buffer.read().decode(), log_level=0, limits=LIMITS
+        LLTokenizer(TokenizerWrapper(_Bytes())), sys.stdin.buffer.read().decode(), log_level=0, limits=limits()
     )
     if not matcher.is_error():
         matcher.compute_bitmask()
