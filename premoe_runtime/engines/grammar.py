@@ -42,7 +42,8 @@ class Matcher:
         """Take the chosen token; whether nothing but an end token may follow. Raises as ``allowed`` does."""
         self._state.consume_token(token)
         self._check()
-        return self._state.is_stopped()
+        stopped: bool = self._state.is_stopped()
+        return stopped
 
     def _check(self) -> None:
         if self._state.is_error():
