@@ -56,7 +56,9 @@ def worker() -> Metrics:
 
 def gateway() -> Metrics:
     metrics = Metrics()
-    GatewayMetrics(metrics, ()).show(cast(Any, None))
+    gateway = GatewayMetrics(metrics, ())
+    gateway.show(cast(Any, None))
+    gateway.show_keys(cast(Any, None))
     return metrics
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -23,47 +23,13 @@ from premoe_gateway.service import Gateway
 from premoe_gateway.targets import Targets
 from premoe_servicekit.clients import channel
 from support.fake_worker import MODEL, WEIGHTS, FakeRetrieval, FakeWorker, serving, until
+from support.gateways import client, gateway
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Exhausted, InvalidInput, PremoeError, Unavailable
 
 CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": "add 1 and 2"}]
 SYSTEM: ChatCompletionMessageParam = {"role": "system", "content": "Be brief."}
-
-
-@asynccontextmanager
-async def gateway(
-    *workers: FakeWorker,
-    retrieval: FakeRetrieval | None = None,
-    healthy: tuple[bool, ...] = (),
-    on_unknown: OnUnknown | None = None,
-    timeout_s: float = 30.0,
-    without_retrieval: bool = False,
-    **app: Any,
-) -> AsyncIterator[str]:
-    """The URL of a gateway over these workers."""
-    async with AsyncExitStack() as stack:
-        clients = []
-        for index, worker in enumerate(workers):
-            server = await stack.enter_async_context(serving(worker, healthy=(*healthy, True, True)[index]))
-            clients.append(GrpcWorker(server.address, await stack.enter_async_context(channel(server.address))))
-        client = None
-        if not without_retrieval:
-            server = await stack.enter_async_context(serving(retrieval or FakeRetrieval()))
-            client = GrpcRetrieval(server.address, await stack.enter_async_context(channel(server.address)))
-        service = Gateway(clients, client, on_unknown=on_unknown, timeout_s=timeout_s)
-        await service.refresh()
-        http = HttpServer(create_app(service, **app), host="127.0.0.1", port=0, grace_s=1)
-        yield await http.start()
-        force = asyncio.Event()
-        force.set()
-        await http.stop(force)
-
-
-@asynccontextmanager
-async def client(url: str) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as opened:
-        yield opened
 
 
 async def test_chat_recognises_the_task_and_says_what_it_did() -> None:
@@ -348,7 +314,8 @@ async def test_browsers_get_their_preflight_where_the_origin_is_allowed() -> Non
 
 def test_the_parser_is_ours_to_choose_and_connections_outlive_the_pools_in_front() -> None:
     server = HttpServer(create_app(Gateway((), None, on_unknown=None, timeout_s=1)), host="", port=0, grace_s=1)
-    assert server.config.http == "h11"
+    assert isinstance(server.config.http, type)
+    assert issubclass(server.config.http, H11Protocol)
     assert server.config.timeout_keep_alive > 90
 
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from contextlib import AsyncExitStack
+from pathlib import Path
 
+from premoe_servicekit.addresses import is_loopback
 from premoe_servicekit.clients import channel
 from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer
 from starlette.routing import Route
 
+from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
 from premoe_gateway.http.app import create_app
+from premoe_gateway.http.protocol import ClientBounds
 from premoe_gateway.http.server import HttpServer
 from premoe_gateway.metrics import GatewayMetrics
 from premoe_gateway.pool import WorkerPool
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import GatewaySettings
 from premoe_gateway.targets import Targets
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -43,9 +50,15 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
         )
         stack.push_async_callback(pool.close)
         await pool.update()
-        app = create_app(gateway, max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins)
+        keyring = Keyring(Path(settings.keys_file)) if settings.keys_file else None
+        if keyring is None and not is_loopback(settings.http_host):
+            log.warning("everybody who reaches %s may use the models: no --keys-file is given", settings.http_host)
+        app = create_app(
+            gateway, max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins, keyring=keyring
+        )
         metrics = GatewayMetrics(process.metrics, [route.path for route in app.routes if isinstance(route, Route)])
         metrics.show(gateway)
+        metrics.show_keys(keyring)
         http = HttpServer(
             metrics.around(app),
             host=settings.http_host,
@@ -53,6 +66,7 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
             grace_s=settings.grace_s,
             log_level=settings.log_level,
             keep_alive_s=settings.keep_alive_s,
+            bounds=ClientBounds(settings.receive_timeout_s, settings.send_timeout_s, settings.max_connections),
         )
 
         async def cut() -> None:

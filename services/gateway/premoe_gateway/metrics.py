@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from premoe_servicekit.metrics import COUNTER, GAUGE, OTHER, Metric, Metrics, Sample, exemplar
+from premoe_servicekit.metrics import COUNTER, GAUGE, OTHER, Few, Metric, Metrics, Sample, exemplar
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.domain import WorkerState
+from premoe_gateway.http.calls import Call, call_of
 
 WORKERS = (
     Metric("gateway_worker_up", GAUGE, "1 for a worker that serves, 0 for one that does not answer.", ("worker",)),
@@ -20,6 +22,14 @@ WORKERS = (
         COUNTER,
         "Calls that were sent to another worker, because one went away or had no room before its first token.",
         ("call",),
+    ),
+)
+KEYS = (
+    Metric("gateway_keys", GAUGE, "API keys in force."),
+    Metric(
+        "gateway_keys_stale",
+        GAUGE,
+        "1 while the file of API keys cannot be used as it is, so that what it said before holds.",
     ),
 )
 
@@ -50,7 +60,27 @@ class GatewayMetrics:
         self._seconds = metrics.histogram(
             "gateway_request_seconds", "From a request to the last byte of its answer.", ("path",)
         )
+        self._of_key = metrics.counter(
+            "gateway_key_requests", "HTTP requests by name of the API key and status code.", ("key", "code")
+        )
+        self._prompt_tokens = metrics.counter(
+            "gateway_key_prompt_tokens", "Tokens of prompts by name of the API key.", ("key",)
+        )
+        self._generation_tokens = metrics.counter(
+            "gateway_key_generation_tokens", "Tokens of answers by name of the API key.", ("key",)
+        )
+        self._key_names = Few()
         self._in_flight = metrics.gauge("gateway_requests_in_flight", "HTTP requests being answered.")
+
+    def show_keys(self, keyring: Keyring | None) -> None:
+        """Tell of the API keys from now on; of none where the gateway asks for none."""
+
+        def read() -> Iterator[Sample]:
+            if keyring is not None:
+                yield "gateway_keys", (), len(keyring.keys)
+                yield "gateway_keys_stale", (), float(keyring.is_stale)
+
+        self._metrics.on_demand(KEYS, read)
 
     def show(self, workers: Workers) -> None:
         """Tell of the workers from now on."""
@@ -91,9 +121,17 @@ class GatewayMetrics:
                     raise
                 finally:
                     self._requests.labels(path, code).inc()
+                    self._bill(call_of(scope), code)
                     self._seconds.labels(path).observe(time.perf_counter() - began, found)
 
         return counted
+
+    def _bill(self, call: Call, code: str) -> None:
+        if call.key:
+            name = self._key_names(call.key)
+            self._of_key.labels(name, code).inc()
+            self._prompt_tokens.labels(name).inc(call.usage.prompt_tokens)
+            self._generation_tokens.labels(name).inc(call.usage.completion_tokens)
 
     def _template(self, path: str) -> str:
         if path in self._paths:

@@ -25,6 +25,7 @@ from premoe_gateway.routing.conversations import Conversations
 from premoe_gateway.routing.members import Member, Members
 from premoe_gateway.routing.rank import rank
 from premoe_gateway.routing.rankings import Rankings
+from premoe_gateway.usage import Meter
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import Conflict, Exhausted, InvalidInput, NotFound, PremoeError, Unavailable
 
@@ -112,6 +113,7 @@ class Gateway:
         so the first event comes together with the second. Closing the iterator early cancels the request on the worker.
         """
         failed: set[Worker] = set()
+        meter = Meter(ask)
         while True:
             member = await self._choose(ask, choice, failed)
             opening: list[Event] = []
@@ -127,8 +129,10 @@ class Gateway:
                                 began = True
                                 self._conversations.note(ask.model, ask.prompt, worker.address)
                             for held in opening:
+                                meter.note(held)
                                 yield held
                             opening.clear()
+                            meter.note(event)
                             yield event
                 return
             except NotFound as error:

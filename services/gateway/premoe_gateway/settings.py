@@ -12,6 +12,9 @@ from premoe_gateway.targets import parse_target
 from premoe_runtime.formats.choices import OnUnknown
 
 KEEP_ALIVE_S = 120.0
+RECEIVE_S = 60.0
+SEND_S = 60.0
+CONNECTIONS = 1000
 MAX_BODY_BYTES = 16 * 2**20
 
 
@@ -41,6 +44,14 @@ class GatewaySettings(ServerSettings):
     send into one that closes."""
     max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1 << 10, le=MAX_BODY_BYTES)
     """Largest request body."""
+    receive_timeout_s: float = Field(default=RECEIVE_S, gt=0)
+    """Seconds that a client may take to send a request, from the first byte of its headers to the last of its body."""
+    send_timeout_s: float = Field(default=SEND_S, gt=0)
+    """Seconds after which a client that does not read its answer is left, and its request ended."""
+    max_connections: int = Field(default=CONNECTIONS, ge=1)
+    """HTTP connections at a time; more get 503."""
+    keys_file: str = ""
+    """File of API keys (`premoe keys add`), read again when it changes; empty: the gateway asks for none."""
     cors_origins: Names = ()
     """Origins of web pages that may call from a browser, separated by commas, `*` for any; empty: none."""
 

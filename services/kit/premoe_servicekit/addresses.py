@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 
 
@@ -16,3 +17,11 @@ async def look_up(host: str, port: int) -> list[str]:
 def join(address: str, port: int | str) -> str:
     """``address:port``, with the brackets that an IPv6 address needs."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address to listen on."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -6,10 +6,7 @@ one line; later, the pair in use stays until a good one lies there.
 
 from __future__ import annotations
 
-import logging
-import os
 import ssl
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,14 +16,8 @@ from pathlib import Path
 import grpc
 
 from premoe_runtime.formats.errors import InvalidInput
+from premoe_servicekit.followed import Followed
 from premoe_servicekit.settings import ProcessSettings
-
-log = logging.getLogger(__name__)
-
-CHECK_EVERY_S = 1.0
-"""How soon a change of the files is noticed; three ``stat`` calls."""
-
-_Stamp = tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +47,7 @@ class Tls:
     ) -> None:
         self.cert, self.key, self.ca = cert, key, ca
         self.server_name = server_name
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._stamp = self._stat()
-        self._material = self._read()
-        self._checked = clock()
+        self._files = Followed("TLS file", (cert, key, ca), self._read, reason="TLS_INVALID", clock=clock)
 
     def __reduce__(self) -> tuple[Callable[..., Tls], tuple[Path, Path, Path]]:
         # A child process reads the files itself.
@@ -68,12 +55,7 @@ class Tls:
 
     def material(self) -> Material:
         """What new connections use. The same object until the files change for good ones."""
-        with self._lock:
-            now = self._clock()
-            if now - self._checked >= CHECK_EVERY_S:
-                self._checked = now
-                self._renew()
-            return self._material
+        return self._files.current()
 
     def server_credentials(self) -> grpc.ServerCredentials:
         """Credentials that demand a client certificate and follow the files, one look per new connection."""
@@ -92,31 +74,6 @@ class Tls:
             renewed,  # type: ignore[arg-type]  # the stubs do not know that None means no change
             require_client_authentication=True,
         )
-
-    def _renew(self) -> None:
-        try:
-            stamp = self._stat()
-            if stamp == self._stamp:
-                return
-            material = self._read()
-        except InvalidInput as error:
-            # Half of a swap, most likely; the next look finds the rest.
-            log.warning("TLS files changed, but cannot be used, so the old ones stay: %s", error)
-            return
-        self._stamp = stamp
-        if material != self._material:
-            self._material = material
-            log.info("TLS files changed; new connections use them")
-
-    def _stat(self) -> _Stamp:
-        stamps = []
-        for path in (self.cert, self.key, self.ca):
-            try:
-                found = os.stat(path)
-            except OSError as error:
-                raise _invalid(f"TLS file {path} cannot be read: {error.strerror}") from None
-            stamps.append((found.st_mtime_ns, found.st_size, found.st_ino))
-        return tuple(stamps)
 
     def _read(self) -> Material:
         """The files' content, read twice around the check, so that no swap comes in between."""

@@ -27,6 +27,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     },
     "Serve": {
         "up": "Start the whole mesh on this machine and serve the OpenAI API.",
+        "keys": "Make, list and revoke the API keys that a gateway asks for.",
         "generate": "Send one prompt to a worker and print the answer as it comes.",
         "bench": "Load an OpenAI endpoint, ours or another's, and measure what its answers take.",
         "demo": "Pack, profile, serve and measure the small fixture model.",

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from premoe_gateway.access.keys import read_keys
 from premoe_servicekit.server import check_port_is_free
 from premoe_worker.limits import check_limits
 
@@ -64,6 +66,8 @@ class MeshOptions:
     """Whether every process serves its metrics, each on a free port of its own."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the HTTP API from a browser."""
+    keys_file: str = ""
+    """API keys that the HTTP API asks for; empty: none."""
     max_body_bytes: int | None = None
     """Largest body of an HTTP request."""
     log_level: str = "info"
@@ -141,6 +145,8 @@ def _check(options: MeshOptions) -> tuple[str, Manifest, PatternSet | None]:
     if options.workers < 1:
         raise InvalidInput("at least one worker is needed", reason="WORKERS_INVALID")
     check_port_is_free(options.host, options.port)
+    if options.keys_file:
+        read_keys(Path(options.keys_file))
     reader = open_pack(options.model)
     manifest = reader.manifest()
     limits = check_limits(
@@ -240,6 +246,7 @@ def _start(
         "premoe_gateway.cli",
         *("--workers", ",".join(addresses), "--retrieval", retrieval_address),
         *("--http-host", options.host, "--http-port", str(options.port), "--on-unknown", options.on_unknown),
+        *(("--keys-file", options.keys_file) if options.keys_file else ()),
         *(() if options.max_body_bytes is None else ("--max-body-bytes", str(options.max_body_bytes))),
         *(("--cors-origins", ",".join(options.cors_origins)) if options.cors_origins else ()),
     )

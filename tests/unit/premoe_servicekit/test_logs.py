@@ -6,7 +6,7 @@ import sys
 
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import format_trace_id, use_span
-from premoe_servicekit.logs import JsonFormatter, PlainFormatter
+from premoe_servicekit.logs import REQUEST_ID, JsonFormatter, PlainFormatter
 
 
 def record(message: str, *, broken: bool = False) -> logging.LogRecord:
@@ -33,3 +33,16 @@ def test_json_is_one_line_with_the_trace() -> None:
 def test_without_a_span_there_is_no_trace_id() -> None:
     assert "trace_id" not in json.loads(JsonFormatter("retrieval").format(record("alone")))
     assert PlainFormatter("retrieval").format(record("alone")).endswith("warning retrieval: alone")
+
+
+def test_fields_and_the_request_are_part_of_a_line() -> None:
+    entry = record("request")
+    entry.fields = {"status": 200, "path": "/a\nb"}
+    token = REQUEST_ID.set("mine")
+    try:
+        line = json.loads(JsonFormatter("gateway").format(entry))
+        plain = PlainFormatter("gateway").format(entry)
+    finally:
+        REQUEST_ID.reset(token)
+    assert (line["status"], line["path"], line["request_id"]) == (200, "/a\nb", "mine")
+    assert plain.endswith("gateway: request status=200 path='/a\\nb' [mine]")

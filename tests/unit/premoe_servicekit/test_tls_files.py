@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from premoe_servicekit.followed import CHECK_EVERY_S
 from premoe_servicekit.settings import ServerSettings
-from premoe_servicekit.tls import CHECK_EVERY_S, Tls, tls_of
+from premoe_servicekit.tls import Tls, tls_of
 from support.certificates import Authority, TlsFolder, tls_folder
 
 from premoe_runtime.formats.errors import InvalidInput

@@ -20,7 +20,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.domain import Ask, Delta, Event, Finished, Recognition, Started
+from premoe_gateway.http.calls import HEADER, CallMiddleware, call_of
+from premoe_gateway.http.door import Door
+from premoe_gateway.http.paths import OPEN
+from premoe_gateway.http.refusals import refusal
 from premoe_gateway.http.tracing import TraceMiddleware, describe
 from premoe_gateway.openai import answers
 from premoe_gateway.openai.description import description
@@ -46,11 +51,12 @@ def create_app(
     started: int | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     cors_origins: Iterable[str] = (),
+    keyring: Keyring | None = None,
 ) -> Starlette:
     """The ASGI application over one gateway.
 
     ``started`` (Unix seconds) dates the models it lists. Pages of ``cors_origins`` ("*": of any) may call it from
-    browsers.
+    browsers. With a ``keyring`` whatever is not open (``paths.OPEN``) needs one of its keys.
     """
     created = int(time.time()) if started is None else started
     body = partial(_body, limit=max_body_bytes)
@@ -59,17 +65,19 @@ def create_app(
         Route("/v1/completions", _endpoint(gateway, "text", body, parse_completion), methods=["POST"]),
         Route("/v1/models", partial(_models, gateway, created), methods=["GET"]),
         Route("/v1/models/{name:path}", partial(_model, gateway, created), methods=["GET"]),
-        Route("/health", partial(_health, gateway), methods=["GET"]),
-        Route("/ready", partial(_health, gateway), methods=["GET"]),
+        Route("/health", partial(_health, gateway, keyring), methods=["GET"]),
+        Route("/ready", partial(_health, gateway, keyring), methods=["GET"]),
         Route("/healthz", _alive, methods=["GET"]),
         Route("/version", _version, methods=["GET"]),
-        Route("/openapi.json", _openapi, methods=["GET"]),
+        Route("/openapi.json", partial(_openapi, keyring), methods=["GET"]),
     ]
     app = Starlette(
         routes=routes, exception_handlers={PremoeError: _on_error, HTTPException: _on_http, Exception: _on_bug}
     )
     app.router.redirect_slashes = False  # clients of JSON follow no redirect of a POST
-    app.add_middleware(TraceMiddleware)
+    # The last that is added is the first to see a request.
+    if keyring is not None:
+        app.add_middleware(Door, keyring=keyring)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -78,6 +86,8 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["*"],
         )
+    app.add_middleware(CallMiddleware)
+    app.add_middleware(TraceMiddleware)
     return app
 
 
@@ -251,10 +261,12 @@ async def _model(gateway: Gateway, created: int, request: Request) -> Response:
     raise NotFound(f"model {name!r} is not served here", reason="MODEL_NOT_FOUND")
 
 
-async def _health(gateway: Gateway, request: Request) -> Response:
+async def _health(gateway: Gateway, keyring: Keyring | None, request: Request) -> Response:
     """200 while at least one worker serves, else 503."""
     states = gateway.healthy()
-    body = {"status": "ok" if states else "no worker", "workers": [state.address for state in states]}
+    body: answers.Json = {"status": "ok" if states else "no worker", "workers": [state.address for state in states]}
+    if keyring is not None:
+        body["keys"] = "stale" if keyring.is_stale else "ok"
     return JSONResponse(body, status_code=200 if states else 503)
 
 
@@ -266,14 +278,13 @@ async def _version(request: Request) -> Response:
     return JSONResponse({"version": version("premoe")})
 
 
-async def _openapi(request: Request) -> Response:
-    return JSONResponse(description())
+async def _openapi(keyring: Keyring | None, request: Request) -> Response:
+    return JSONResponse(description(None if keyring is None else OPEN))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, PremoeError)
-    headers = {"retry-after": "1"} if answers.status_of(error) in (429, 503) else None
-    return JSONResponse(answers.error_body(error), status_code=answers.status_of(error), headers=headers)
+    return refusal(error)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -284,8 +295,10 @@ async def _on_http(request: Request, error: Exception) -> Response:
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:
-    # Raised again after this answer, so that the server logs it.
-    return JSONResponse(answers.error_body(_unforeseen()), status_code=500)
+    # Raised again after this answer, so that the server logs it. It is made outside of all that names a request.
+    answer = refusal(_unforeseen())
+    answer.headers[HEADER] = call_of(request.scope).id
+    return answer
 
 
 def _bug(error: Exception) -> PremoeError:

@@ -11,6 +11,7 @@ import uvicorn
 from premoe_servicekit.server import check_port_is_free
 from starlette.types import ASGIApp
 
+from premoe_gateway.http.protocol import MAX_HEAD_BYTES, ClientBounds, bounded
 from premoe_gateway.settings import KEEP_ALIVE_S
 
 _LAST_WORDS_S = 3
@@ -44,6 +45,7 @@ class HttpServer:
         grace_s: float,
         log_level: str = "warning",
         keep_alive_s: float = KEEP_ALIVE_S,
+        bounds: ClientBounds = ClientBounds(),
     ) -> None:
         self._host = host
         self._port = port
@@ -55,7 +57,9 @@ class HttpServer:
             access_log=log_level == "debug",
             lifespan="off",
             server_header=False,
-            http="h11",  # not what else may be installed: parsers differ in what they refuse
+            http=bounded(bounds),  # h11, not what else may be installed: parsers differ in what they refuse
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            workers=1,  # or uvicorn reads a variable of the platform
             ws="none",
             loop="asyncio",
             timeout_keep_alive=max(1, round(keep_alive_s)),

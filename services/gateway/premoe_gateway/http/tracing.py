@@ -10,8 +10,9 @@ from premoe_servicekit.telemetry import PROPAGATOR, tracer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from premoe_gateway.http.paths import PROBES
+
 _OPERATION = {"chat": "chat", "text": "text_completion"}
-_UNTRACED = ("/health", "/healthz", "/ready")
 
 
 class TraceMiddleware:
@@ -21,7 +22,7 @@ class TraceMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in _UNTRACED:
+        if scope["type"] != "http" or scope["path"] in PROBES:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

@@ -33,7 +33,14 @@ _STATUS: tuple[tuple[type[PremoeError], int], ...] = (
     (Unavailable, 503),
     (Exhausted, 429),
 )
-_STATUS_OF_REASON = {"UNKNOWN_TASK": 422, "DEADLINE_EXCEEDED": 504, "BODY_TOO_LARGE": 413, "MEDIA_TYPE": 415}
+_STATUS_OF_REASON = {
+    "INVALID_API_KEY": 401,
+    "REQUEST_TIMEOUT": 408,
+    "BODY_TOO_LARGE": 413,
+    "MEDIA_TYPE": 415,
+    "UNKNOWN_TASK": 422,
+    "DEADLINE_EXCEEDED": 504,
+}
 _PARAM_OF_REASON = {"RESPONSE_FORMAT_INVALID": "response_format"}
 """Fields that only a worker can judge."""
 _LONGEST_MESSAGE = 500

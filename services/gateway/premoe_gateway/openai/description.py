@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.metadata import version
 from typing import Any
 
@@ -15,7 +16,8 @@ _REFUSALS = {
     413: "The body is too large.",
     415: "The body is not sent as application/json.",
     422: "No stored task fits, and the policy is to refuse.",
-    429: "The queue is full.",
+    408: "The request did not come in time.",
+    429: "The queue is full, or the key has used up what it may.",
     500: "A fault of the server.",
     503: "No worker answers.",
     504: "The answer took too long.",
@@ -52,11 +54,11 @@ _STATUS: Json = {"type": "object", "required": ["status"], "properties": {"statu
 _VERSION: Json = {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}}
 
 
-def description() -> Json:
-    """OpenAPI 3.1."""
+def description(open_paths: Collection[str] | None = None) -> Json:
+    """OpenAPI 3.1. ``open_paths``: those that need no API key; None: no path needs one."""
     health = {200: ("A worker serves.", _STATUS), 503: ("None does.", _STATUS)}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    return {
+    document: Json = {
         "openapi": "3.1.0",
         "info": {"title": "PreMoE", "version": version("premoe")},
         "paths": {
@@ -73,6 +75,14 @@ def description() -> Json:
             "/version": {"get": _getting("Version of the gateway.", {200: ("It.", _VERSION)})},
         },
     }
+    if open_paths is not None:
+        document["components"] = {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}}
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if path not in open_paths and method != "parameters":
+                    operation["security"] = [{"key": []}]
+                    operation["responses"]["401"] = _described("No API key, or none of this gateway's.", _ERROR)
+    return document
 
 
 def _answering(body: Json, summary: str) -> Json:
@@ -85,11 +95,11 @@ def _answering(body: Json, summary: str) -> Json:
 
 
 def _getting(summary: str, responses: dict[int, tuple[str, Json]]) -> Json:
-    described = {
-        str(code): {"description": text, "content": {"application/json": {"schema": schema}}}
-        for code, (text, schema) in responses.items()
-    }
-    return {"summary": summary, "responses": described}
+    return {"summary": summary, "responses": {str(code): _described(*each) for code, each in responses.items()}}
+
+
+def _described(text: str, schema: Json) -> Json:
+    return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
 def _with_every_field(body: Json) -> Json:

@@ -45,6 +45,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the HTTP API.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
+@click.option("--keys-file", default="", help="API keys that callers need, see `premoe keys` [default: none].")
 @click.option(
     "--cors-origin", multiple=True, help="Origin of web pages that may call from a browser, or *; repeatable."
 )
@@ -71,6 +72,7 @@ def command(
     on_unknown: OnUnknown,
     host: str,
     port: int,
+    keys_file: str,
     cors_origin: tuple[str, ...],
     max_body: str | None,
     workers: int,
@@ -115,6 +117,7 @@ def command(
         qdrant_url=qdrant_url,
         redis_url=redis_url,
         metrics=metrics,
+        keys_file=keys_file,
         cors_origins=cors_origin,
         max_body_bytes=parse_bytes(max_body) if max_body else None,
         log_level=log_level,
