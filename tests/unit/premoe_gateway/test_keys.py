@@ -124,8 +124,11 @@ def test_a_broken_file_keeps_the_last_good_one_and_says_so_once(
     made = write_keys(path, {"alice": {}})
     ring = Keyring(path, clock=clock)
     assert not ring.is_stale
-    for break_it in (lambda: replace_file(path, b'{"keys": ['), path.unlink):
-        break_it()
+    for broken in (b'{"keys": [', None):
+        if broken is None:
+            path.unlink()
+        else:
+            replace_file(path, broken)
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             for _ in range(3):

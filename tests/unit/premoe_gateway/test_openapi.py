@@ -19,7 +19,7 @@ APP = create_app(Gateway([EchoWorker()], OneTask(), on_unknown=None, timeout_s=3
 DESCRIPTION = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 FOLDER = tempfile.TemporaryDirectory()
-AUTHORIZATION = {"authorization": f"Bearer {write_keys(Path(FOLDER.name) / 'keys.json', {'alice': {}})['alice']}"}
+AUTHORIZATION = {"Authorization": f"Bearer {write_keys(Path(FOLDER.name) / 'keys.json', {'alice': {}})['alice']}"}
 KEYED = schemathesis.openapi.from_asgi(
     "/openapi.json",
     create_app(

@@ -62,8 +62,8 @@ class BoundedProtocol(H11Protocol):
             self._receiving = self._later(self.client_bounds.receive_s, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._receiving = _cancelled(self._receiving)
-        self._sending = _cancelled(self._sending)
+        self._stop_receiving()
+        self._stop_sending()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -90,7 +90,7 @@ class BoundedProtocol(H11Protocol):
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self._sending = _cancelled(self._sending)
+            self._stop_sending()
 
     def _watch(self) -> None:
         """Time the request that is on its way, if one is."""
@@ -101,14 +101,14 @@ class BoundedProtocol(H11Protocol):
         if state is h11.SEND_BODY or (state is h11.IDLE and self.conn.trailing_data[0]):
             self._receiving = self._receiving or self._later(self.client_bounds.receive_s, self._too_slow)
             return
-        self._receiving = _cancelled(self._receiving)
+        self._stop_receiving()
         if state is h11.IDLE and self.timeout_keep_alive_task is None:
             # uvicorn forgets it where the body of a request ends after its answer.
             self.timeout_keep_alive_task = self._later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _watch_end(self) -> None:
         """Closing waits for the client to read what is left."""
-        self._receiving = _cancelled(self._receiving)
+        self._stop_receiving()
         if self.transport.get_write_buffer_size():
             self._sending = self._sending or self._later(self.client_bounds.send_s, self._stalled)
 
@@ -137,13 +137,18 @@ class BoundedProtocol(H11Protocol):
             return False
         return not self.cycle.response_complete or self.conn.their_state is h11.SEND_BODY
 
+    def _stop_receiving(self) -> None:
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+
+    def _stop_sending(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
     def _later(self, seconds: float, then: Callable[[], None]) -> asyncio.TimerHandle:
         return self.loop.call_later(seconds, then)
-
-
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
 
 
 def _raw(answer: Response) -> bytes:
