@@ -6,7 +6,8 @@
     ├── Conflict          it exists and differs, or state forbids it exit 4, FAILED_PRECONDITION, HTTP 409
     ├── CorruptData       bytes do not match their digest or format  exit 5, DATA_LOSS, HTTP 500
     ├── Unavailable       a dependency is down; retry may help       exit 6, UNAVAILABLE, HTTP 503
-    └── Exhausted         no room: disk, memory, slots, queue        exit 7, RESOURCE_EXHAUSTED, HTTP 429/507
+    ├── Exhausted         no room: disk, memory, slots, queue        exit 7, RESOURCE_EXHAUSTED, HTTP 429/507
+    └── Forbidden         the caller's role may not do this          exit 8, PERMISSION_DENIED, HTTP 500
 
 Every message is one sentence that says what is wrong, where, and what to do. ``reason`` is the
 UPPER_SNAKE reason of ``google.rpc.ErrorInfo`` (domain ``premoe.dev``).
@@ -66,3 +67,10 @@ class Exhausted(PremoeError):
 
     exit_code = 7
     default_reason = "EXHAUSTED"
+
+
+class Forbidden(PremoeError):
+    """Another process may do this, the one that asks may not."""
+
+    exit_code = 8
+    default_reason = "FORBIDDEN"

@@ -366,22 +366,23 @@ def variables(process: str, folder: TlsFolder, **settings: object) -> dict[str, 
 
 
 @pytest.mark.timeout(300)  # a worker imports torch
-def test_a_whole_mesh_under_tls_answers_and_a_stopping_worker_ends_its_stream(
+def test_a_whole_mesh_of_roles_under_tls_answers_and_a_stopping_worker_ends_its_stream(
     store_url: str, authority: Authority, tmp_path: Path
 ) -> None:
-    files = tls_folder(tmp_path / "tls", authority, "localhost")
+    def told(role: str, **settings: object) -> dict[str, str]:
+        files = tls_folder(tmp_path / role, authority, "localhost", uris=[f"premoe://m.test/{role}"])
+        return variables(role.replace("-", "_").upper(), files, tls_release="m.test", **settings)
+
     root = ("--store-url", store_url)
     with ExitStack() as stack:
-        store = stack.enter_context(serving("premoe_expert_store.cli", root, variables("EXPERT_STORE", files)))
-        retrieval = stack.enter_context(serving("premoe_retrieval.cli", root, variables("RETRIEVAL", files)))
+        store = stack.enter_context(serving("premoe_expert_store.cli", root, told("expert-store")))
+        retrieval = stack.enter_context(serving("premoe_retrieval.cli", root, told("retrieval")))
         peers = {"store": f"dns:///{store.address}", "retrieval": f"dns:///{retrieval.address}"}
-        told = variables("WORKER", files, **peers, budget="2/4", threads=1, drain_delay_s=2, grace_s=60, model_name="m")
-        worker = stack.enter_context(serving("premoe_worker.cli", (), {**told, "OMP_WAIT_POLICY": "PASSIVE"}))
+        own = told("worker", **peers, budget="2/4", threads=1, drain_delay_s=2, grace_s=60, model_name="m")
+        worker = stack.enter_context(serving("premoe_worker.cli", (), {**own, "OMP_WAIT_POLICY": "PASSIVE"}))
         port = worker.address.rpartition(":")[2]
-        told = variables(
-            "GATEWAY", files, workers=f"dns:///localhost:{port}", retrieval=peers["retrieval"], http_port=0
-        )
-        gateway = stack.enter_context(serving("premoe_gateway.cli", (), told))
+        own = told("gateway", workers=f"dns:///localhost:{port}", retrieval=peers["retrieval"], http_port=0)
+        gateway = stack.enter_context(serving("premoe_gateway.cli", (), own))
         with httpx.Client(base_url=str(gateway.ready["url"]), timeout=60) as client:
             body = {"model": "m", "messages": [{"role": "user", "content": "0123456789"}], "temperature": 0}
             answer = client.post("/v1/chat/completions", json={**body, "max_tokens": 4})

@@ -43,6 +43,7 @@ class Authority:
         self,
         *names: str,
         addresses: Sequence[str] = ("127.0.0.1",),
+        uris: Sequence[str] = (),
         common_name: str = "premoe test",
         organisation: str | None = None,
         days: float = 1,
@@ -61,6 +62,7 @@ class Authority:
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )
         alternatives: list[x509.GeneralName] = [x509.DNSName(name) for name in names]
+        alternatives += [x509.UniformResourceIdentifier(uri) for uri in uris]
         alternatives += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses]
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
@@ -105,10 +107,10 @@ class TlsFolder:
         fresh.replace(self.folder / "..data")
 
 
-def tls_folder(folder: Path, authority: Authority, *names: str) -> TlsFolder:
+def tls_folder(folder: Path, authority: Authority, *names: str, uris: Sequence[str] = ()) -> TlsFolder:
     """A folder with a certificate of ``authority`` for 127.0.0.1 and ``names``, which also is the one trusted."""
     made = TlsFolder(folder)
-    made.write(authority.issue(*names), authority.pem)
+    made.write(authority.issue(*names, uris=uris), authority.pem)
     return made
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import openai
 from premoe_local import tasks
+from premoe_servicekit.roles import Role, identity
 
 from support.certificates import Authority
 from support.charts import CHART, CRD_CHART, install
@@ -194,7 +195,8 @@ def running_release(ground: Ground, *, mutual_tls: bool = False) -> Iterator[Rel
 def certificates(namespace: str) -> dict[str, Any]:
     """A Secret with one certificate for all parts of a release, and its authority."""
     authority = Authority()
-    pair = authority.issue(f"premoe.{namespace}.svc", addresses=())
+    uris = [identity(f"premoe.{namespace}", role) for role in Role]
+    pair = authority.issue(f"premoe.{namespace}.svc", addresses=(), uris=uris)
     content = {"tls.crt": pair.cert, "tls.key": pair.key, "ca.crt": authority.pem}
     return secret(TLS_SECRET, {name: pem.decode() for name, pem in content.items()})
 

@@ -10,6 +10,7 @@ from premoe.experts.v1 import experts_pb2 as pb
 from premoe.experts.v1 import experts_pb2_grpc
 from premoe_servicekit.server import RpcServer, registration
 from premoe_servicekit.settings import ServerSettings
+from premoe_servicekit.tls import tls_of
 
 SERVICE = "premoe.experts.v1.ExpertStoreService"
 
@@ -54,7 +55,8 @@ class ScriptedStore(experts_pb2_grpc.ExpertStoreServiceServicer):
 async def scripted(store: ScriptedStore, settings: ServerSettings | None = None) -> AsyncIterator[RpcServer]:
     """A serving server; stopped at once at the end unless the test did it."""
     added = registration(SERVICE, store, experts_pb2_grpc.add_ExpertStoreServiceServicer_to_server)
-    server = RpcServer([added], settings or ServerSettings())
+    settings = settings or ServerSettings()
+    server = RpcServer([added], settings, tls=tls_of(settings))
     await server.start()
     await server.set_serving(True)
     try:

@@ -31,6 +31,7 @@ imagePullSecrets:
 {{ .prefix }}_MAX_CONNECTION_AGE_S: {{ $root.Values.drain.maxConnectionAgeSeconds | quote }}
 {{ include "premoe.logSettings" . }}
 {{- include "premoe.tls.settings" . }}
+{{- include "premoe.tls.admission" . }}
 {{- end -}}
 
 {{/* Takes (root, prefix). */}}

@@ -2,6 +2,11 @@
 {{- .Values.tls.serverName | default (printf "%s.%s.svc" (include "premoe.fullname" .) .Release.Namespace) -}}
 {{- end -}}
 
+{{/* Name of the release in the URIs premoe://RELEASE/ROLE of certificates. */}}
+{{- define "premoe.tls.release" -}}
+{{ include "premoe.fullname" . }}.{{ .Release.Namespace }}
+{{- end -}}
+
 {{/* Secret with a component's certificate. Takes (root, component). */}}
 {{- define "premoe.tls.secretName" -}}
 {{- if eq .root.Values.tls.mode "Secret" -}}
@@ -18,6 +23,13 @@
 {{ .prefix }}_TLS_KEY: /etc/premoe/tls/tls.key
 {{ .prefix }}_TLS_CA: /etc/premoe/tls/ca.crt
 {{ .prefix }}_TLS_SERVER_NAME: {{ include "premoe.tls.serverName" .root | quote }}
+{{- end }}
+{{- end -}}
+
+{{/* Which callers a server admits. Takes (root, prefix). */}}
+{{- define "premoe.tls.admission" -}}
+{{- if and (ne .root.Values.tls.mode "Disabled") .root.Values.tls.checkRoles }}
+{{ .prefix }}_TLS_RELEASE: {{ include "premoe.tls.release" .root }}
 {{- end }}
 {{- end -}}
 
@@ -40,6 +52,8 @@ spec:
     - {{ include "premoe.tls.serverName" .root }}
     - {{ $name }}.{{ $namespace }}.svc
     - {{ $name }}.{{ $namespace }}.svc.{{ .root.Values.clusterDomain }}
+  uris:
+    - premoe://{{ include "premoe.tls.release" .root }}/{{ .component }}
   duration: {{ .root.Values.tls.duration }}
   renewBefore: {{ .root.Values.tls.renewBefore }}
   usages: [digital signature, server auth, client auth]

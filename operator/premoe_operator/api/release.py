@@ -77,6 +77,10 @@ class ReleaseTls(Part):
     server_name: OptionalDnsName = ""
     """A name that every certificate of the release carries, workers' included, and that clients verify; empty: the
     address called. Behind one Service that finds workers of many models, no address is in all certificates."""
+    release: OptionalDnsName = ""
+    """Name of the release in the URI premoe://RELEASE/worker of workers' certificates; empty: they get none."""
+    check_roles: bool = False
+    """Whether workers admit callers only in the role that their certificates carry."""
 
     @model_validator(mode="after")
     def _complete(self) -> ReleaseTls:
@@ -84,6 +88,8 @@ class ReleaseTls(Part):
             raise ValueError("mode Secret needs secretName")
         if self.mode == "CertManager" and self.issuer_ref is None:
             raise ValueError("mode CertManager needs issuerRef")
+        if self.check_roles and not self.release:
+            raise ValueError("checkRoles needs release")
         return self
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from premoe_servicekit.roles import Role, identity
+
 from premoe_operator.api.resources import IssuerRef
 from premoe_operator.children.inputs import Inputs, metadata
 from premoe_operator.children.services import workers
@@ -43,6 +45,7 @@ def certificate(inputs: Inputs) -> Json | None:
     if found is None or found.issuer is None:
         return None
     service = workers(inputs).host
+    release = inputs.release.tls.release
     names = [service, f"*.{service}", f"{service}.cluster.local", "localhost", inputs.release.tls.server_name]
     return {
         "apiVersion": "cert-manager.io/v1",
@@ -56,6 +59,7 @@ def certificate(inputs: Inputs) -> Json | None:
             "usages": ["digital signature", "server auth", "client auth"],
             "dnsNames": [each for each in names if each],
             "ipAddresses": ["127.0.0.1", "::1"],
+            **({"uris": [identity(release, Role.WORKER)]} if release else {}),
             "issuerRef": found.issuer.model_dump(by_alias=True),
         },
     }

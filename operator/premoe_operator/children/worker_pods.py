@@ -200,6 +200,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         files = {"TLS_CERT": "tls.crt", "TLS_KEY": "tls.key", "TLS_CA": "ca.crt"}
         values |= {name: f"{TLS_FOLDER}/{file}" for name, file in files.items()}
         values["TLS_SERVER_NAME"] = release.tls.server_name
+        values["TLS_RELEASE"] = release.tls.release if release.tls.check_roles else None
     return env_list({f"PREMOE_WORKER_{name}": value for name, value in values.items()})
 
 

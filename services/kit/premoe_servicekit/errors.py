@@ -18,6 +18,7 @@ from premoe_runtime.formats.errors import (
     Conflict,
     CorruptData,
     Exhausted,
+    Forbidden,
     InvalidInput,
     NotFound,
     PremoeError,
@@ -35,6 +36,7 @@ _CODES: tuple[tuple[type[PremoeError], grpc.StatusCode], ...] = (
     (CorruptData, grpc.StatusCode.DATA_LOSS),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (Exhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
 )
 _CLASSES: dict[grpc.StatusCode, type[PremoeError]] = {
     **{code: kind for kind, code in _CODES},

@@ -1,4 +1,5 @@
-"""What happens around every RPC of our own services: trace, deadline, errors. Health and reflection are left alone.
+"""What happens around every RPC of our own services: trace, admission, deadline, errors. Health and reflection
+are left alone.
 
 Handlers are ``async def`` (unary) or async generators (server streams). Streams are written from inside the wrapper,
 so that a cancelled RPC closes its generator at once and in the same task, not when the garbage collector comes by.
@@ -19,6 +20,7 @@ from opentelemetry.trace import Span
 from premoe_runtime.formats.errors import PremoeError
 from premoe_servicekit import deadlines, telemetry
 from premoe_servicekit.errors import from_rpc_error, one_line, status_code, to_status
+from premoe_servicekit.roles import Admission
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +34,10 @@ _LEFT_ALONE = ("/grpc.health.", "/grpc.reflection.")
 
 
 class RpcInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps every handler in ``rpc_scope``."""
+    """Wraps every handler in ``rpc_scope``, with ``admission`` for callers that it admits."""
+
+    def __init__(self, admission: Admission | None = None) -> None:
+        self._admission = admission
 
     async def intercept_service(
         self,
@@ -45,13 +50,13 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
             return handler
         if handler.unary_unary is not None and inspect.iscoroutinefunction(handler.unary_unary):
             return grpc.unary_unary_rpc_method_handler(
-                _unary(method, cast(Unary, handler.unary_unary)),
+                _unary(method, self._admission, cast(Unary, handler.unary_unary)),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         if handler.unary_stream is not None and inspect.isasyncgenfunction(handler.unary_stream):
             return grpc.unary_stream_rpc_method_handler(
-                _stream(method, cast(Stream, handler.unary_stream)),
+                _stream(method, self._admission, cast(Stream, handler.unary_stream)),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
@@ -59,17 +64,17 @@ class RpcInterceptor(grpc.aio.ServerInterceptor):
         return handler
 
 
-def _unary(method: str, inner: Unary) -> Unary:
+def _unary(method: str, admission: Admission | None, inner: Unary) -> Unary:
     async def unary(request: Any, context: Context) -> Any:
-        async with rpc_scope(method, context):
+        async with rpc_scope(method, context, admission):
             return await inner(request, context)
 
     return unary
 
 
-def _stream(method: str, inner: Stream) -> Unary:
+def _stream(method: str, admission: Admission | None, inner: Stream) -> Unary:
     async def stream(request: Any, context: Context) -> None:
-        async with rpc_scope(method, context), aclosing(inner(request, context)) as responses:
+        async with rpc_scope(method, context, admission), aclosing(inner(request, context)) as responses:
             async for response in responses:
                 await context.write(response)
 
@@ -77,12 +82,14 @@ def _stream(method: str, inner: Stream) -> Unary:
 
 
 @asynccontextmanager
-async def rpc_scope(method: str, context: Context) -> AsyncIterator[None]:
-    """Trace the RPC, bound its work by the caller's deadline, turn what it raises into a status."""
+async def rpc_scope(method: str, context: Context, admission: Admission | None = None) -> AsyncIterator[None]:
+    """Trace the RPC, admit its caller, bound its work by the caller's deadline, turn what it raises into a status."""
     span = telemetry.start_server_span(method, context.invocation_metadata() or ())
     left = context.time_remaining()
     failure: grpc.Status | None = None
     try:
+        if admission is not None:
+            admission.check(method, context.auth_context())
         with deadlines.deadline(left):
             yield
     except asyncio.CancelledError:

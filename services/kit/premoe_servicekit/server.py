@@ -24,7 +24,7 @@ from premoe_runtime.formats.errors import InvalidInput, Unavailable
 from premoe_servicekit.health import OVERALL, Health
 from premoe_servicekit.interceptor import RpcInterceptor
 from premoe_servicekit.settings import ServerSettings
-from premoe_servicekit.tls import Tls
+from premoe_servicekit.tls import Tls, admission_of
 
 T = TypeVar("T")
 
@@ -64,7 +64,9 @@ class RpcServer:
         self._port = settings.port if port is None else port
         self._names = [service.name for service in services]
         self.health = Health(self._names)
-        self._server = grpc.aio.server(interceptors=[RpcInterceptor()], options=_options(settings))
+        self._server = grpc.aio.server(
+            interceptors=[RpcInterceptor(admission_of(settings, tls))], options=_options(settings)
+        )
         for service in services:
             service.add_to(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)

@@ -33,6 +33,10 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split_commas)]
 """A setting of several words: separated by commas in a variable; as a flag also repeatable."""
 
 
+Release = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+OptionalRelease = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")]
+
+
 class ProcessSettings(BaseSettings):
     """What every process can be told. Subclasses set ``env_prefix`` to ``PREMOE_<PROC>_``."""
 
@@ -65,6 +69,11 @@ class ProcessSettings(BaseSettings):
 class ServerSettings(ProcessSettings):
     """What every process with a gRPC server can be told."""
 
+    tls_release: OptionalRelease = ""
+    """Name of the release. Callers need a role in it that may call here, by the URI `premoe://RELEASE/ROLE` in their
+    certificate; empty: every certificate of the authority will do."""
+    tls_guests: Annotated[tuple[Release, ...], NoDecode, BeforeValidator(split_commas)] = ()
+    """Names of other releases whose workers and operator may call as those of the own one do."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = Field(default=0, ge=0, le=65535)

@@ -17,7 +17,8 @@ import grpc
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_servicekit.followed import Followed
-from premoe_servicekit.settings import ProcessSettings
+from premoe_servicekit.roles import Admission
+from premoe_servicekit.settings import ProcessSettings, ServerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,20 @@ def tls_of(settings: ProcessSettings) -> Tls | None:
         Path(settings.tls_ca),
         server_name=settings.tls_server_name,
     )
+
+
+def admission_of(settings: ServerSettings, tls: Tls | None) -> Admission | None:
+    """What the settings ask for; None: everybody who gets through TLS, or through plain text.
+
+    Raises InvalidInput (TLS_INVALID) for a release without TLS, and for guests without a release.
+    """
+    if settings.tls_guests and not settings.tls_release:
+        raise _invalid("--tls-guests is given without --tls-release")
+    if not settings.tls_release:
+        return None
+    if tls is None:
+        raise _invalid("--tls-release is given without --tls-cert, --tls-key and --tls-ca")
+    return Admission(settings.tls_release, tuple(settings.tls_guests))
 
 
 def _invalid(message: str) -> InvalidInput:

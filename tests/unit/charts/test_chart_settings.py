@@ -11,8 +11,9 @@ from premoe_gateway.settings import GatewaySettings
 from premoe_operator.api.release import Release, read_release
 from premoe_operator.run.settings import OperatorSettings
 from premoe_retrieval.settings import RetrievalSettings
+from premoe_servicekit.roles import Role, identity
 from premoe_servicekit.settings import S, load_settings
-from support.charts import CHART, PROFILES, Object, named, render, rendered, values_of
+from support.charts import CHART, PROFILES, Object, merged, named, of_kind, render, rendered, values_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -32,6 +33,7 @@ def test_every_process_takes_its_settings(profile: str, monkeypatch: pytest.Monk
         assert (loaded.host, loaded.port, loaded.health_port) == ("0.0.0.0", 50051, 50053)
         assert (loaded.tls_cert, loaded.tls_key, loaded.tls_ca) == tls
         assert loaded.tls_server_name == ("premoe.serving.svc" if tls[0] else "")
+        assert loaded.tls_release == ("premoe.serving" if tls[0] else "")
         assert loaded.drain_delay_s + loaded.grace_s < 45
         assert loaded.log_format == "json"
 
@@ -63,6 +65,7 @@ def test_release_file_of_the_full_profile(tmp_path: Path) -> None:
     assert release.tls.issuer_ref is not None
     assert (release.tls.issuer_ref.name, release.tls.issuer_ref.kind) == ("mesh", "ClusterIssuer")
     assert release.tls.server_name == "premoe.serving.svc"
+    assert (release.tls.release, release.tls.check_roles) == ("premoe.serving", True)
     assert release.pod_template.allowed_paths == ["spec.dnsPolicy", "spec.containers[premoe-worker].env"]
     assert release.egress.s3 == [{"ports": [{"protocol": "TCP", "port": 443}]}]
 
@@ -156,6 +159,28 @@ def test_certificates_carry_the_name_that_clients_check() -> None:
         assert {"server auth", "client auth"} <= set(spec["usages"])
         volumes = named(rendered("full"), "Deployment", f"premoe-{component}")["spec"]["template"]["spec"]["volumes"]
         assert {"name": "tls", "secret": {"secretName": spec["secretName"]}} in volumes
+
+
+def test_every_component_has_a_certificate_of_its_own_role() -> None:
+    for component in ("operator", "retrieval", "expert-store", "gateway", "test"):
+        spec = named(rendered("full"), "Certificate", f"premoe-{component}")["spec"]
+        assert spec["uris"] == [identity("premoe.serving", Role(component))]
+    mounted = {
+        volume["secret"]["secretName"]
+        for pod in of_kind(rendered("full"), "Pod")
+        for volume in pod["spec"]["volumes"]
+        if volume["name"] == "tls"
+    }
+    assert mounted == {"premoe-test-tls"}
+
+
+def test_roles_are_in_certificates_before_they_are_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """So that an upgrade can issue them first."""
+    objects = render(CHART, merged(values_of("full"), {"tls": {"checkRoles": False}}))
+    assert load(objects, "expert-store", ExpertStoreSettings, monkeypatch).tls_release == ""
+    assert named(objects, "Certificate", "premoe-gateway")["spec"]["uris"] == ["premoe://premoe.serving/gateway"]
+    release = release_of(objects, tmp_path)
+    assert (release.tls.release, release.tls.check_roles) == ("premoe.serving", False)
 
 
 def container(objects: list[Object], component: str) -> Object:

@@ -38,6 +38,8 @@ LEAVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "tls.issuerRef.kind": ({"tls": ISSUED}, {"tls.issuerRef.kind": "ClusterIssuer"}),
     "tls.issuerRef.group": ({"tls": ISSUED}, {"tls.issuerRef.group": "issuers.test"}),
     "tls.serverName": ({"tls": GIVEN}, {"tls.serverName": "premoe.internal"}),
+    "tls.release": ({"tls": ISSUED}, {"tls.release": "premoe.serving"}),
+    "tls.checkRoles": ({"tls": {**GIVEN, "release": "premoe.serving"}}, {"tls.checkRoles": True}),
     "tracing.endpoint": ({}, {"tracing.endpoint": "http://collector:4317"}),
     "tracing.sampleRatio": ({"tracing.endpoint": "http://collector:4317"}, {"tracing.sampleRatio": "0.5"}),
     "metrics.enabled": ({}, {"metrics.enabled": True}),

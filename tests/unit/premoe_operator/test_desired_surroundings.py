@@ -228,3 +228,9 @@ def test_the_certificate_names_the_service_each_worker_and_the_loopback() -> Non
         "ipAddresses": ["127.0.0.1", "::1"],
         "issuerRef": {"name": "own", "kind": "ClusterIssuer", "group": "issuers.test"},
     }
+
+
+def test_the_certificate_carries_the_role_of_a_worker_in_the_release() -> None:
+    certificate = children.certificate(inputs_of(FULL, release={"tls": {"release": "premoe.serving"}}))
+    assert certificate is not None
+    assert certificate["spec"]["uris"] == ["premoe://premoe.serving/worker"]

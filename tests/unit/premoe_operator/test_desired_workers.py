@@ -279,8 +279,17 @@ def test_the_name_that_peers_certificates_carry_is_told_to_workers_with_tls() ->
     release = {"tls": {"mode": "Secret", "secretName": "shared", "serverName": "premoe.internal"}}
     env = env_of(children.worker_template(inputs_of(SMALLEST, release=release)))
     assert env["PREMOE_WORKER_TLS_SERVER_NAME"] == "premoe.internal"
+    assert "PREMOE_WORKER_TLS_RELEASE" not in env
     plain = changed(SMALLEST, {"access.tls.mode": "Disabled"})
     assert "PREMOE_WORKER_TLS_SERVER_NAME" not in env_of(children.worker_template(inputs_of(plain, release=release)))
+
+
+def test_workers_with_tls_check_roles_where_the_release_does() -> None:
+    given = {"mode": "Secret", "secretName": "shared", "release": "premoe.serving"}
+    for check, mode, told in ((True, "Release", "premoe.serving"), (False, "Release", None), (True, "Disabled", None)):
+        spec = changed(SMALLEST, {"access.tls.mode": mode})
+        inputs = inputs_of(spec, release={"tls": {**given, "checkRoles": check}})
+        assert env_of(children.worker_template(inputs)).get("PREMOE_WORKER_TLS_RELEASE") == told
 
 
 @pytest.mark.parametrize("spec", [SMALLEST, FULL])

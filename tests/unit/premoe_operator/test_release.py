@@ -32,6 +32,7 @@ def test_a_release_is_read_with_its_defaults(tmp_path: Path) -> None:
         ({"worker_image": "x"}, "worker_image: Extra inputs are not permitted"),
         ({"tls": {"mode": "Secret"}}, "tls: Value error, mode Secret needs secretName"),
         ({"tls": {"mode": "CertManager"}}, "tls: Value error, mode CertManager needs issuerRef"),
+        ({"tls": {"checkRoles": True}}, "tls: Value error, checkRoles needs release"),
         ({"expertStore": {"name": "store"}}, "expertStore.namespace: Field required"),
         ({"drain": {"delaySeconds": -1}}, "drain.delaySeconds: Input should be greater than or equal to 0"),
     ],

@@ -18,6 +18,7 @@ from premoe_runtime.formats.errors import (
     Conflict,
     CorruptData,
     Exhausted,
+    Forbidden,
     InvalidInput,
     NotFound,
     PremoeError,
@@ -31,6 +32,7 @@ TABLE = [
     (CorruptData, grpc.StatusCode.DATA_LOSS),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (Exhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (Forbidden, grpc.StatusCode.PERMISSION_DENIED),
     (PremoeError, grpc.StatusCode.INTERNAL),
 ]
 

@@ -55,6 +55,8 @@ tls:
   {{- end }}
   {{- if ne .Values.tls.mode "Disabled" }}
   serverName: {{ include "premoe.tls.serverName" . }}
+  release: {{ include "premoe.tls.release" . }}
+  checkRoles: {{ .Values.tls.checkRoles }}
   {{- end }}
 {{- with .Values.tracing.endpoint }}
 tracing:

@@ -64,8 +64,7 @@ spec:
       emptyDir: {sizeLimit: {{ .root.Values.tmpSize | quote }}}
     {{- if ne .root.Values.tls.mode "Disabled" }}
     - name: tls
-      # The tests call as the gateway does.
-      secret: {secretName: {{ include "premoe.tls.secretName" (dict "root" .root "component" "gateway") | quote }}}
+      secret: {secretName: {{ include "premoe.tls.secretName" $part | quote }}}
     {{- end }}
     {{- with .root.Values.expertStore.extraVolumes }}
     {{- toYaml . | nindent 4 }}
