@@ -39,12 +39,14 @@
     {{- if eq .Values.tls.mode "CertManager" }}
     - alert: PremoeCertificateExpires
       expr: >-
-        certmanager_certificate_expiration_timestamp_seconds{exported_namespace="{{ .Release.Namespace }}",
-        name=~"{{ include "premoe.fullname" . }}-(operator|retrieval|expert-store|gateway)"} - time() < 7 * 86400
+        (certmanager_certificate_expiration_timestamp_seconds{exported_namespace="{{ .Release.Namespace }}",
+        name=~"{{ include "premoe.fullname" . }}-(operator|retrieval|expert-store|gateway|test)"}
+        or certmanager_certificate_expiration_timestamp_seconds{name=~".+-worker"
+        {{- with .Values.watchNamespaces }},exported_namespace=~"{{ join "|" . }}"{{ end }}}) - time() < 7 * 86400
       for: 1h
       labels: {severity: critical}
       annotations:
-        summary: Certificate {{ `{{ $labels.name }}` }} ends within 7 days and has not been renewed
+        summary: Certificate {{ `{{ $labels.exported_namespace }}/{{ $labels.name }}` }} ends within 7 days and has not been renewed
         runbook_url: '{{ $docs }}/troubleshooting.md#certificatenotissued'
     {{- end }}
 {{- end -}}

@@ -10,6 +10,9 @@
 {{- if and (eq $v.tls.mode "Secret") (not $v.tls.secretName) -}}
 {{- fail "tls.mode is Secret and tls.secretName is empty: name a Secret with tls.crt, tls.key and ca.crt, or set tls.mode to Disabled for plain text" -}}
 {{- end -}}
+{{- if ge (regexFind "^[0-9]+" $v.tls.renewBefore | int) (regexFind "^[0-9]+" $v.tls.duration | int) -}}
+{{- fail (printf "tls.renewBefore is %s: it must be less than tls.duration (%s), in whole hours" $v.tls.renewBefore $v.tls.duration) -}}
+{{- end -}}
 {{- if and $v.qdrant.url $v.qdrant.trial.enabled -}}
 {{- fail "qdrant.url and qdrant.trial.enabled exclude each other: choose your own server or the trial one" -}}
 {{- end -}}

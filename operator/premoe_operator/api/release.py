@@ -26,6 +26,8 @@ from premoe_runtime.formats.errors import InvalidInput
 
 GRPC_PORT = 50051
 
+_GO_HOURS = r"^[0-9]+h([0-9]+m)?([0-9]+s)?$"
+
 
 class ReleaseService(Part):
     """A service of the release."""
@@ -79,6 +81,10 @@ class ReleaseTls(Part):
     address called. Behind one Service that finds workers of many models, no address is in all certificates."""
     release: OptionalDnsName = ""
     """Name of the release in the URI premoe://RELEASE/worker of workers' certificates; empty: they get none."""
+    duration: Annotated[str, Field(pattern=_GO_HOURS)] = "2160h"
+    """Life of workers' certificates, as Go writes durations."""
+    renew_before: Annotated[str, Field(pattern=_GO_HOURS)] = "720h"
+    """Time before its end at which a certificate is renewed."""
     check_roles: bool = False
     """Whether workers admit callers only in the role that their certificates carry."""
 
@@ -129,6 +135,8 @@ class Egress(Part):
     """Object storage, for Jobs; default: port 443 anywhere."""
     hub: list[dict[str, Any]] | None = None
     """The model hub, for Jobs that pack from it; default: port 443 anywhere."""
+    identity: list[dict[str, Any]] = []
+    """Pod identity agents and metadata servers, for Jobs."""
     otlp: list[dict[str, Any]] | None = None
     """Trace collector; default: the endpoint's port anywhere."""
 
@@ -171,8 +179,12 @@ class Release(Part):
     """Metrics of workers."""
     drain: Drain = Drain()
     """How long a stopping worker still serves."""
-    run_as_user: Annotated[int, Field(ge=1)] | None = None
-    """User id of workers and Jobs; default: the image's (OpenShift chooses its own)."""
+    cluster_domain: DnsName = "cluster.local"
+    """DNS domain of the cluster, for names in certificates."""
+    listen_address: Annotated[str, Field(pattern=r"^[0-9A-Fa-f:.]+$")] = "0.0.0.0"
+    """Address that workers listen on: "::" in clusters with IPv6 only."""
+    pod_security_context: dict[str, Any] = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    """Security context of the pods of workers and Jobs."""
     extra_env: list[dict[str, Any]] = []
     """EnvVars of workers and Jobs; one with a name of ours replaces it."""
     extra_volumes: list[dict[str, Any]] = []

@@ -64,7 +64,7 @@ def jobs_network_policy(inputs: Inputs) -> Json | None:
         "matchLabels": {LABEL_NAME: "premoe", LABEL_MODEL: inputs.owner.name},
         "matchExpressions": [{"key": LABEL_COMPONENT, "operator": "In", "values": list(JOB_COMPONENTS)}],
     }
-    rules = [*_dns(inputs), *s3, *(rule for rule in hub if rule not in s3), *_otlp(inputs)]
+    rules = [*_dns(inputs), *s3, *(rule for rule in hub if rule not in s3), *egress.identity, *_otlp(inputs)]
     return _policy(inputs, f"{inputs.owner.name}-jobs", "profile", selector, [], rules)
 
 

@@ -62,7 +62,7 @@ def pod_spec(inputs: Inputs, shape: PodShape) -> Json:
         "containers": [container],
         # A Service called premoe-worker would otherwise put PREMOE_WORKER_SERVICE_HOST among the worker's settings.
         "enableServiceLinks": False,
-        "securityContext": _security_context(release.run_as_user),
+        "securityContext": release.pod_security_context,
         "serviceAccountName": shape.account,
         "volumes": [*scratch, *shape.volumes, *release.extra_volumes],
     }
@@ -133,11 +133,6 @@ def env_list(values: Mapping[str, object]) -> list[Json]:
 def merged_by_name(*lists: Iterable[Json]) -> list[Json]:
     """Lists whose items have names, one after the other; a later item replaces an earlier one of its name."""
     return list({item["name"]: item for items in lists for item in items}.values())
-
-
-def _security_context(run_as_user: int | None) -> Json:
-    context: Json = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
-    return context if run_as_user is None else {**context, "runAsUser": run_as_user}
 
 
 def _process_env(threads: int | None) -> list[Json]:

@@ -45,21 +45,21 @@ def certificate(inputs: Inputs) -> Json | None:
     if found is None or found.issuer is None:
         return None
     service = workers(inputs).host
-    release = inputs.release.tls.release
-    names = [service, f"*.{service}", f"{service}.cluster.local", "localhost", inputs.release.tls.server_name]
+    release = inputs.release.tls
+    names = [service, f"*.{service}", f"{service}.{inputs.release.cluster_domain}", "localhost", release.server_name]
     return {
         "apiVersion": "cert-manager.io/v1",
         "kind": "Certificate",
         "metadata": metadata(inputs, inputs.worker_name, "worker"),
         "spec": {
             "secretName": found.secret_name,
-            "duration": "2160h",
-            "renewBefore": "720h",
+            "duration": release.duration,
+            "renewBefore": release.renew_before,
             "privateKey": {"algorithm": "ECDSA", "size": 256, "rotationPolicy": "Always"},
             "usages": ["digital signature", "server auth", "client auth"],
             "dnsNames": [each for each in names if each],
             "ipAddresses": ["127.0.0.1", "::1"],
-            **({"uris": [identity(release, Role.WORKER)]} if release else {}),
+            **({"uris": [identity(release.release, Role.WORKER)]} if release.release else {}),
             "issuerRef": found.issuer.model_dump(by_alias=True),
         },
     }

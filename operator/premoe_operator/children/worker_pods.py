@@ -164,11 +164,11 @@ def _settings(inputs: Inputs) -> list[Json]:
     engine, patterns = spec.engine, spec.patterns
     drain_s = spec.workers.drain_timeout_seconds
     values: dict[str, object] = {
-        "HOST": "0.0.0.0",
+        "HOST": release.listen_address,
         "PORT": GRPC_PORT,
-        "ADMIN_HOST": "0.0.0.0",
+        "ADMIN_HOST": release.listen_address,
         "ADMIN_PORT": ADMIN_PORT,
-        "HEALTH_HOST": "0.0.0.0",
+        "HEALTH_HOST": release.listen_address,
         "HEALTH_PORT": HEALTH_PORT,
         "METRICS_PORT": METRICS_PORT if release.metrics.enabled else None,
         "STORE": grpc_target(expert_store(inputs)),

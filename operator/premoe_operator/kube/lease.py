@@ -61,6 +61,8 @@ class Lease:
         self._times = times
         self._clock = clock
         self._renewed_at: float | None = None
+        self._unanswered = False
+        """Whether a claim was sent whose answer never came: the Lease may be ours without our knowing."""
         self._seen: tuple[str, str] | None = None
         self._seen_at = 0.0
 
@@ -109,15 +111,17 @@ class Lease:
 
     async def release(self, cluster: Cluster) -> None:
         """Let another replica act at once. Does nothing when the Lease is not ours."""
-        if not self.is_held:
+        if not (self.is_held or self._unanswered):
             return
         self._renewed_at = None
         try:
-            lease = await cluster.get(LEASE, self._namespace, self._name)
-            if lease is not None and _spec(lease).get("holderIdentity") == self._identity:
-                await cluster.replace({**lease, "spec": {**_spec(lease), "holderIdentity": ""}})
-        except ApiFailure as failure:
-            _log.info("lease not released: %s", failure.message)
+            # Nobody waits for long for a process that ends.
+            async with asyncio.timeout(self._times.fence_s / 3):
+                lease = await cluster.get(LEASE, self._namespace, self._name)
+                if lease is not None and _spec(lease).get("holderIdentity") == self._identity:
+                    await cluster.replace({**lease, "spec": {**_spec(lease), "holderIdentity": ""}})
+        except (ApiFailure, TimeoutError) as failure:
+            _log.info("lease not released: %s", str(failure) or "the API server did not answer in time")
 
     async def attempt(self, cluster: Cluster) -> str:
         """Take or renew the Lease if it is free, expired or ours. Returns the holder; raises ApiFailure."""
@@ -130,9 +134,12 @@ class Lease:
         if holder and holder != self._identity and not self._has_expired(spec):
             self._renewed_at = None
             return holder
+        self._unanswered = True
         try:
             await self._write(cluster, lease, self._claim(spec, holder))
+            self._unanswered = False
         except ApiFailure as failure:
+            self._unanswered = failure.code == 0
             if failure.code == 409:  # another was quicker; its name is read next time
                 return holder if holder and holder != self._identity else ANOTHER
             raise

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
 
 import kopf
 from opentelemetry.trace import Status, StatusCode
@@ -19,7 +20,7 @@ from premoe_operator.api.release import Release
 from premoe_operator.kube.cache import Cache
 from premoe_operator.kube.cluster import ApiFailure, Cluster, FenceClosed
 from premoe_operator.kube.connection import Connection
-from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL
+from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
 from premoe_operator.kube.lease import LeaseTimes
 from premoe_operator.kube.objects import ModelKey, model_key
 from premoe_operator.kube.watches import WatchClock, build_registry, configure, kopf_session
@@ -54,7 +55,7 @@ class Controller:
         self._cluster = cluster
         self._metrics = metrics
         self._namespaces: Sequence[str | None] = settings.watch_namespaces or (None,)
-        self._kinds = tuple(kind for kind in CHILDREN if kind is not CERTIFICATE or settings.watch_certificates)
+        self._unwatched = set() if settings.watch_certificates else {CERTIFICATE}
         self._cache = Cache()
         self._queue: WorkQueue[ModelKey] = WorkQueue(retry_max_s=settings.retry_max_s)
         self._preloads = PreloadWatch(workers, self._queue.add, soon_s=settings.poll_s)
@@ -65,7 +66,7 @@ class Controller:
             self._cache,
             release,
             poll_s=settings.poll_s,
-            unwatched=frozenset(CHILDREN) - frozenset(self._kinds),
+            unwatched=self._unwatched,
         )
         claim_s = settings.release_lease_s
         self._claims = NamespaceClaims(
@@ -93,12 +94,18 @@ class Controller:
                 return f"the watch of {path} has been silent for {age_s:.0f} s"
         return None
 
+    @property
+    def _kinds(self) -> tuple[Kind, ...]:
+        """Kinds of children that are listed and watched."""
+        return tuple(kind for kind in CHILDREN if kind not in self._unwatched)
+
     async def run(self, stop: asyncio.Event, *, take_signals: Callable[[], None] = lambda: None) -> None:
         """Raises what ends the operator: FenceClosed, Unavailable when kopf gave up, or a fault of kopf's.
 
         ``take_signals`` is called when kopf has taken SIGTERM and SIGINT for itself, to have them back.
         """
-        await self._first_sync()
+        if not await self._synced(stop):
+            return
         tasks = [asyncio.create_task(self._work()) for _ in range(self._settings.concurrency)]
         tasks += [asyncio.create_task(self._resync_regularly()), asyncio.create_task(self._resync_relisted())]
         if self._settings.lease_name:
@@ -144,11 +151,24 @@ class Controller:
         for model in models:
             self._queue.add(model)
 
+    async def _synced(self, stop: asyncio.Event) -> bool:
+        """Whether the first lists are complete; False: ``stop`` came before."""
+        tasks = syncing, stopping = asyncio.create_task(self._first_sync()), asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if syncing.done():
+                syncing.result()
+            return not stopping.done()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _first_sync(self) -> None:
         while True:
             try:
-                for path in self._collections:
-                    self._concern(await self._list(path))
+                for path in tuple(self._collections):
+                    await self._list_first(path)
             except ApiFailure as failure:
                 _log.warning("first list: %s", failure.message)
                 await asyncio.sleep(START_RETRY_S)
@@ -157,6 +177,19 @@ class Controller:
                 self._concern(map(model_key, self._cache.models()))
                 self.is_synced = True
                 return
+
+    async def _list_first(self, path: str) -> None:
+        """List one collection; Certificates only where cert-manager's API is: most models need none."""
+        try:
+            self._concern(await self._list(path))
+        except ApiFailure as failure:
+            if failure.code != HTTPStatus.NOT_FOUND or self._collections[path][0] is not CERTIFICATE:
+                raise
+            _log.warning(
+                "this API server has no cert-manager Certificates, so they are not watched; models that need one wait"
+            )
+            self._unwatched.add(CERTIFICATE)
+            self._collections = {at: of for at, of in self._collections.items() if of[0] is not CERTIFICATE}
 
     async def _list(self, path: str) -> set[ModelKey]:
         kind, namespace = self._collections[path]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol, TypeAlias
@@ -81,7 +81,7 @@ class Reconciler:
         release: Release,
         *,
         poll_s: float,
-        unwatched: frozenset[Kind] = frozenset(),
+        unwatched: Collection[Kind] = (),
         now: Callable[[], str] = now_text,
     ) -> None:
         self._cluster = cluster

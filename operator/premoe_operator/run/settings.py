@@ -25,7 +25,7 @@ class OperatorSettings(ProcessSettings):
     watch_namespaces: Names = ()
     """Namespaces whose PrunedModels are ours, separated by commas; empty: all."""
     watch_certificates: bool = False
-    """Watch cert-manager Certificates; needs cert-manager's CRDs."""
+    """Watch cert-manager Certificates, where the API server has them."""
     release_file: str = Field(min_length=1)
     """JSON file with what the release gives every worker: image, store, gateway, TLS, tracing."""
     lease_name: str = "premoe-operator"

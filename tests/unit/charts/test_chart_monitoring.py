@@ -85,6 +85,23 @@ def test_without_metrics_there_is_no_port_and_nothing_that_needs_one() -> None:
         render(CHART, merged(values_of("full"), {"metrics": {"enabled": False}}))
 
 
+def test_the_certificates_of_workers_are_watched_where_the_release_looks_after_them() -> None:
+    def expression(values: Object) -> str:
+        groups = named(render(CHART, values), "PrometheusRule", "premoe")["spec"]["groups"]
+        return next(
+            str(rule["expr"])
+            for group in groups
+            for rule in group["rules"]
+            if rule["alert"] == "PremoeCertificateExpires"
+        )
+
+    metric = "certmanager_certificate_expiration_timestamp_seconds"
+    own = f'{metric}{{exported_namespace="serving", name=~"premoe-(operator|retrieval|expert-store|gateway|test)"}}'
+    assert expression(values_of("full")) == f'({own} or {metric}{{name=~".+-worker"}}) - time() < 7 * 86400'
+    some = expression(merged(values_of("full"), {"watchNamespaces": ["a", "b"]}))
+    assert some == f'({own} or {metric}{{name=~".+-worker",exported_namespace=~"a|b"}}) - time() < 7 * 86400'
+
+
 def test_without_operator_the_alerts_on_serving_stay() -> None:
     objects = render(CHART, merged(values_of("full"), {"operator": {"enabled": False}}))
     (group,) = named(objects, "PrometheusRule", "premoe")["spec"]["groups"]

@@ -71,6 +71,18 @@ def test_exactly_these_ways_are_open_between_pods() -> None:
     assert open_ways == ALLOWED | everybody_reads_metrics
 
 
+def test_identity_agents_are_reached_by_those_that_use_a_cloud_role_and_only_where_allowed() -> None:
+    agent, rule = "169.254.170.23", {"to": [{"ipBlock": {"cidr": "169.254.170.23/32"}}]}
+    rule |= {"ports": [{"protocol": "TCP", "port": 80}]}
+    closed, opened = (
+        World(render(CHART, values_of("plain") | {"networkPolicy": {"egress": {"identity": rules}}}))
+        for rules in ([], [rule])
+    )
+    for component in ("operator", "gateway", "retrieval", "expert-store"):
+        assert not closed.leaves(component, agent, 80)
+        assert opened.leaves(component, agent, 80) is (component in ("retrieval", "expert-store")), component
+
+
 def test_metrics_are_read_by_whom_the_values_name() -> None:
     prometheus = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": TEAM}}}
     world = World(render(CHART, values_of("plain") | {"networkPolicy": {"ingress": {"metrics": [prometheus]}}}))

@@ -55,7 +55,13 @@ def test_the_operator_reads_the_release_file(profile: str, tmp_path: Path) -> No
     assert release.expert_store.name == "premoe-expert-store"
     assert release.retrieval.namespace == "serving"
     assert release.tls.mode == {"plain": "Disabled", "secret": "Secret", "full": "CertManager"}[profile]
-    assert release.run_as_user == 65532
+    assert release.pod_security_context == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def test_release_file_of_the_full_profile(tmp_path: Path) -> None:
@@ -68,6 +74,27 @@ def test_release_file_of_the_full_profile(tmp_path: Path) -> None:
     assert (release.tls.release, release.tls.check_roles) == ("premoe.serving", True)
     assert release.pod_template.allowed_paths == ["spec.dnsPolicy", "spec.containers[premoe-worker].env"]
     assert release.egress.s3 == [{"ports": [{"protocol": "TCP", "port": 443}]}]
+
+
+def test_what_the_release_is_set_to_reaches_workers(tmp_path: Path) -> None:
+    rule = {"to": [{"ipBlock": {"cidr": "169.254.170.23/32"}}], "ports": [{"protocol": "TCP", "port": 80}]}
+    values = {
+        "clusterDomain": "cluster.test",
+        "listenAddress": "::",
+        "tls": {"duration": "24h", "renewBefore": "8h"},
+        "podSecurityContext": {"runAsUser": None, "runAsGroup": 1000660000, "fsGroup": 1},
+        "networkPolicy": {"egress": {"identity": [rule]}},
+    }
+    release = release_of(render(CHART, merged(values_of("full"), values)), tmp_path)
+    assert (release.cluster_domain, release.listen_address) == ("cluster.test", "::")
+    assert (release.tls.duration, release.tls.renew_before) == ("24h", "8h")
+    assert release.pod_security_context == {
+        "runAsNonRoot": True,
+        "runAsGroup": 1000660000,
+        "fsGroup": 1,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert release.egress.identity == [rule]
 
 
 def test_release_file_of_the_secret_profile(tmp_path: Path) -> None:

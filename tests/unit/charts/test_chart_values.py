@@ -56,6 +56,11 @@ def test_a_misspelt_value_is_refused(path: str, word: str) -> None:
     [
         ("tls.mode", "Mutual", "tls/mode"),
         ("logLevel", "trace", "logLevel"),
+        ("listenAddress", "localhost", "listenAddress"),
+        ("clusterDomain", "Cluster.local", "clusterDomain"),
+        ("tls.checkRoles", "yes", "tls/checkRoles"),
+        ("tls.duration", "90d", "tls/duration"),
+        ("networkPolicy.egress.identity", [{"tos": []}], "networkPolicy/egress/identity"),
         ("gateway.replicas", "two", "gateway/replicas"),
         ("worker.image.tag", "latest", "worker/image/tag"),
         ("operator.image.digest", "sha256:123", "operator/image/digest"),
@@ -83,6 +88,7 @@ def test_a_wrong_value_is_refused_by_the_schema(path: str, value: object, compla
         ({"objectStore": {"url": "memory://x"}}, "objectStore.url is memory://: processes of several pods do not"),
         ({"tls": {"mode": "CertManager"}}, "tls.issuerRef.name is empty: name a cert-manager issuer, or set tls.mode"),
         ({"tls": {"mode": "Secret"}}, "tls.mode is Secret and tls.secretName is empty: name a Secret with tls.crt"),
+        ({"tls": {"duration": "24h"}}, "tls.renewBefore is 720h: it must be less than tls.duration (24h)"),
         ({"retrieval": {"replicas": 2}}, "retrieval.replicas is 2, but the embedded Qdrant allows one: set qdrant.url"),
         (
             {"qdrant": {"url": "http://q:6333", "trial": {"enabled": True}}},

@@ -13,9 +13,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from premoe_operator.api.release import Release
 from premoe_operator.decide.observed import PackFacts, WorkerPreload
-from premoe_operator.kube.cluster import FenceClosed
+from premoe_operator.kube.cluster import ApiFailure, FenceClosed, Listed
 from premoe_operator.kube.connection import Connection
-from premoe_operator.kube.kinds import PRUNED_MODEL, SERVICE
+from premoe_operator.kube.kinds import CERTIFICATE, DEPLOYMENT, PRUNED_MODEL, SERVICE, Kind, kind_of
 from premoe_operator.kube.objects import ModelKey, ObjectKey
 from premoe_operator.run import controller as controller_module
 from premoe_operator.run import reconciler as reconciler_module
@@ -42,10 +42,8 @@ def nowhere() -> Connection:
     return Connection(Configuration(), read)
 
 
-def controller(twin: ClusterTwin, tmp_path: Path, *, watch_stale_s: float = 180.0) -> Controller:
-    settings = OperatorSettings(
-        release_file=str(tmp_path / "release.json"), retry_max_s=0.3, watch_stale_s=watch_stale_s
-    )
+def controller(twin: ClusterTwin, tmp_path: Path, **changes: Any) -> Controller:
+    settings = OperatorSettings(release_file=str(tmp_path / "release.json"), retry_max_s=0.3, **changes)
     store = FactsStore(PackFacts(MODEL_ID, "tiny-moe", layer_experts=(16,) * 4, top_k=4, blob_bytes=8192))
     return Controller(settings, RELEASE, nowhere(), twin, store, NoWorkers(), Metrics())
 
@@ -55,14 +53,14 @@ class NoWorkers:
         raise AssertionError("no model here preloads")
 
 
-def put_model(twin: ClusterTwin, name: str) -> None:
+def put_model(twin: ClusterTwin, name: str, **spec: Any) -> None:
     source = {"uri": "hf://premoe/tiny-moe", "revision": "0" * 40}
     twin.put(
         {
             "apiVersion": PRUNED_MODEL.api_version,
             "kind": PRUNED_MODEL.name,
             "metadata": {"name": name, "namespace": NAMESPACE},
-            "spec": {"model": source, "budget": "4/8"},
+            "spec": {"model": source, "budget": "4/8", **spec},
         }
     )
 
@@ -112,6 +110,88 @@ async def test_a_watch_that_never_opens_is_stale(tmp_path: Path) -> None:
     assert f"the watch of /{PRUNED_MODEL.path(None)} has been silent for" in str(acting.stale_watch())
     stop.set()
     await running
+
+
+class WithoutCertManager(ClusterTwin):
+    """An API server that does not know cert-manager's kinds until they are installed."""
+
+    installed = False
+
+    async def list(self, kind: Kind, namespace: str | None, **selectors: str) -> Listed:
+        self._check(kind)
+        return await super().list(kind, namespace, **selectors)
+
+    async def create(self, obj: Any) -> Any:
+        self._check(kind_of(obj))
+        return await super().create(obj)
+
+    def _check(self, kind: Kind) -> None:
+        if kind is CERTIFICATE and not self.installed:
+            raise ApiFailure(404, "NotFound", "the server could not find the requested resource")
+
+
+@pytest.mark.usefixtures("without_kopf")
+async def test_without_cert_manager_every_model_that_needs_none_is_served(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    twin = WithoutCertManager()
+    put_model(twin, "plain")
+    put_model(twin, "guarded", access={"tls": {"mode": "Mutual", "issuerRef": {"name": "ca"}}})
+    acting = controller(twin, tmp_path, watch_certificates=True)
+    stop = asyncio.Event()
+    running = asyncio.create_task(acting.run(stop))
+    guarded = ObjectKey(PRUNED_MODEL, NAMESPACE, "guarded")
+    certificate = ObjectKey(CERTIFICATE, NAMESPACE, "guarded-worker")
+    await until(lambda: ObjectKey(SERVICE, NAMESPACE, "plain-worker") in twin.objects)
+    await until(lambda: "could not find the requested resource" in str(twin.objects[guarded].get("status")))
+    assert acting.is_synced
+    assert "this API server has no cert-manager Certificates" in caplog.text
+    assert not [path for path in acting._clock.ages_s() if "certificates" in path], "a watch that nobody opens"
+    twin.installed = True
+    await until(lambda: certificate in twin.objects)
+    stop.set()
+    await running
+
+
+@pytest.mark.usefixtures("without_kopf")
+async def test_other_kinds_are_waited_for(tmp_path: Path) -> None:
+    """A definition of ours that comes later, as when both charts are installed in the wrong order."""
+    twin = ClusterTwin()
+    listing, missing = twin.list, True
+
+    async def list_all(kind: Kind, namespace: str | None, **selectors: str) -> Listed:
+        if kind is DEPLOYMENT and missing:
+            raise ApiFailure(404, "NotFound", "the server could not find the requested resource")
+        return await listing(kind, namespace, **selectors)
+
+    twin.list = list_all  # type: ignore[method-assign]
+    acting = controller(twin, tmp_path, watch_certificates=True)
+    stop = asyncio.Event()
+    running = asyncio.create_task(acting.run(stop))
+    await until(lambda: "list jobs" in twin.calls)
+    assert not acting.is_synced
+    missing = False
+    await until(lambda: acting.is_synced)
+    stop.set()
+    await running
+
+
+async def test_a_stop_during_the_first_lists_ends_them(tmp_path: Path) -> None:
+    """Otherwise the Lease would stay with a process that is killed in the end."""
+    twin = ClusterTwin()
+    asked = asyncio.Event()
+
+    async def down(kind: Kind, namespace: str | None, **selectors: str) -> Listed:
+        asked.set()
+        raise ApiFailure(0, "Unreachable", "the API server did not answer")
+
+    twin.list = down  # type: ignore[method-assign]
+    stop = asyncio.Event()
+    running = asyncio.create_task(controller(twin, tmp_path).run(stop))
+    await asked.wait()
+    stop.set()
+    async with asyncio.timeout(10):
+        await running
 
 
 @pytest.mark.usefixtures("without_kopf")

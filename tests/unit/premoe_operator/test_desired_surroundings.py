@@ -184,6 +184,7 @@ def test_the_trace_collector_is_reached(own: str, release: Json, egress: Json, e
         ("hf://org/name", {"s3": [STORE]}, [DNS, STORE, {"ports": tcp(443)}]),
         ("hf://org/name", {"s3": [STORE], "hub": [OWN], "dns": []}, [STORE, OWN]),
         ("pvc://claim/folder", {"s3": [STORE], "hub": [OWN]}, [DNS, STORE]),
+        ("s3://models/tiny", {"s3": [STORE], "identity": [OWN]}, [DNS, STORE, OWN]),
     ],
 )
 def test_jobs_reach_object_storage_and_the_hub(uri: str, egress: dict[str, Any], expected: list[Json]) -> None:
@@ -234,3 +235,12 @@ def test_the_certificate_carries_the_role_of_a_worker_in_the_release() -> None:
     certificate = children.certificate(inputs_of(FULL, release={"tls": {"release": "premoe.serving"}}))
     assert certificate is not None
     assert certificate["spec"]["uris"] == ["premoe://premoe.serving/worker"]
+
+
+def test_the_certificate_lives_as_long_as_the_release_says_and_names_its_cluster() -> None:
+    release = {"clusterDomain": "cluster.test", "tls": {"duration": "24h", "renewBefore": "8h30m"}}
+    certificate = children.certificate(inputs_of(FULL, release=release))
+    assert certificate is not None
+    spec = certificate["spec"]
+    assert (spec["duration"], spec["renewBefore"]) == ("24h", "8h30m")
+    assert "mixtral-worker.models.svc.cluster.test" in spec["dnsNames"]

@@ -228,7 +228,7 @@ def test_what_the_release_adds() -> None:
     release = {
         "imagePullPolicy": "Always",
         "imagePullSecrets": ["pull"],
-        "runAsUser": 1000,
+        "podSecurityContext": {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1001, "fsGroup": 1002},
         "extraEnv": [{"name": "OMP_WAIT_POLICY", "value": "ACTIVE"}, {"name": "PROXY", "value": "here"}],
         "extraVolumes": [{"name": "site", "persistentVolumeClaim": {"claimName": "site", "readOnly": True}}],
         "extraVolumeMounts": [{"name": "site", "mountPath": "/site", "readOnly": True}],
@@ -238,7 +238,7 @@ def test_what_the_release_adds() -> None:
     container, env = container_of(template), env_of(template)
     assert container["imagePullPolicy"] == "Always"
     assert template["spec"]["imagePullSecrets"] == [{"name": "pull"}]
-    assert template["spec"]["securityContext"]["runAsUser"] == 1000
+    assert template["spec"]["securityContext"] == release["podSecurityContext"]
     assert (env["OMP_WAIT_POLICY"], env["PROXY"]) == ("ACTIVE", "here")
     assert template["spec"]["volumes"][-1] == release["extraVolumes"][0]  # type: ignore[index]
     assert container["volumeMounts"][-1] == release["extraVolumeMounts"][0]  # type: ignore[index]
@@ -282,6 +282,15 @@ def test_the_name_that_peers_certificates_carry_is_told_to_workers_with_tls() ->
     assert "PREMOE_WORKER_TLS_RELEASE" not in env
     plain = changed(SMALLEST, {"access.tls.mode": "Disabled"})
     assert "PREMOE_WORKER_TLS_SERVER_NAME" not in env_of(children.worker_template(inputs_of(plain, release=release)))
+
+
+def test_workers_listen_where_the_release_says() -> None:
+    env = env_of(children.worker_template(inputs_of(SMALLEST, release={"listenAddress": "::"})))
+    assert {name: env[f"PREMOE_WORKER_{name}"] for name in ("HOST", "ADMIN_HOST", "HEALTH_HOST")} == {
+        "HOST": "::",
+        "ADMIN_HOST": "::",
+        "HEALTH_HOST": "::",
+    }
 
 
 def test_workers_with_tls_check_roles_where_the_release_does() -> None:

@@ -8,7 +8,7 @@ import pytest
 from premoe_operator.kube.cluster import ApiFailure, FenceClosed
 from premoe_operator.kube.kinds import LEASE
 from premoe_operator.kube.lease import Lease, LeaseLost, LeaseTimes
-from premoe_operator.kube.objects import ObjectKey
+from premoe_operator.kube.objects import Json, ObjectKey
 from support.cluster_twin import ClusterTwin
 
 KEY = ObjectKey(LEASE, "premoe", "premoe-operator")
@@ -101,6 +101,54 @@ async def test_a_released_lease_is_taken_at_once() -> None:
     with pytest.raises(FenceClosed):
         first.check()
     assert await within(1.0, second.acquire(cluster))
+
+
+async def test_a_claim_whose_answer_never_came_is_released_too() -> None:
+    """A signal that comes while the first claim is on its way."""
+    cluster, clock = twin(), Clock()
+    first, second = lease("first", clock), lease("second", clock)
+    replace, written = cluster.replace, asyncio.Event()
+
+    async def answers_late(obj: Json) -> Json:
+        made = await replace(obj)
+        written.set()
+        await asyncio.sleep(60)
+        return made
+
+    cluster.replace = answers_late  # type: ignore[method-assign]
+    claiming = asyncio.create_task(first.acquire(cluster))
+    await written.wait()
+    claiming.cancel()
+    await asyncio.gather(claiming, return_exceptions=True)
+    assert cluster.objects[KEY]["spec"]["holderIdentity"] == "first"
+    cluster.replace = replace  # type: ignore[method-assign]
+    await first.release(cluster)
+    assert await within(1.0, second.acquire(cluster))
+
+
+async def test_the_lease_of_another_is_never_released() -> None:
+    cluster, clock = twin(), Clock()
+    first, second = lease("first", clock), lease("second", clock)
+    await first.acquire(cluster)
+    first._unanswered = True
+    clock.now += TIMES.duration_s
+    await second.attempt(cluster)
+    clock.now += TIMES.duration_s
+    assert await second.attempt(cluster) == "second"
+    await first.release(cluster)
+    assert cluster.objects[KEY]["spec"]["holderIdentity"] == "second"
+
+
+async def test_a_release_that_nobody_answers_holds_no_process_up() -> None:
+    cluster, clock = twin(), Clock()
+    first = Lease(KEY.namespace, KEY.name, "first", LeaseTimes(0.01, 0.3, 15.0), clock=clock)
+    await first.acquire(cluster)
+
+    async def silent(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    cluster.get = silent  # type: ignore[method-assign, assignment]
+    assert await within(20, first.release(cluster))
 
 
 async def test_of_two_at_once_only_one_gets_it() -> None:

@@ -33,6 +33,12 @@ def test_a_release_is_read_with_its_defaults(tmp_path: Path) -> None:
         ({"tls": {"mode": "Secret"}}, "tls: Value error, mode Secret needs secretName"),
         ({"tls": {"mode": "CertManager"}}, "tls: Value error, mode CertManager needs issuerRef"),
         ({"tls": {"checkRoles": True}}, "tls: Value error, checkRoles needs release"),
+        (
+            {"tls": {"duration": "90d"}},
+            "tls.duration: String should match pattern '^[0-9]+h([0-9]+m)?([0-9]+s)?$'",
+        ),
+        ({"listenAddress": "all"}, "listenAddress: String should match pattern '^[0-9A-Fa-f:.]+$'"),
+        ({"podSecurityContext": "restricted"}, "podSecurityContext: Input should be an object"),
         ({"expertStore": {"name": "store"}}, "expertStore.namespace: Field required"),
         ({"drain": {"delaySeconds": -1}}, "drain.delaySeconds: Input should be greater than or equal to 0"),
     ],

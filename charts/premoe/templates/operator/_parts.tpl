@@ -56,6 +56,8 @@ tls:
   {{- if ne .Values.tls.mode "Disabled" }}
   serverName: {{ include "premoe.tls.serverName" . }}
   release: {{ include "premoe.tls.release" . }}
+  duration: {{ .Values.tls.duration }}
+  renewBefore: {{ .Values.tls.renewBefore }}
   checkRoles: {{ .Values.tls.checkRoles }}
   {{- end }}
 {{- with .Values.tracing.endpoint }}
@@ -69,9 +71,10 @@ metrics:
   peers: {{ toJson .Values.networkPolicy.ingress.metrics }}
 drain:
   {{- toYaml .Values.worker.drain | nindent 2 }}
-{{- with .Values.podSecurityContext.runAsUser }}
-runAsUser: {{ . | int }}
-{{- end }}
+clusterDomain: {{ .Values.clusterDomain }}
+listenAddress: {{ .Values.listenAddress | quote }}
+podSecurityContext:
+  {{- include "premoe.podSecurity" . | nindent 2 }}
 extraEnv:
   {{- toYaml (concat (list) (include "premoe.operator.workerTracing" . | fromYamlArray) .Values.worker.extraEnv | default list) | nindent 2 }}
 extraVolumes:
@@ -82,7 +85,7 @@ podTemplate:
   allowedPaths:
     {{- toYaml .Values.podTemplate.allowedPaths | nindent 4 }}
 egress:
-  {{- toYaml (pick .Values.networkPolicy.egress "dns" "s3" "hub" "otlp") | nindent 2 }}
+  {{- toYaml (pick .Values.networkPolicy.egress "dns" "s3" "hub" "identity" "otlp") | nindent 2 }}
 {{- end -}}
 
 {{/* The OTLP protocol of workers, where it is not the usual one. */}}
