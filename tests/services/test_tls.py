@@ -366,19 +366,25 @@ def variables(process: str, folder: TlsFolder, **settings: object) -> dict[str, 
 
 
 @pytest.mark.timeout(300)  # a worker imports torch
-def test_a_whole_mesh_of_roles_under_tls_answers_and_a_stopping_worker_ends_its_stream(
+def test_a_mesh_of_roles_with_the_store_of_another_release_answers_and_a_stopping_worker_ends_its_stream(
     store_url: str, authority: Authority, tmp_path: Path
 ) -> None:
     def told(role: str, **settings: object) -> dict[str, str]:
         files = tls_folder(tmp_path / role, authority, "localhost", uris=[f"premoe://m.test/{role}"])
         return variables(role.replace("-", "_").upper(), files, tls_release="m.test", **settings)
 
+    # The expert store is of another release: neither the common name nor the address stands in its certificate.
+    files = TlsFolder(tmp_path / "shared")
+    shared = authority.issue("shared.test.svc", addresses=(), uris=["premoe://shared.test/expert-store"])
+    files.write(shared, authority.pem)
+    lent = variables("EXPERT_STORE", files, tls_release="shared.test", tls_guests="m.test")
     root = ("--store-url", store_url)
     with ExitStack() as stack:
-        store = stack.enter_context(serving("premoe_expert_store.cli", root, told("expert-store")))
+        store = stack.enter_context(serving("premoe_expert_store.cli", root, lent))
         retrieval = stack.enter_context(serving("premoe_retrieval.cli", root, told("retrieval")))
         peers = {"store": f"dns:///{store.address}", "retrieval": f"dns:///{retrieval.address}"}
         own = told("worker", **peers, budget="2/4", threads=1, drain_delay_s=2, grace_s=60, model_name="m")
+        own |= {"PREMOE_WORKER_STORE_SERVER_NAME": "shared.test.svc"}
         worker = stack.enter_context(serving("premoe_worker.cli", (), {**own, "OMP_WAIT_POLICY": "PASSIVE"}))
         port = worker.address.rpartition(":")[2]
         own = told("gateway", workers=f"dns:///localhost:{port}", retrieval=peers["retrieval"], http_port=0)

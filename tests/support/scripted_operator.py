@@ -25,7 +25,9 @@ NEXT_VERSION_VARIABLE = "SCRIPTED_OPERATOR_NEXT"
 class FileStore:
     """Knows the packs that the JSON file lists by id; a file that is not there is a store that does not answer."""
 
-    def __init__(self, *, timeout_s: float = 0.0, tls: object = None, path: Path | None = None) -> None:
+    def __init__(
+        self, own_address: str = "", *, timeout_s: float = 0.0, tls: object = None, path: Path | None = None
+    ) -> None:
         self.path = path or Path(os.environ[FACTS_VARIABLE])
         self.calls = 0
 

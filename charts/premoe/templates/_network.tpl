@@ -21,22 +21,36 @@ matchExpressions:
         values: {{ toJson .components }}
 {{- end -}}
 
-{{/* Peers: pods of PrunedModels in the namespaces that the release serves. Takes (root, components). */}}
-{{- define "premoe.network.models" -}}
+{{/* Peers: workers of other releases, and with `operator` their operators. Takes (root, operator). */}}
+{{- define "premoe.network.guests" -}}
+{{- range .root.Values.guests }}
+{{- if $.operator }}
 - namespaceSelector:
-    {{- if .root.Values.watchNamespaces }}
+    matchLabels:
+      kubernetes.io/metadata.name: {{ .namespace }}
+  podSelector:
+    matchLabels:
+      app.kubernetes.io/name: premoe
+      app.kubernetes.io/instance: {{ .release | quote }}
+      app.kubernetes.io/component: operator
+{{- end }}
+{{ include "premoe.network.workers" .workerNamespaces }}
+{{- end }}
+{{- end -}}
+
+{{/* Peers: workers in the named namespaces; without any: in all. */}}
+{{- define "premoe.network.workers" -}}
+- namespaceSelector:
+    {{- if . }}
     matchExpressions:
       - key: kubernetes.io/metadata.name
         operator: In
-        values: {{ toJson .root.Values.watchNamespaces }}
+        values: {{ toJson . }}
     {{- else }} {}
     {{- end }}
   podSelector:
     matchLabels:
       app.kubernetes.io/name: premoe
       app.kubernetes.io/part-of: premoe
-    matchExpressions:
-      - key: app.kubernetes.io/component
-        operator: In
-        values: {{ toJson .components }}
+      app.kubernetes.io/component: worker
 {{- end -}}

@@ -4,7 +4,7 @@
 
 {{/* Name of the release in the URIs premoe://RELEASE/ROLE of certificates. */}}
 {{- define "premoe.tls.release" -}}
-{{ include "premoe.fullname" . }}.{{ .Release.Namespace }}
+{{ .Release.Name }}.{{ .Release.Namespace }}
 {{- end -}}
 
 {{/* Secret with a component's certificate. Takes (root, component). */}}
@@ -30,6 +30,17 @@
 {{- define "premoe.tls.admission" -}}
 {{- if and (ne .root.Values.tls.mode "Disabled") .root.Values.tls.checkRoles }}
 {{ .prefix }}_TLS_RELEASE: {{ include "premoe.tls.release" .root }}
+{{- end }}
+{{- end -}}
+
+{{/* Releases whose workers and operator a server admits beside those of its own. Takes (root, prefix). */}}
+{{- define "premoe.tls.guests" -}}
+{{- if and .root.Values.guests (include "premoe.tls.admission" .) }}
+{{- $names := list }}
+{{- range .root.Values.guests }}
+{{- $names = append $names (printf "%s.%s" .release .namespace) }}
+{{- end }}
+{{ .prefix }}_TLS_GUESTS: {{ join "," $names }}
 {{- end }}
 {{- end -}}
 

@@ -249,7 +249,7 @@ class Jobs(Part):
 
 
 class ServiceRef(Part):
-    """A PreMoE service in this cluster."""
+    """A PreMoE service in this cluster, of this release or of one that names it among its `guests`."""
 
     name: DnsLabel
     """Name of the Service."""

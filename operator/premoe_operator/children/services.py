@@ -35,4 +35,10 @@ def grpc_endpoint(inputs: Inputs) -> str:
 def _resolved(inputs: Inputs, named: ServiceRef | None, default: ReleaseService) -> ReleaseService:
     if named is None:
         return default
-    return ReleaseService(name=named.name, namespace=named.namespace or inputs.owner.namespace, port=named.port)
+    found = ReleaseService(name=named.name, namespace=named.namespace or inputs.owner.namespace, port=named.port)
+    return default if found.address == default.address else found
+
+
+def foreign_name(service: ReleaseService, default: ReleaseService) -> str:
+    """The name in the certificate of another release's service; empty: it is the own one."""
+    return "" if service == default else service.host

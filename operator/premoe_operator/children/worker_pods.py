@@ -27,7 +27,7 @@ from premoe_operator.children.pods import (
     worker_device,
 )
 from premoe_operator.children.quantity import parse_bytes
-from premoe_operator.children.services import expert_store, grpc_target, retrieval
+from premoe_operator.children.services import expert_store, foreign_name, grpc_target, retrieval
 from premoe_operator.children.transport import TLS_FOLDER, transport
 from premoe_operator.kube.objects import Json
 from premoe_runtime.formats.ids import bare_digest
@@ -200,6 +200,8 @@ def _settings(inputs: Inputs) -> list[Json]:
         files = {"TLS_CERT": "tls.crt", "TLS_KEY": "tls.key", "TLS_CA": "ca.crt"}
         values |= {name: f"{TLS_FOLDER}/{file}" for name, file in files.items()}
         values["TLS_SERVER_NAME"] = release.tls.server_name
+        values["STORE_SERVER_NAME"] = foreign_name(expert_store(inputs), release.expert_store)
+        values["RETRIEVAL_SERVER_NAME"] = foreign_name(retrieval(inputs), release.retrieval)
         values["TLS_RELEASE"] = release.tls.release if release.tls.check_roles else None
     return env_list({f"PREMOE_WORKER_{name}": value for name, value in values.items()})
 

@@ -52,7 +52,7 @@ async def serve(settings: OperatorSettings, process: Process) -> None:
         KubernetesApi(ApiClient(connection.configuration), fence=_no_fence) as unfenced,
     ):
         await _check_definition(unfenced)
-        store = GrpcExpertStore(timeout_s=settings.store_timeout_s, tls=process.tls)
+        store = GrpcExpertStore(release.expert_store.address, timeout_s=settings.store_timeout_s, tls=process.tls)
         workers = GrpcWorkers(timeout_s=settings.worker_timeout_s, tls=process.tls)
         controller = Controller(settings, release, connection, cluster, store, workers, metrics)
         probes = _Probes(settings, lease, controller, unfenced, metrics)

@@ -16,14 +16,15 @@ from premoe_runtime.formats.manifest import Manifest
 class GrpcExpertStore:
     """Implements ``reconciler.ExpertStore``. No connection is kept: a manifest is read once for each pack."""
 
-    def __init__(self, *, timeout_s: float, tls: Tls | None) -> None:
+    def __init__(self, own_address: str, *, timeout_s: float, tls: Tls | None) -> None:
+        self._own_address = own_address
         self._timeout_s = timeout_s
         self._tls = tls
 
     async def facts(self, address: str, model_id: str) -> PackFacts | StoreFailure:
         request = experts_pb2.GetManifestRequest(model_id=model_id)
         try:
-            async with channel(address, tls=self._tls) as opened:
+            async with channel(address, tls=self._tls_for(address)) as opened:
                 stub = experts_pb2_grpc.ExpertStoreServiceStub(opened)
                 answer = await stub.GetManifest(request, timeout=self._timeout_s)
             manifest = Manifest.parse(answer.manifest, where=f"manifest of {model_id}")
@@ -39,6 +40,11 @@ class GrpcExpertStore:
             blob_bytes=manifest.layout.blob_bytes,
             skeleton_bytes=sum(file.num_bytes for file in manifest.skeleton),
         )
+
+    def _tls_for(self, address: str) -> Tls | None:
+        """Another release's store has its own name in its certificate, not that of our release."""
+        is_own = address == self._own_address
+        return self._tls if is_own or self._tls is None else self._tls.expecting(address.rpartition(":")[0])
 
 
 def _failure(error: grpc.aio.AioRpcError, address: str, model_id: str) -> StoreFailure:

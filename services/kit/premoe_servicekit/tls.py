@@ -54,6 +54,10 @@ class Tls:
         # A child process reads the files itself.
         return partial(Tls, server_name=self.server_name), (self.cert, self.key, self.ca)
 
+    def expecting(self, server_name: str) -> Tls:
+        """The same files for peers with another name in their certificates; ``self`` where the name is empty."""
+        return Tls(self.cert, self.key, self.ca, server_name=server_name) if server_name else self
+
     def material(self) -> Material:
         """What new connections use. The same object until the files change for good ones."""
         return self._files.current()

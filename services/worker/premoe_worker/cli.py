@@ -13,6 +13,7 @@ from pathlib import Path
 from premoe_servicekit.clients import channel
 from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer, check_port_is_free
+from premoe_servicekit.tls import Tls
 
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import Unavailable
@@ -40,7 +41,7 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
     check_port_is_free(settings.host, settings.port)
     check_port_is_free(settings.admin_host, settings.admin_port)
     async with AsyncExitStack() as stack:
-        source = stack.enter_context(open_source(settings.store, process.tls, settings.model_id))
+        source = stack.enter_context(open_source(settings.store, _store_tls(settings, process), settings.model_id))
         manifest = await _manifest(source, settings.store_wait_s)
         limits = _limits(settings, manifest)
         if settings.context_length is not None:
@@ -48,7 +49,8 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
             settled_context(shape_of(manifest, config), settings.context_length)
         retrieval = None
         if settings.retrieval:
-            client = await stack.enter_async_context(channel(settings.retrieval, tls=process.tls))
+            tls = process.tls and process.tls.expecting(settings.retrieval_server_name)
+            client = await stack.enter_async_context(channel(settings.retrieval, tls=tls))
             retrieval = GrpcRetrieval(settings.retrieval, client)
         limits = await split_slots(limits, retrieval, manifest, wait_s=settings.store_wait_s)
         await _serve_model(settings, process, source, limits, retrieval, stack)
@@ -71,7 +73,7 @@ async def _serve_model(
     from premoe_worker.servicer import admin_service, worker_service
 
     device_kind(settings.device)
-    opener = partial(open_source, settings.store, process.tls, source.manifest().model_id)
+    opener = partial(open_source, settings.store, _store_tls(settings, process), source.manifest().model_id)
     model = await asyncio.to_thread(load_model, source, opener, limits, settings)
     stack.push_async_callback(asyncio.to_thread, model.close)
     name = model_name(model.manifest, settings.model_name)
@@ -135,6 +137,10 @@ async def _manifest(source: GrpcExpertSource, wait_s: float) -> Manifest:
                 log.warning("waiting for the expert store: %s", error)
             waiting = True
             await asyncio.sleep(_STORE_RETRY_S)
+
+
+def _store_tls(settings: WorkerSettings, process: Process) -> Tls | None:
+    return process.tls and process.tls.expecting(settings.store_server_name)
 
 
 def _limits(settings: WorkerSettings, manifest: Manifest) -> Limits:

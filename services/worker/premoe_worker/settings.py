@@ -19,8 +19,12 @@ class WorkerSettings(ServerSettings):
 
     store: str
     """Address of the expert store."""
+    store_server_name: str = ""
+    """Name in its certificate, where it is of another release; empty: as `tls_server_name` says."""
     retrieval: str = ""
     """Address of the retrieval service; without one only the full model can be run."""
+    retrieval_server_name: str = ""
+    """Name in its certificate, where it is of another release; empty: as `tls_server_name` says."""
     model_id: str = ""
     """Pack to serve, with or without `blake3:` in front; empty when the store has exactly one."""
     model_name: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from support.charts import CHART, PROFILES, Object, of_kind, pod_templates, render, rendered, values_of
@@ -71,9 +72,37 @@ def test_exactly_these_ways_are_open_between_pods() -> None:
     assert open_ways == ALLOWED | everybody_reads_metrics
 
 
+def test_a_release_lets_in_the_guests_that_it_names_and_nobody_else() -> None:
+    """The other release is in a namespace of its own and serves models there."""
+    there = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": SERVING}}}
+    store = {"to": [there], "ports": [{"protocol": "TCP", "port": 50051}]}
+    watched = {"watchNamespaces": [TEAM], "networkPolicy": {"egress": {"expertStores": [store]}}}
+    guest = render(CHART, values_of("plain") | watched, release="other", namespace=TEAM)
+    callers = ("operator", "worker", "gateway", "retrieval", "test")
+
+    def open_ways(**values: Any) -> set[tuple[str, str]]:
+        host = render(CHART, values_of("plain") | {"watchNamespaces": [SERVING]} | values)
+        world = World(host, guest)
+        targets = {"expert-store": 50051, "retrieval": 50051, "gateway": 50053, "operator": 50051}
+        return {
+            (caller, target)
+            for caller in callers
+            for target, port in targets.items()
+            if world.reaches(f"team {caller}", target, port)
+        }
+
+    named = {"release": "other", "namespace": TEAM}
+    served = {("operator", "expert-store"), ("worker", "expert-store"), ("worker", "retrieval")}
+    assert open_ways() == set()
+    assert open_ways(guests=[named]) == served
+    assert open_ways(guests=[{**named, "workerNamespaces": [TEAM]}]) == served
+    assert open_ways(guests=[{**named, "workerNamespaces": [SERVING]}]) == {("operator", "expert-store")}
+    assert open_ways(guests=[{**named, "release": "premoe"}]) == served - {("operator", "expert-store")}
+
+
 def test_identity_agents_are_reached_by_those_that_use_a_cloud_role_and_only_where_allowed() -> None:
-    agent, rule = "169.254.170.23", {"to": [{"ipBlock": {"cidr": "169.254.170.23/32"}}]}
-    rule |= {"ports": [{"protocol": "TCP", "port": 80}]}
+    agent = "169.254.170.23"
+    rule = {"to": [{"ipBlock": {"cidr": f"{agent}/32"}}], "ports": [{"protocol": "TCP", "port": 80}]}
     closed, opened = (
         World(render(CHART, values_of("plain") | {"networkPolicy": {"egress": {"identity": rules}}}))
         for rules in ([], [rule])
@@ -141,12 +170,16 @@ def test_no_policies_when_they_are_off() -> None:
 class World:
     """Pods of a release, of models, and others, with addresses; and what the policies let pass between them."""
 
-    def __init__(self, objects: Sequence[Object]) -> None:
+    def __init__(self, objects: Sequence[Object], others: Sequence[Object] = ()) -> None:
+        """``others``: the objects of a release in the namespace TEAM, whose pods are called "team COMPONENT"."""
         pods: dict[str, Object] = {}
         for _, template in pod_templates(objects):
             labels = template["metadata"]["labels"]
             pods.setdefault(labels["app.kubernetes.io/component"], pod(SERVING, labels, len(pods)))
         self.own = tuple(pods)
+        for _, template in pod_templates(others):
+            labels = template["metadata"]["labels"]
+            pods.setdefault(f"team {labels['app.kubernetes.io/component']}", pod(TEAM, labels, len(pods)))
         for component in ("worker", "pack", "profile", "patterns"):
             pods[component] = pod(SERVING, worker_labels(component), len(pods))
         pods["team worker"] = pod(TEAM, worker_labels("worker"), len(pods))
@@ -157,7 +190,7 @@ class World:
             {"metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}}}
             for name in (SERVING, TEAM, "kube-system")
         ]
-        policies = of_kind(objects, "NetworkPolicy")
+        policies = of_kind([*objects, *others], "NetworkPolicy")
         self._rules = {rules.name: rules for rules in rules_of_pods(policies, pods.values(), namespaces)}
 
     def address(self, name: str) -> str:

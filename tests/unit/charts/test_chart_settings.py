@@ -210,6 +210,17 @@ def test_roles_are_in_certificates_before_they_are_checked(monkeypatch: pytest.M
     assert (release.tls.release, release.tls.check_roles) == ("premoe.serving", False)
 
 
+def test_guests_are_told_to_expert_store_and_retrieval_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    guests = [{"release": "other", "namespace": "team-a"}, {"release": "third", "namespace": "team-b"}]
+    objects = render(CHART, values_of("full") | {"guests": guests})
+    told = ("other.team-a", "third.team-b")
+    assert load(objects, "expert-store", ExpertStoreSettings, monkeypatch).tls_guests == told
+    assert load(objects, "retrieval", RetrievalSettings, monkeypatch).tls_guests == told
+    assert load(objects, "gateway", GatewaySettings, monkeypatch).tls_guests == ()
+    plain = render(CHART, values_of("plain") | {"guests": guests})
+    assert load(plain, "expert-store", ExpertStoreSettings, monkeypatch).tls_guests == ()
+
+
 def container(objects: list[Object], component: str) -> Object:
     spec = named(objects, "Deployment", f"premoe-{component}")["spec"]["template"]["spec"]
     found: Object = spec["containers"][0]

@@ -56,6 +56,9 @@ def test_a_misspelt_value_is_refused(path: str, word: str) -> None:
     [
         ("tls.mode", "Mutual", "tls/mode"),
         ("logLevel", "trace", "logLevel"),
+        ("guests", [{"release": "other"}], "guests/0"),
+        ("guests", [{"release": "other", "namespace": "Team"}], "guests/0/namespace"),
+        ("guests", [{"release": "other", "namespace": "team", "workers": []}], "guests/0"),
         ("listenAddress", "localhost", "listenAddress"),
         ("clusterDomain", "Cluster.local", "clusterDomain"),
         ("tls.checkRoles", "yes", "tls/checkRoles"),

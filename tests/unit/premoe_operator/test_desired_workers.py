@@ -156,6 +156,8 @@ def test_what_a_full_spec_adds_to_the_environment() -> None:
         "PREMOE_WORKER_TLS_CERT": "/etc/premoe/tls/tls.crt",
         "PREMOE_WORKER_TLS_KEY": "/etc/premoe/tls/tls.key",
         "PREMOE_WORKER_TLS_CA": "/etc/premoe/tls/ca.crt",
+        "PREMOE_WORKER_STORE_SERVER_NAME": "store.elsewhere.svc",
+        "PREMOE_WORKER_RETRIEVAL_SERVER_NAME": "patterns.elsewhere.svc",
         "POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}},
         "POD_NAMESPACE": {"fieldRef": {"fieldPath": "metadata.namespace"}},
         "NODE_NAME": {"fieldRef": {"fieldPath": "spec.nodeName"}},
@@ -291,6 +293,21 @@ def test_workers_listen_where_the_release_says() -> None:
         "ADMIN_HOST": "::",
         "HEALTH_HOST": "::",
     }
+
+
+def test_services_of_another_release_are_known_by_their_own_names() -> None:
+    """Those of the own release carry its common name; a reference to them is no other release."""
+    release = {"tls": {"mode": "Secret", "secretName": "shared", "serverName": "premoe.internal"}}
+    own = {"name": "premoe-expert-store", "namespace": "premoe"}
+    for spec, names in (
+        ({}, (None, None)),
+        ({"expertStoreRef": own}, (None, None)),
+        ({"expertStoreRef": {"name": "shared"}}, ("shared.models.svc", None)),
+        ({"retrievalRef": {"name": "shared", "namespace": "b"}}, (None, "shared.b.svc")),
+    ):
+        env = env_of(children.worker_template(inputs_of(changed(SMALLEST, spec), release=release)))
+        told = tuple(env.get(f"PREMOE_WORKER_{part}_SERVER_NAME") for part in ("STORE", "RETRIEVAL"))
+        assert told == names, spec
 
 
 def test_workers_with_tls_check_roles_where_the_release_does() -> None:

@@ -26,7 +26,7 @@ async def test_facts_of_a_pack(tmp_path: Path) -> None:
         return pack.manifest.model_dump_json().encode()
 
     async with scripted(ScriptedStore(manifest)) as server:
-        found = await GrpcExpertStore(timeout_s=5.0, tls=None).facts(server.address, pack.model_id)
+        found = await GrpcExpertStore("", timeout_s=5.0, tls=None).facts(server.address, pack.model_id)
     assert found == PackFacts(
         model_id=pack.model_id,
         family=pack.manifest.family,
@@ -41,7 +41,7 @@ async def test_a_store_that_is_not_there_and_one_that_talks_rubbish() -> None:
     async def rubbish() -> bytes:
         return b"{}"
 
-    store = GrpcExpertStore(timeout_s=0.5, tls=None)
+    store = GrpcExpertStore("", timeout_s=0.5, tls=None)
     found = await store.facts("127.0.0.1:1", "blake3:00")
     assert isinstance(found, StoreFailure)
     assert found.reason == "StoreUnreachable"
@@ -49,6 +49,34 @@ async def test_a_store_that_is_not_there_and_one_that_talks_rubbish() -> None:
         found = await store.facts(server.address, "blake3:00")
     assert isinstance(found, StoreFailure)
     assert found.reason == "ManifestNotFound"
+
+
+@pytest.mark.parametrize(("is_own", "expected"), [(True, "StoreUnreachable"), (False, "ManifestNotFound")])
+async def test_a_store_of_another_release_is_known_by_its_own_name(tmp_path: Path, is_own: bool, expected: str) -> None:
+    """The own one carries the name of the release, which this one does not."""
+
+    async def rubbish() -> bytes:
+        return b"{}"
+
+    authority = Authority()
+    files = tls_folder(tmp_path / "server", authority)
+    tls = tls_of(tls_folder(tmp_path / "client", authority).settings(tls_server_name="premoe.serving.svc"))
+    async with scripted(ScriptedStore(rubbish), files.settings()) as server:
+        store = GrpcExpertStore(server.address if is_own else "", timeout_s=20.0, tls=tls)
+        found = await store.facts(server.address, "blake3:00")
+    assert isinstance(found, StoreFailure)
+    assert found.reason == expected
+
+
+async def test_a_store_that_refuses_the_operator_says_who_may_call(tmp_path: Path) -> None:
+    authority = Authority()
+    files = tls_folder(tmp_path / "server", authority)
+    tls = tls_of(tls_folder(tmp_path / "client", authority, uris=["premoe://other.models/operator"]).settings())
+    async with scripted(ScriptedStore(), files.settings(tls_release="premoe.serving")) as server:
+        found = await GrpcExpertStore("", timeout_s=20.0, tls=tls).facts(server.address, "blake3:00")
+    assert isinstance(found, StoreFailure)
+    assert found.reason == "StoreUnreachable"
+    assert "premoe://other.models/operator may not call GetManifest of" in found.message
 
 
 NAME = "chat-worker.a.svc"

@@ -1,5 +1,6 @@
 {{- define "premoe.expert-store.config" -}}
 {{ include "premoe.serverSettings" (dict "root" . "prefix" "PREMOE_EXPERT_STORE") }}
+{{- include "premoe.tls.guests" (dict "root" . "prefix" "PREMOE_EXPERT_STORE") }}
 {{- include "premoe.tracingSettings" . }}
 PREMOE_EXPERT_STORE_STORE_URL: {{ .Values.objectStore.url | quote }}
 PREMOE_EXPERT_STORE_MEMORY_BYTES: {{ .Values.expertStore.memoryBytes | int64 | quote }}

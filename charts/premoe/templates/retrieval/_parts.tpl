@@ -1,5 +1,6 @@
 {{- define "premoe.retrieval.config" -}}
 {{ include "premoe.serverSettings" (dict "root" . "prefix" "PREMOE_RETRIEVAL") }}
+{{- include "premoe.tls.guests" (dict "root" . "prefix" "PREMOE_RETRIEVAL") }}
 {{- include "premoe.tracingSettings" . }}
 PREMOE_RETRIEVAL_STORE_URL: {{ .Values.objectStore.url | quote }}
 PREMOE_RETRIEVAL_INDEX: {{ .Values.retrieval.index }}
