@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -25,7 +26,7 @@ from premoe_gateway.routing import members as members_module
 from premoe_gateway.service import Gateway
 
 from premoe_runtime.formats.choices import OnUnknown
-from premoe_runtime.formats.errors import Exhausted, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.errors import Exhausted, Forbidden, NotFound, PremoeError, Unavailable
 
 FULL_QUEUE = Exhausted("4 requests are waiting already; try again later", reason="QUEUE_FULL")
 GONE = Unavailable("connection refused")
@@ -238,3 +239,13 @@ async def test_an_answer_that_has_begun_stays_with_a_worker_that_drains() -> Non
     await gateway.refresh()
     assert await answer(gateway) == "b"
     assert [type(event) async for event in events] == [Delta, Finished]
+
+
+async def test_a_worker_that_refuses_the_gateway_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    worker = Scripted("w1", state_fault=Forbidden("premoe://a.b/gateway may not call GetResidency"))
+    gateway = Gateway([worker], None, on_unknown=None, timeout_s=30)
+    for _ in range(3):
+        await gateway.refresh()
+    expected = "worker w1 refuses this gateway: premoe://a.b/gateway may not call GetResidency"
+    assert [record.getMessage() for record in caplog.records] == [expected]

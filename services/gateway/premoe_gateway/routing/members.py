@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -13,7 +14,9 @@ from premoe_gateway.domain import WorkerState
 from premoe_gateway.ports import Worker
 from premoe_gateway.routing.rank import Candidate, missing_share
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.errors import Exhausted, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.errors import Exhausted, Forbidden, NotFound, PremoeError, Unavailable
+
+log = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0
 """Seconds after which a worker that has not said its state yet is sent no request that another one could take."""
@@ -40,6 +43,8 @@ class Member:
     """Set when it has let the time for saying its state go by, until it says it."""
     _failed: bool = False
     _full: bool = False
+    _refusal: str = ""
+    """Why it does not let us in, as it was last logged."""
     _asking: asyncio.Task[None] | None = None
     _asked_at: float = 0.0
 
@@ -98,8 +103,12 @@ class Member:
                 self.state = await worker.state()
             self._failed = self._full = False
             self.silent.clear()
+            self._refusal = ""
         except PremoeError as error:
             self.state = None
+            if isinstance(error, Forbidden) and str(error) != self._refusal:
+                self._refusal = str(error)
+                log.warning("worker %s refuses this gateway: %s", self.worker.address, error)
             if error.reason == "DEADLINE_EXCEEDED":
                 self.silent.set()
         finally:
