@@ -61,7 +61,7 @@ test: export REQUIRE_CLUSTER := 1
 test: install services ## Set up and run the checks and every tier of tests but the Kubernetes ones
 	@$(MAKE) --no-print-directory check
 	@$(PYTEST) $(FAST) -n 2 -m "not ($(KUBERNETES))" $(ARGS)
-	@$(PYTEST) $(FAST:%=--ignore=%) -m "not ($(KUBERNETES))" $(ARGS)
+	@$(PYTEST) $(FAST:%=--ignore=%) -n 2 --dist loadfile -m "not ($(KUBERNETES))" $(ARGS)
 
 .PHONY: test-all
 test-all: ## The same and the Kubernetes tiers
