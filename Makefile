@@ -35,6 +35,10 @@ $(STAMP): pyproject.toml constraints.txt tools/install.sh
 services: ## Install the servers that tests use: redis-server (apt), versitygw (Go module)
 	@tools/install_services.sh $(CACHE)/bin
 
+.PHONY: browser
+browser: ## Install the browser in which the console is tested: Chromium and its driver (apt)
+	@tools/install_browser.sh
+
 .PHONY: cluster-tools
 cluster-tools: ## Build the Kubernetes programs that tests start, from Go modules (once, 10 to 25 minutes)
 	@tools/build_cluster.sh
@@ -58,7 +62,7 @@ test test-fast test-cluster: export OMP_NUM_THREADS := 1
 # The cluster's programs are hidden, so a test that needs them without its mark fails here instead of running now and then.
 test: export PREMOE_CLUSTER_BIN := /nonexistent
 test: export REQUIRE_CLUSTER := 1
-test: install services ## Set up and run the checks and every tier of tests but the Kubernetes ones
+test: install services $(if $(filter 0,$(shell id -u)),browser) ## Set up and run the checks and every tier of tests but the Kubernetes ones
 	@$(MAKE) --no-print-directory check
 	@$(PYTEST) $(FAST) -n 2 -m "not ($(KUBERNETES))" $(ARGS)
 	@$(PYTEST) $(FAST:%=--ignore=%) -n 2 --dist loadfile -m "not ($(KUBERNETES))" $(ARGS)

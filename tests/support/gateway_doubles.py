@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
+import numpy as np
 from premoe_gateway.adapters import messages
 from premoe_gateway.domain import (
     Ask,
@@ -23,6 +24,7 @@ from premoe_gateway.domain import (
 )
 
 from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.ranking import Ranking
 
 MODEL = "m"
 
@@ -67,8 +69,8 @@ class OneTask:
     ) -> PatternChoice:
         return PatternChoice("specialist", "p", "task", 1.0, "the only one")
 
-    async def ranking(self, pattern_id: str, timeout_s: float) -> tuple[tuple[int, ...], ...]:
-        return ((0,),)
+    async def ranking(self, pattern_id: str, timeout_s: float) -> Ranking:
+        return Ranking(pattern_id, "task", "w", "selection", False, np.zeros((1, 1), np.int64), np.ones((1, 1)))
 
     async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
         return (StoredPattern("p", "task", False),)

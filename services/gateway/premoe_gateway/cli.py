@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
+from premoe_gateway.console.routes import Console
 from premoe_gateway.http.app import create_app
 from premoe_gateway.http.protocol import ClientBounds
 from premoe_gateway.http.server import HttpServer
@@ -54,7 +55,11 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
         if keyring is None and not is_loopback(settings.http_host):
             log.warning("everybody who reaches %s may use the models: no --keys-file is given", settings.http_host)
         app = create_app(
-            gateway, max_body_bytes=settings.max_body_bytes, cors_origins=settings.cors_origins, keyring=keyring
+            gateway,
+            max_body_bytes=settings.max_body_bytes,
+            cors_origins=settings.cors_origins,
+            keyring=keyring,
+            console=Console(gateway, settings.poll_s) if settings.console else None,
         )
         metrics = GatewayMetrics(process.metrics, [route.path for route in app.routes if isinstance(route, Route)])
         metrics.show(gateway)

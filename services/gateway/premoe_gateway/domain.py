@@ -157,6 +157,14 @@ class WorkerState:
     budget: str
     residents: tuple[frozenset[int], ...] = ()
     """Experts in the slots of every MoE layer; -1 stands for empty ones."""
+    before: tuple[frozenset[int], ...] = ()
+    """Those before they changed last; empty until they do while we watch."""
+    generation: int = 0
+    """Of its tables: grows by one with every swap."""
+    device_bytes: int = 0
+    """Of its expert slots."""
+    total_bytes: int = 0
+    """Of all experts of the model."""
     split_problem: str = ""
     """Why its slots do not spread as the live pattern set says; empty when they do."""
     recommended: Recommended = Recommended()

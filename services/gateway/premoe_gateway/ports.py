@@ -7,6 +7,7 @@ from typing import Protocol
 
 from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, StoredPattern, WorkerState
 from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.ranking import Ranking
 
 
 class Worker(Protocol):
@@ -37,7 +38,7 @@ class Retrieval(Protocol):
         """The decision for one signature; ``on_unknown`` None leaves the policy to the service."""
         ...
 
-    async def ranking(self, pattern_id: str, timeout_s: float) -> tuple[tuple[int, ...], ...]:
+    async def ranking(self, pattern_id: str, timeout_s: float) -> Ranking:
         """Every MoE layer's experts in the order of their worth to a pattern."""
         ...
 

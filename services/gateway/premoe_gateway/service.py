@@ -28,6 +28,7 @@ from premoe_gateway.routing.rankings import Rankings
 from premoe_gateway.usage import Meter
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import Conflict, Exhausted, InvalidInput, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.ranking import Ranking
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,14 @@ class Gateway:
         if not self.healthy():
             await self.refresh()
         return self.healthy()
+
+    async def patterns(self, weights_id: str) -> Sequence[StoredPattern]:
+        """Members of the live set. Raises InvalidInput without a retrieval service, Unavailable."""
+        return await self._retriever().patterns(weights_id, self._timeout_s)
+
+    async def ranking(self, pattern_id: str) -> Ranking:
+        """One of them. Raises NotFound, Unavailable."""
+        return await self._retriever().ranking(pattern_id, self._timeout_s)
 
     async def recognise(self, ask: Ask) -> Recognition:
         """Decide the pattern of a request: as named, or by Probe and Retrieve.
@@ -226,7 +235,7 @@ class Gateway:
     async def _named(self, name: str, weights_id: str) -> PatternChoice:
         if name == "full":
             return PatternChoice("full", reason="named in the request")
-        members = await self._retriever().patterns(weights_id, self._timeout_s)
+        members = await self.patterns(weights_id)
         member = _find(name, members)
         if member is None:
             known = ", ".join(sorted({pattern.task for pattern in members}))

@@ -52,6 +52,8 @@ class GatewaySettings(ServerSettings):
     """HTTP connections at a time; more get 503."""
     keys_file: str = ""
     """File of API keys (`premoe keys add`), read again when it changes; empty: the gateway asks for none."""
+    console: bool = False
+    """Serve the console, a web page for people, at `/`, and the data behind it under `/premoe/v1/`."""
     cors_origins: Names = ()
     """Origins of web pages that may call from a browser, separated by commas, `*` for any; empty: none."""
 

@@ -70,6 +70,8 @@ class MeshOptions:
     """API keys that the HTTP API asks for; empty: none."""
     max_body_bytes: int | None = None
     """Largest body of an HTTP request."""
+    console: bool = True
+    """Whether the gateway serves its page for people."""
     log_level: str = "info"
 
 
@@ -249,6 +251,7 @@ def _start(
         *(("--keys-file", options.keys_file) if options.keys_file else ()),
         *(() if options.max_body_bytes is None else ("--max-body-bytes", str(options.max_body_bytes))),
         *(("--cors-origins", ",".join(options.cors_origins)) if options.cors_origins else ()),
+        *(("--console",) if options.console else ()),
     )
     fields = gateway.wait_ready(START_TIMEOUT_S)
     wait_serving(gateway, fields["address"], START_TIMEOUT_S)

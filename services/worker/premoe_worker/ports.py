@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from premoe_runtime.formats.choices import OnUnknown
-from premoe_worker.domain import PatternChoice, Ranking
+from premoe_runtime.formats.ranking import Ranking
+from premoe_worker.domain import PatternChoice
 
 
 class Retrieval(Protocol):

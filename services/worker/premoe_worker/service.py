@@ -21,10 +21,11 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.formats.ranking import Ranking
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
-from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Ranking
+from premoe_worker.domain import Ask, Event, Finished, PatternChoice
 from premoe_worker.grammars import format_grammar
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
 from premoe_gateway.domain import (
     Ask,
@@ -27,6 +28,7 @@ from premoe_gateway.service import Gateway
 
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Exhausted, Forbidden, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.ranking import Ranking
 
 FULL_QUEUE = Exhausted("4 requests are waiting already; try again later", reason="QUEUE_FULL")
 GONE = Unavailable("connection refused")
@@ -98,10 +100,11 @@ class Known:
     ) -> PatternChoice:
         return PatternChoice("specialist", "p", "task")
 
-    async def ranking(self, pattern_id: str, timeout_s: float) -> tuple[tuple[int, ...], ...]:
+    async def ranking(self, pattern_id: str, timeout_s: float) -> Ranking:
         if pattern_id != "p":
             raise NotFound(f"no pattern {pattern_id}")
-        return ((0, 1, 2, 3), (1, 0, 3, 2))
+        experts = np.array([[0, 1, 2, 3], [1, 0, 3, 2]])
+        return Ranking("p", "task", "w", "selection", False, experts, np.ones((2, 4)))
 
     async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
         return (StoredPattern("p", "task", False),)

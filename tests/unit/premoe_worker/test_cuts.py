@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from premoe_worker import service
-from premoe_worker.domain import PatternChoice, Ranking
+from premoe_worker.domain import PatternChoice
 from premoe_worker.limits import Limits
 from premoe_worker.model import ServedModel
 from premoe_worker.ports import Retrieval
@@ -17,6 +17,7 @@ from premoe_worker.service import Worker
 
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.formats.ranking import Ranking
 
 LAYERS, EXPERTS = 2, 6
 BUDGET = Budget(1, 3)

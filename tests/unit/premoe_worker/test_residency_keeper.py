@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from premoe_worker.domain import PatternChoice, Ranking
+from premoe_worker.domain import PatternChoice
 from premoe_worker.residency import LIVE_SET_S, Preload, ResidencyKeeper, reachable
 
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.ranking import Ranking
 from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import KeptPattern
 

@@ -14,8 +14,8 @@ from premoe_retrieval.adapters.memory import MemoryIndex
 from premoe_retrieval.repository import PatternRepository
 from premoe_retrieval.service import PatternService
 from premoe_retrieval.servicer import PatternServicer
-from premoe_worker.adapters.retrieval import read_ranking
-from premoe_worker.domain import PatternChoice, Ranking
+from premoe_servicekit.rankings import read_ranking
+from premoe_worker.domain import PatternChoice
 from premoe_worker.limits import Limits
 from premoe_worker.split import SplitWatch, split_slots
 from support.profiles import EXPERTS, LAYERS, TOP_K, WEIGHTS, profile
@@ -26,6 +26,7 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.manifest import ExpertLayer, Manifest
+from premoe_runtime.formats.ranking import Ranking
 from premoe_runtime.offline.patterns.build import BuildOptions, BuiltSet, build_set
 from premoe_runtime.offline.patterns.library import publish
 from premoe_runtime.storage import open_store

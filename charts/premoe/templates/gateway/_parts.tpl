@@ -6,6 +6,7 @@ PREMOE_GATEWAY_HTTP_PORT: "8000"
 PREMOE_GATEWAY_WORKERS: {{ prepend .Values.gateway.workers (include "premoe.target" (dict "root" . "component" "workers")) | join "," | quote }}
 PREMOE_GATEWAY_RETRIEVAL: {{ include "premoe.target" (dict "root" . "component" "retrieval") }}
 PREMOE_GATEWAY_REQUEST_TIMEOUT_S: {{ .Values.gateway.requestTimeoutSeconds | quote }}
+PREMOE_GATEWAY_CONSOLE: {{ .Values.gateway.console | quote }}
 {{- end -}}
 
 {{- define "premoe.gateway.envFrom" -}}

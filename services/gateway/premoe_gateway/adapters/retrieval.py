@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import grpc
 from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe_servicekit.errors import rpc_errors
+from premoe_servicekit.rankings import read_ranking
 
 from premoe_gateway.adapters import messages
 from premoe_gateway.domain import PatternChoice, StoredPattern
 from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.ranking import Ranking
 
 
 class GrpcRetrieval:
@@ -32,11 +34,11 @@ class GrpcRetrieval:
             messages.decision(response.decision), response.pattern_id, response.task, response.score, response.reason
         )
 
-    async def ranking(self, pattern_id: str, timeout_s: float) -> tuple[tuple[int, ...], ...]:
+    async def ranking(self, pattern_id: str, timeout_s: float) -> Ranking:
         with rpc_errors(self._peer):
             request = patterns_pb2.GetPatternRequest(pattern_id=pattern_id)
             response = await self._stub.GetPattern(request, timeout=timeout_s)
-        return tuple(tuple(layer.experts) for layer in response.layers)
+        return read_ranking(response, self._peer)
 
     async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
         with rpc_errors(self._peer):

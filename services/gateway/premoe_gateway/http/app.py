@@ -21,6 +21,8 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from premoe_gateway.access.keyring import Keyring
+from premoe_gateway.console.description import paths
+from premoe_gateway.console.routes import Console
 from premoe_gateway.domain import Ask, Delta, Event, Finished, Recognition, Started
 from premoe_gateway.http.calls import HEADER, CallMiddleware, call_of
 from premoe_gateway.http.door import Door
@@ -52,11 +54,13 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     cors_origins: Iterable[str] = (),
     keyring: Keyring | None = None,
+    console: Console | None = None,
 ) -> Starlette:
     """The ASGI application over one gateway.
 
     ``started`` (Unix seconds) dates the models it lists. Pages of ``cors_origins`` ("*": of any) may call it from
-    browsers. With a ``keyring`` whatever is not open (``paths.OPEN``) needs one of its keys.
+    browsers. With a ``keyring`` whatever is not open (``paths.is_open``) needs one of its keys. ``console`` None: it has
+    no page of its own.
     """
     created = int(time.time()) if started is None else started
     body = partial(_body, limit=max_body_bytes)
@@ -69,7 +73,8 @@ def create_app(
         Route("/ready", partial(_health, gateway, keyring), methods=["GET"]),
         Route("/healthz", _alive, methods=["GET"]),
         Route("/version", _version, methods=["GET"]),
-        Route("/openapi.json", partial(_openapi, keyring), methods=["GET"]),
+        Route("/openapi.json", partial(_openapi, keyring, console), methods=["GET"]),
+        *(() if console is None else console.routes),
     ]
     app = Starlette(
         routes=routes, exception_handlers={PremoeError: _on_error, HTTPException: _on_http, Exception: _on_bug}
@@ -278,8 +283,8 @@ async def _version(request: Request) -> Response:
     return JSONResponse({"version": version("premoe")})
 
 
-async def _openapi(keyring: Keyring | None, request: Request) -> Response:
-    return JSONResponse(description(None if keyring is None else OPEN))
+async def _openapi(keyring: Keyring | None, console: Console | None, request: Request) -> Response:
+    return JSONResponse(description(None if keyring is None else OPEN, {} if console is None else paths()))
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

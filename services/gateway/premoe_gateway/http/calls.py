@@ -13,7 +13,7 @@ from premoe_servicekit.logs import REQUEST_ID
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from premoe_gateway.http.paths import PROBES
+from premoe_gateway.http.paths import is_quiet
 from premoe_gateway.usage import SPENDING, Usage
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class CallMiddleware:
             status = 500
             raise
         finally:
-            if scope["path"] not in PROBES:
+            if not is_quiet(scope["path"]):
                 _write(scope, call, status, time.perf_counter() - began)
 
 

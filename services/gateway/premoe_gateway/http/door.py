@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.access.limits import Limits
 from premoe_gateway.http.calls import call_of
-from premoe_gateway.http.paths import OPEN
+from premoe_gateway.http.paths import is_open
 from premoe_gateway.http.refusals import refusal
 from premoe_runtime.formats.errors import PremoeError
 
@@ -30,7 +30,7 @@ class Door:
         self._limits = Limits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN:
+        if scope["type"] != "http" or is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         call = call_of(scope)

@@ -3,6 +3,17 @@
 from __future__ import annotations
 
 PROBES = frozenset({"/health", "/healthz", "/ready"})
-"""What machines ask every few seconds: neither traced nor logged."""
+"""What machines ask every few seconds."""
 OPEN = PROBES | {"/version", "/openapi.json"}
 """They tell what every gateway of this version would, and whether this one serves."""
+_PAGE, _PAGE_FILES, _PAGE_DATA = "/", "/console/", "/premoe/"
+
+
+def is_open(path: str) -> bool:
+    """Whether it needs no API key. The console's page asks for one itself; its data does need it."""
+    return path in OPEN or path == _PAGE or path.startswith(_PAGE_FILES)
+
+
+def is_quiet(path: str) -> bool:
+    """Whether it is neither traced nor logged: a probe, or what open pages of the console ask every second."""
+    return path in PROBES or path == _PAGE or path.startswith((_PAGE_FILES, _PAGE_DATA))

@@ -10,7 +10,7 @@ from premoe_servicekit.telemetry import PROPAGATOR, tracer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from premoe_gateway.http.paths import PROBES
+from premoe_gateway.http.paths import is_quiet
 
 _OPERATION = {"chat": "chat", "text": "text_completion"}
 
@@ -22,7 +22,7 @@ class TraceMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PROBES:
+        if scope["type"] != "http" or is_quiet(scope["path"]):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)

@@ -54,8 +54,8 @@ _STATUS: Json = {"type": "object", "required": ["status"], "properties": {"statu
 _VERSION: Json = {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}}
 
 
-def description(open_paths: Collection[str] | None = None) -> Json:
-    """OpenAPI 3.1. ``open_paths``: those that need no API key; None: no path needs one."""
+def description(open_paths: Collection[str] | None, more: Json) -> Json:
+    """OpenAPI 3.1. ``open_paths``: those that need no API key; None: no path needs one. ``more``: paths beside these."""
     health = {200: ("A worker serves.", _STATUS), 503: ("None does.", _STATUS)}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     document: Json = {
@@ -73,6 +73,7 @@ def description(open_paths: Collection[str] | None = None) -> Json:
             "/ready": {"get": _getting("The same.", health)},
             "/healthz": {"get": _getting("Whether the gateway runs.", {200: ("It does.", _STATUS)})},
             "/version": {"get": _getting("Version of the gateway.", {200: ("It.", _VERSION)})},
+            **more,
         },
     }
     if open_paths is not None:
@@ -83,6 +84,11 @@ def description(open_paths: Collection[str] | None = None) -> Json:
                     operation["security"] = [{"key": []}]
                     operation["responses"]["401"] = _described("No API key, or none of this gateway's.", _ERROR)
     return document
+
+
+def reading(summary: str, schema: Json, *refusals: int) -> Json:
+    """A GET that answers with one kind of JSON, or with an error of these status codes."""
+    return _getting(summary, {200: ("It.", schema), **{code: (_REFUSALS[code], _ERROR) for code in refusals}})
 
 
 def _answering(body: Json, summary: str) -> Json:

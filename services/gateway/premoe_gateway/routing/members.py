@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from premoe_gateway.domain import WorkerState
 from premoe_gateway.ports import Worker
@@ -100,7 +100,7 @@ class Member:
     async def _ask(self) -> None:
         try:
             with self.called() as worker:
-                self.state = await worker.state()
+                self.state = _after(self.state, await worker.state())
             self._failed = self._full = False
             self.silent.clear()
             self._refusal = ""
@@ -188,6 +188,13 @@ class Members:
             if not attempt and look_again:
                 await self.refresh()
         return False
+
+
+def _after(last: WorkerState | None, state: WorkerState) -> WorkerState:
+    """The state with what was resident before, as far as the last one can tell."""
+    if last is None or not last.residents:
+        return state
+    return replace(state, before=last.before if state.residents == last.residents else last.residents)
 
 
 def _kept(state: WorkerState) -> tuple[int, ...]:

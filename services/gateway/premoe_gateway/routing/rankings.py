@@ -28,7 +28,7 @@ class Rankings:
             return None
         if pattern_id not in self._known:
             try:
-                self._known[pattern_id] = await self._retrieval.ranking(pattern_id, TIMEOUT_S)
+                self._known[pattern_id] = (await self._retrieval.ranking(pattern_id, TIMEOUT_S)).experts.tolist()
             except PremoeError as error:
                 log.debug("workers are chosen without the ranking of %s: %s", pattern_id, error)
                 return None

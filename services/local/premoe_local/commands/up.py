@@ -59,6 +59,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 @click.option("--name", "model_name", default="", help="Name under which the model is served.")
 @click.option("--qdrant-url", default="", help="Qdrant server [default: its engine, in the retrieval process].")
 @click.option("--redis-url", default="", help="Redis cache of expert blobs [default: none].")
+@click.option("--console/--no-console", default=True, show_default=True, help="Serve a web page for people at /.")
 @click.option("--metrics", is_flag=True, help="Serve Prometheus metrics of every process, each on a free port.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @json_option
@@ -84,15 +85,16 @@ def command(
     model_name: str,
     qdrant_url: str,
     redis_url: str,
+    console: bool,
     metrics: bool,
     log_level: str,
     as_json: bool,
 ) -> None:
     """Start retrieval, expert store, workers and gateway, and serve until Ctrl-C.
 
-    The OpenAI API is then at http://HOST:PORT/v1. Logs of all processes go to standard error, each line behind the
-    name of its process. When one of them stops, so does the whole mesh, with one line that says why; but a worker of
-    several is started again while the others serve.
+    The OpenAI API is then at http://HOST:PORT/v1, and a console for people at http://HOST:PORT/. Logs of all processes
+    go to standard error, each line behind the name of its process. When one of them stops, so does the whole mesh,
+    with one line that says why; but a worker of several is started again while the others serve.
     """
     # Imported here: `premoe up --help` should not wait for the clients of object stores.
     from premoe_local.mesh import MeshOptions, running
@@ -116,6 +118,7 @@ def command(
         model_name=model_name,
         qdrant_url=qdrant_url,
         redis_url=redis_url,
+        console=console,
         metrics=metrics,
         keys_file=keys_file,
         cors_origins=cors_origin,
@@ -129,6 +132,8 @@ def command(
             mesh = stack.enter_context(running(options, log=log, step=lambda text: bar.update(description=text)))
         with suppress(KeyboardInterrupt):
             note(_unknown_prompts(mesh.live, on_unknown, Budget.parse(generalist_budget or budget)))
+            if console:
+                note(f"console: {mesh.url}/")
             _announce(mesh, as_json=as_json)
             mesh.watch()
 

@@ -11,10 +11,12 @@ import numpy.typing as npt
 from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe_servicekit.deadlines import bounded
 from premoe_servicekit.errors import rpc_errors
+from premoe_servicekit.rankings import read_ranking
 
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
-from premoe_runtime.formats.errors import CorruptData, Unavailable
-from premoe_worker.domain import PatternChoice, Ranking
+from premoe_runtime.formats.errors import Unavailable
+from premoe_runtime.formats.ranking import Ranking
+from premoe_worker.domain import PatternChoice
 
 _CACHED_RANKINGS = 1024
 
@@ -90,30 +92,3 @@ class GrpcRetrieval:
         with rpc_errors(self._peer):
             request = patterns_pb2.ListPatternsRequest(weights_id=weights_id, kept=kept, spare=spare)
             return await self._stub.ListPatterns(request, timeout=bounded(self._timeout_s))
-
-
-def read_ranking(response: patterns_pb2.GetPatternResponse, peer: str) -> Ranking:
-    pattern = response.pattern
-    rows = [np.asarray(layer.experts, np.int64) for layer in response.layers]
-    if not rows or any(not len(row) or not np.array_equal(np.sort(row), np.arange(len(row))) for row in rows):
-        raise CorruptData(f"{peer}: the ranking of {pattern.pattern_id} is not a permutation of experts")
-    if pattern.semantics not in ("selection", "slice"):
-        raise CorruptData(f"{peer}: {pattern.pattern_id} has unknown mask semantics {pattern.semantics!r}")
-    shared = pattern.allocation == "shared"
-    if not shared and pattern.allocation not in ("", "uniform"):
-        raise CorruptData(f"{peer}: {pattern.pattern_id} has unknown allocation {pattern.allocation!r}")
-    # A service of before there were scores sends none, and its patterns are uniform.
-    scores = [np.asarray(layer.scores or np.zeros(len(layer.experts)), np.float64) for layer in response.layers]
-    if any(len(row) != len(own) or not np.isfinite(own).all() for row, own in zip(rows, scores, strict=True)):
-        raise CorruptData(f"{peer}: {pattern.pattern_id} does not come with one finite score an expert")
-    width = max(map(len, rows))
-    return Ranking(
-        pattern.pattern_id,
-        pattern.task,
-        pattern.weights_id,
-        "slice" if pattern.semantics == "slice" else "selection",
-        pattern.kind == patterns_pb2.PATTERN_KIND_GENERALIST,
-        np.stack([np.concatenate([row, np.arange(len(row), width)]) for row in rows]),
-        np.stack([np.pad(own, (0, width - len(own)), constant_values=-np.inf) for own in scores]),
-        "shared" if shared else "uniform",
-    )
