@@ -95,6 +95,12 @@ def say(page: Chrome, prompt: str) -> WebElement:
     return turns[-1]
 
 
+def shorten(page: Chrome) -> None:
+    """Ask for few tokens."""
+    page.find_element(By.ID, "tokens").clear()
+    page.find_element(By.ID, "tokens").send_keys("6")
+
+
 def told(turn: WebElement) -> dict[str, str]:
     """The record of an answer: its entries by name."""
     entries = turn.find_elements(By.CSS_SELECTOR, ".record > div")
@@ -133,8 +139,7 @@ def test_an_answer_streams_in_and_says_what_was_done_for_it(chromium: Chrome, me
         f"{mesh.url}/v1/chat/completions", json={**body, "temperature": 0, "max_tokens": 6}, timeout=SLOW_S
     ).json()
     with visit(chromium, mesh.url) as page:
-        page.find_element(By.ID, "tokens").clear()
-        page.find_element(By.ID, "tokens").send_keys("6")
+        shorten(page)
         page.find_element(By.ID, "temperature").send_keys("0")
         turn = say(page, prompt)
         said, record = told(turn), asked["premoe"]
@@ -176,6 +181,7 @@ def test_a_stop_ends_the_answer_on_the_worker(chromium: Chrome) -> None:
 def test_the_picture_is_what_the_worker_says_and_moves_with_a_swap(chromium: Chrome, mesh: Mesh) -> None:
     layers, experts = mesh.manifest.num_layers, mesh.manifest.num_experts
     with visit(chromium, mesh.url) as page:
+        shorten(page)  # two turns must fit into the context
         pictures = []
         for task in ("vowels", "capitals"):
             page.find_element(By.XPATH, f"//select[@id='pattern']/option[.='{task}']").click()
@@ -201,9 +207,9 @@ def test_the_patterns_are_pictures_and_their_overlaps_a_table(chromium: Chrome, 
         captions = [each.text for each in page.find_elements(By.CSS_SELECTOR, "#patterns figcaption b")]
         assert captions == ["all of them", *tasks]
         for number, pattern in enumerate(said["patterns"], start=2):
-            wait(lambda: page.execute_script("return document.querySelector('figure canvas').width > 300"))
-            shown = cells(page, layers, experts, f"figure:nth-child({number}) canvas")
-            assert here(shown) == [places(f"{int(mask, 16):0{experts}b}"[::-1], "1") for mask in pattern["kept"]]
+            kept = [places(f"{int(mask, 16):0{experts}b}"[::-1], "1") for mask in pattern["kept"]]
+            canvas = f"figure:nth-child({number}) canvas"
+            wait(lambda canvas=canvas, kept=kept: here(cells(page, layers, experts, canvas)) == kept)  # type: ignore[misc]
         rows = page.find_elements(By.CSS_SELECTOR, ".overlaps tbody tr")
         assert [row.find_element(By.TAG_NAME, "th").text for row in rows] == tasks
         numbers = [[int(cell.text) for cell in row.find_elements(By.TAG_NAME, "td")] for row in rows]
