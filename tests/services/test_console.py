@@ -6,20 +6,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
 import pytest
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
+from premoe_gateway.access.keyring import Keyring
 from premoe_local.mesh import Mesh
 from premoe_servicekit.clients import blocking_channel
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
-from starlette.types import ASGIApp, Receive, Scope, Send
 from support.browser import SLOW_S, browsing, complaints
 from support.console_doubles import HOSTILE, Moving, Tasks, served
+from support.keys import write_keys
 from support.mesh import prompts
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -267,35 +269,21 @@ def test_everything_that_can_be_operated_has_a_name(chromium: Chrome) -> None:
             assert element.accessible_name, element.get_attribute("outerHTML")
 
 
-def guarded(app: ASGIApp) -> ASGIApp:
-    """An application that answers its API to one key only."""
-
-    async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        free = scope["path"] == "/" or scope["path"].startswith("/console/")
-        if free or (b"authorization", b"Bearer the-key") in scope["headers"]:
-            await app(scope, receive, send)
-            return
-        body = b'{"error": {"message": "say who you are", "type": "x", "param": null, "code": "x"}}'
-        await send({"type": "http.response.start", "status": 401, "headers": [(b"content-type", b"application/json")]})
-        await send({"type": "http.response.body", "body": body})
-
-    return guard
-
-
-def test_a_key_is_asked_for_and_kept_in_the_tab(chromium: Chrome) -> None:
+def test_a_key_is_asked_for_and_kept_in_the_tab(chromium: Chrome, tmp_path: Path) -> None:
     stored = "return [Object.entries(sessionStorage), Object.keys(localStorage), document.cookie]"
+    key = write_keys(tmp_path / "keys.json", {"alice": {}})["alice"]
     tasks = Tasks(layers=4, experts=32)
     with (
-        served(Moving(layers=4, experts=32), tasks, guarded) as url,
+        served(Moving(layers=4, experts=32), tasks, Keyring(tmp_path / "keys.json")) as url,
         visit(chromium, url, ready=False, refused="401") as page,
     ):
         field = page.find_element(By.ID, "key-text")
         wait(field.is_displayed)
-        assert page.find_element(By.ID, "status").text == "say who you are"
-        field.send_keys("the-key", Keys.ENTER)
+        assert "key" in page.find_element(By.ID, "status").text
+        field.send_keys(key, Keys.ENTER)
         wait(lambda: page.find_element(By.ID, "model").get_attribute("value") == "wide")
         assert told(say(page, "hi"))["decision"] == "specialist"
-        assert page.execute_script(stored) == [[["premoe-key", "the-key"]], [], ""]
+        assert page.execute_script(stored) == [[["premoe-key", key]], [], ""]
         page.refresh()
         wait(lambda: page.find_element(By.ID, "model").get_attribute("value") == "wide")
         assert not page.find_element(By.ID, "key-text").is_displayed()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
+from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.console.routes import Console
 from premoe_gateway.domain import (
     Ask,
@@ -26,7 +27,6 @@ from premoe_gateway.domain import (
 from premoe_gateway.http.app import create_app
 from premoe_gateway.http.server import HttpServer
 from premoe_gateway.service import Gateway
-from starlette.types import ASGIApp
 
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.ranking import Ranking
@@ -133,7 +133,7 @@ def ranking(pattern_id: str, layers: int, experts: int) -> Ranking:
 
 
 @contextmanager
-def served(worker: Moving, tasks: Tasks, wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app) -> Iterator[str]:
+def served(worker: Moving, tasks: Tasks, keyring: Keyring | None = None) -> Iterator[str]:
     """The URL of a gateway with the console over them, in a thread of its own: browsers are asked without await."""
     ready, url, stop = threading.Event(), "", asyncio.Event()
     loop = asyncio.new_event_loop()
@@ -142,8 +142,8 @@ def served(worker: Moving, tasks: Tasks, wrap: Callable[[ASGIApp], ASGIApp] = la
         nonlocal url
         gateway = Gateway([worker], tasks, on_unknown=None, timeout_s=30)
         await gateway.refresh()
-        app = create_app(gateway, console=Console(gateway, POLL_S))
-        http = HttpServer(wrap(app), host="127.0.0.1", port=0, grace_s=1)
+        app = create_app(gateway, console=Console(gateway, POLL_S), keyring=keyring)
+        http = HttpServer(app, host="127.0.0.1", port=0, grace_s=1)
         url = await http.start()
         ready.set()
         while not stop.is_set():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.console import masks
 from premoe_gateway.console.held import Held
 from premoe_gateway.console.patterns import MOST_PATTERNS, overlaps
@@ -20,6 +22,7 @@ from premoe_gateway.http.app import create_app
 from premoe_gateway.ports import Retrieval
 from premoe_gateway.service import Gateway
 from support.console_doubles import Moving, Tasks, ranking
+from support.keys import write_keys
 
 from premoe_runtime.formats.allocation import kept, layer_counts
 from premoe_runtime.formats.errors import Unavailable
@@ -29,8 +32,10 @@ DATA = ("/premoe/v1/residency", "/premoe/v1/patterns?model=wide")
 
 
 @asynccontextmanager
-async def pages(gateway: Gateway, *, poll_s: float = 3600, console: bool = True) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(gateway, console=Console(gateway, poll_s) if console else None)
+async def pages(
+    gateway: Gateway, *, poll_s: float = 3600, console: bool = True, keyring: Keyring | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(gateway, console=Console(gateway, poll_s) if console else None, keyring=keyring)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
         yield client
 
@@ -91,6 +96,18 @@ async def test_no_other_file_is_served(path: str) -> None:
     async with pages(await over(Moving())) as http:
         refused = await http.get(path)
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "no_such_path")
+
+
+async def test_with_api_keys_the_page_is_open_and_its_data_is_not(tmp_path: Path) -> None:
+    key = write_keys(tmp_path / "keys.json", {"alice": {}})["alice"]
+    gateway = await over(Moving(layers=LAYERS, experts=EXPERTS))
+    async with pages(gateway, keyring=Keyring(tmp_path / "keys.json")) as http:
+        for path in ("/", "/console/main.js", "/console/style.css"):
+            assert (await http.get(path)).status_code == 200
+        for path in (*DATA, "/console", "/premoe/v1/other"):
+            assert (await http.get(path)).status_code == 401
+        for path in DATA:
+            assert (await http.get(path, headers={"authorization": f"Bearer {key}"})).status_code == 200
 
 
 async def test_residency_is_what_the_worker_says_and_what_its_last_swap_moved() -> None:

@@ -25,7 +25,8 @@ AUTHORIZATION = {"Authorization": f"Bearer {write_keys(Path(FOLDER.name) / 'keys
 KEYED = schemathesis.openapi.from_asgi(
     "/openapi.json",
     create_app(
-        Gateway([EchoWorker()], OneTask(), on_unknown=None, timeout_s=30),
+        GATEWAY,
+        console=Console(GATEWAY, 60),
         keyring=Keyring(Path(FOLDER.name) / "keys.json"),
     ),
 )

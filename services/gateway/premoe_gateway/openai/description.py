@@ -55,7 +55,7 @@ _VERSION: Json = {"type": "object", "required": ["version"], "properties": {"ver
 
 
 def description(open_paths: Collection[str] | None, more: Json) -> Json:
-    """OpenAPI 3.1. ``open_paths``: those that need no API key; None: no path needs one. ``more``: paths beside these."""
+    """OpenAPI 3.1. ``open_paths``: those that need no API key; None: none needs one. ``more``: paths beside ours."""
     health = {200: ("A worker serves.", _STATUS), 503: ("None does.", _STATUS)}
     name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
     document: Json = {
