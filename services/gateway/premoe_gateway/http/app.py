@@ -59,8 +59,8 @@ def create_app(
     """The ASGI application over one gateway.
 
     ``started`` (Unix seconds) dates the models it lists. Pages of ``cors_origins`` ("*": of any) may call it from
-    browsers. With a ``keyring`` whatever is not open (``paths.is_open``) needs one of its keys. Without a ``console`` it
-    has no page of its own.
+    browsers. With a ``keyring`` whatever is not open (``paths.is_open``) needs one of its keys. Without a ``console``
+    it has no page of its own.
     """
     created = int(time.time()) if started is None else started
     body = partial(_body, limit=max_body_bytes)
