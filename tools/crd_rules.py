@@ -140,12 +140,6 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "tokenSecretRef is for checkpoints of the Hub (hf://)",
             ".tokenSecretRef",
         ),
-        Rule("self.uri == oldSelf.uri", "uri is immutable; create another PrunedModel", ".uri"),
-        Rule(
-            "(has(self.revision) ? self.revision : '') == (has(oldSelf.revision) ? oldSelf.revision : '')",
-            "revision is immutable; create another PrunedModel",
-            ".revision",
-        ),
     ),
     "Calibration": (
         Rule("has(self.configMap) != (has(self.uri) && self.uri != '')", "give exactly one of configMap and uri"),

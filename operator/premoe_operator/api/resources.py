@@ -55,11 +55,14 @@ class Model(Part):
     """The checkpoint, pinned."""
 
     uri: Annotated[str, Field(min_length=6, max_length=512, pattern=r"^[!-~]+$")]
-    """Where the checkpoint lies: hf://org/name, s3://bucket/prefix or pvc://claim/folder. Immutable."""
+    """Where the checkpoint lies: hf://org/name, s3://bucket/prefix or pvc://claim/folder. Another one is packed and
+    profiled beside the one that serves; workers move when it is ready."""
     revision: Annotated[str, Field(max_length=40, pattern=r"^([0-9a-f]{40})?$")] = ""
-    """Commit of the Hub repository, 40 hexadecimal digits; required for hf://, refused elsewhere. Immutable."""
+    """Commit of the Hub repository, 40 hexadecimal digits; required for hf://, refused elsewhere. Another one is
+    a rollout, as another uri is."""
     model_id: Annotated[str, Field(max_length=71, pattern=r"^(blake3:[0-9a-f]{64})?$")] = ""
-    """Expected id of the pack, blake3:…; packing a checkpoint with another content then fails. Empty: any."""
+    """Expected id of the pack, blake3:…; packing a checkpoint with another content then fails. Empty: any, then the
+    same for as long as uri and revision stay."""
     served_name: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][-A-Za-z0-9._/:]*)?$")] = ""
     """Name that clients ask for; empty: the name of the PrunedModel. Unique within what one gateway serves."""
     token_secret_ref: SecretKey | None = None

@@ -31,6 +31,8 @@ class Resolved(Part):
 
     model_id: str = ""
     """Id of the pack, blake3:…"""
+    source: str = ""
+    """Where that was packed from: uri, and revision behind an @."""
     pattern_set: str = ""
     """Id of the live pattern set, blake3:…"""
     family: str = ""
@@ -136,6 +138,8 @@ class PrunedModelStatus(Part):
     """Reason of Ready, for the table."""
     endpoints: Endpoints = Endpoints()
     """Where clients reach the workers."""
+    serving_model_id: str = ""
+    """Id of the pack that workers serve: another than resolved.modelId until they have moved to a changed model."""
     resolved: Resolved = Resolved()
     """What the pins and defaults came out as."""
     progress: Progress = Progress()

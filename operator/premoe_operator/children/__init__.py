@@ -18,7 +18,7 @@ from premoe_operator.children.surroundings import (
     worker_service,
 )
 from premoe_operator.children.transport import certificate
-from premoe_operator.children.worker_pods import WORKER_CONTAINER, startup_of, worker_template
+from premoe_operator.children.worker_pods import WORKER_CONTAINER, image_of, model_of, startup_of, worker_template
 
 __all__ = [
     "JOB_CONTAINER",
@@ -29,8 +29,10 @@ __all__ = [
     "default_image",
     "disruption_budget",
     "grpc_endpoint",
+    "image_of",
     "job_changes",
     "jobs_network_policy",
+    "model_of",
     "network_policy",
     "pack_job",
     "parse_bytes",

@@ -39,7 +39,7 @@ class Inputs:
     model_id: str = ""
     """Id of the pack; empty until it is packed."""
     resolved_id: str = ""
-    """Id that the pack had when it was first packed."""
+    """Id that the pack of this source had when it was first packed."""
     load_bytes: int = 0
     """Bytes that a worker loads before it serves; 0 before the pack's facts are known."""
     image: str = ""
@@ -55,6 +55,12 @@ class Inputs:
     def served_name(self) -> str:
         """The name that clients ask for."""
         return self.spec.model.served_name or self.owner.name
+
+    @property
+    def source(self) -> str:
+        """Where the checkpoint lies, as one text."""
+        model = self.spec.model
+        return f"{model.uri}@{model.revision}" if model.revision else model.uri
 
     @property
     def expected_id(self) -> str:

@@ -30,9 +30,10 @@ from premoe_operator.children.quantity import parse_bytes
 from premoe_operator.children.services import expert_store, foreign_name, grpc_target, retrieval
 from premoe_operator.children.transport import TLS_FOLDER, transport
 from premoe_operator.kube.objects import Json
-from premoe_runtime.formats.ids import bare_digest
+from premoe_runtime.formats.ids import DIGEST_PREFIX, bare_digest
 
 WORKER_CONTAINER = "premoe-worker"
+SETTINGS_PREFIX = "PREMOE_WORKER_"
 RESIDENCY_FOLDER = "/etc/premoe/residency"
 
 PROBE_PERIOD_S = 5
@@ -99,9 +100,25 @@ def startup_seconds(inputs: Inputs) -> int:
 
 def startup_of(template: Json) -> int:
     """The same of a template that was rendered before; 0 where it has no such probe."""
+    probe = _worker_container(template).get("startupProbe") or {}
+    return int(probe.get("failureThreshold", 0)) * int(probe.get("periodSeconds", 0))
+
+
+def image_of(template: Json) -> str:
+    """Image of the worker container of a template."""
+    return str(_worker_container(template).get("image", ""))
+
+
+def model_of(template: Json) -> str:
+    """Id of the pack that workers of a template serve; empty where it does not say."""
+    env: list[Json] = _worker_container(template).get("env") or []
+    found = next((str(each.get("value", "")) for each in env if each["name"] == f"{SETTINGS_PREFIX}MODEL_ID"), "")
+    return f"{DIGEST_PREFIX}{found}" if found else ""
+
+
+def _worker_container(template: Json) -> Json:
     containers: list[Json] = template.get("spec", {}).get("containers") or []
-    probes = [each.get("startupProbe") or {} for each in containers if each.get("name") == WORKER_CONTAINER]
-    return sum(int(probe.get("failureThreshold", 0)) * int(probe.get("periodSeconds", 0)) for probe in probes)
+    return next((each for each in containers if each.get("name") == WORKER_CONTAINER), {})
 
 
 def _shape(inputs: Inputs) -> PodShape:
@@ -203,7 +220,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         values["STORE_SERVER_NAME"] = foreign_name(expert_store(inputs), release.expert_store)
         values["RETRIEVAL_SERVER_NAME"] = foreign_name(retrieval(inputs), release.retrieval)
         values["TLS_RELEASE"] = release.tls.release if release.tls.check_roles else None
-    return env_list({f"PREMOE_WORKER_{name}": value for name, value in values.items()})
+    return env_list({f"{SETTINGS_PREFIX}{name}": value for name, value in values.items()})
 
 
 def _threads(inputs: Inputs) -> int | None:

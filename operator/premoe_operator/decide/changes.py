@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from premoe_operator.api.names import ANNOTATION_APPLIED, ANNOTATION_OWNER, LABEL_COMPONENT
 from premoe_operator.children import job_changes
 from premoe_operator.decide.difference import difference
-from premoe_operator.decide.jobs import job_inputs, job_state, result_of, result_patch
+from premoe_operator.decide.jobs import job_state, result_of, result_patch
 from premoe_operator.decide.observed import Observed
 from premoe_operator.decide.situation import PlannedJob, Situation
 from premoe_operator.kube.kinds import JOB, REVISION
@@ -133,7 +133,9 @@ def _superseded(
         if key not in names and ownership(child, observed.model) == "ours" and not is_deleting(child)
     ]
     jobs = [
-        (key, child) for key, child in stale if key.kind is JOB and _is_replaced(child, wanted, situation, held=held)
+        (key, child)
+        for key, child in stale
+        if key.kind is JOB and _is_replaced(child, wanted, situation, settled=settled, held=held)
     ]
     revisions = [(key, child) for key, child in stale if key.kind is REVISION]
     revisions.sort(key=lambda entry: str(entry[1]["metadata"].get("creationTimestamp", "")), reverse=True)
@@ -142,14 +144,14 @@ def _superseded(
     return [Delete(key, uid_of(child)) for key, child in doomed]
 
 
-def _is_replaced(job: Json, wanted: Sequence[Json], situation: Situation, *, held: bool) -> bool:
+def _is_replaced(job: Json, wanted: Sequence[Json], situation: Situation, *, settled: bool, held: bool) -> bool:
     """Whether another Job does this one's work now, or nobody wants it done."""
     component = _component(job)
     if component != "pack" and not situation.inputs.spec.patterns.tasks:
         return True
-    packed = job_state(job).phase == "Complete" and job_inputs(job) == job_inputs(situation.pack.wanted)
-    if packed and situation.pack.state.phase != "Complete":
-        return False  # of other content than is asked for now; it counts again when that is taken back
+    packed = component == "pack" and job_state(job).phase == "Complete"
+    if packed and (not settled or situation.pack.state.phase != "Complete"):
+        return False  # of other content, or another source, than is asked for now; it counts again when that is undone
     if component == "patterns" and held:
         return True  # what it made live no longer is: it has to run again when its turn comes
     return any(key_of(child).kind is JOB and _component(child) == component for child in wanted)

@@ -7,7 +7,7 @@ the spec says, so with no workers wanted too. Parts that are not configured have
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from premoe_operator.api.reasons import ConditionType, Reason
@@ -70,9 +70,12 @@ def dated(verdicts: Verdicts, previous: Sequence[Condition], *, generation: int,
     return dated_conditions
 
 
-def summed_up(parts: Verdicts, *, counts: WorkerCounts, suspended: bool) -> Verdicts:
-    """The parts with Ready and Available before them."""
-    return {ConditionType.READY: _ready(parts), ConditionType.AVAILABLE: _available(parts, counts, suspended), **parts}
+def summed_up(parts: Verdicts, *, counts: WorkerCounts, suspended: bool, serving: str = "") -> Verdicts:
+    """The parts with Ready and Available before them; ``serving`` is the pack that workers serve meanwhile."""
+    ready = _ready(parts)
+    if serving and not ready.holds:
+        ready = replace(ready, message=f"{ready.message or ready.reason}; workers serve {serving} meanwhile")
+    return {ConditionType.READY: ready, ConditionType.AVAILABLE: _available(parts, counts, suspended), **parts}
 
 
 def _ready(parts: Verdicts) -> Verdict:

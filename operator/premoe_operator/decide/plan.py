@@ -23,9 +23,12 @@ from premoe_operator.decide.rollout import Rollout, rollout
 from premoe_operator.decide.situation import (
     PlannedJob,
     Situation,
+    WorkerCounts,
     fresh_resolved,
     read_situation,
     read_status,
+    serving_model_id,
+    template_hash,
     with_load,
     worker_counts,
     workers_lag,
@@ -83,7 +86,7 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
         with_set=held_by is None,
     )
     wanted = _wanted(situation, parts[ConditionType.SPEC_ACCEPTED], jobs, workers)
-    settled = may_roll and not workers_lag(situation.deployment)
+    settled = may_roll and _has_moved(situation, workers) and not workers_lag(situation.deployment)
     todo = (
         Changes() if wanted is None else changes(wanted, observed, situation, settled=settled, held=held_by is not None)
     )
@@ -94,7 +97,9 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
     _add_optional_parts(parts, situation, observed.children, workers, wanted or (), found)
     status = build_status(
         situation,
-        verdicts=conditions.summed_up(parts, counts=counts, suspended=situation.inputs.spec.suspend),
+        verdicts=conditions.summed_up(
+            parts, counts=counts, suspended=situation.inputs.spec.suspend, serving=_other_model(situation, counts)
+        ),
         resolved=workers.resolved(resolved),
         counts=counts,
         found=found,
@@ -106,6 +111,17 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
         status=None if model.get("status") and status == situation.status else status,
         requeue_after_s=_requeue_after_s(situation, parts, todo, observed, poll_s),
     )
+
+
+def _other_model(situation: Situation, counts: WorkerCounts) -> str:
+    """Id of the pack that is served in place of the one that the spec asks for; empty: none, or the same."""
+    serving = serving_model_id(situation) if counts.ready else ""
+    return "" if serving == situation.packed_id else serving
+
+
+def _has_moved(situation: Situation, workers: Rollout) -> bool:
+    """Whether no worker is left of another template than the present one, as far as the Deployment says."""
+    return situation.deployment is None or template_hash(situation.deployment) == workers.wanted_hash
 
 
 def _not_understood(model: Json, message: str, now: str) -> Plan:

@@ -13,6 +13,7 @@ from premoe_operator.api.names import LABEL_SPEC_HASH
 from premoe_operator.api.status import Resolved
 from premoe_operator.children import (
     default_image,
+    image_of,
     spec_hash,
     startup_of,
     template_revision,
@@ -22,7 +23,7 @@ from premoe_operator.children import (
 )
 from premoe_operator.children.inputs import metadata
 from premoe_operator.decide.difference import difference
-from premoe_operator.decide.situation import Situation, image_of, template_hash
+from premoe_operator.decide.situation import Situation, template_hash
 from premoe_operator.kube.kinds import REVISION
 from premoe_operator.kube.objects import Json, ObjectKey, ownership
 

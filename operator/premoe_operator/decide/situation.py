@@ -12,7 +12,7 @@ from premoe_operator.api.reasons import ConditionType
 from premoe_operator.api.release import Release
 from premoe_operator.api.resources import parse_spec
 from premoe_operator.api.status import PrunedModelStatus, Resolved
-from premoe_operator.children import WORKER_CONTAINER, Inputs, Owner, certificate, pack_job, patterns_job, profile_job
+from premoe_operator.children import Inputs, Owner, certificate, model_of, pack_job, patterns_job, profile_job
 from premoe_operator.children.services import expert_store, workers
 from premoe_operator.children.transport import transport
 from premoe_operator.decide.jobs import JobState, job_inputs, job_state
@@ -72,9 +72,9 @@ def read_situation(model: Json, children: Mapping[ObjectKey, Json], release: Rel
     metadata = model["metadata"]
     owner = Owner(metadata["name"], metadata["namespace"], uid_of(model), int(metadata.get("generation", 0)))
     status = read_status(model)
-    inputs = Inputs(
-        owner, spec, release, resolved_id=status.resolved.model_id, retry=annotation(model, ANNOTATION_RETRY)
-    )
+    inputs = Inputs(owner, spec, release, retry=annotation(model, ANNOTATION_RETRY))
+    if status.resolved.source in (inputs.source, ""):  # before there was another one nobody said which
+        inputs = replace(inputs, resolved_id=status.resolved.model_id)
     ours = {
         key: child
         for key, child in children.items()
@@ -168,10 +168,15 @@ def template_hash(deployment: Json) -> str:
     return labels.get(LABEL_SPEC_HASH, "")
 
 
-def image_of(template: Json) -> str:
-    """Image of the worker container."""
-    containers: list[Json] = template.get("spec", {}).get("containers") or []
-    return next((str(entry.get("image", "")) for entry in containers if entry.get("name") == WORKER_CONTAINER), "")
+def serving_model_id(situation: Situation) -> str:
+    """Id of the pack that workers serve. While they are replaced it is what they served before."""
+    deployment = situation.deployment
+    counts = worker_counts(deployment)
+    if deployment is None or not counts.replicas:
+        return ""
+    if not counts.is_observed or counts.updated < counts.replicas or not counts.ready:
+        return situation.status.serving_model_id
+    return model_of(deployment["spec"]["template"])
 
 
 def with_load(situation: Situation, resolved: Resolved) -> Situation:
@@ -183,15 +188,19 @@ def with_load(situation: Situation, resolved: Resolved) -> Situation:
 def fresh_resolved(situation: Situation) -> Resolved:
     """What is resolved so far, without facts of another pack."""
     resolved = situation.status.resolved
-    if situation.packed_id and resolved.model_id != situation.packed_id:
+    if not situation.packed_id:
+        return resolved
+    source = situation.inputs.source
+    if resolved.model_id != situation.packed_id:
         return Resolved(
             model_id=situation.packed_id,
+            source=source,
             image=resolved.image,
             spec_hash=resolved.spec_hash,
             template=resolved.template,
             startup_seconds=resolved.startup_seconds,
         )
-    return resolved
+    return resolved.model_copy(update={"source": source})
 
 
 def _planned(component: str, wanted: Json, ours: Mapping[ObjectKey, Json], *, expected_id: str = "") -> PlannedJob:

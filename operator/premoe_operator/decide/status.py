@@ -10,7 +10,7 @@ from premoe_operator.children import grpc_endpoint, selector_text
 from premoe_operator.decide.conditions import Verdict, Verdicts, dated
 from premoe_operator.decide.observed import WorkerPreload
 from premoe_operator.decide.pods import MESSAGE_MAX, Trouble
-from premoe_operator.decide.situation import PlannedJob, Situation, WorkerCounts, worker_counts
+from premoe_operator.decide.situation import PlannedJob, Situation, WorkerCounts, serving_model_id, worker_counts
 from premoe_operator.kube.objects import Json
 
 
@@ -40,6 +40,7 @@ def build_status(
         reason=verdicts[ConditionType.READY].reason.value,
         endpoints=_endpoints(situation),
         budget=spec.budget,
+        serving_model_id=serving_model_id(situation),
         resolved=resolved,
         progress=Progress(
             pack=situation.pack.state.phase,

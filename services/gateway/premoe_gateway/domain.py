@@ -78,6 +78,8 @@ class PatternChoice:
     task: str = ""
     score: float = 0.0
     reason: str = ""
+    weights_id: str = ""
+    """Weights that the pattern belongs to; empty: whichever a worker has."""
 
 
 @dataclass(frozen=True, slots=True)

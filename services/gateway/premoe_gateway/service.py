@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence, Set
 from contextlib import aclosing
+from dataclasses import replace
 
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
@@ -113,6 +114,8 @@ class Gateway:
             log.info("prompt of no stored task: %s (%s)", choice.decision, choice.reason)
         if choice.decision == "reject":
             raise Conflict(f"no stored task fits this prompt: {choice.reason}", reason="UNKNOWN_TASK")
+        if choice.pattern_id:
+            choice = replace(choice, weights_id=weights_id)
         return Recognition(choice, (probed - started) * 1e3, (ended - probed) * 1e3)
 
     async def generate(self, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]:
@@ -124,6 +127,7 @@ class Gateway:
         failed: set[Worker] = set()
         meter = Meter(ask)
         while True:
+            choice = await self._of_served_weights(ask, choice, failed)
             member = await self._choose(ask, choice, failed)
             opening: list[Event] = []
             began = False
@@ -166,6 +170,13 @@ class Gateway:
                     raise
                 self.retries["probe"] += 1
 
+    async def _of_served_weights(self, ask: Ask, choice: PatternChoice, failed: Set[Worker]) -> PatternChoice:
+        """The choice, or one made anew where only workers of other weights are left: the model changed meanwhile."""
+        left = [member for member in await self._members.serving(ask.model) if member.worker not in failed]
+        if not left or any(member.has_weights(choice.weights_id) for member in left):
+            return choice
+        return (await self.recognise(ask)).choice
+
     async def _choose(self, ask: Ask, choice: PatternChoice | None, failed: Set[Worker]) -> Member:
         """The best of the workers that have not failed this request; for a probe (no choice) the idlest."""
         self._check_stopping()
@@ -177,7 +188,7 @@ class Gateway:
         ranked = rank(
             member.candidate(pattern_id, ranking, talked=address == talked)
             for address, member in serving.items()
-            if member.worker not in failed
+            if member.worker not in failed and member.has_weights("" if choice is None else choice.weights_id)
         )
         if not ranked:
             raise Unavailable(f"no worker for {ask.model} answers", reason="NO_WORKER")
@@ -241,7 +252,8 @@ class Gateway:
             known = ", ".join(sorted({pattern.task for pattern in members}))
             raise NotFound(f"pattern {name!r} is not in the live set; there is {known}", reason="PATTERN_NOT_FOUND")
         decision: DecisionKind = "generalist" if member.generalist else "specialist"
-        return PatternChoice(decision, member.pattern_id, member.task, reason="named in the request")
+        reason = "named in the request"
+        return PatternChoice(decision, member.pattern_id, member.task, reason=reason, weights_id=weights_id)
 
 
 def _find(name: str, members: Sequence[StoredPattern]) -> StoredPattern | None:

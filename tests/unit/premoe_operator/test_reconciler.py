@@ -105,6 +105,7 @@ CHANGES: list[Json] = [
     {"spec": {"access": {"networkPolicy": "None"}}},
     {"spec": {"workers": {"serviceAccountName": "own"}}},
     {"spec": {"budget": "4/16"}},
+    {"spec": {"model": {"revision": "1" * 40}}},
     {"metadata": {"annotations": {"premoe.dev/retry": "1"}}},
 ]
 

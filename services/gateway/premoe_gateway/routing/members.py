@@ -48,6 +48,10 @@ class Member:
     _asking: asyncio.Task[None] | None = None
     _asked_at: float = 0.0
 
+    def has_weights(self, weights_id: str) -> bool:
+        """Whether it serves these weights; empty: any."""
+        return self.state is not None and weights_id in ("", self.state.weights_id)
+
     @contextmanager
     def called(self) -> Iterator[Worker]:
         self.calls += 1
