@@ -116,6 +116,11 @@ ROOT_RULES = (
         f"the name must have at most {MAX_NAME} characters, lower-case letters, digits and dashes, and begin with a "
         "letter: children add to it",
     ),
+    Rule(
+        "!has(self.spec.model.takesOverFrom) || self.spec.model.takesOverFrom != self.metadata.name",
+        "takesOverFrom names another PrunedModel",
+        ".spec.model.takesOverFrom",
+    ),
 )
 
 RULES: dict[str, tuple[Rule, ...]] = {

@@ -126,6 +126,8 @@ REFUSED: list[tuple[str, Document]] = [
         "packing uses neither a GPU nor a claimed device",
         {"jobs.pack.resources.claims": [{"name": "gpu", "template": "gpu"}]},
     ),
+    ("takesOverFrom names another PrunedModel", {"model.takesOverFrom": "model"}),
+    ("spec.model.takesOverFrom", {"model.takesOverFrom": "Not a name"}),
     ("tokenSecretRef is for checkpoints of the Hub", {"model.tokenSecretRef": {"name": "hub"}}),
     ("spec.model.tokenSecretRef.name", {"model": {**HUB, "tokenSecretRef": {"name": "Not a name"}}}),
     ("spec.model.tokenSecretRef.key", {"model": {**HUB, "tokenSecretRef": {"name": "hub", "key": "a/b"}}}),
@@ -260,6 +262,7 @@ def test_what_lies_within_the_rules_is_taken(control_plane: ControlPlane) -> Non
     for changes in (
         {"model": {"uri": "hf://Org/Some-Model_1.5", "revision": COMMIT, "modelId": MODEL_ID}},
         {"model.uri": "s3://bucket"},
+        {"model.takesOverFrom": "other"},
         {"engine.slots": 4},
         {"budget": None, "experts": {"active": 2, "kept": 4}, "engine.slots": 4},
         {"patterns.preload": ["stored-already"]},

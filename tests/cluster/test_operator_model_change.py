@@ -29,7 +29,8 @@ NEW_ID = "blake3:" + "cd" * 32
 def site(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A namespace with a running operator, which all tests share."""
     name = create_namespace(control_plane, "change")
-    site = make_site(control_plane, name, tmp_path_factory.mktemp("change"))
+    values = ("worker.drain.preStopSeconds=1", "worker.drain.delaySeconds=1")
+    site = make_site(control_plane, name, tmp_path_factory.mktemp("change"), values=values)
     site.set_facts({MODEL_ID: FACTS, NEW_ID: FACTS})
     with running_operator(site):
         yield site
@@ -50,6 +51,35 @@ def pods(site: Site, name: str) -> list[str]:
 def serving(site: Site, name: str) -> tuple[str, str]:
     status = site.model(name)["status"]
     return status["servingModelId"], status["resolved"]["modelId"]
+
+
+def test_a_served_name_passes_on_and_back(site: Site) -> None:
+    """Never a moment without a ready worker."""
+    kubelet = Kubelet(site)
+    source = pruned_model("x")["spec"]["model"]
+    site.create("prunedmodels", pruned_model("blue", model={**source, "servedName": "chat"}))
+    serve(site, "blue")
+    site.create("prunedmodels", pruned_model("red", model={**source, "servedName": "chat"}))
+    assert "takesOverFrom" in site.wait_for("red", "SpecAccepted", "False", "ServedNameConflict")["message"]
+    site.delete("prunedmodels", "red")
+    green = {**source, "servedName": "chat", "takesOverFrom": "blue"}
+    site.create("prunedmodels", pruned_model("green", model=green))
+    kubelet.end(kubelet.wait_for_pods("green", "pack")[0], {"modelId": MODEL_ID})
+    kubelet.wait_for_pods("green", "worker")
+    assert site.condition("blue", "Available")["status"] == "True"
+    kubelet.serve("green")
+    site.wait_for("green", "Ready", "True", "AllReady")
+    site.wait_for("blue", "Available", "False", "HandedOver")
+    assert site.condition("green", "Available")["status"] == "True"
+    assert site.model("blue")["status"]["handedOver"]["uid"] == site.model("green")["metadata"]["uid"]
+    wait(lambda: not pods(site, "blue"), 60, lambda: str(pods(site, "blue")))
+
+    site.patch("prunedmodels", "green", {"spec": {"model": {"takesOverFrom": None}}})
+    kubelet.serve("blue")
+    site.wait_for("blue", "Ready", "True", "AllReady")
+    assert site.condition("green", "Available")["status"] == "True"
+    site.delete("prunedmodels", "green")
+    assert site.condition("blue", "Available")["status"] == "True"
 
 
 def test_another_revision_fails_beside_what_serves_then_replaces_it(site: Site) -> None:

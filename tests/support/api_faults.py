@@ -130,6 +130,7 @@ class Operator:
         release: Release,
         namespace: str,
         workers: ScriptedWorkers | None = None,
+        now: Callable[[], str] = lambda: "2026-01-01T00:00:00Z",
     ) -> None:
         self._plain = plain
         self._namespace = namespace
@@ -141,7 +142,7 @@ class Operator:
             self.cache,
             release,
             poll_s=1.0,
-            now=lambda: "2026-01-01T00:00:00Z",
+            now=now,
         )
 
     async def reconcile(self, model: ModelKey) -> Outcome:

@@ -8,7 +8,7 @@
   rules:
     - alert: PremoeModelNotReady
       expr: >-
-        sum by (reason) (premoe_operator_models{ {{- $job -}} ,reason!~"AllReady|Suspended|ScaledToZero|{{ $waits }}"}) > 0
+        sum by (reason) (premoe_operator_models{ {{- $job -}} ,reason!~"AllReady|Suspended|ScaledToZero|HandedOver|{{ $waits }}"}) > 0
       for: 10m
       labels: {severity: warning}
       annotations:

@@ -7,11 +7,11 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _PORT = r"(:([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-_SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+_SUBDOMAIN = rf"{DNS_LABEL}(\.{DNS_LABEL})*"
 
-DnsLabel = Annotated[str, Field(max_length=63, pattern=rf"^{_LABEL}$")]
+DnsLabel = Annotated[str, Field(max_length=63, pattern=rf"^{DNS_LABEL}$")]
 DnsName = Annotated[str, Field(max_length=253, pattern=rf"^{_SUBDOMAIN}$")]
 OptionalDnsName = Annotated[str, Field(max_length=253, pattern=rf"^({_SUBDOMAIN})?$")]
 BudgetText = Annotated[str, Field(max_length=12, pattern=r"^[1-9][0-9]{0,4}/[1-9][0-9]{0,4}$")]

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     # Somebody wants it so.
     SUSPENDED = "Suspended"
     SCALED_TO_ZERO = "ScaledToZero"
+    HANDED_OVER = "HandedOver"
     TEMPLATE_OUTDATED = "TemplateOutdated"
     # The spec must change.
     SPEC_INVALID = "SpecInvalid"

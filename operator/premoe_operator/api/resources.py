@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from premoe_operator.api.fields import (
+    DNS_LABEL,
     AnnotationMap,
     BudgetText,
     DnsLabel,
@@ -64,7 +65,11 @@ class Model(Part):
     """Expected id of the pack, blake3:…; packing a checkpoint with another content then fails. Empty: any, then the
     same for as long as uri and revision stay."""
     served_name: Annotated[str, Field(max_length=128, pattern=r"^([A-Za-z0-9][-A-Za-z0-9._/:]*)?$")] = ""
-    """Name that clients ask for; empty: the name of the PrunedModel. Unique within what one gateway serves."""
+    """Name that clients ask for; empty: the name of the PrunedModel. Unique within what one gateway serves, but for
+    takesOverFrom."""
+    takes_over_from: Annotated[str, Field(max_length=MAX_NAME, pattern=rf"^({DNS_LABEL})?$")] = ""
+    """Older PrunedModel of this namespace with the same served name: this one is prepared beside it, and once it has
+    been Ready for a while the older one's workers stop. They come back if this one is deleted or suspended."""
     token_secret_ref: SecretKey | None = None
     """Token of the Hub, for a checkpoint that is private or gated; the pack Job alone gets it, as HF_TOKEN."""
 

@@ -113,6 +113,15 @@ class Endpoints(Part):
     """Name of the model that clients ask the gateway for."""
 
 
+class HandedOver(Part):
+    """Who serves the name in place of this one."""
+
+    name: str
+    """Name of the PrunedModel."""
+    uid: str
+    """Its uid: another one of that name has to become Ready first."""
+
+
 class PrunedModelStatus(Part):
     """What the operator last saw."""
 
@@ -146,5 +155,7 @@ class PrunedModelStatus(Part):
     """How far the preparation is."""
     preload: PreloadStatus | None = None
     """How many of the tasks to preload are resident; looked at every few minutes. None without such tasks."""
+    handed_over: HandedOver | None = None
+    """Who serves the name in place of this one; None: nobody."""
     last_failure: LastFailure | None = None
     """The latest failure of a pod."""

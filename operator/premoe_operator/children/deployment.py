@@ -21,14 +21,14 @@ _ROLLING: dict[str, Json] = {
 
 
 def worker_deployment(inputs: Inputs, template: Json) -> Json:
-    """The Deployment with that template; no replicas while suspended."""
+    """The Deployment with that template; no replicas while suspended, or when another PrunedModel serves the name."""
     spec = inputs.spec
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": metadata(inputs, inputs.worker_name, "worker"),
         "spec": {
-            "replicas": 0 if spec.suspend else spec.workers.replicas,
+            "replicas": 0 if spec.suspend or inputs.is_handed_over else spec.workers.replicas,
             "selector": {"matchLabels": worker_selector(inputs.owner.name)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": dict(_ROLLING[spec.workers.rollout.type])},
             "progressDeadlineSeconds": _progress_deadline_s(inputs, template),

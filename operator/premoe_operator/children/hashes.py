@@ -12,7 +12,7 @@ from premoe_operator.kube.objects import digest
 
 _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
     # The pack's id stands for where it came from.
-    "model": {"uri", "revision", "model_id", "token_secret_ref"},
+    "model": {"uri", "revision", "model_id", "takes_over_from", "token_secret_ref"},
     # Jobs compute these; workers learn what is resident from a ConfigMap, without a restart.
     "patterns": {"tasks", "metric", "answers", "preload"},
     "engine": {"device"},

@@ -40,6 +40,8 @@ class Inputs:
     """Id of the pack; empty until it is packed."""
     resolved_id: str = ""
     """Id that the pack of this source had when it was first packed."""
+    is_handed_over: bool = False
+    """Whether another PrunedModel serves the name in place of this one."""
     load_bytes: int = 0
     """Bytes that a worker loads before it serves; 0 before the pack's facts are known."""
     image: str = ""

@@ -8,6 +8,7 @@ from premoe_operator.api.reasons import Reason
 from premoe_operator.api.status import Resolved
 from premoe_operator.children import parse_bytes, pod_template_refusals, worker_device
 from premoe_operator.decide.conditions import Verdict
+from premoe_operator.decide.handover import contenders
 from premoe_operator.decide.observed import Observed, PackFacts, StoreFailure
 from premoe_operator.decide.situation import Situation
 from premoe_operator.kube.objects import age, model_key
@@ -20,13 +21,18 @@ PROCESS_BYTES = 256 << 20
 
 
 def acceptance(situation: Situation, observed: Observed, resolved: Resolved) -> Verdict:
-    """The verdict on the spec, as far as the pack is known by now. Of two equal served names the older one's holds."""
+    """The verdict on the spec, as far as the pack is known by now. Of two equal served names the older one's holds,
+    unless one passes it on to the other.
+    """
     inputs = situation.inputs
-    oldest = min((situation.model, *observed.rivals), key=age)
+    oldest = min((situation.model, *contenders(situation.model, observed.rivals)), key=age)
     if oldest is not situation.model:
         first = model_key(oldest)
         name = inputs.served_name
-        message = f"{first.namespace}/{first.name} is older and has the served name {name}"
+        message = (
+            f"{first.namespace}/{first.name} is older and has the served name {name}; "
+            "to follow it, name it in spec.model.takesOverFrom"
+        )
         return Verdict("False", Reason.SERVED_NAME_CONFLICT, message)
     refusals = pod_template_refusals(inputs)
     if refusals:

@@ -98,6 +98,8 @@ def _available(parts: Verdicts, counts: WorkerCounts, suspended: bool) -> Verdic
     if suspended:
         return Verdict("False", Reason.SUSPENDED, "spec.suspend is set")
     workers = parts.get(ConditionType.WORKERS_AVAILABLE)
+    if workers is not None and workers.reason == Reason.HANDED_OVER:
+        return Verdict("False", Reason.HANDED_OVER, workers.message)
     if workers is None or workers.holds:
         return Verdict("False", Reason.SCALED_TO_ZERO, "no workers are wanted")
     return Verdict("False", workers.reason, workers.message)
@@ -185,6 +187,10 @@ def workers(situation: Situation, counts: WorkerCounts, found: Sequence[Trouble]
         if counts.replicas:
             return Verdict("False", Reason.SUSPENDED, f"{counts.replicas} workers are stopping")
         return Verdict("True", Reason.SUSPENDED, "spec.suspend is set")
+    if situation.inputs.is_handed_over:
+        if counts.replicas:
+            return Verdict("False", Reason.HANDED_OVER, f"{counts.replicas} workers are stopping")
+        return Verdict("True", Reason.HANDED_OVER, "another PrunedModel serves the name (status.handedOver)")
     if deployment is None:
         return Verdict("False", Reason.WAITING, "workers start once pack and patterns exist")
     if spec.workers.replicas == 0 and not counts.wanted and not counts.replicas:

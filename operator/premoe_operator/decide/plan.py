@@ -17,6 +17,7 @@ from premoe_operator.decide import conditions
 from premoe_operator.decide.acceptance import acceptance, with_facts
 from premoe_operator.decide.changes import Changes, changes, planned_jobs
 from premoe_operator.decide.conditions import Verdict
+from premoe_operator.decide.handover import handed_over, heir
 from premoe_operator.decide.observed import Observed, StoreFailure
 from premoe_operator.decide.pods import Trouble, troubles
 from premoe_operator.decide.rollout import Rollout, rollout
@@ -29,7 +30,7 @@ from premoe_operator.decide.situation import (
     read_status,
     serving_model_id,
     template_hash,
-    with_load,
+    with_workers,
     worker_counts,
     workers_lag,
 )
@@ -69,7 +70,9 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
         return _not_understood(model, str(error), now)
     found = troubles(observed.pods or (), observed.events)
     resolved = with_facts(fresh_resolved(situation), situation, observed.store)
-    situation = with_load(situation, resolved)
+    successor = heir(model, observed.rivals)
+    passed = handed_over(situation.status, successor, release.drain, now)
+    situation = with_workers(situation, resolved, is_handed_over=passed is not None)
     parts: dict[ConditionType, Verdict] = {
         ConditionType.SPEC_ACCEPTED: acceptance(situation, observed, resolved),
         ConditionType.ARTIFACTS_READY: conditions.artifacts(situation, observed.store, found),
@@ -104,12 +107,15 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
         counts=counts,
         found=found,
         preload=preload_status(situation, observed.preloads),
+        passed=passed,
         now=now,
     )
     return Plan(
         changes=todo,
         status=None if model.get("status") and status == situation.status else status,
-        requeue_after_s=_requeue_after_s(situation, parts, todo, observed, poll_s),
+        requeue_after_s=_requeue_after_s(
+            situation, parts, todo, observed, poll_s, may_pass=successor is not None and passed is None
+        ),
     )
 
 
@@ -173,8 +179,12 @@ def _requeue_after_s(
     todo: Changes,
     observed: Observed,
     poll_s: float,
+    *,
+    may_pass: bool,
 ) -> float | None:
-    """Poll only what no watch shows: pods, the store, ConfigMaps of others, objects that are not ours."""
+    """Poll only what no watch shows: pods, the store, ConfigMaps of others, objects that are not ours, and the time
+    after which the served name passes on.
+    """
     if todo.leaving:
         return SOON_S
     jobs = planned_jobs(situation, with_tasks=True, with_set=True)
@@ -184,6 +194,7 @@ def _requeue_after_s(
         bool(todo.foreign),
         isinstance(observed.store, StoreFailure),
         bool(observed.missing_sources),
+        may_pass,
         observed.pods is not None and any(not job.state.is_finished for job in jobs),
         observed.pods is not None and workers_lag(situation.deployment),
     )

@@ -179,10 +179,10 @@ def serving_model_id(situation: Situation) -> str:
     return model_of(deployment["spec"]["template"])
 
 
-def with_load(situation: Situation, resolved: Resolved) -> Situation:
-    """The situation once it is known what workers load."""
+def with_workers(situation: Situation, resolved: Resolved, *, is_handed_over: bool) -> Situation:
+    """The situation once it is known what workers load, and whether they have to."""
     load = resolved.skeleton_bytes + resolved.resident_bytes
-    return replace(situation, inputs=replace(situation.inputs, load_bytes=load))
+    return replace(situation, inputs=replace(situation.inputs, load_bytes=load, is_handed_over=is_handed_over))
 
 
 def fresh_resolved(situation: Situation) -> Resolved:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from premoe_operator.api.reasons import ConditionType, Reason
-from premoe_operator.api.status import Endpoints, LastFailure, PreloadStatus, Progress, PrunedModelStatus, Resolved
+from premoe_operator.api.status import (
+    Endpoints,
+    HandedOver,
+    LastFailure,
+    PreloadStatus,
+    Progress,
+    PrunedModelStatus,
+    Resolved,
+)
 from premoe_operator.children import grpc_endpoint, selector_text
 from premoe_operator.decide.conditions import Verdict, Verdicts, dated
 from premoe_operator.decide.observed import WorkerPreload
@@ -22,6 +30,7 @@ def build_status(
     counts: WorkerCounts,
     found: Sequence[Trouble],
     preload: PreloadStatus | None,
+    passed: HandedOver | None,
     now: str,
 ) -> PrunedModelStatus:
     """Everything but the conditions' times and the last failure is computed anew."""
@@ -35,7 +44,7 @@ def build_status(
         ready_replicas=counts.ready,
         updated_replicas=counts.updated,
         selector=selector_text(owner.name),
-        workers_summary=f"{counts.ready}/{0 if spec.suspend else spec.workers.replicas}",
+        workers_summary=f"{counts.ready}/{0 if spec.suspend or passed is not None else spec.workers.replicas}",
         patterns_summary=f"{profiled}/{tasks}" if tasks else "",
         reason=verdicts[ConditionType.READY].reason.value,
         endpoints=_endpoints(situation),
@@ -49,6 +58,7 @@ def build_status(
             patterns=situation.patterns.state.phase if situation.patterns is not None else "",
         ),
         preload=preload,
+        handed_over=passed,
         last_failure=_last_failure(situation, found, now),
     )
 
