@@ -1,0 +1,90 @@
+"""A served name passes from one PrunedModel to another and back while clients of the gateway ask all the time."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import openai
+import pytest
+from support.end_to_end import MODEL, READY_TIMEOUT_S, Release, prompts, pruned_model
+from support.end_to_end_fixtures import ground, release
+from support.node_fixtures import node, shared_node
+from support.process_group import wait_until
+
+__all__ = ["ground", "node", "release", "shared_node"]
+
+pytestmark = [pytest.mark.cluster, pytest.mark.node, pytest.mark.slow, pytest.mark.timeout(900)]
+
+GREEN = "green"
+PERIOD_S = 0.5
+
+
+@contextmanager
+def asking(release: Release) -> Iterator[list[str]]:
+    """Ask the gateway one thing after the other, without a second try; yields what failed, and asks at least once."""
+    api, failed, ended = release.openai(), [], threading.Event()
+    asked = threading.Event()
+
+    def ask() -> None:
+        while not ended.wait(PERIOD_S):
+            try:
+                api.completions.create(model=MODEL, prompt=prompts(1)[0], max_tokens=8)
+            except openai.OpenAIError as error:
+                failed.append(str(error))
+            asked.set()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        assert asked.wait(60), "no answer"
+        yield failed
+    finally:
+        ended.set()
+        thread.join()
+
+
+def green() -> dict[str, Any]:
+    """The same model with other workers."""
+    made = pruned_model()
+    made["metadata"] = {"name": GREEN}
+    made["spec"]["model"] |= {"servedName": MODEL, "takesOverFrom": MODEL}
+    made["spec"]["engine"]["maxSequences"] = 3
+    return made
+
+
+def patch(release: Release, name: str, spec: dict[str, Any]) -> None:
+    document = json.dumps({"spec": spec})
+    release.node.kubectl("patch", "prunedmodel", name, "-n", release.namespace, "--type=merge", "-p", document)
+
+
+def workers(release: Release, name: str) -> int:
+    """Pods of its workers, those that still end too."""
+    return sum(pod["metadata"]["labels"]["premoe.dev/model"] == name for pod in release.pods("worker"))
+
+
+def wait(release: Release, name: str, reason: str) -> None:
+    def holds() -> bool:
+        status = release.get("prunedmodel", name).get("status", {})
+        return bool(status.get("reason") == reason)
+
+    wait_until(holds, READY_TIMEOUT_S, f"{reason} of {name}", poll_s=1)
+
+
+def test_a_handover_and_the_way_back_fail_no_request(release: Release) -> None:
+    with asking(release) as failed:
+        release.node.kubectl("apply", "-n", release.namespace, "-f", "-", stdin=json.dumps(green()))
+        wait(release, GREEN, "AllReady")
+        wait(release, MODEL, "HandedOver")
+        wait_until(lambda: workers(release, MODEL) == 0, READY_TIMEOUT_S, "the end of the old workers", poll_s=1)
+        assert failed == []
+        patch(release, GREEN, {"model": {"takesOverFrom": None}})
+        wait(release, MODEL, "AllReady")
+        wait(release, GREEN, "ServedNameConflict")
+        assert workers(release, GREEN) == 1
+        release.node.kubectl("delete", "prunedmodel", GREEN, "-n", release.namespace)
+        wait_until(lambda: workers(release, GREEN) == 0, READY_TIMEOUT_S, "the end of the other workers", poll_s=1)
+    assert failed == []
