@@ -18,11 +18,10 @@ from premoe_operator.children.surroundings import (
     worker_service,
 )
 from premoe_operator.children.transport import certificate
-from premoe_operator.children.worker_pods import WORKER_CONTAINER, image_of, model_of, startup_of, worker_template
+from premoe_operator.children.worker_pods import image_of, model_of, startup_of, worker_template
 
 __all__ = [
     "JOB_CONTAINER",
-    "WORKER_CONTAINER",
     "Inputs",
     "Owner",
     "certificate",
