@@ -5,12 +5,38 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from premoe_runtime.families import mixtral, olmoe, qwen2_moe, qwen3_moe
+from premoe_runtime.families import (
+    deepseek_v2,
+    deepseek_v3,
+    ernie4_5_moe,
+    flex_olmo,
+    glm4_moe,
+    granitemoe,
+    hunyuan_v1_moe,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
+from premoe_runtime.families.refused import REFUSED
 from premoe_runtime.families.spec import FamilySpec, MoeModel
 from premoe_runtime.formats.errors import InvalidInput
 
 FAMILIES: Mapping[str, FamilySpec] = {
-    module.SPEC.name: module.SPEC for module in (qwen3_moe, qwen2_moe, mixtral, olmoe)
+    module.SPEC.name: module.SPEC
+    for module in (
+        qwen3_moe,
+        qwen2_moe,
+        mixtral,
+        olmoe,
+        deepseek_v2,
+        deepseek_v3,
+        glm4_moe,
+        granitemoe,
+        ernie4_5_moe,
+        flex_olmo,
+        hunyuan_v1_moe,
+    )
 }
 
 
@@ -32,8 +58,12 @@ def parse_config(config: bytes, where: str = "config.json") -> tuple[FamilySpec,
     (UNKNOWN_FAMILY), custom code (REMOTE_CODE) and quantised checkpoints (QUANTISED).
     """
     data = parse_json_object(config, where)
-    refuse_remote_code(data, where)
     model_type = data.get("model_type")
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise InvalidInput(
+            f"{where}: models of type {model_type!r} cannot be packed: {REFUSED[model_type]}", reason="UNKNOWN_FAMILY"
+        )
+    refuse_remote_code(data, where)
     spec = FAMILIES.get(model_type) if isinstance(model_type, str) else None
     if spec is None:
         raise InvalidInput(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Any, Literal, NamedTuple
 
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
 
 RouterOutput = Literal["logits", "weights", "ids"]
@@ -42,12 +44,22 @@ def gated_experts(*, gate: str, up: str, down: str) -> tuple[ExpertField, ...]:
     )
 
 
+class RouterTensors(NamedTuple):
+    """What one router computes with: ``weight`` [n, H], ``bias`` [n] or None, ``correction`` [n] or None."""
+
+    weight: Any
+    bias: Any
+    correction: Any
+
+
 @dataclass(frozen=True, slots=True)
 class FamilySpec:
     """A family. ``router`` makes the arithmetic of the stock configuration; paths are those of the module tree.
 
     ``layers``: the list of transformer blocks; ``sparse``: a block's sparse part, where ``router_module`` and
-    ``experts_module`` are. ``router_returns``: what the sparse part expects of its router, in order.
+    ``experts_module`` are. ``router_returns``: what the sparse part expects of its router, in order. In the router:
+    ``router_weight`` [E, H], ``router_bias`` [E] of the logits, ``correction`` [E] or [1, E] of the choice; empty
+    where the family has none.
     """
 
     name: str
@@ -59,6 +71,19 @@ class FamilySpec:
     router_module: str = "gate"
     experts_module: str = "experts"
     router_returns: tuple[RouterOutput, ...] = ("logits", "weights", "ids")
+    router_weight: str = "weight"
+    router_bias: str = ""
+    correction: str = ""
+    embedding_factor: str = ""
+    """The config's field that embeddings are multiplied by before the first block; empty for none."""
+
+    def router_tensors(self, router: Any) -> RouterTensors:
+        """Those of a router module."""
+        weight, bias, correction = (
+            attrgetter(name)(router) if name else None
+            for name in (self.router_weight, self.router_bias, self.correction)
+        )
+        return RouterTensors(weight, bias, None if correction is None else correction.squeeze(0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +91,15 @@ class SkeletonTensor:
     """A tensor beside the routed experts. ``memory``: its name in the module tree.
 
     ``optional``: tied to another, so it may be absent. ``own_dtype``: kept as wide as it is stored (routers, what the
-    stock class keeps in float32); the others take the model's dtype, as the stock class casts them.
+    stock class may keep in float32); ``float32``: always that, as in the stock class; the others take the model's
+    dtype, as the stock class casts them.
     """
 
     memory: str
     shape: tuple[int, ...]
     optional: bool = False
     own_dtype: bool = False
+    float32: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +134,12 @@ class MoeModel:
     blocks: tuple[int, ...]
     experts_prefix: tuple[str, ...]
     experts_memory: tuple[str, ...]
+    fused_on_disk: tuple[Mapping[str, str], ...]
+    """Of every MoE layer: names on disk of its fused parameters, by their last names in the module tree."""
     routers: tuple[str, ...]
     """Names on disk of the routers' weights, one row an expert of their layer."""
+    router_biases: tuple[tuple[str, ...], ...]
+    """Names on disk of each router's other tensors, whose last dimension is the experts of their layer."""
     shapes: Mapping[str, tuple[int, ...]]
     skeleton: Mapping[str, SkeletonTensor]
     recomputed: frozenset[str] = frozenset()
@@ -128,10 +159,15 @@ class MoeModel:
         """The same model with fewer experts in some layers, which are then the first ones, as pruning leaves it.
 
         A config has one number for all layers, so it cannot say this: routers and experts, or a manifest, do.
+        Raises InvalidInput (CONFIG_INVALID) where the router's groups would not be equal.
         """
         skeleton = dict(self.skeleton)
-        for name, count in zip(self.routers, layer_experts, strict=True):
+        for count in sorted(set(layer_experts)):
+            check_groups(self.router, count, self.top_k, "a layer")
+        for name, biases, count in zip(self.routers, self.router_biases, layer_experts, strict=True):
             skeleton[name] = replace(skeleton[name], shape=(count, *skeleton[name].shape[1:]))
+            for bias in biases:
+                skeleton[bias] = replace(skeleton[bias], shape=(*skeleton[bias].shape[:-1], count))
         return replace(self, layer_experts=tuple(layer_experts), skeleton=skeleton)
 
     @property
@@ -150,14 +186,32 @@ class MoeModel:
         return f"{self.experts_prefix[layer]}.{expert}.{tensor.suffix}"
 
     def fused_names(self, layer: int, field: ExpertField) -> tuple[str, ...]:
-        """Names that a checkpoint with fused experts may give the field: transformers' own, or with the disk prefix."""
-        prefixes = dict.fromkeys((self.experts_memory[layer], self.experts_prefix[layer]))
-        return tuple(f"{prefix}.{field.fused}" for prefix in prefixes)
+        """Names that a checkpoint with fused experts may give the field: that of the module tree, or its own."""
+        memory = f"{self.experts_memory[layer]}.{field.fused}"
+        return tuple(dict.fromkeys((memory, self.fused_on_disk[layer][field.fused])))
 
     def fused_shape(self, layer: int, field: ExpertField) -> tuple[int, ...]:
         """[experts of the layer, *shape] as a fused tensor is stored."""
         shape = self.shapes[field.name]
         return (self.layer_experts[layer], *(reversed(shape) if field.transposed else shape))
+
+
+def check_groups(router: RouterSpec, experts: int, top_k: int, where: str) -> None:
+    """Raise InvalidInput (CONFIG_INVALID) for groups that a layer's experts do not fill."""
+    if router.groups == 1 == router.chosen_groups:
+        return
+    size, left = divmod(experts, router.groups)
+    if left or (size < 2 and router.group_score == "top2"):
+        raise InvalidInput(
+            f"{where}: {experts} experts do not make {router.groups} equal groups (n_group) of at least 2",
+            reason="CONFIG_INVALID",
+        )
+    if router.chosen_groups > router.groups or top_k > router.chosen_groups * size:
+        raise InvalidInput(
+            f"{where}: {top_k} experts a token do not lie in {router.chosen_groups} (topk_group) of {router.groups} "
+            f"groups of {size}",
+            reason="CONFIG_INVALID",
+        )
 
 
 def context_length(max_positions: int, rope: Mapping[str, object] | None) -> int:

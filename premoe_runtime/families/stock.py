@@ -7,7 +7,7 @@ wants a family's spec does not need it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
-from premoe_runtime.families.spec import FamilySpec, MoeModel, SkeletonTensor, context_length
+from premoe_runtime.families.spec import FamilySpec, MoeModel, SkeletonTensor, check_groups, context_length
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
 
 MAX_BLOCKS = 1000
@@ -95,16 +95,17 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
         raise InvalidInput(f"{where}: no block is a MoE block; there is nothing to prune", reason="CONFIG_INVALID")
     on_disk = _disk_names(model)
     memory = [f"{spec.layers}.{block}.{spec.sparse}.{spec.experts_module}" for block in blocks]
-    routers = [f"{spec.layers}.{block}.{spec.sparse}.{spec.router_module}.weight" for block in blocks]
+    routers = [f"{spec.layers}.{block}.{spec.sparse}.{spec.router_module}" for block in blocks]
     experts, shapes = _experts(model.get_submodule(memory[0]), spec)
     with refusals("config", where):
-        top_k, router = int(config.num_experts_per_tok), spec.router(config)
+        top_k, router = _one_number(config.num_experts_per_tok), spec.router(config)
     if not 1 <= top_k <= experts <= MAX_EXPERTS:
         raise InvalidInput(
             f"{where}: num_experts_per_tok {top_k} and {experts} experts a layer do not go together "
             f"(1 to {MAX_EXPERTS} experts)",
             reason="CONFIG_INVALID",
         )
+    check_groups(router, experts, top_k, where)
     return MoeModel(
         spec=spec,
         router=router,
@@ -116,12 +117,26 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
         blocks=blocks,
         experts_prefix=tuple(on_disk(f"{name}.").removesuffix(".") for name in memory),
         experts_memory=tuple(memory),
-        routers=tuple(map(on_disk, routers)),
+        fused_on_disk=tuple(
+            {field.fused: on_disk(f"{name}.{field.fused}") for field in spec.fields} for name in memory
+        ),
+        routers=tuple(on_disk(f"{name}.{spec.router_weight}") for name in routers),
+        router_biases=tuple(
+            tuple(on_disk(f"{name}.{bias}") for bias in (spec.router_bias, spec.correction) if bias) for name in routers
+        ),
         shapes=shapes,
         skeleton=_skeleton(model, spec, tuple(f"{name}." for name in memory), on_disk),
         recomputed=_recomputed(model),
         stated_dtype=_DTYPE_NAMES.get(str(config.dtype).removeprefix("torch."), ""),
     )
+
+
+def _one_number(value: int | Sequence[int]) -> int:
+    """A number that some configs list for every layer. Raises ValueError where layers differ."""
+    each = {value} if isinstance(value, int) else set(value)
+    if len(each) != 1:
+        raise ValueError(f"num_experts_per_tok differs between layers: {sorted(each)}")
+    return int(each.pop())
 
 
 def _experts(experts: nn.Module, spec: FamilySpec) -> tuple[int, dict[str, tuple[int, ...]]]:
@@ -138,14 +153,17 @@ def _skeleton(
     model: PreTrainedModel, spec: FamilySpec, experts: tuple[str, ...], on_disk: Callable[[str], str]
 ) -> dict[str, SkeletonTensor]:
     router = re.compile(rf"{re.escape(spec.layers)}\.\d+\.{re.escape(spec.sparse)}\.{re.escape(spec.router_module)}\.")
-    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
-    wide = re.compile("|".join(rf"(?:^|\.){name}(?:\.|$)" for name in kept) or r"(?!)")
+    wide, strict = (
+        re.compile("|".join(rf"(?:^|\.){name}(?:\.|$)" for name in kept or ()) or r"(?!)")
+        for kept in (model._keep_in_fp32_modules, model._keep_in_fp32_modules_strict)
+    )
     return {
         on_disk(name): SkeletonTensor(
             memory=name,
             shape=tuple(tensor.shape),
             optional=name in model.all_tied_weights_keys,
             own_dtype=bool(router.match(name) or wide.search(name)),
+            float32=bool(strict.search(name)),
         )
         for name, tensor in model.state_dict().items()
         if not name.startswith(experts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import blake3
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -49,11 +49,16 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+def _later(default: object, **bounds: Any) -> Any:
+    """A field that older manifests lack: not written where it has its default, so that their ids stay."""
+    return Field(default=default, exclude_if=lambda value: value == default, **bounds)
+
+
 class RouterSpec(_Frozen):
     """How a family turns router logits into experts and weights (method.md section 5).
 
     scores   = softmax | sigmoid of the full-width logits, or raw logits for ``topk_softmax``
-    choice   = scores (+ correction bias), absent experts at -inf here (``selection`` semantics)
+    choice   = scores (+ correction bias), absent experts at -inf here (``selection`` semantics), then cut to groups
     weights  = scores of the chosen; renormalised when ``renormalise``; times ``scale``
 
     Arithmetic of later families is added as fields whose defaults are excluded from the dump (``exclude_if``): ids of
@@ -65,6 +70,19 @@ class RouterSpec(_Frozen):
     scale: float = 1.0
     weights_dtype: Literal["model", "float32"] = "model"
     """dtype of the combine weights handed to the experts: Mixtral keeps float32, Qwen and OLMoE cast back."""
+    logits_dtype: Literal["model", "float32"] = _later("model")
+    """dtype that logits are computed in: that of the router's weights, or always float32 (DeepSeek, GLM, ERNIE)."""
+    bias: bool = _later(False)
+    """Experts are chosen by score + correction bias; weights never contain the bias."""
+    groups: int = _later(1, ge=1, le=32_767)
+    """Experts are chosen in the best ``chosen_groups`` of so many equal groups of neighbours."""
+    chosen_groups: int = _later(1, ge=1, le=32_767)
+    group_score: Literal["top2", "max"] = _later("top2")
+    """A group counts by the sum of its two best (then other groups are -inf), or by its best (then they are 0)."""
+    floor: float = _later(0.0, ge=0.0)
+    """Least sum that ``renormalise`` divides by."""
+    ranked: bool = _later(True)
+    """Whether a token's experts are added up from the best one down, or in the order that an unsorted top-k gives."""
 
 
 class BlobField(_Frozen):

@@ -35,12 +35,18 @@ class SizedConfig(BaseModel):
     num_attention_heads: Dimension
     num_key_value_heads: Dimension | None = None
     head_dim: Dimension | None = None
+    kv_lora_rank: Dimension | None = None
+    qk_nope_head_dim: int = Field(default=0, ge=0, le=1 << 24)
+    qk_rope_head_dim: int = Field(default=0, ge=0, le=1 << 24)
+    v_head_dim: int = Field(default=0, ge=0, le=1 << 24)
     max_position_embeddings: int | None = Field(default=None, ge=1)
     rope_parameters: dict[str, object] | None = None
     rope_scaling: dict[str, object] | None = None
 
     @property
     def head_size(self) -> int:
+        if self.kv_lora_rank:
+            return self.qk_nope_head_dim + self.qk_rope_head_dim
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
@@ -50,6 +56,16 @@ class SizedConfig(BaseModel):
     @property
     def key_value_size(self) -> int:
         return (self.num_key_value_heads or self.num_attention_heads) * self.head_size
+
+    @property
+    def cached_size(self) -> int:
+        """Numbers that a layer keeps of a token: keys and values, or MLA's latents."""
+        return self.kv_lora_rank + self.qk_rope_head_dim if self.kv_lora_rank else 2 * self.key_value_size
+
+    @property
+    def expanded_size(self) -> int:
+        """Numbers that one layer at a time makes of a token's latents; 0 where it keeps keys and values."""
+        return self.num_attention_heads * (self.head_size + self.v_head_dim) if self.kv_lora_rank else 0
 
     @property
     def max_context(self) -> int | None:
@@ -64,6 +80,7 @@ class Shape:
 
     ``activation_token_bytes``: a step's peak per token, from the widest tensors alive at once in a block: hidden
     states in float32 and the model's dtype, top-k copies through the experts, queries, keys and values.
+    ``expanded_token_bytes``: per token of all contexts, while a layer makes keys and values of latents (MLA).
     """
 
     top_k: int
@@ -74,6 +91,12 @@ class Shape:
     activation_token_bytes: int
     logits_row_bytes: int
     max_context: int | None
+    expanded_token_bytes: int = 0
+
+    @property
+    def context_token_bytes(self) -> int:
+        """Of each token of a context: what all layers keep, and what one at a time makes of it."""
+        return self.kv_token_bytes + self.expanded_token_bytes
 
     @property
     def slot_bytes(self) -> int:
@@ -168,7 +191,8 @@ def shape_of(manifest: Manifest, config_json: bytes) -> Shape:
         layer_experts=manifest.layer_experts,
         blob_bytes=manifest.layout.blob_bytes,
         skeleton_bytes=sum(file.num_bytes for file in manifest.skeleton if file.path.endswith(".safetensors")),
-        kv_token_bytes=2 * config.num_hidden_layers * config.key_value_size * item,
+        kv_token_bytes=config.num_hidden_layers * config.cached_size * item,
+        expanded_token_bytes=config.expanded_size * item,
         activation_token_bytes=hidden * (4 + 3 * item)
         + item * (manifest.top_k * (2 * hidden + 2 * expert_rows) + attention),
         logits_row_bytes=2 * 4 * config.vocab_size,
@@ -182,7 +206,7 @@ def size(shape: Shape, request: SizeRequest) -> SizeReport:
     Raises InvalidInput: a budget that the model cannot run, a context beyond the model's, counts below 1.
     """
     context = _check(shape, request)
-    kv = shape.kv_token_bytes * context * request.rows
+    kv = shape.context_token_bytes * context * request.rows
     workspace = (STEP_TOKENS + request.rows) * shape.activation_token_bytes + request.rows * shape.logits_row_bytes
     rest = request.memory - shape.skeleton_bytes - kv - workspace
     max_slots = shape.num_experts if rest >= shape.experts_bytes else max(0, rest // shape.slot_bytes)
@@ -208,7 +232,7 @@ def _fit(shape: Shape, request: SizeRequest, budget: Budget, kv: int, workspace:
     experts = sum(layer_slots) * shape.blob_bytes
     base = shape.skeleton_bytes + experts + workspace
     room = request.memory - base
-    longest = max(0, room // (shape.kv_token_bytes * request.rows)) if room > 0 else 0
+    longest = max(0, room // (shape.context_token_bytes * request.rows)) if room > 0 else 0
     longest = min(longest, shape.max_context) if shape.max_context else longest
     fits = base + kv <= request.memory
     return Fit(
@@ -216,7 +240,9 @@ def _fit(shape: Shape, request: SizeRequest, budget: Budget, kv: int, workspace:
         slots=slots,
         layer_slots=layer_slots,
         experts=experts,
-        host=whole_host_bytes(shape.blob_bytes, sum(layer_slots)) + kv + PROCESS_BYTES,
+        host=whole_host_bytes(shape.blob_bytes, sum(layer_slots))
+        + kv * shape.kv_token_bytes // shape.context_token_bytes
+        + PROCESS_BYTES,
         total=base + kv,
         fits=fits,
         max_context=longest,

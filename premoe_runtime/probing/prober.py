@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from premoe_runtime.engines.hf.router import router_logits
 from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
@@ -49,12 +50,13 @@ class Prober:
         self._embedding: nn.Module = decoder.embed_tokens
         self._rotary: nn.Module = decoder.rotary_emb
         spec = FAMILIES[manifest.family]
+        self._factor: float = getattr(self._config, spec.embedding_factor) if spec.embedding_factor else 1.0
         self._blocks = [
             *(_probing_copy(block) for block in decoder.layers[:first]),
             _probing_copy(decoder.layers[first], **{spec.sparse: _StandIn()}),
         ]
         router: Any = decoder.layers[first].get_submodule(f"{spec.sparse}.{spec.router_module}")
-        self._router_weight: torch.Tensor = router.weight
+        self._router, self._router_tensors = manifest.router, spec.router_tensors(router)
         self._experts = manifest.num_experts
         self._lock = threading.Lock()
 
@@ -97,6 +99,7 @@ class Prober:
     def _router_logits(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[T, n] logits of the first router for i64[1, T] tokens."""
         hidden = self._embedding(input_ids)
+        hidden = hidden if self._factor == 1.0 else hidden * self._factor
         length = input_ids.shape[1]
         positions = torch.arange(length, device=self._device)[None]
         rotary = self._rotary(hidden, position_ids=positions)
@@ -104,8 +107,8 @@ class Prober:
             for block in self._blocks:
                 hidden = block(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
         except _Reached as reached:
-            hidden = reached.hidden.reshape(length, -1).to(self._router_weight.dtype)  # routers may be wider
-            return nn.functional.linear(hidden, self._router_weight)
+            weight, bias, _ = self._router_tensors
+            return router_logits(self._router, reached.hidden.reshape(length, -1), weight, bias)
         raise RuntimeError("the first MoE block never called its MoE part")
 
 

@@ -52,7 +52,7 @@ from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from support.oracle import experts_of, random_kept
 from support.sources import MemorySource
-from support.tiny import FAMILIES, Family, tiny_checkpoint
+from support.tiny import FAMILIES, tiny_checkpoint
 
 LAYERS, EXPERTS, TOP_K = 2, 16, 4
 WAIT_SECONDS = 60
@@ -244,7 +244,7 @@ class Ground:
 def ground(
     folder: Path,
     *,
-    family: Family = "qwen3_moe",
+    family: str = "qwen3_moe",
     dtype: torch.dtype = torch.float32,
     rows: int = 3,
     kept_per_layer: int = 5,

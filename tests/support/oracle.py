@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
 from typing import Any
 from unittest import mock
 
 import torch
 from transformers import PreTrainedModel
 
+from premoe_runtime.families import stock
+from premoe_runtime.families.spec import FamilySpec
 from premoe_runtime.formats.ids import ExpertId
 
 
@@ -44,6 +48,58 @@ def masked_selection(kept: torch.Tensor, rows: torch.Tensor) -> Iterator[Masked]
 
     with mock.patch.object(torch, "topk", topk):
         yield seen
+
+
+@contextmanager
+def masked_routers(model: PreTrainedModel, spec: FamilySpec, kept: torch.Tensor) -> Iterator[Masked]:
+    """While open, the routers of any family's stock model choose among ``kept``, bool[L, E], only.
+
+    Each router runs twice, without and with its mask. That is put where the family chooses: into the correction bias,
+    into the scores before groups are cut (``torch.Tensor.softmax``), or into what ``topk`` sees.
+    """
+    seen, ids = Masked(), spec.router_returns.index("ids")
+    sparse = [stock.sparse_part(model, spec, block) for block in range(model.config.num_hidden_layers)]
+    routers = [part.get_submodule(spec.router_module) for part in sparse if part is not None]
+
+    def masked(router: Any, forward: Any, allowed: torch.Tensor, hidden: torch.Tensor) -> Any:
+        free = forward(hidden)
+        with _masked(router, spec, allowed):
+            found = forward(hidden)
+        seen.changed.append((found[ids].sort(-1).values != free[ids].sort(-1).values).any(-1))
+        return found
+
+    with ExitStack() as stack:
+        for router, allowed in zip(routers, kept, strict=True):
+            stack.enter_context(
+                mock.patch.object(router, "forward", partial(masked, router, router.forward, allowed), create=True)
+            )
+        yield seen
+
+
+@contextmanager
+def _masked(router: Any, spec: FamilySpec, allowed: torch.Tensor) -> Iterator[None]:
+    if spec.correction:
+        bias = attrgetter(spec.correction)(router)
+        whole = bias.data
+        bias.data = whole.masked_fill(~allowed, -torch.inf)
+        try:
+            yield
+        finally:
+            bias.data = whole
+    elif getattr(router, "topk_method", "") == "group_limited_greedy":
+        softmax = torch.Tensor.softmax
+        with mock.patch.object(
+            torch.Tensor, "softmax", lambda *args, **kwargs: softmax(*args, **kwargs).masked_fill(~allowed, -torch.inf)
+        ):
+            yield
+    else:
+        topk = torch.topk
+
+        def chosen(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return topk(values.masked_fill(~allowed, -torch.inf), *args, **kwargs)
+
+        with mock.patch.object(torch, "topk", chosen), mock.patch.object(torch.Tensor, "topk", chosen):
+            yield
 
 
 @contextmanager

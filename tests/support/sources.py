@@ -75,7 +75,8 @@ class MemorySource:
         for shard in shards:
             tensors |= load_file(shard)
         model = model.cut_to([len(tensors[name]) for name in model.routers])
-        dtype = tensors[model.expert_name(0, 0, model.expert_tensors[0])].dtype
+        first = {model.expert_name(0, 0, model.expert_tensors[0]), *model.fused_names(0, model.spec.fields[0])}
+        dtype = next(tensors[name] for name in first if name in tensors).dtype
         layout = blob_layout(model, _NAMES[dtype])
         fields, blob_bytes = layout.fields, layout.blob_bytes
         expert_names = set()
@@ -84,11 +85,15 @@ class MemorySource:
             digests = []
             for expert in range(model.layer_experts[layer]):
                 blob = bytearray(blob_bytes)
-                for field in fields:
+                for field, spec in zip(fields, model.spec.fields, strict=True):
                     rows = sorted((t for t in model.expert_tensors if t.field == field.name), key=lambda t: t.row)
                     names = [model.expert_name(layer, expert, t) for t in rows]
-                    expert_names |= set(names)
-                    whole = torch.cat([tensors[name] for name in names])
+                    fused = [name for name in model.fused_names(layer, spec) if name in tensors]
+                    expert_names |= {*names, *fused}
+                    whole = tensors[fused[0]][expert] if fused else torch.cat([tensors[name] for name in names])
+                    whole = whole.T if fused and spec.transposed else whole
+                    if fused and spec.interleaved:
+                        whole = torch.cat([whole[part :: len(names)] for part in range(len(names))])
                     assert tuple(whole.shape) == field.shape
                     data = whole.contiguous().view(torch.uint8).numpy().tobytes()
                     blob[field.offset : field.offset + len(data)] = data

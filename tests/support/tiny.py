@@ -19,6 +19,9 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3MoeConfig,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from support.family_rows import TINY
 
 Family = Literal["qwen3_moe", "qwen2_moe", "mixtral", "olmoe"]
 FAMILIES: tuple[Family, ...] = get_args(Family)
@@ -67,7 +70,7 @@ def piece_tokenizer(*words: str) -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_config(family: Family = "qwen3_moe", **overrides: Any) -> Any:
+def tiny_config(family: str = "qwen3_moe", **overrides: Any) -> Any:
     """2 MoE layers of 16 experts, top-4, hidden 64, expert width 32; every field can be overridden."""
     tokenizer = tiny_tokenizer()
     values: dict[str, Any] = {
@@ -98,22 +101,33 @@ def tiny_config(family: Family = "qwen3_moe", **overrides: Any) -> Any:
     if family == "mixtral":
         extra = {"num_local_experts": 16, "intermediate_size": 32, "head_dim": 16, "sliding_window": None}
         return MixtralConfig(**{**values, **extra, **overrides})
-    return OlmoeConfig(**{**values, "num_experts": 16, "intermediate_size": 32, **overrides})
+    if family == "olmoe":
+        return OlmoeConfig(**{**values, "num_experts": 16, "intermediate_size": 32, **overrides})
+    given = {**values, **TINY[family], **overrides}
+    return CONFIG_MAPPING[family](**{name: value for name, value in given.items() if value is not None})
 
 
 def tiny_model(
-    family: Family = "qwen3_moe", dtype: torch.dtype = torch.float32, *, seed: int = 0, **overrides: Any
+    family: str = "qwen3_moe", dtype: torch.dtype = torch.float32, *, seed: int = 0, **overrides: Any
 ) -> PreTrainedModel:
     """A random stock model in eval mode on the CPU. Leaves torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), attn_implementation="sdpa")
-    return model.to(dtype).eval()
+        model = model.to(dtype).eval()
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if name.endswith("e_score_correction_bias"):  # zero in stock classes, float32 in files of any dtype
+                tensor.data = 0.1 * torch.randn(tensor.shape)
+            elif name.endswith("gate.wg.weight"):  # HunYuan's class declares them float32
+                tensor.data = tensor.data.float()
+            elif name.endswith("mlp.gate.weight") and not tensor.any():  # ERNIE's class leaves its routers at zero
+                tensor.data = (0.2 * torch.randn(tensor.shape)).to(dtype)
+    return model
 
 
 def tiny_checkpoint(
     tmp_path: Path,
-    family: Family = "qwen3_moe",
+    family: str = "qwen3_moe",
     dtype: torch.dtype = torch.float32,
     *,
     seed: int = 0,

@@ -13,23 +13,29 @@ from premoe_runtime.formats.errors import Exhausted
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """Sizes of one model's keys and values."""
+    """Sizes of one model's keys and values.
+
+    ``latent``: what is kept are MLA's latents, one head for all: ``key_dim`` is their rank, ``value_dim`` the shared
+    rotary key's. A layer makes keys and values of the rows that it is given.
+    """
 
     layers: int
     heads: int
-    head_dim: int
+    key_dim: int
+    value_dim: int
     dtype: torch.dtype
     device: torch.device
+    latent: bool = False
 
     @property
     def token_bytes(self) -> int:
         """Bytes that one token takes, keys and values of all layers."""
-        return 2 * self.layers * self.heads * self.head_dim * self.dtype.itemsize
+        return self.layers * self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class ParkedKV:
-    """Keys and values of a sequence that has no row at the moment: [layers, 2, heads, tokens, head_dim] on the host."""
+    """Of a sequence that has no row at the moment: [layers, heads, tokens, key_dim + value_dim] on the host."""
 
     data: torch.Tensor
 
@@ -39,7 +45,7 @@ class ParkedKV:
 
 
 class KVPool:
-    """``rows`` rows of ``context`` tokens a layer, allocated once; [2, rows, heads, context, head_dim] per layer.
+    """``rows`` rows of ``context`` tokens a layer, allocated once; [rows, heads, context, key_dim | value_dim] each.
 
     Column ``j`` of a row is the token at position ``j``. The memory starts as zeros: columns past a sequence's end are
     masked, and a masked NaN would still spoil the product with the values.
@@ -49,10 +55,15 @@ class KVPool:
         self.shape = shape
         self.rows = rows
         self.context = context
-        size = (2, rows, shape.heads, context, shape.head_dim)
         try:
-            self._layers = [torch.zeros(size, dtype=shape.dtype, device=shape.device) for _ in range(shape.layers)]
-            self._halves = [(layer[0], layer[1]) for layer in self._layers]
+            keys, values = (
+                [
+                    torch.zeros(rows, shape.heads, context, size, dtype=shape.dtype, device=shape.device)
+                    for _ in range(shape.layers)
+                ]
+                for size in (shape.key_dim, shape.value_dim)
+            )
+            self._layers = list(zip(keys, values, strict=True))
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise Exhausted(
                 f"no room for the keys and values of {rows} sequences of {context} tokens "
@@ -82,20 +93,23 @@ class KVPool:
     def clear(self, row: int) -> None:
         """Forget what a row holds: a failed sequence may have left values that are not finite."""
         for layer in self._layers:
-            layer[:, row].zero_()
+            for half in layer:
+                half[row].zero_()
 
     def park(self, row: int, tokens: int) -> ParkedKV:
         """Copy the first ``tokens`` columns of a row to the host."""
-        return ParkedKV(torch.stack([layer[:, row, :, :tokens] for layer in self._layers]).cpu())
+        each = [torch.cat([half[row, :, :tokens] for half in layer], dim=-1) for layer in self._layers]
+        return ParkedKV(torch.stack(each).cpu())
 
     def unpark(self, row: int, parked: ParkedKV) -> None:
         tokens = parked.data.shape[-2]
         for layer, data in zip(self._layers, parked.data, strict=True):
-            layer[:, row, :, :tokens].copy_(data)
+            for half, part in zip(layer, data.split((self.shape.key_dim, self.shape.value_dim), dim=-1), strict=True):
+                half[row, :, :tokens].copy_(part)
 
     def layer(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of one layer, [rows, heads, context, head_dim] each."""
-        return self._halves[index]
+        """Keys and values of one layer, [rows, heads, context, key_dim | value_dim]."""
+        return self._layers[index]
 
 
 class StepCache(Cache):  # type: ignore[misc]  # transformers has no types
@@ -108,6 +122,7 @@ class StepCache(Cache):  # type: ignore[misc]  # transformers has no types
     def __init__(self, pool: KVPool, rows: Sequence[int], positions: torch.Tensor, real: torch.Tensor) -> None:
         super().__init__(layers=[])
         self._pool = pool
+        self._rows = torch.tensor(rows, device=pool.shape.device) if pool.shape.latent else None
         self._length = int(positions.max()) + 1
         first, width = positions[0, 0].item(), positions.shape[1]
         self._place: tuple[slice, slice, slice] | None = None
@@ -127,7 +142,10 @@ class StepCache(Cache):  # type: ignore[misc]  # transformers has no types
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: object, **kwargs: object
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store [B, heads, T, head_dim] of one layer; returns its keys and values, [rows, heads, context, head_dim]."""
+        """Store [B, heads, T, dim] of one layer; returns its keys and values, [rows, heads, context, dim].
+
+        Of latents only those of this step, [B, 1, columns, dim]: the layer is about to make keys and values of them.
+        """
         keys, values = self._pool.layer(layer_idx)
         for held, states in ((keys, key_states), (values, value_states)):
             if self._place is not None:
@@ -135,6 +153,8 @@ class StepCache(Cache):  # type: ignore[misc]  # transformers has no types
                 continue
             tokens = states.transpose(1, 2).flatten(0, 1)
             held[self._row, :, self._column] = tokens if self._real is None else tokens[self._real]
+        if self._rows is not None:
+            return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

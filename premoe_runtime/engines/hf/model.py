@@ -107,7 +107,7 @@ def load_slot_model(
         setattr(
             sparse,
             spec.router_module,
-            RestrictedRouter(layer, manifest.router, router.weight, store.lut[layer], state, spec.router_returns),
+            RestrictedRouter(layer, spec, manifest.router, router, store.lut[layer], state),
         )
         stock_experts = getattr(sparse, spec.experts_module)
         setattr(sparse, spec.experts_module, slot_experts(store.arenas[layer], stock_experts))

@@ -7,14 +7,13 @@ removed, as in the PreMoE papers: the softmax runs over the kept ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules, StepState
-from premoe_runtime.families.spec import RouterOutput
+from premoe_runtime.families.spec import FamilySpec
 from premoe_runtime.formats.manifest import RouterSpec
 
 
@@ -29,29 +28,44 @@ class Routing(NamedTuple):
     mass: torch.Tensor | None
 
 
-def route(spec: RouterSpec, logits: torch.Tensor, rules: LayerRules) -> Routing:
+def router_logits(
+    spec: RouterSpec, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """[T, n] of [T, H]: in the weights' dtype, which may be wider than the model's, or in float32."""
+    if spec.logits_dtype == "float32":
+        hidden, weight = hidden.float(), weight.float()
+    return nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+
+
+def route(
+    spec: RouterSpec,
+    logits: torch.Tensor,
+    rules: LayerRules,
+    *,
+    bias: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Routing:
     """Choose and weigh experts (method.md section 5; runtime decision 3).
 
-    ``logits``: [T, n] of the layer's n experts, in the model's dtype. The family's renormalisation runs over the ranks
-    used and over no others, so a token's weights are, bit for bit, those of a stock router with that top-k. ``mass`` is
-    the share of the full router's scores that lies on kept experts.
+    ``logits``: [T, n] of the layer's n experts; ``bias``: [n], the correction where the family has one; ``dtype``: the
+    model's, by default that of the logits. The family's renormalisation runs over the ranks used and over no others,
+    so a token's weights are, bit for bit, those of a stock router with that top-k. ``mass`` is the share of the full
+    router's scores that lies on kept experts.
     """
     values = logits.float()
-    scores = _scores(spec, values)
-    choice = _choice(spec, values, scores, rules)
-    width = max((count for count, _ in rules.ranks), default=1)
-    best, ids = torch.topk(choice, width, dim=-1)
+    full = _scores(spec, values)
+    scores = _sliced(spec, values, full, rules)
+    choice = _choice(spec, scores, rules, bias)
     if len(rules.ranks) == 1 and rules.ranks[0][1] is ALL_TOKENS:
-        weights = _weigh(spec, best)
+        weights, ids = _pick(spec, choice, scores, rules.ranks[0][0])
     else:
-        weights, chosen = torch.zeros_like(best), torch.full_like(ids, logits.shape[-1])
+        shape = (len(values), max((count for count, _ in rules.ranks), default=1))
+        weights, ids = values.new_zeros(shape), torch.full(shape, values.shape[-1], device=values.device)
         for count, tokens in rules.ranks:
-            weights[tokens, :count] = _weigh(spec, best[tokens, :count])
-            chosen[tokens, :count] = ids[tokens, :count]
-        ids = chosen
+            weights[tokens, :count], ids[tokens, :count] = _pick(spec, choice[tokens], scores[tokens], count)
     if spec.weights_dtype == "model":
-        weights = weights.to(logits.dtype)
-    return Routing(weights, ids, _mass(spec, values, scores, rules))
+        weights = weights.to(dtype or logits.dtype)
+    return Routing(weights, ids, _mass(spec, values, full, rules))
 
 
 def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
@@ -60,24 +74,55 @@ def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
     return torch.sigmoid(logits) if spec.score == "sigmoid" else logits
 
 
-def _choice(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: LayerRules) -> torch.Tensor:
-    """f32[T, n]: what experts are chosen by, -inf for those left out."""
-    if rules.mask is None:
-        return scores
+def _sliced(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: LayerRules) -> torch.Tensor:
+    """f32[T, n]: the scores, of tokens under ``slice`` those without the rows left out."""
     # Only a softmax spreads what the removed rows had; for the other scores both semantics coincide.
-    if spec.score == "softmax" and rules.sliced is not False:
-        kept_only = torch.softmax(values + rules.mask, dim=-1)
-        scores = kept_only if rules.sliced is True else torch.where(rules.sliced, kept_only, scores)
-    return scores + rules.mask
+    if rules.mask is None or spec.score != "softmax" or rules.sliced is False:
+        return scores
+    kept_only = torch.softmax(values + rules.mask, dim=-1)
+    return kept_only if rules.sliced is True else torch.where(rules.sliced, kept_only, scores)
 
 
-def _weigh(spec: RouterSpec, best: torch.Tensor) -> torch.Tensor:
-    """f32[T, n] combine weights of tokens that use all n ranks; ``best``: what these were chosen by."""
-    weights = torch.softmax(best, dim=-1) if spec.score == "topk_softmax" else best
+def _choice(spec: RouterSpec, scores: torch.Tensor, rules: LayerRules, bias: torch.Tensor | None) -> torch.Tensor:
+    """f32[T, n]: what experts are chosen by, -inf for those left out."""
+    choice = scores if bias is None else scores + bias
+    choice = choice if rules.mask is None else choice + rules.mask
+    return choice if spec.groups == 1 else _in_groups(spec, choice)
+
+
+def _in_groups(spec: RouterSpec, choice: torch.Tensor) -> torch.Tensor:
+    """The choice cut to the best groups. Experts left out count 0 in a group's sum; a group without any is -inf."""
+    grouped = choice.view(len(choice), spec.groups, -1)
+    if spec.group_score == "max":
+        merit = grouped.amax(dim=-1)
+    else:
+        best = torch.topk(grouped, 2, dim=-1).values
+        merit = (
+            best.masked_fill(best == -torch.inf, 0.0).sum(dim=-1).masked_fill(best[..., 0] == -torch.inf, -torch.inf)
+        )
+    groups = torch.topk(merit, spec.chosen_groups, dim=-1, sorted=False).indices
+    outside = torch.ones_like(merit, dtype=torch.bool).scatter_(-1, groups, False)
+    cut: torch.Tensor = grouped.masked_fill(outside[..., None], 0.0 if spec.group_score == "max" else -torch.inf)
+    return cut.view(choice.shape)
+
+
+def _pick(
+    spec: RouterSpec, choice: torch.Tensor, scores: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """f32[T, count] weights and i64[T, count] experts of tokens that use so many ranks."""
+    best, ids = torch.topk(choice, count, dim=-1, sorted=spec.ranked)
+    weights = scores.gather(-1, ids) if spec.bias else best
+    if spec.groups > 1:
+        # The best groups may keep fewer experts than the layer does.
+        none = best == -torch.inf
+        weights, ids = weights.masked_fill(none, 0.0), ids.masked_fill(none, choice.shape[-1])
+    if spec.score == "topk_softmax":
+        weights = torch.softmax(weights, dim=-1)
     if spec.renormalise:
         # Kept experts may all have scores that underflow.
-        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return weights * spec.scale if spec.scale != 1.0 else weights
+        floor = max(spec.floor, torch.finfo(torch.float32).tiny)
+        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(floor)
+    return weights * spec.scale if spec.scale != 1.0 else weights, ids
 
 
 def _mass(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: LayerRules) -> torch.Tensor | None:
@@ -90,36 +135,31 @@ def _mass(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: L
 
 
 class RestrictedRouter(nn.Module):
-    """Stands in for a stock top-k router: ``weight`` [n, H] of all n experts, kept or not; ids become slots by the LUT.
+    """Stands in for a stock top-k router, whose parameters it takes over: rows of all n experts, kept or not.
 
-    A layer with fewer experts than others has a router of fewer rows, and computes as such: nothing is padded. In the
-    LUT, id n is as absent as any expert without a slot.
+    A layer with fewer experts than others has a router of fewer rows, and computes as such: nothing is padded. Ids
+    become slots by the LUT; there, id n is as absent as any expert without a slot.
     """
 
     def __init__(
-        self,
-        layer: int,
-        spec: RouterSpec,
-        weight: nn.Parameter,
-        lut: torch.Tensor,
-        state: StepState,
-        returns: Sequence[RouterOutput] = ("logits", "weights", "ids"),
+        self, layer: int, family: FamilySpec, spec: RouterSpec, stock: nn.Module, lut: torch.Tensor, state: StepState
     ) -> None:
         super().__init__()
-        self.layer, self.spec, self.returns = layer, spec, tuple(returns)
-        self.weight = weight
+        self.__dict__.update({part: stock.__dict__[part] for part in ("_parameters", "_buffers", "_modules")})
+        self.layer, self.family, self.spec = layer, family, spec
         self._lut, self._state = lut, state
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Logits [T, n], weights [T, k] and, as ids, slots i64[T, k], in the order that the family's block expects."""
-        state = self._state
-        hidden = hidden_states.reshape(-1, self.weight.shape[-1])
+        state, tensors = self._state, self.family.router_tensors(self)
+        hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
         if self.layer == 0:
             state.take(hidden.shape[0])
-        logits = nn.functional.linear(hidden.to(self.weight.dtype), self.weight)  # routers may be wider than the model
-        routing = route(self.spec, logits, state.layers[self.layer])
+        logits = router_logits(self.spec, hidden, tensors.weight, tensors.bias)
+        dtype = hidden.dtype if self.spec.logits_dtype == "float32" else None
+        routing = route(self.spec, logits, state.layers[self.layer], bias=tensors.correction, dtype=dtype)
         state.masses[self.layer] = routing.mass
         if state.recorder is not None:
             state.recorder(self.layer, logits.float(), routing.ids, routing.weights)
         given = {"logits": logits, "weights": routing.weights, "ids": self._lut[routing.ids]}
-        return tuple(given[name] for name in self.returns)
+        return tuple(given[name] for name in self.family.router_returns)

@@ -65,6 +65,7 @@ def fill_skeleton(
                 continue
             own = known.own_dtype and tensor.dtype != stored
             kept = torch.promote_types(tensor.dtype, dtype) if own else dtype
+            kept = torch.float32 if known.float32 else kept
             _assign(model, known.memory, tensor.to(device=device, dtype=kept))
             missing.discard(known.memory)
     refuse(skeleton_contradiction(source.manifest(), facts, found))

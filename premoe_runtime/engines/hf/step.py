@@ -37,13 +37,16 @@ class ChunkResult:
 def kv_shape(slot_model: SlotModel) -> KVShape:
     """Sizes of the keys and values of a model whose layers are all alike."""
     config = slot_model.model.config.get_text_config()
-    heads = int(config.num_attention_heads)
+    heads, rank = int(config.num_attention_heads), getattr(config, "kv_lora_rank", None)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return KVShape(
         layers=config.num_hidden_layers,
-        heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        heads=1 if rank else getattr(config, "num_key_value_heads", None) or heads,
+        key_dim=rank or head_dim,
+        value_dim=config.qk_rope_head_dim if rank else head_dim,
         dtype=slot_model.model.dtype,
         device=slot_model.model.device,
+        latent=bool(rank),
     )
 
 
@@ -55,7 +58,8 @@ class StepRunner:
         self._model = slot_model.model
         self._pool = pool
         self._device = slot_model.model.device
-        self._groups = self._model.config.get_text_config().num_attention_heads // pool.shape.heads
+        heads = self._model.config.get_text_config().num_attention_heads
+        self._groups = 1 if pool.shape.latent else heads // pool.shape.heads
 
     def run(self, chunks: Sequence[Chunk]) -> list[ChunkResult]:
         """One forward; writes KV at the chunks' positions only, so a failed one can be repeated."""
@@ -76,7 +80,8 @@ class StepRunner:
     ) -> torch.Tensor:
         """float[B, V] after each chunk's last token."""
         rows = [chunk.row for chunk in chunks]
-        reading = Reading(rows, positions, self._groups, self._pool.shape.dtype, self._device)
+        read = range(len(rows)) if self._pool.shape.latent else rows  # latents come without the other rows
+        reading = Reading(read, positions, self._groups, self._pool.shape.dtype, self._device)
         columns = range(tokens.shape[1])
         pattern_rows = [chunk.pattern_row for chunk in chunks for _ in columns]
         active = [chunk.active for chunk in chunks for _ in columns]

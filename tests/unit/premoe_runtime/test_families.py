@@ -7,9 +7,11 @@ from collections.abc import Mapping
 
 import pytest
 from support.checkpoints import CONFIGS, config
+from support.tiny import tiny_config
 from transformers.core_model_loading import revert_weight_conversion
 
 from premoe_runtime.families import stock
+from premoe_runtime.families.refused import REFUSED
 from premoe_runtime.families.registry import FAMILIES, parse_config, read_model
 from premoe_runtime.families.spec import MoeModel
 from premoe_runtime.formats.errors import InvalidInput
@@ -24,7 +26,8 @@ def read_with(overrides: Mapping[str, object], family: str = "qwen3_moe") -> Moe
 
 
 def test_the_families() -> None:
-    assert set(FAMILIES) == {"qwen3_moe", "qwen2_moe", "mixtral", "olmoe"} == set(CONFIGS)
+    assert set(CONFIGS) <= set(FAMILIES)
+    assert not set(REFUSED) & set(FAMILIES)
 
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
@@ -159,14 +162,79 @@ def test_a_tied_head_may_be_absent() -> None:
     assert read(tie_word_embeddings=True).skeleton["lm_head.weight"].optional
 
 
-@pytest.mark.parametrize("model_type", ["kimi_k2", "deepseek_v3", "llama", "", None, 3])
+@pytest.mark.parametrize("model_type", ["llama", "kimi_k1", "", None, 3])
 def test_unknown_families_are_refused_by_name(model_type: object) -> None:
     values = {**config(), "model_type": model_type}
-    with pytest.raises(InvalidInput, match="supported families: mixtral, olmoe, qwen2_moe, qwen3_moe") as error:
+    with pytest.raises(
+        InvalidInput, match=r"supported families: deepseek_v2, .*mixtral, olmoe, qwen2_moe, qwen3_moe"
+    ) as error:
         read_model(json.dumps(values).encode(), "here/config.json")
     assert repr(model_type) in str(error.value)
     assert str(error.value).startswith("here/config.json: ")
     assert error.value.reason == "UNKNOWN_FAMILY"
+
+
+@pytest.mark.parametrize("model_type", sorted(REFUSED))
+def test_families_that_people_have_are_refused_with_the_reason(model_type: str) -> None:
+    values = {**config(), "model_type": model_type, "auto_map": {"AutoConfig": "configuration.Config"}}
+    with pytest.raises(InvalidInput) as error:
+        read_model(json.dumps(values).encode())
+    assert str(error.value) == f"config.json: models of type {model_type!r} cannot be packed: {REFUSED[model_type]}"
+    assert error.value.reason == "UNKNOWN_FAMILY"
+
+
+def deepseek(**overrides: object) -> MoeModel:
+    values = tiny_config("deepseek_v3").to_dict() | overrides
+    return read_model(json.dumps(values).encode())
+
+
+def test_routers_of_groups_come_from_the_config() -> None:
+    router = deepseek(n_group=8, topk_group=3).router
+    assert (router.groups, router.chosen_groups, router.bias, router.scale) == (8, 3, True, 2.5)
+    limited = tiny_config("deepseek_v2", topk_method="group_limited_greedy", n_group=2, topk_group=1).to_dict()
+    assert read_model(json.dumps(limited).encode()).router.group_score == "max"
+    greedy = read_model(json.dumps(limited | {"topk_method": "greedy"}).encode()).router
+    assert (greedy.groups, greedy.renormalise) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        ({"n_group": 3}, "16 experts do not make 3 equal groups"),
+        ({"n_group": 16}, "16 experts do not make 16 equal groups .* of at least 2"),
+        ({"topk_group": 5}, r"4 experts a token do not lie in 5 \(topk_group\) of 4 groups of 4"),
+        ({"n_group": 8, "topk_group": 1}, r"4 experts a token do not lie in 1 \(topk_group\) of 8 groups of 2"),
+        ({"n_group": 0}, "transformers refuses the config: .*groups"),
+    ],
+)
+def test_groups_that_experts_do_not_fill_are_refused(overrides: dict[str, object], what: str) -> None:
+    with pytest.raises(InvalidInput, match=what):
+        deepseek(**overrides)
+
+
+@pytest.mark.parametrize("method", ["noaux_tc", None])
+def test_other_ways_of_deepseek_v2_to_choose_are_refused(method: str | None) -> None:
+    values = tiny_config("deepseek_v2").to_dict() | {"topk_method": method}
+    with pytest.raises(InvalidInput, match="neither greedy nor group_limited_greedy"):
+        read_model(json.dumps(values).encode())
+
+
+def test_layers_of_other_numbers_of_experts_take_their_biases_along() -> None:
+    cut = deepseek(n_group=1, topk_group=1).cut_to((9, 16))
+    assert cut.skeleton["model.layers.1.mlp.gate.e_score_correction_bias"].shape == (9,)
+    assert cut.skeleton["model.layers.1.mlp.gate.weight"].shape == (9, 64)
+
+
+def test_layers_whose_groups_would_be_uneven_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="9 experts do not make 4 equal groups"):
+        deepseek().cut_to((9, 16))
+
+
+def test_one_number_of_experts_a_token_for_all_layers() -> None:
+    values = tiny_config("hunyuan_v1_moe").to_dict()
+    assert read_model(json.dumps(values | {"moe_topk": [4, 4]}).encode()).top_k == 4
+    with pytest.raises(InvalidInput, match="differs between layers"):
+        read_model(json.dumps(values | {"moe_topk": [4, 2]}).encode())
 
 
 def test_custom_code_is_refused_by_name() -> None:

@@ -155,7 +155,7 @@ def test_a_context_beyond_the_models_own_is_refused_not_cut(tmp_path: Path) -> N
 
 
 def test_parked_rows_come_back_as_they_were() -> None:
-    pool = KVPool(KVShape(3, 2, 4, torch.float32, torch.device("cpu")), rows=2, context=6)
+    pool = KVPool(KVShape(3, 2, 4, 4, torch.float32, torch.device("cpu")), rows=2, context=6)
     row = pool.take()
     for index in range(3):
         for half in pool.layer(index):
@@ -217,7 +217,7 @@ def test_attention_over_the_pool_equals_attention_one_by_one(
     generator = torch.Generator().manual_seed(seed)
     starts, counts = [start for start, _ in chunks], [1 if decode else count for _, count in chunks]
     width, rows = max(counts), rows[: len(chunks)]
-    pool = KVPool(KVShape(1, heads[1], 8, torch.float32, torch.device("cpu")), rows=6, context=48)
+    pool = KVPool(KVShape(1, heads[1], 8, 8, torch.float32, torch.device("cpu")), rows=6, context=48)
     for half in pool.layer(0):
         half.copy_(torch.randn(half.shape, generator=generator) * 9)
     offsets = torch.arange(width) - torch.tensor([[width - count] for count in counts])

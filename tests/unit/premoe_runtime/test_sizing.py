@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.sources import MemorySource
-from support.tiny import tiny_checkpoint
+from support.tiny import tiny_checkpoint, tiny_config
 
 from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.budget import Budget, usual_budgets
@@ -137,6 +137,10 @@ def test_the_shape_of_a_checkpoint(tmp_path: Path) -> None:
     assert (shape.top_k, shape.num_experts, shape.max_context) == (4, 16, 1024)
     assert shape.skeleton_bytes < manifest.skeleton_bytes
     assert shape.slot_bytes == 2 * manifest.layout.blob_bytes
+    # DeepSeek keeps 16 + 8 latent numbers a token in 3 layers; one layer at a time makes 4 heads of them.
+    latent = shape_of(manifest, json.dumps(tiny_config("deepseek_v3").to_dict()).encode())
+    assert latent.kv_token_bytes == 3 * (16 + 8) * 4
+    assert latent.context_token_bytes == latent.kv_token_bytes + 4 * (12 + 8 + 20) * 4
     for text in (b"{", b"[]"):
         with pytest.raises(CorruptData, match=r"config\.json"):
             shape_of(manifest, text)

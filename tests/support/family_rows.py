@@ -1,0 +1,80 @@
+"""Every family that is supported, as tiny configurations: 2 MoE layers of 16 experts, top-4, hidden 64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """One row of the suite of all families: a model type, and what its config says beside ``TINY``."""
+
+    family: str
+    overrides: Mapping[str, Any] = {}
+
+
+_MLA = {
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 20,
+    "num_key_value_heads": 4,
+}
+_DEEPSEEK = {
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 16,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "intermediate_size": 96,
+}
+TINY: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_v2": {**_DEEPSEEK, **_MLA, "routed_scaling_factor": 1.5},
+    "deepseek_v3": {**_DEEPSEEK, **_MLA, "n_group": 4, "topk_group": 2},
+    "ernie4_5_moe": {
+        "num_hidden_layers": 3,
+        "moe_layer_start_index": 1,
+        "moe_num_experts": 16,
+        "moe_k": 4,
+        "num_experts_per_tok": None,
+        "moe_intermediate_size": 32,
+        "intermediate_size": 96,
+        "tie_word_embeddings": False,
+    },
+    "flex_olmo": {"num_experts": 16, "intermediate_size": 32},
+    "glm4_moe": {**_DEEPSEEK, "n_group": 1, "topk_group": 1, "use_qk_norm": True, "head_dim": 16},
+    "granitemoe": {
+        "num_local_experts": 16,
+        "intermediate_size": 32,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    "hunyuan_v1_moe": {
+        "num_experts": 16,
+        "moe_topk": [4, 4],
+        "num_experts_per_tok": None,
+        "intermediate_size": 32,
+        "head_dim": 16,
+    },
+}
+ROWS: Mapping[str, Row] = {
+    "deepseek_v2 greedy": Row("deepseek_v2"),
+    "deepseek_v2 in groups": Row(
+        "deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "q_lora_rank": None}
+    ),
+    "deepseek_v3": Row("deepseek_v3"),
+    "deepseek_v3 plain": Row("deepseek_v3", {"norm_topk_prob": False, "n_group": 1, "topk_group": 1}),
+    "ernie4_5_moe": Row("ernie4_5_moe"),
+    "flex_olmo": Row("flex_olmo"),
+    "glm4_moe": Row("glm4_moe"),
+    "granitemoe": Row("granitemoe"),
+    "hunyuan_v1_moe": Row("hunyuan_v1_moe"),
+    "mixtral": Row("mixtral"),
+    "olmoe": Row("olmoe"),
+    "qwen2_moe": Row("qwen2_moe"),
+    "qwen3_moe": Row("qwen3_moe"),
+    "qwen3_moe plain": Row("qwen3_moe", {"norm_topk_prob": False}),
+}

@@ -1,0 +1,83 @@
+"""Writes docs/families.md: every family that is served, from its spec, and those that are refused, with the reason.
+
+python tools/families_page.py            write it
+python tools/families_page.py --check    fail when it is stale, naming the command that mends it
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from premoe_runtime.families.refused import REFUSED
+from premoe_runtime.families.registry import FAMILIES
+from premoe_runtime.families.spec import FamilySpec
+from premoe_runtime.formats.manifest import RouterSpec
+from premoe_runtime.packs.contents import WEIGHT_DTYPES
+
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
+SUITE = "tests/unit/premoe_runtime/test_every_family.py"
+HEAD = f"""# Model families
+
+Made by `python tools/families_page.py` from `premoe_runtime/families/`. A family is a `model_type` of config.json. Its
+routers are shown as the stock class's own default configuration has them; a checkpoint's config decides.
+
+Every family has rows in [{SUITE}](../{SUITE}): a random checkpoint is packed, loaded without experts, restricted,
+swapped, profiled and served. Its logits equal those of the unmodified stock class of transformers, masked from outside,
+bit for bit on the CPU in float32 and bfloat16, with masks that change at least 30 % of the selections; greedy answers
+equal `generate` in float32. `pytest {SUITE} -k TYPE` runs one.
+
+Formats of weights: {", ".join(WEIGHT_DTYPES)}. Quantised checkpoints are refused. Engine: `hf`.
+"""
+
+
+def arithmetic(router: RouterSpec) -> str:
+    """What a router does, in words."""
+    parts = [{"topk_softmax": "top-k, then softmax"}.get(router.score, router.score)]
+    if router.logits_dtype == "float32":
+        parts[0] += " in float32"
+    if router.bias:
+        parts.append("chosen by score + bias")
+    if router.groups > 1:
+        by = "two best" if router.group_score == "top2" else "best"
+        parts.append(f"from {router.chosen_groups} of {router.groups} groups by their {by}")
+    if router.score != "topk_softmax":
+        parts.append("renormalised" if router.renormalise else "not renormalised")
+    return ", ".join([*parts, f"× {router.scale:g}"] if router.scale != 1.0 else parts)
+
+
+def stored(spec: FamilySpec) -> str:
+    """How experts lie in checkpoints."""
+    one_by_one = all(part.endswith(".weight") for field in spec.fields for part in field.parts)
+    return "one by one or fused" if one_by_one else "fused"
+
+
+def page() -> str:
+    rows = ["| type | models | router | experts on disk |", "|---|---|---|---|"]
+    for name, spec in sorted(FAMILIES.items()):
+        models, _, _ = (import_module(f"premoe_runtime.families.{name}").__doc__ or "").partition(":")
+        rows.append(f"| `{name}` | {models} | {arithmetic(spec.router(CONFIG_MAPPING[name]()))} | {stored(spec)} |")
+    refused = ["## Refused, and why", "", "| type | why |", "|---|---|"]
+    refused += [f"| `{name}` | {why} |" for name, why in sorted(REFUSED.items())]
+    return "\n".join([HEAD, *rows, "", *refused, ""])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when the page is stale")
+    if parser.parse_args(arguments).check:
+        if PAGE.is_file() and PAGE.read_text() == page():
+            return 0
+        print(f"{PAGE.name} is stale; run: python tools/families_page.py", file=sys.stderr)
+        return 1
+    PAGE.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
