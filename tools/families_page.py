@@ -22,15 +22,16 @@ from premoe_runtime.packs.contents import WEIGHT_DTYPES
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 SUITE = "tests/unit/premoe_runtime/test_every_family.py"
+PACKAGE = "premoe_runtime.families"
 HEAD = f"""# Model families
 
 Made by `python tools/families_page.py` from `premoe_runtime/families/`. A family is a `model_type` of config.json. Its
 routers are shown as the stock class's own default configuration has them; a checkpoint's config decides.
 
-Every family has rows in [{SUITE}](../{SUITE}): a random checkpoint is packed, loaded without experts, restricted,
-swapped, profiled and served. Its logits equal those of the unmodified stock class of transformers, masked from outside,
-bit for bit on the CPU in float32 and bfloat16, with masks that change at least 30 % of the selections; greedy answers
-equal `generate` in float32. `pytest {SUITE} -k TYPE` runs one.
+Every family has rows in [test_every_family.py](../{SUITE}): a random checkpoint is packed, loaded without experts,
+restricted, swapped, profiled and served. Its logits equal those of the unmodified stock class of transformers, masked
+from outside, bit for bit on the CPU in float32 and bfloat16, with masks that change at least 30 % of the selections;
+greedy answers equal `generate` in float32.
 
 Formats of weights: {", ".join(WEIGHT_DTYPES)}. Quantised checkpoints are refused. Engine: `hf`.
 """
@@ -60,7 +61,7 @@ def stored(spec: FamilySpec) -> str:
 def page() -> str:
     rows = ["| type | models | router | experts on disk |", "|---|---|---|---|"]
     for name, spec in sorted(FAMILIES.items()):
-        models, _, _ = (import_module(f"premoe_runtime.families.{name}").__doc__ or "").partition(":")
+        models, _, _ = (import_module(f"{PACKAGE}.{name}").__doc__ or "").partition(":")
         rows.append(f"| `{name}` | {models} | {arithmetic(spec.router(CONFIG_MAPPING[name]()))} | {stored(spec)} |")
     refused = ["## Refused, and why", "", "| type | why |", "|---|---|"]
     refused += [f"| `{name}` | {why} |" for name, why in sorted(REFUSED.items())]
