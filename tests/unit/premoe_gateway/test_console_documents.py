@@ -168,6 +168,18 @@ async def test_patterns_keep_what_the_worker_keeps_for_them() -> None:
     assert [row[index] for index, row in enumerate(said["overlaps"])] == [1.0] * 5
 
 
+async def test_patterns_are_worked_out_once_until_the_set_changes() -> None:
+    retrieval = Tasks(layers=LAYERS, experts=EXPERTS)
+    async with pages(await over(Moving(layers=LAYERS, experts=EXPERTS), retrieval), poll_s=0) as http:
+        first = (await http.get(DATA[1])).json()
+        assert (await http.get(DATA[1])).json() == first
+        # Two looks at the list, and each of the five patterns once.
+        assert retrieval.reads == 7
+        retrieval.tasks = ("sql",)
+        changed = (await http.get(DATA[1])).json()
+    assert [each["task"] for each in changed["patterns"]] == ["generalist", "sql"]
+
+
 async def test_a_long_set_is_shown_in_part() -> None:
     retrieval = Tasks(tasks=[f"task-{number:03}" for number in range(100)], layers=4, experts=32)
     async with pages(await over(Moving(layers=4, experts=32), retrieval)) as http:
@@ -196,8 +208,8 @@ def test_many_workers_are_counted_and_the_silent_are_named() -> None:
 
 
 def test_masks_and_overlaps() -> None:
-    assert masks.hexadecimal([]) == masks.hexadecimal([-1]) == "0"
-    assert masks.hexadecimal([0, 4, 255, -1]) == f"{1 | 1 << 4 | 1 << 255:x}"
+    assert masks.hexadecimal(frozenset()) == masks.hexadecimal({-1}) == "0"
+    assert masks.hexadecimal({0, 4, 255, -1}) == f"{1 | 1 << 4 | 1 << 255:x}"
     two = [np.array([[True, True], [False, False]]), np.array([[True, False], [True, True]])]
     assert masks.rows(two[1]) == ["1", "3"]
     assert overlaps(two) == [[1.0, 0.5], [0.3333, 1.0]]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Set
 
 import numpy as np
 
 from premoe_runtime.formats.arrays import Mask
 
-
-def hexadecimal(experts: Iterable[int]) -> str:
-    """Those of one layer. Empty slots (-1) stand for nothing."""
-    return f"{sum(1 << expert for expert in set(experts) if expert >= 0):x}"
+_bit = (1).__lshift__
+_EMPTY = frozenset({-1})
 
 
-def layers(experts: Sequence[Iterable[int]]) -> list[str]:
+def hexadecimal(experts: Set[int]) -> str:
+    """Those of one layer; -1 stands for an empty slot."""
+    return f"{sum(map(_bit, experts - _EMPTY)):x}"
+
+
+def layers(experts: Iterable[Set[int]]) -> list[str]:
     """Those of every layer."""
     return [hexadecimal(layer) for layer in experts]
 
 
 def rows(mask: Mask) -> list[str]:
     """The same of a mask bool[L, E]."""
-    return [hexadecimal(np.flatnonzero(row).tolist()) for row in mask]
+    return layers(frozenset(np.flatnonzero(row).tolist()) for row in mask)

@@ -45,6 +45,6 @@ def _worker(address: str, state: WorkerState | None) -> Json:
 def _moved(before: Sequence[frozenset[int]], now: Sequence[frozenset[int]]) -> Json:
     """What came and what went between two looks: one swap, or several that followed closely."""
     return {
-        "in": masks.layers([new - old for old, new in zip(before, now, strict=False)]),
-        "out": masks.layers([old - new for old, new in zip(before, now, strict=False)]),
+        "in": masks.layers(new - old for old, new in zip(before, now, strict=False)),
+        "out": masks.layers(old - new for old, new in zip(before, now, strict=False)),
     }

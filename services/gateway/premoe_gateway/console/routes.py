@@ -57,9 +57,8 @@ class Console:
         self._gateway = gateway
         self._poll_s = poll_s
         self._files = _files()
-        self._patterns = Patterns(gateway)
         self._residency = Held(self._read_residency, poll_s)
-        self._sets: dict[str, Held] = {}
+        self._patterns: dict[str, Held] = {}
 
     @property
     def routes(self) -> list[Route]:
@@ -84,14 +83,20 @@ class Console:
         if not model:
             raise BadParameter("say which model's: ?model=NAME", param="model")
         self._state_of(model)
-        held = self._sets.setdefault(model, Held(lambda: self._read_patterns(model), self._poll_s))
-        return _answer(request, await held.get(), _HEADERS)
+        if model not in self._patterns:
+            self._patterns[model] = self._hold_patterns(model)
+        return _answer(request, await self._patterns[model].get(), _HEADERS)
 
     async def _read_residency(self) -> dict[str, object]:
         return residency(self._gateway.known(), self._poll_s)
 
-    async def _read_patterns(self, model: str) -> dict[str, object]:
-        return await self._patterns.document(self._state_of(model))
+    def _hold_patterns(self, model: str) -> Held:
+        patterns = Patterns(self._gateway)
+
+        async def read() -> dict[str, object]:
+            return await patterns.document(self._state_of(model))
+
+        return Held(read, self._poll_s)
 
     def _state_of(self, model: str) -> WorkerState:
         """Of its first worker. Nobody is asked for it: a wrong name must cost workers nothing."""

@@ -54,6 +54,7 @@ def run_demo(
     step("starting the services", 0.0)
     with ExitStack() as stack:
         mesh = stack.enter_context(running(options, log=log))
+        log("console", f"{mesh.url}/ while prompts are sent")
         served = []
         for number, example in enumerate(prompts):
             step("sending prompts", number / len(prompts))

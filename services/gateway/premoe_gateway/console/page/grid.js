@@ -40,6 +40,7 @@ export class Grid {
     this.#layers = values.length / experts;
     this.#say = say;
     this.#canvas.setAttribute("aria-label", label);
+    this.#canvas.style.maxWidth = `${experts * TALLEST_CELL}px`;
     this.#draw();
     this.#tell();
   }
@@ -55,12 +56,15 @@ export class Grid {
     this.#canvas.height = Math.max(this.#layers, Math.round(height * devicePixelRatio));
     const context = this.#canvas.getContext("2d");
     const colours = this.#colour(getComputedStyle(this.#canvas));
-    for (let layer = 0; layer < this.#layers; layer += 1) {
-      for (let expert = 0; expert < this.#experts; expert += 1) {
-        context.fillStyle = colours(this.#values[layer * this.#experts + expert]);
-        context.fillRect(...this.#box(layer, expert));
-      }
-    }
+    // Where there are no gaps, what is not there is painted at once.
+    const close = this.#canvas.width / this.#experts < GAP_FROM;
+    context.fillStyle = colours(0);
+    if (close) context.fillRect(0, 0, this.#canvas.width, this.#canvas.height);
+    this.#values.forEach((value, index) => {
+      if (close && !value) return;
+      context.fillStyle = colours(value);
+      context.fillRect(...this.#box(Math.floor(index / this.#experts), index % this.#experts));
+    });
     if (this.#cursor) {
       const [x, y, w, h] = this.#box(...this.#cursor);
       context.strokeStyle = getComputedStyle(this.#canvas).color;
@@ -119,5 +123,5 @@ const within = (place, count) => Math.min(count - 1, Math.max(0, place));
 function span(place, count, length) {
   const from = Math.round(place * length / count);
   const to = Math.round((place + 1) * length / count);
-  return [from, to - from >= GAP_FROM ? to - 1 : to];
+  return [from, length / count >= GAP_FROM ? to - 1 : to];
 }

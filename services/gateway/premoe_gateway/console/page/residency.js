@@ -70,7 +70,7 @@ class Card {
     went.forEach((each, index) => { if (each) values[index] = OUT; });
     this.#swap.textContent = worker.moved
       ? `Last swap: ${counted(size(came), "expert")} came, ${size(went)} went (generation ${worker.generation})`
-      : `Nothing has moved since the gateway looks (generation ${worker.generation})`;
+      : `Nothing has moved since the gateway began to look (generation ${worker.generation})`;
     const label = `${worker.resident.length} layers of ${experts} experts, ${size(resident)} resident. ${this.#swap.textContent}`;
     this.#grid.show(values, experts, label, (value) => NAMES[value]);
   }
