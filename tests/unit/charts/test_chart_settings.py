@@ -39,6 +39,11 @@ def test_every_process_takes_its_settings(profile: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("profile", PROFILES)
+def test_the_console_is_off_unless_asked_for(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(rendered(profile), "gateway", GatewaySettings, monkeypatch).console is (profile == "full")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
 def test_the_operator_takes_its_settings(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load(rendered(profile), "operator", OperatorSettings, monkeypatch)
     assert (loaded.http_host, loaded.http_port) == ("0.0.0.0", 8080)

@@ -98,16 +98,23 @@ async def test_no_other_file_is_served(path: str) -> None:
     assert (refused.status_code, refused.json()["error"]["code"]) == (404, "no_such_path")
 
 
-async def test_with_api_keys_the_page_is_open_and_its_data_is_not(tmp_path: Path) -> None:
+async def test_with_api_keys_the_page_is_open_and_its_data_is_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     key = write_keys(tmp_path / "keys.json", {"alice": {}})["alice"]
     gateway = await over(Moving(layers=LAYERS, experts=EXPERTS))
+    caplog.set_level("INFO", "premoe_gateway.http.calls")
     async with pages(gateway, keyring=Keyring(tmp_path / "keys.json")) as http:
         for path in ("/", "/console/main.js", "/console/style.css"):
             assert (await http.get(path)).status_code == 200
-        for path in (*DATA, "/console", "/premoe/v1/other"):
-            assert (await http.get(path)).status_code == 401
         for path in DATA:
             assert (await http.get(path, headers={"authorization": f"Bearer {key}"})).status_code == 200
+        # What pages ask every second is not logged; who tries keys is.
+        assert caplog.messages == []
+        refused = (*DATA, "/console", "/premoe/v1/other")
+        for path in refused:
+            assert (await http.get(path)).status_code == 401
+        assert caplog.messages == ["request"] * len(refused)
 
 
 async def test_residency_is_what_the_worker_says_and_what_its_last_swap_moved() -> None:

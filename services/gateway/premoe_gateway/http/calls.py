@@ -74,7 +74,7 @@ class CallMiddleware:
             status = 500
             raise
         finally:
-            if not is_quiet(scope["path"]):
+            if status == 401 or not is_quiet(scope["path"]):
                 _write(scope, call, status, time.perf_counter() - began)
 
 

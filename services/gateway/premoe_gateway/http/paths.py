@@ -15,5 +15,5 @@ def is_open(path: str) -> bool:
 
 
 def is_quiet(path: str) -> bool:
-    """Whether it is neither traced nor logged: a probe, or what open pages of the console ask every second."""
+    """Whether it is not traced, nor logged unless for want of a key: a probe, or what the console asks every second."""
     return path in PROBES or path == _PAGE or path.startswith((_PAGE_FILES, _PAGE_DATA))
