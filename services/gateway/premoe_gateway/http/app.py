@@ -82,7 +82,7 @@ def create_app(
     app.router.redirect_slashes = False  # clients of JSON follow no redirect of a POST
     # The last that is added is the first to see a request.
     if keyring is not None:
-        app.add_middleware(Door, keyring=keyring)
+        app.add_middleware(Door, keyring=keyring, console=console is not None)
     if cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -24,13 +24,14 @@ class Door:
     A key is looked at once, when a request comes: an answer that runs when its key is revoked runs to its end.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
+    def __init__(self, app: ASGIApp, keyring: Keyring, *, console: bool) -> None:
         self._app = app
+        self._console = console
         self._keyring = keyring
         self._limits = Limits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_open(scope["path"]):
+        if scope["type"] != "http" or is_open(scope["path"], console=self._console):
             await self._app(scope, receive, send)
             return
         call = call_of(scope)

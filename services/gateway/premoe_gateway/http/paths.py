@@ -9,9 +9,9 @@ OPEN = PROBES | {"/version", "/openapi.json"}
 _PAGE, _PAGE_FILES, _PAGE_DATA = "/", "/console/", "/premoe/"
 
 
-def is_open(path: str) -> bool:
-    """Whether it needs no API key. The console's page asks for one itself; its data does need it."""
-    return path in OPEN or path == _PAGE or path.startswith(_PAGE_FILES)
+def is_open(path: str, *, console: bool) -> bool:
+    """Whether it needs no API key. The page of the ``console`` asks people for theirs, which its data needs."""
+    return path in OPEN or (console and (path == _PAGE or path.startswith(_PAGE_FILES)))
 
 
 def is_quiet(path: str) -> bool:
