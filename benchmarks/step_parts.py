@@ -18,8 +18,8 @@ from _report import Report, interleaved, json_option
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from premoe_runtime.engines.base import SamplingParams
 from premoe_runtime.engines.hf.attention import Reading, attend, attention_mask
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.engines.sampling import Sampler, choose_batch
 
 VOCABULARY, SEQUENCES, COLUMNS = 151_936, 8, 1024

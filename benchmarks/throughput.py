@@ -28,9 +28,10 @@ from _report import Report, interleaved, json_option
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3MoeConfig
 
-from premoe_runtime.engines.base import SamplingParams, TokenEvent
+from premoe_runtime.engines.base import TokenEvent
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import load_slot_model
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack

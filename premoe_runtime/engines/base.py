@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.arrays import Mask
 from premoe_runtime.formats.choices import Semantics
 from premoe_runtime.formats.errors import InvalidInput
@@ -19,41 +20,6 @@ from premoe_runtime.residency.copier import Copied, Copy
 from premoe_runtime.residency.ledger import Placement
 
 FinishReason = Literal["stop", "length", "cancelled"]
-MAX_STOP_STRINGS = 16
-MAX_SEED = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are chosen. ``temperature`` 0 is greedy; ``top_p`` 1 turns the nucleus off, ``top_k`` 0 the
-    cut to the likeliest k, which comes before the nucleus.
-    """
-
-    max_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    top_k: int = 0
-
-    def check(self) -> None:
-        """Raise InvalidInput for values that no request may carry."""
-        if self.max_tokens < 1:
-            raise InvalidInput(f"max_tokens is {self.max_tokens}; it must be at least 1", reason="MAX_TOKENS_INVALID")
-        if not 0.0 <= self.temperature < float("inf"):
-            raise InvalidInput(
-                f"temperature is {self.temperature}; it must be 0 (greedy) or above", reason="TEMPERATURE_INVALID"
-            )
-        if not 0.0 < self.top_p <= 1.0:
-            raise InvalidInput(f"top_p is {self.top_p}; it must lie in (0, 1]", reason="TOP_P_INVALID")
-        if self.top_k < 0:
-            raise InvalidInput(f"top_k is {self.top_k}; it must be 0 (off) or above", reason="TOP_K_INVALID")
-        if len(self.stop) > MAX_STOP_STRINGS or not all(self.stop):
-            raise InvalidInput(
-                f"stop takes at most {MAX_STOP_STRINGS} strings, none of them empty", reason="STOP_INVALID"
-            )
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise InvalidInput(f"seed is {self.seed}; it must lie in 0 … 2^64 - 1", reason="SEED_INVALID")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +34,7 @@ class RequestLimits:
 
     def check(self, token_ids: Sequence[int], active: int, sampling: SamplingParams) -> None:
         """Raise InvalidInput for a request that can never run."""
-        sampling.check()
+        sampling.check(self.vocabulary)
         if not token_ids:
             raise InvalidInput("the prompt is empty; send at least one token", reason="PROMPT_EMPTY")
         if len(token_ids) >= self.context:
@@ -102,10 +68,23 @@ class SequenceTimings:
 
 
 @dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of one place: natural logarithms of the model's own distribution, before biases, penalties and temperature.
+
+    ``logprob``: of the token that stands there. ``top``: (id, logarithm) of the likeliest, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """New output of one sequence; ``finish`` is set on the last event only, or ``error`` if it failed.
 
-    ``token_ids`` include the end token; ``text`` does not, and stops before a stop string.
+    ``token_ids`` include the end token; ``text`` does not, and stops before a stop string. ``logprobs``: of these
+    tokens, where asked for. ``prompt_logprobs``, on the first event with a token: of the prompt's, from its second on.
     ``retained_mass`` (last event): mean over tokens and layers of the full router's probability mass on
     resident experts, 0 to 1; None when no step ran. ``timings`` (last event): for spans and metrics.
     """
@@ -116,6 +95,8 @@ class TokenEvent:
     retained_mass: float | None = None
     error: Exception | None = None
     timings: SequenceTimings | None = None
+    logprobs: tuple[Logprobs, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = ()
 
     @property
     def last(self) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from premoe_runtime.engines.base import SamplingParams
-from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.engines.adjustment import Adjustment, adjusted
+from premoe_runtime.engines.params import SamplingParams
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 CANDIDATES = 512
 """Likeliest tokens of a row that leave the device. Only draws that they cannot decide look at the whole vocabulary."""
@@ -23,18 +25,32 @@ class Sampler:
     """How one sequence's tokens are chosen, with a generator of its own, so its neighbours in a batch cannot shift it.
 
     A token costs one draw; greedy costs none. The draw is inverted through the cumulative distribution in float64
-    over tokens sorted by probability, ties by id, so a seed gives one answer on every device.
+    over tokens sorted by probability, ties by id, so a seed gives one answer on every device. ``prompt`` and
+    ``end_ids``, the tokens that would end the answer, are what penalties and ``min_tokens`` go by.
     """
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int] = (), end_ids: frozenset[int] = frozenset()
+    ) -> None:
         self.temperature = params.temperature
         self.top_p = params.top_p
         self.top_k = params.top_k
+        self.min_p = params.min_p
+        self.adjustment = Adjustment.of(params, prompt, end_ids)
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(params.seed)
+
+    def note(self, token: int) -> None:
+        """The answer has one more token."""
+        if self.adjustment is not None:
+            self.adjustment.note(token)
+
+    def likely(self, shifted: Floats) -> int:
+        """How many tokens reach ``min_p``; ``shifted``: f64[N], (logit - highest) / temperature."""
+        return int((shifted >= math.log(self.min_p)).sum())
 
     def draw(self) -> float:
         """The next number in [0, 1)."""
@@ -49,7 +65,7 @@ def choose_batch(
     ``logits``: float[B, V], a row per sampler. The device is waited for once, but for draws that the ``candidates``
     likeliest tokens of their row leave open; tokens do not depend on ``candidates``.
     """
-    values = logits.float()
+    values = adjusted([sampler.adjustment for sampler in samplers], logits.float())
     rows, vocabulary = values.shape
     drawing = [index for index, sampler in enumerate(samplers) if sampler.temperature > 0]
     highest, likeliest = values.max(-1)
@@ -68,10 +84,18 @@ def choose_batch(
                 token = _from_row(values[index], sampler, point)
             chosen[index] = token
     for index in np.flatnonzero(~finite).tolist():
-        chosen[index] = CorruptData(
-            "the model's logits are not finite; the weights may be damaged", reason="LOGITS_INVALID"
-        )
+        chosen[index] = _unusable(samplers[index], float(host[index]))
     return chosen
+
+
+def _unusable(sampler: Sampler, highest: float) -> Exception:
+    """Why no token of a row can be chosen."""
+    if highest == -math.inf and sampler.adjustment is not None:
+        return InvalidInput(
+            "min_tokens bars every token that could come next; ask for fewer, or for fewer stop_token_ids",
+            reason="MIN_TOKENS_INVALID",
+        )
+    return CorruptData("the model's logits are not finite; the weights may be damaged", reason="LOGITS_INVALID")
 
 
 def _heads(values: torch.Tensor, temperatures: list[float], count: int) -> torch.Tensor:
@@ -94,10 +118,16 @@ def _from_head(head: Floats, vocabulary: int, sampler: Sampler, point: float) ->
     shifted = (logits - logits[0]) / sampler.temperature
     weights, mass = np.exp(shifted), head[0]
     known, top_p = whole, sampler.top_p
-    if 0 < sampler.top_k < vocabulary:
-        if sampler.top_k > len(ids):
+    kept = min(sampler.top_k or vocabulary, vocabulary)
+    if sampler.min_p:
+        likely = sampler.likely(shifted)
+        if likely == len(ids) < kept:
             return None
-        weights = weights[: sampler.top_k]
+        kept = min(kept, likely)
+    if kept < vocabulary:
+        if kept > len(ids):
+            return None
+        weights = weights[:kept]
         known, mass = True, weights.sum()
     probabilities = weights / mass
     cumulative = probabilities.cumsum()
@@ -120,19 +150,25 @@ def _from_head(head: Floats, vocabulary: int, sampler: Sampler, point: float) ->
 
 
 def _from_row(logits: torch.Tensor, sampler: Sampler, point: float) -> int:
-    """Invert softmax(logits / temperature), cut to its top-k and its nucleus, at the share ``point`` of their mass.
+    """Invert softmax(logits / temperature), cut by min-p, top-k and nucleus, at the share ``point`` of what is left.
 
     The nucleus is the smallest set of likeliest tokens whose mass reaches ``top_p`` (Holtzman et al. 2020, "The curious
     case of neural text degeneration", eq. 2); the likeliest token always belongs to it. ``logits``: f32[V].
     """
     shifted = logits.cpu().double()
-    probabilities: Floats = torch.softmax((shifted - shifted.max()) / sampler.temperature, dim=-1).numpy()
+    shifted = (shifted - shifted.max()) / sampler.temperature
+    probabilities: Floats = torch.softmax(shifted, dim=-1).numpy()
+    kept = min(sampler.top_k or len(probabilities), len(probabilities))
+    if sampler.min_p:
+        kept = min(kept, sampler.likely(shifted.numpy()))
     # Sorting values alone is ten times cheaper than sorting ids along; ids are looked up by value afterwards.
     ordered = np.sort(probabilities)[::-1]
-    if sampler.top_k:
-        ordered = ordered[: sampler.top_k]
+    whole = 1.0
+    if kept < len(ordered):
+        ordered = ordered[:kept]
+        whole = ordered.sum()
     if sampler.top_p < 1.0:
-        ordered = ordered[ordered.cumsum() - ordered < sampler.top_p * (ordered.sum() if sampler.top_k else 1.0)]
+        ordered = ordered[ordered.cumsum() - ordered < sampler.top_p * whole]
     cumulative = ordered.cumsum()
     rank = min(
         int(np.searchsorted(cumulative, point * cumulative[-1], side="right")), int(np.count_nonzero(ordered)) - 1

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from premoe_runtime.engines.base import SamplingParams, TokenEvent
+from premoe_runtime.engines.base import TokenEvent
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.arrays import I64
 from premoe_runtime.formats.choices import Semantics

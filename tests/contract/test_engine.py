@@ -198,6 +198,89 @@ def test_a_stop_string_ends_the_answer_before_itself(opened: Opener) -> None:
     assert ran.text == free[: free.index(stop)]
 
 
+def test_biases_and_penalties_choose_other_tokens_and_leave_the_neighbours_alone(opened: Opener) -> None:
+    bench = opened()
+    plain = bench.run(prompt(8), max_tokens=12).tokens
+    gate = Gate()
+    first = bench.submit(prompt(4), gate=gate)
+    wishes: list[dict[str, Any]] = [
+        {"logit_bias": ((7, 100.0),)},
+        {"logit_bias": ((7, 100.0), (plain[0], 100.0)), "presence_penalty": 2.0},
+        {"repetition_penalty": 1000.0},
+        {},
+    ]
+    biased, presence, repeated, beside = [bench.submit(prompt(8), max_tokens=12, **wish) for wish in wishes]
+    gate.open()
+    assert beside.wait().tokens == plain
+    assert set(biased.wait().tokens) == {7}
+    assert {*presence.wait().tokens} == {7, plain[0]}
+    # Whatever stood in prompt or answer has next to no chance again.
+    assert len(set(repeated.wait().tokens) - set(prompt(8))) == 12
+    first.wait()
+
+
+def test_an_answer_ends_where_the_request_says(opened: Opener) -> None:
+    bench = opened()
+    free = bench.run(prompt(8), max_tokens=12).tokens
+    ending = opened(overrides={"eos_token_id": [free[5]]})
+    stopped = free.index(free[5]) + 1
+    assert ending.run(prompt(8), max_tokens=12, ignore_eos=True).tokens == free
+    named = bench.run(prompt(8), max_tokens=12, stop_token_ids=(free[5], 3))
+    assert (named.tokens, named.last.finish) == (free[:stopped], "stop")
+    assert named.text == bench.tokenizer.decode(named.tokens[:-1], skip_special_tokens=True)
+    wishes: list[tuple[Bench, dict[str, Any]]] = [(ending, {}), (bench, {"stop_token_ids": (free[5],)})]
+    for each, wish in wishes:
+        late = each.run(prompt(8), max_tokens=stopped + 3, min_tokens=stopped + 2, **wish)
+        assert len(late.tokens) >= stopped + 2
+        assert free[5] not in late.tokens[: stopped + 2]
+
+
+def test_a_stop_string_that_comes_too_early_ends_nothing(opened: Opener) -> None:
+    bench = opened()
+    free = bench.run(prompt(8), max_tokens=40)
+    stop = free.text[0]
+    assert bench.run(prompt(8), max_tokens=40, stop=(stop,)).text == ""
+    kept = bench.run(prompt(8), max_tokens=40, stop=(stop,), min_tokens=40)
+    assert (kept.text, kept.tokens) == (free.text, free.tokens)
+
+
+def test_log_probabilities_are_the_model_s_own(opened: Opener) -> None:
+    """With and without their neighbours' wishes, and before all that changes what is chosen."""
+    bench = opened(prefill_tokens=16)
+    asked = prompt(40)
+    found = bench.run(asked, max_tokens=6, logprobs=3, prompt_logprobs=2)
+    places = [each for event in found.events for each in event.logprobs]
+    assert [each.token_id for each in places] == found.tokens
+    for each in places:
+        assert len(each.top) == 3
+        # Greedy: the chosen one is the likeliest.
+        assert each.top[0][1] == each.logprob == max(value for _, value in each.top) < 0
+    told = found.events[0].prompt_logprobs
+    assert [each.token_id for each in told] == asked[1:]
+    assert all(len(each.top) == 2 for each in told)
+    assert not any(event.prompt_logprobs for event in found.events[1:])
+    # A prompt's token is as likely as if it had been made there.
+    for place in (1, 15, 16, 39):
+        forced = bench.run(asked[:place], max_tokens=1, logprobs=0, logit_bias=((asked[place], 100.0),))
+        (made,) = forced.last.logprobs
+        assert (made.token_id, made.top) == (asked[place], ())
+        assert made.logprob == pytest.approx(told[place - 1].logprob, abs=1e-4)
+    assert all(not event.logprobs for event in bench.run(asked, max_tokens=6).events)
+
+
+def test_the_prompt_s_log_probabilities_are_told_once_though_it_is_computed_again(opened: Opener) -> None:
+    bench = opened(max_sequences=1, parked_bytes=0, prefill_tokens=16)
+    expected = bench.run(prompt(40), max_tokens=60, prompt_logprobs=1)
+    paused = bench.submit(prompt(40), max_tokens=60, prompt_logprobs=1).wait_first()
+    bench.pause(paused.request_id)
+    bench.boundary()
+    bench.run(prompt(25, seed=4), row=1, max_tokens=3)
+    bench.resume(paused.request_id)
+    assert paused.wait().tokens == expected.tokens
+    told = [each for event in paused.events for each in event.prompt_logprobs]
+    assert [each.token_id for each in told] == prompt(40)[1:]
+
+
 def test_the_context_bounds_the_answer(opened: Opener) -> None:
     bench = opened(context=32)
     assert bench.engine.limits.context == 32
@@ -217,6 +300,10 @@ def test_the_context_bounds_the_answer(opened: Opener) -> None:
         ([1], {"max_tokens": 0}, "MAX_TOKENS_INVALID"),
         ([1], {"active": 0}, "ACTIVE_EXPERTS_INVALID"),
         ([1], {"active": TOP_K + 1}, "ACTIVE_EXPERTS_INVALID"),
+        ([1], {"logit_bias": ((10_000, 1.0),)}, "LOGIT_BIAS_INVALID"),
+        ([1], {"stop_token_ids": (10_000,)}, "STOP_TOKEN_IDS_INVALID"),
+        ([1], {"min_tokens": 5, "max_tokens": 4}, "MIN_TOKENS_INVALID"),
+        ([1], {"logprobs": 21}, "LOGPROBS_INVALID"),
     ],
 )
 def test_requests_that_can_never_run_are_refused(

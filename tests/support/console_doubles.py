@@ -21,6 +21,7 @@ from premoe_gateway.domain import (
     Started,
     StoredPattern,
     Swap,
+    Tokens,
     Turn,
     WorkerState,
 )
@@ -75,6 +76,12 @@ class Moving:
 
     async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
         return [1.0], "w"
+
+    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
+        raise NotImplementedError
+
+    async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:
+        raise NotImplementedError
 
     async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
         kept = ranking(choice.pattern_id, self.layers, self.experts).experts[:, : self.experts // 4]

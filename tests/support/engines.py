@@ -30,7 +30,6 @@ from premoe_runtime.engines.base import (
     Published,
     Report,
     Resume,
-    SamplingParams,
     StepReport,
     Submit,
     TokenEvent,
@@ -40,6 +39,7 @@ from premoe_runtime.engines.child.main import Build
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.engines.hf.tokenizer import load_tokenizer
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import BlobCopy, Copy
 from premoe_runtime.residency.host_arena import HostArena

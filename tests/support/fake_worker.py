@@ -80,6 +80,13 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
         signature = np.full(4, 0.5, np.float32).tolist()
         return worker_pb2.ProbeResponse(signature=signature, weights_id=WEIGHTS, tokens=5, milliseconds=1.0)
 
+    async def Tokenize(self, request: worker_pb2.TokenizeRequest, context: object) -> worker_pb2.TokenizeResponse:
+        ids = request.prompt.text.encode()
+        return worker_pb2.TokenizeResponse(ids=ids, names=map(chr, ids), context_length=256)
+
+    async def Detokenize(self, request: worker_pb2.DetokenizeRequest, context: object) -> worker_pb2.DetokenizeResponse:
+        return worker_pb2.DetokenizeResponse(text=bytes(request.ids).decode(errors="replace"))
+
     async def GetResidency(
         self,
         request: worker_pb2.GetResidencyRequest,

@@ -5,9 +5,11 @@ They turn what they get into the messages that would go out, so that what the wi
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Sequence
 
 import numpy as np
+from premoe.worker.v1 import worker_pb2
 from premoe_gateway.adapters import messages
 from premoe_gateway.domain import (
     Ask,
@@ -15,11 +17,14 @@ from premoe_gateway.domain import (
     Event,
     Finished,
     PatternChoice,
+    PlaceLogprobs,
     Prompt,
     Recommended,
     Started,
     StoredPattern,
     Swap,
+    TokenLogprob,
+    Tokens,
     WorkerState,
 )
 
@@ -53,11 +58,24 @@ class EchoWorker:
         messages.prompt_message(prompt).SerializeToString()
         return [1.0], "w"
 
+    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
+        messages.prompt_message(prompt).SerializeToString()
+        text = prompt if isinstance(prompt, str) else "chat"
+        return Tokens(tuple(text.encode()), tuple(text), 64)
+
+    async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:
+        return bytes(worker_pb2.DetokenizeRequest(ids=ids).ids[index] % 256 for index in range(len(ids))).decode(
+            errors="replace"
+        )
+
     async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
         sent = messages.generate_request(ask, choice, Recommended())
         sent.SerializeToString()
         yield Started(choice, 1, Swap(0, 0, 0.0))
-        yield Delta(sent.prompt.text)
+        told = PlaceLogprobs(TokenLogprob(b"\xc3", False, -math.inf), (TokenLogprob(b"a", False, -0.5),))
+        asked = sent.sampling
+        yield Delta("", prompt_logprobs=(told,) if asked.HasField("prompt_logprobs") else ())
+        yield Delta(sent.prompt.text, (told,) if asked.HasField("logprobs") else ())
         yield Finished("stop", 1, 1, 1.0, 0.0, 0.0)
 
 

@@ -18,7 +18,9 @@ NAMES = [
     "tool_choice", "response_format", "logit_bias", "presence_penalty", "frequency_penalty", "suffix", "best_of",
     "user", "metadata", "store", "service_tier", "reasoning_effort", "modalities", "audio", "prediction", "verbosity",
     "parallel_tool_calls", "functions", "function_call", "role", "content", "type", "text", "include_usage",
-    "tool_calls", "refusal", "name", "cache_control", "image_url", "json_schema", "schema", "strict",
+    "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "tokens", "add_special_tokens",
+    "add_generation_prompt", "return_token_strs", "tool_calls", "refusal", "name", "cache_control", "image_url",
+    "json_schema", "schema", "strict",
     "\ud800", "",
 ]  # fmt: skip
 HEADERS = [
@@ -27,7 +29,8 @@ HEADERS = [
 ]  # fmt: skip
 PATHS = [
     "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/m", "/v1/models/\udcff", "/v1/models/\u2028",
-    "/health", "/healthz", "/ready", "/version", "/openapi.json", "/", "/v1", "/v1/chat/completions/", "/v1/embeddings",
+    "/health", "/healthz", "/ready", "/version", "/openapi.json", "/tokenize", "/detokenize", "/",
+    "/v1", "/v1/chat/completions/", "/v1/embeddings",
     "/\ud800",
 ]  # fmt: skip
 METHODS = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE", "nonsense"]
@@ -45,8 +48,10 @@ def value(draw: random.Random, depth: int = 0) -> Any:
 
 def body(draw: random.Random, path: str, model: str) -> bytes:
     """A good request with some of its fields exchanged; at times its bytes are broken too."""
-    good: dict[str, Any] = {"model": model, "max_tokens": 2}
-    if "chat" in path:
+    good: dict[str, Any] = {"model": model} if "token" in path else {"model": model, "max_tokens": 2}
+    if path == "/detokenize":
+        good["tokens"] = [104, 105]
+    elif "chat" in path:
         parts = [{"type": "text", "text": "part"}]
         good["messages"] = [{"role": "user", "content": draw.choice(["hi", parts])}]
     else:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 
-from premoe_runtime.engines.base import StepReport, Submit, TokenEvent
+from premoe_runtime.engines.base import Logprobs, StepReport, Submit, TokenEvent
 from premoe_runtime.engines.grammar import Matcher, constrain
 from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.sequence import RunningSequence
 from premoe_runtime.engines.hf.step import Chunk, StepRunner
 from premoe_runtime.engines.hf.text import Tokenizer, TokenText
+from premoe_runtime.engines.logprobs import logprobs
 from premoe_runtime.engines.sampling import choose_batch
 from premoe_runtime.formats.errors import Conflict, PremoeError
 
@@ -164,6 +166,12 @@ class RunningSequences:
             return
         finished = []
         for (sequence, share), result in zip(batch, results, strict=True):
+            try:
+                if result.every is not None:
+                    sequence.note_prompt(result.every)
+            except Exception as error:
+                self._fail(sequence, error)
+                continue
             self._prompt_tokens += sequence.computed_more(share.count, result.mass)
             if not sequence.remaining:
                 finished.append((sequence, result.logits))
@@ -173,18 +181,23 @@ class RunningSequences:
 
     def _choose(self, sequences: tuple[RunningSequence, ...], logits: torch.Tensor) -> None:
         """The next token of each; ``logits``: float[B, V], written to."""
+        likelihoods: dict[int, Logprobs] = {}
         try:
+            # Log probabilities are the model's own, and grammars write into its logits.
+            told = any(s.matcher is not None and s.request.sampling.logprobs is not None for s in sequences)
+            raw = logits.clone() if told else logits
             failed = constrain(logits, [sequence.matcher for sequence in sequences])
             chosen = choose_batch([sequence.sampler for sequence in sequences], logits)
             for index, error in failed.items():
                 chosen[index] = error
+            likelihoods = _likelihoods(sequences, chosen, raw)
         except Exception as error:
             chosen = [error] * len(sequences)
-        for sequence, token in zip(sequences, chosen, strict=True):
+        for index, (sequence, token) in enumerate(zip(sequences, chosen, strict=True)):
             try:
                 if isinstance(token, Exception):
                     raise token
-                event = sequence.accept(token)
+                event = sequence.accept(token, likelihoods.get(index))
             except Exception as error:
                 self._fail(sequence, error)
                 continue
@@ -220,4 +233,20 @@ def chunk_of(sequence: RunningSequence, share: Share) -> Chunk:
         tokens=tuple(sequence.tokens[start : start + share.count]),
         pattern_row=sequence.request.pattern_row,
         active=sequence.request.active,
+        every=sequence.wants_every_logit,
     )
+
+
+def _likelihoods(
+    sequences: Sequence[RunningSequence], chosen: Sequence[int | Exception], logits: torch.Tensor
+) -> dict[int, Logprobs]:
+    """Of the chosen tokens, by the sequence's place, where they are asked for; ``logits``: float[B, V]."""
+    wanted = [
+        (index, token, count)
+        for index, (sequence, token) in enumerate(zip(sequences, chosen, strict=True))
+        if (count := sequence.request.sampling.logprobs) is not None and not isinstance(token, Exception)
+    ]
+    if not wanted:
+        return {}
+    places, tokens, counts = zip(*wanted, strict=True)
+    return dict(zip(places, logprobs(logits[list(places)], tokens, counts), strict=True))

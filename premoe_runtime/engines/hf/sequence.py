@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
-from premoe_runtime.engines.base import FinishReason, SequenceTimings, Submit, TokenEvent
+import torch
+
+from premoe_runtime.engines.base import FinishReason, Logprobs, SequenceTimings, Submit, TokenEvent
 from premoe_runtime.engines.grammar import Matcher
 from premoe_runtime.engines.hf.kv import ParkedKV
 from premoe_runtime.engines.hf.text import Detokenizer, StopMatcher, TokenText
+from premoe_runtime.engines.logprobs import logprobs
 from premoe_runtime.engines.sampling import Sampler
 
 
@@ -30,11 +34,16 @@ class RunningSequence:
         self.matcher: Matcher | None = None
         """Of its grammar, once that is compiled."""
         self.completion_tokens = 0
-        self._sampler = Sampler(request.sampling)
+        wanted = request.sampling
+        # The model's own end tokens are no text, those of the request are made none.
+        self._end_ids = frozenset(wanted.stop_token_ids) | (frozenset() if wanted.ignore_eos else eos_ids)
+        self._sampler = Sampler(wanted, request.token_ids, self._end_ids)
         self._detokenizer = Detokenizer(text, request.token_ids)
-        self._stop = StopMatcher(request.sampling.stop, text.special)
-        self._eos_ids = eos_ids
-        self._limit = min(request.sampling.max_tokens, context - len(request.token_ids))
+        self._stop = StopMatcher(wanted.stop, text.special)
+        self._limit = min(wanted.max_tokens, context - len(request.token_ids))
+        self._prompt_logprobs: list[Logprobs] = []
+        """Of the prompt's tokens from the second on, as far as they are known and not yet told."""
+        self._prompt_known = 1
         self._mass = 0.0
         self._mass_tokens = 0
         """Tokens computed at least once: a sequence whose KV was given up computes them again."""
@@ -69,19 +78,48 @@ class RunningSequence:
         self._mass_tokens = self.computed
         return max(0, min(new, len(self.request.token_ids) - (self.computed - new)))
 
-    def accept(self, token: int) -> TokenEvent:
+    @property
+    def wants_every_logit(self) -> bool:
+        """Whether the logits of all tokens that it computes next are needed, not of the last one alone."""
+        return self.request.sampling.prompt_logprobs is not None and self._prompt_known < len(self.request.token_ids)
+
+    def note_prompt(self, logits: torch.Tensor) -> None:
+        """``logits``: float[N, V] after each of the N tokens that were computed last, before they are counted.
+
+        Raises CorruptData.
+        """
+        count = self.request.sampling.prompt_logprobs
+        assert count is not None, "asked for by wants_every_logit"
+        # A sequence whose KV was given up computes tokens again that are known already.
+        start = self._prompt_known - self.computed - 1
+        tokens = self.request.token_ids[self._prompt_known : self.computed + len(logits) + 1]
+        if tokens:
+            self._prompt_logprobs += logprobs(logits[start : start + len(tokens)], tokens, [count] * len(tokens))
+            self._prompt_known += len(tokens)
+
+    def accept(self, token: int, likelihood: Logprobs | None = None) -> TokenEvent:
         """Take the chosen token; the event says whether the sequence ends with it."""
+        event = self._accept(token)
+        if likelihood is not None or self._prompt_logprobs:
+            said = () if likelihood is None else (likelihood,)
+            event = replace(event, logprobs=said, prompt_logprobs=tuple(self._prompt_logprobs))
+            self._prompt_logprobs = []
+        return event
+
+    def _accept(self, token: int) -> TokenEvent:
         self._first_token_ns = self._first_token_ns or time.time_ns()
         self.tokens.append(token)
         self.completion_tokens += 1
         complete = self.matcher is not None and self.matcher.accept(token)
-        if token in self._eos_ids:
+        self._sampler.note(token)
+        if token in self._end_ids:
             return self._last((token,), self._stop.push(self._detokenizer.flush()), "stop")
-        text = self._stop.push(self._detokenizer.push(token), token)
+        early = self.completion_tokens <= self.request.sampling.min_tokens
+        text = self._stop.push(self._detokenizer.push(token), token, too_early=early)
         if self._stop.matched is not None:
             return self._last((token,), text, "stop", flush=False)
         if complete or self.completion_tokens >= self._limit:
-            text += self._stop.push(self._detokenizer.flush())
+            text += self._stop.push(self._detokenizer.flush(), too_early=early)
             reason: FinishReason = "stop" if complete or self._stop.matched is not None else "length"
             return self._last((token,), text, reason)
         return TokenEvent((token,), text)

@@ -17,21 +17,29 @@ NO_MASK = torch.empty(0, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive tokens of one sequence: ``tokens[0]`` stands at position ``start`` of KV row ``row``."""
+    """Consecutive tokens of one sequence: ``tokens[0]`` stands at position ``start`` of KV row ``row``.
+
+    ``every``: the logits after each token are asked for, not after the last one alone.
+    """
 
     row: int
     start: int
     tokens: tuple[int, ...]
     pattern_row: int
     active: int
+    every: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """``logits``: float[V] after the chunk's last token; ``mass``: sum over its tokens of the retained router mass."""
+    """``logits``: float[V] after the chunk's last token; ``mass``: sum over its tokens of the retained router mass.
+
+    ``every``: float[N, V] after each of its tokens, where asked for.
+    """
 
     logits: torch.Tensor
     mass: float
+    every: torch.Tensor | None = None
 
 
 def kv_shape(slot_model: SlotModel) -> KVShape:
@@ -73,12 +81,15 @@ class StepRunner:
         real = offsets >= 0
         logits = self._forward(chunks, tokens, positions, real)
         mass = (self._slot_model.retained_mass().cpu().view(len(chunks), width) * real).sum(1)
-        return [ChunkResult(row, float(m)) for row, m in zip(logits, mass, strict=True)]
+        return [
+            ChunkResult(row[-1], float(m), row[-len(chunk.tokens) :] if chunk.every else None)
+            for chunk, row, m in zip(chunks, logits, mass, strict=True)
+        ]
 
     def _forward(
         self, chunks: Sequence[Chunk], tokens: torch.Tensor, positions: torch.Tensor, real: torch.Tensor
     ) -> torch.Tensor:
-        """float[B, V] after each chunk's last token."""
+        """float[B, 1, V] after each chunk's last token, or float[B, T, V] where one of them asks for every token."""
         rows = [chunk.row for chunk in chunks]
         read = range(len(rows)) if self._pool.shape.latent else rows  # latents come without the other rows
         reading = Reading(read, positions, self._groups, self._pool.shape.dtype, self._device)
@@ -92,7 +103,7 @@ class StepRunner:
                 position_ids=positions.to(self._device),
                 past_key_values=StepCache(self._pool, rows, positions, real),
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=tokens.shape[1] if any(chunk.every for chunk in chunks) else 1,
                 reading=reading,
             ).logits
-        return logits[:, 0]
+        return logits

@@ -156,17 +156,18 @@ class StopMatcher:
         self._held = ""
         self.matched: str | None = None
 
-    def push(self, text: str, token_id: int | None = None) -> str:
+    def push(self, text: str, token_id: int | None = None, *, too_early: bool = False) -> str:
         """Text that is certain to precede every stop string. After a match: what precedes it, then nothing more.
 
-        ``token_id``: the token that brought the text.
+        ``token_id``: the token that brought the text. ``too_early``: stop strings that it completes do not count.
         """
         if self.matched is not None:
             return ""
         self._held += text
         if token_id in self._marks:
             self._held += self._marks[token_id]
-        hits = [(index, stop) for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        stops = () if too_early else self._stops
+        hits = [(index, stop) for stop in stops if (index := self._held.find(stop)) >= 0]
         if hits:
             # The match that is complete first wins; of those ending together, the one that starts first.
             index, self.matched = min(hits, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))

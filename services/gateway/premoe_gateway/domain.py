@@ -36,6 +36,17 @@ class Sampling:
     seed: int | None = None
     top_k: int | None = None
     """0: off."""
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int | None = None
+    """Likeliest tokens to say with each token's log probability; None: say none. The same of the prompt's tokens:"""
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,8 @@ class Recommended:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +132,40 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What a token writes (a ``special`` one has a name, and no text in an answer), and how likely it was; None: the
+    prompt's first.
+    """
+
+    text: bytes
+    special: bool
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceLogprobs:
+    """The token that stands at one place, and the likeliest ones there."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as token ids, with their names in the vocabulary; ``context``: longest prompt plus answer."""
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New text; may be empty while bytes of a character are missing."""
+    """New text, possibly empty while bytes of a character are missing; log probabilities where they are asked for."""
 
     text: str
+    logprobs: tuple[PlaceLogprobs, ...] = ()
+    prompt_logprobs: tuple[PlaceLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

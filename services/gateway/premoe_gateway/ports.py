@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, StoredPattern, WorkerState
+from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, StoredPattern, Tokens, WorkerState
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.ranking import Ranking
 
@@ -22,6 +22,14 @@ class Worker(Protocol):
 
     async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
         """Signature f32[D] and the ``weights_id`` it was made with."""
+        ...
+
+    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
+        """The tokens of a prompt; of ``plain`` text, without those that the tokenizer adds."""
+        ...
+
+    async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:
+        """Their text."""
         ...
 
     def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:

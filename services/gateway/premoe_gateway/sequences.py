@@ -9,16 +9,20 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from premoe_gateway.domain import Event, Recognition, Started
+from premoe_gateway.openai.logprobs import Shape
 from premoe_runtime.formats.errors import Unavailable
 
 
 @dataclass(slots=True)
 class Sequence:
-    """One choice on its way. ``prompt``: number of its prompt in the request."""
+    """One choice on its way. ``prompt``: number of its prompt in the request; ``shape``: of its log probabilities,
+    where they are asked for.
+    """
 
     prompt: int
     recognition: Recognition
     events: AsyncGenerator[Event, None]
+    shape: Shape | None = None
     started: Started = field(init=False)
 
     async def begin(self) -> None:

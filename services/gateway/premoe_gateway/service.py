@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence, Set
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence, Set
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TypeVar
 
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
@@ -16,9 +17,12 @@ from premoe_gateway.domain import (
     Ask,
     Event,
     PatternChoice,
+    Prompt,
     Recognition,
+    Sampling,
     Started,
     StoredPattern,
+    Tokens,
     WorkerState,
 )
 from premoe_gateway.ports import Retrieval, Worker
@@ -32,6 +36,8 @@ from premoe_runtime.formats.errors import Conflict, Exhausted, InvalidInput, Not
 from premoe_runtime.formats.ranking import Ranking
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class Gateway:
@@ -52,7 +58,7 @@ class Gateway:
         self._on_unknown = on_unknown
         self._timeout_s = timeout_s
         self._stopping = False
-        self.retries = {"probe": 0, "generate": 0}
+        self.retries = {"probe": 0, "tokenize": 0, "generate": 0}
         """Calls that were sent to another worker, by kind."""
 
     def stop(self) -> None:
@@ -101,7 +107,9 @@ class Gateway:
         if ask.pattern:
             return Recognition(await self._named(ask.pattern, await self._weights_of(ask.model)))
         started = time.perf_counter()
-        signature, weights_id = await self._probe(ask)
+        signature, weights_id = await self._ask(
+            ask.model, "probe", lambda worker: worker.probe(ask.prompt, self._timeout_s)
+        )
         probed = time.perf_counter()
         retrieval = self._retriever()
         with tracer().start_as_current_span("retrieve") as span:
@@ -157,18 +165,48 @@ class Gateway:
                     raise
                 self.retries["generate"] += 1
 
-    async def _probe(self, ask: Ask) -> tuple[list[float], str]:
-        """Signature and weights from the idlest worker, or from another one when that has gone or has no room."""
+    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool = False) -> Tokens:
+        """The tokens that a prompt is for a model. Raises NotFound (model), InvalidInput, Unavailable."""
+        return await self._ask(
+            model, "tokenize", lambda worker: worker.tokenize(model, prompt, plain=plain, timeout_s=self._timeout_s)
+        )
+
+    async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of tokens. Raises what ``tokenize`` raises."""
+        return await self._ask(
+            model,
+            "tokenize",
+            lambda worker: worker.detokenize(model, ids, skip_special=skip_special, timeout_s=self._timeout_s),
+        )
+
+    async def text_of(self, ask: Ask) -> str:
+        """A completion's prompt as text, special tokens left out of what came as token ids."""
+        if isinstance(ask.prompt, str):
+            return ask.prompt
+        ids = [item for item in ask.prompt if isinstance(item, int)]
+        return await self.detokenize(ask.model, ids, skip_special=True)
+
+    async def only_model(self) -> str:
+        """The name of the one model that is served. Raises InvalidInput: several are; Unavailable: none is."""
+        names = {state.model for state in await self.serving()}
+        if len(names) > 1:
+            raise InvalidInput(f"name the model; there is {', '.join(sorted(names))}", reason="MODEL_MISSING")
+        if not names:
+            raise Unavailable("no worker answers", reason="NO_WORKER")
+        return names.pop()
+
+    async def _ask(self, model: str, call: str, ask: Callable[[Worker], Awaitable[_T]]) -> _T:
+        """What the idlest worker answers, or another one when that has gone or has no room."""
         failed: set[Worker] = set()
         while True:
-            member = await self._choose(ask, None, failed)
+            member = await self._choose(Ask(model, "", Sampling()), None, failed)
             try:
                 with member.called() as worker:
-                    return await worker.probe(ask.prompt, self._timeout_s)
+                    return await ask(worker)
             except (Unavailable, Exhausted) as error:
-                if not await self._another(member, ask.model, failed, error):
+                if not await self._another(member, model, failed, error):
                     raise
-                self.retries["probe"] += 1
+                self.retries[call] += 1
 
     async def _of_served_weights(self, ask: Ask, choice: PatternChoice, failed: Set[Worker]) -> PatternChoice:
         """The choice, or one made anew where only workers of other weights are left: the model changed meanwhile."""

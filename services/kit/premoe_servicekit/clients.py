@@ -32,7 +32,7 @@ IDEMPOTENT: Mapping[str, tuple[str, ...]] = {
         "DeleteSet",
     ),
     "premoe.experts.v1.ExpertStoreService": ("GetManifest", "Resolve", "Fetch", "FetchFile"),
-    "premoe.worker.v1.WorkerService": ("Probe", "GetResidency"),
+    "premoe.worker.v1.WorkerService": ("Probe", "Tokenize", "Detokenize", "GetResidency"),
     "premoe.worker.v1.WorkerAdminService": ("LoadPattern", "UnloadPattern", "Drain"),
 }
 """RPCs that may be sent twice; as the protos say. A stream is retried only while nothing of it has arrived."""

@@ -50,6 +50,8 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
     "premoe.worker.v1.WorkerService": {
         "Generate": frozenset({Role.GATEWAY, Role.CLIENT, Role.TEST}),
         "Probe": frozenset({Role.GATEWAY, Role.CLIENT, Role.TEST}),
+        "Tokenize": frozenset({Role.GATEWAY, Role.CLIENT}),
+        "Detokenize": frozenset({Role.GATEWAY, Role.CLIENT}),
         "GetResidency": frozenset({Role.GATEWAY, Role.OPERATOR, Role.CLIENT, Role.TEST}),
     },
     "premoe.worker.v1.WorkerAdminService": {

@@ -12,6 +12,7 @@ from premoe_runtime.serving.admission import Place
 from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import Request
 from premoe_worker.domain import Delta, Event, Finished, PatternChoice, Started
+from premoe_worker.logprobs import of_prompt, place_logprobs
 from premoe_worker.model import ServedModel
 from premoe_worker.tracing import SwapSpan, record_steps
 
@@ -47,9 +48,13 @@ class Answer:
                     if not started:
                         swap.fail(item.error)
                     raise item.error
+                if item.token_ids and not self._completion_tokens and request.sampling.prompt_logprobs is not None:
+                    for part in of_prompt(model.tokens, request.token_ids, item.prompt_logprobs):
+                        yield part
                 self._completion_tokens += len(item.token_ids)
                 if item.text or item.token_ids:
-                    yield Delta(item.text, item.token_ids)
+                    said = tuple(place_logprobs(model.tokens, each) for each in item.logprobs)
+                    yield Delta(item.text, item.token_ids, said)
                 if item.finish is not None:
                     yield self._finished(item)
                     return

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from premoe_runtime.engines.base import FinishReason, SamplingParams
+from premoe_runtime.engines.base import FinishReason
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 
 if TYPE_CHECKING:
@@ -69,11 +70,42 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What a token writes (a ``special`` one has a name, and no text in an answer), and how likely it was; None: the
+    prompt's first.
+    """
+
+    token_id: int
+    text: bytes
+    special: bool
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceLogprobs:
+    """The token that stands at one place, and the likeliest ones there."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as token ids, with their names in the vocabulary; ``context``: longest prompt plus answer."""
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """New tokens and the text that is certain by now."""
+    """New tokens and the text that is certain by now; log probabilities where they were asked for."""
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[PlaceLogprobs, ...] = ()
+    prompt_logprobs: tuple[PlaceLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

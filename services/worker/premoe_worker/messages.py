@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from premoe.worker.v1 import worker_pb2
 
-from premoe_runtime.engines.base import FinishReason, SamplingParams
+from premoe_runtime.engines.base import FinishReason
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_worker.adapters.retrieval import DECISIONS, POLICIES
-from premoe_worker.domain import AnswerFormat, Ask, Delta, Event, Finished, PatternChoice, Prompt, Started, Turn
+from premoe_worker.domain import (
+    AnswerFormat,
+    Ask,
+    Delta,
+    Event,
+    Finished,
+    PatternChoice,
+    PlaceLogprobs,
+    Prompt,
+    Started,
+    TokenLogprob,
+    Turn,
+)
 from premoe_worker.limits import Limits
 from premoe_worker.residency import Preload
 
@@ -62,7 +75,13 @@ def response(event: Event) -> worker_pb2.GenerateResponse:
         )
         return worker_pb2.GenerateResponse(started=started)
     if isinstance(event, Delta):
-        return worker_pb2.GenerateResponse(delta=worker_pb2.Delta(text=event.text, token_ids=event.token_ids))
+        delta = worker_pb2.Delta(
+            text=event.text,
+            token_ids=event.token_ids,
+            logprobs=map(_place, event.logprobs),
+            prompt_logprobs=map(_place, event.prompt_logprobs),
+        )
+        return worker_pb2.GenerateResponse(delta=delta)
     return worker_pb2.GenerateResponse(finished=_finished(event))
 
 
@@ -109,7 +128,11 @@ def residency(
         preloaded=preload.done,
         preload_problem=preload.problem,
         recommended=worker_pb2.Sampling(
-            temperature=recommended.temperature, top_p=recommended.top_p, top_k=recommended.top_k
+            temperature=recommended.temperature,
+            top_p=recommended.top_p,
+            top_k=recommended.top_k,
+            min_p=recommended.min_p,
+            repetition_penalty=recommended.repetition_penalty,
         ),
     )
 
@@ -122,6 +145,26 @@ def _sampling(message: worker_pb2.Sampling) -> SamplingParams:
         stop=tuple(message.stop),
         seed=message.seed if message.HasField("seed") else None,
         top_k=message.top_k,
+        min_p=message.min_p,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=message.repetition_penalty or 1.0,
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        min_tokens=message.min_tokens,
+        ignore_eos=message.ignore_eos,
+        stop_token_ids=tuple(message.stop_token_ids),
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs if message.HasField("prompt_logprobs") else None,
+    )
+
+
+def _place(place: PlaceLogprobs) -> worker_pb2.PlaceLogprobs:
+    return worker_pb2.PlaceLogprobs(chosen=_token(place.chosen), top=map(_token, place.top))
+
+
+def _token(token: TokenLogprob) -> worker_pb2.TokenLogprob:
+    return worker_pb2.TokenLogprob(
+        token_id=token.token_id, text=token.text, special=token.special, logprob=token.logprob
     )
 
 

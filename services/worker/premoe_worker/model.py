@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from premoe_runtime.engines.base import Engine
 from premoe_runtime.engines.hf.device import device_kind
+from premoe_runtime.engines.hf.token_bytes import TokenBytes
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.prompt_room import PromptRoom
@@ -46,17 +47,20 @@ class ServedModel:
         self.engine = engine
         self.front = front
         self._tokenizer = tokenizer
+        self.tokens = TokenBytes(tokenizer)
         self._prober = prober
         self._room = PromptRoom.of(tokenizer, engine.limits.context)
 
-    def encode(self, prompt: Prompt) -> Encoded:
-        """Token ids of a prompt. Takes a while for long ones.
+    def encode(self, prompt: Prompt, *, plain: bool = False) -> Encoded:
+        """Token ids of a prompt; of ``plain`` text, without the tokenizer's special ones. Takes a while for long ones.
 
         Raises InvalidInput: no user turn, refused by the template, longer than the context.
         """
         if isinstance(prompt, str):
             self._room.check(prompt)
-            token_ids = tuple(int(token) for token in self._tokenizer(prompt)["input_ids"])
+            token_ids = tuple(
+                int(token) for token in self._tokenizer(prompt, add_special_tokens=not plain)["input_ids"]
+            )
             return Encoded(token_ids, Span(0, len(token_ids)))
         turns = [turn for turn in prompt if isinstance(turn, Turn)]
         if not turns:
@@ -66,6 +70,16 @@ class ServedModel:
             raise InvalidInput("the last message must be the user's", reason="LAST_TURN")
         rendered = encode_prompt(self._tokenizer, turns, self._room)
         return Encoded(rendered.token_ids, rendered.span)
+
+    def decode(self, token_ids: tuple[int, ...], *, skip_special: bool) -> str:
+        """Text of tokens. Raises InvalidInput for ids outside the vocabulary."""
+        vocabulary = self.engine.limits.vocabulary
+        if not all(0 <= token < vocabulary for token in token_ids):
+            raise InvalidInput(f"tokens holds ids outside 0 … {vocabulary - 1}", reason="TOKENS_INVALID")
+        text: str = self._tokenizer.decode(
+            token_ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+        )
+        return text
 
     def signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
         """f32[D]. Takes a while; needs no routed expert."""

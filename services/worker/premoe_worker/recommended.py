@@ -6,7 +6,7 @@ import logging
 from dataclasses import replace
 from typing import Any, Protocol
 
-from premoe_runtime.engines.base import SamplingParams
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.families.registry import parse_json_object
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
@@ -14,8 +14,8 @@ from premoe_runtime.formats.manifest import Manifest
 log = logging.getLogger(__name__)
 
 FILE = "skeleton/generation_config.json"
-_HONOURED = ("temperature", "top_p", "top_k")
-_OTHERS = {"repetition_penalty": 1, "min_p": 0, "typical_p": 1, "no_repeat_ngram_size": 0}
+_HONOURED = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+_OTHERS = {"typical_p": 1, "no_repeat_ngram_size": 0}
 """Settings that change answers and are not supported, with the values that ask for nothing."""
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
-from premoe_runtime.engines.base import SamplingParams
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
@@ -25,7 +25,7 @@ from premoe_runtime.formats.ranking import Ranking
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
-from premoe_worker.domain import Ask, Event, Finished, PatternChoice
+from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Prompt, Tokens
 from premoe_worker.grammars import format_grammar
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
@@ -125,6 +125,18 @@ class Worker:
         self._settled(ask, encoded)
         signature = await self._signature(encoded)
         return signature, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3
+
+    async def tokenize(self, prompt: Prompt, *, plain: bool, model: str) -> Tokens:
+        """The tokens that ``generate`` would run on. Raises InvalidInput, NotFound (model), Exhausted (queue)."""
+        self._check_model(model)
+        encoded = await self._encoding.run(self.model.encode, prompt, plain=plain)
+        names = self.model.tokens.names(list(encoded.token_ids))
+        return Tokens(encoded.token_ids, tuple(names), self.model.engine.limits.context)
+
+    async def detokenize(self, token_ids: tuple[int, ...], *, skip_special: bool, model: str) -> str:
+        """Their text. Raises what ``tokenize`` raises."""
+        self._check_model(model)
+        return await self._encoding.run(self.model.decode, token_ids, skip_special=skip_special)
 
     async def load_pattern(self, pattern_id: str) -> SwapReport:
         """Make a pattern resident and pin it in host memory. Raises what ``generate`` raises for a pattern."""

@@ -49,6 +49,17 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             milliseconds=milliseconds,
         )
 
+    async def Tokenize(self, request: worker_pb2.TokenizeRequest, context: Context) -> worker_pb2.TokenizeResponse:
+        prompt = messages.prompt(request.prompt)
+        tokens = await self._worker.tokenize(prompt, plain=request.plain, model=request.model)
+        return worker_pb2.TokenizeResponse(ids=tokens.ids, names=tokens.names, context_length=tokens.context)
+
+    async def Detokenize(
+        self, request: worker_pb2.DetokenizeRequest, context: Context
+    ) -> worker_pb2.DetokenizeResponse:
+        text = await self._worker.detokenize(tuple(request.ids), skip_special=request.skip_special, model=request.model)
+        return worker_pb2.DetokenizeResponse(text=text)
+
     async def GetResidency(
         self, request: worker_pb2.GetResidencyRequest, context: Context
     ) -> worker_pb2.GetResidencyResponse:

@@ -20,6 +20,7 @@ from premoe_gateway.domain import (
     Started,
     StoredPattern,
     Swap,
+    Tokens,
     Turn,
     WorkerState,
 )
@@ -74,6 +75,12 @@ class Scripted:
             context_length=64,
             budget="1/2",
         )
+
+    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
+        raise NotImplementedError
+
+    async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:
+        raise NotImplementedError
 
     async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
         self.probed += 1

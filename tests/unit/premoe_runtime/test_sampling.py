@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from premoe_runtime.engines import sampling
-from premoe_runtime.engines.base import SamplingParams
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.engines.sampling import Sampler, choose_batch
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
@@ -28,15 +29,17 @@ def chosen(sampler: Sampler, logits: torch.Tensor) -> int:
     return token
 
 
-def nucleus(logits: torch.Tensor, temperature: float, top_p: float, top_k: int = 0) -> torch.Tensor:
-    """f64[V]: softmax(logits / temperature), zero outside the likeliest ``top_k`` and, of these, outside the smallest
-    set whose share reaches ``top_p``.
+def nucleus(logits: torch.Tensor, temperature: float, top_p: float, top_k: int = 0, min_p: float = 0.0) -> torch.Tensor:
+    """f64[V]: softmax(logits / temperature), zero for those less likely than ``min_p`` of the likeliest, outside the
+    likeliest ``top_k`` and, of these, outside the smallest set whose share reaches ``top_p``.
     """
-    shifted = logits.double() - logits.max()
-    probabilities = torch.softmax(shifted / temperature, dim=-1)
-    if top_k:
+    shifted = (logits.double() - logits.max()) / temperature
+    probabilities = torch.softmax(shifted, dim=-1)
+    least = math.log(min_p) if min_p else -math.inf
+    kept = min(top_k or len(logits), int((shifted >= least).sum()))
+    if kept < len(logits):
         _, ids = probabilities.sort(descending=True, stable=True)
-        probabilities = probabilities.index_fill(0, ids[top_k:], 0.0)
+        probabilities = probabilities.index_fill(0, ids[kept:], 0.0)
         probabilities = probabilities / probabilities.sum()
     if top_p >= 1.0:
         return probabilities
@@ -49,7 +52,7 @@ def plain_choice(params: SamplingParams, generator: torch.Generator, logits: tor
     """The oracle: one row, the whole vocabulary sorted twice."""
     if params.temperature == 0.0:
         return int(logits.argmax())
-    ordered, ids = nucleus(logits.float(), params.temperature, params.top_p, params.top_k).sort(
+    ordered, ids = nucleus(logits.float(), params.temperature, params.top_p, params.top_k, params.min_p).sort(
         descending=True, stable=True
     )
     cumulative = ordered.cumsum(0)
@@ -74,9 +77,11 @@ def row_of_logits(draw: st.DrawFn) -> torch.Tensor:
         st.tuples(
             row_of_logits(),
             st.sampled_from([0.0, 1e-300, 0.01, 0.7, 1.0, 3.0, 1e9]),
-            st.sampled_from([1e-12, 0.1, 0.5, 0.9, 0.999, 1.0]),
+            # Not what some equal tokens reach exactly: that would be a matter of rounding.
+            st.sampled_from([1e-12, 0.1234, 0.5432, 0.9123, 0.99912, 1.0]),
             st.integers(0, 2**64 - 1),
             st.sampled_from([0, 0, 1, 2, 20, 300, 5000]),
+            st.sampled_from([0.0, 0.0, 1e-9, 0.01, 0.3, 1.0]),
         ),
         min_size=1,
         max_size=4,
@@ -84,12 +89,15 @@ def row_of_logits(draw: st.DrawFn) -> torch.Tensor:
     candidates=st.sampled_from([1, 16, 100, 600, 1000]),
 )
 def test_a_batch_gives_the_tokens_of_the_plain_sampler(
-    rows: list[tuple[torch.Tensor, float, float, int, int]], candidates: int
+    rows: list[tuple[torch.Tensor, float, float, int, int, float]], candidates: int
 ) -> None:
     logits = torch.stack([values if values.isfinite().any() else torch.zeros(600) for values, *_ in rows])
-    params = [SamplingParams(temperature=heat, top_p=top_p, seed=seed, top_k=k) for _, heat, top_p, seed, k in rows]
+    params = [
+        SamplingParams(temperature=heat, top_p=top_p, seed=seed, top_k=k, min_p=least)
+        for _, heat, top_p, seed, k, least in rows
+    ]
     samplers = [Sampler(each) for each in params]
-    generators = [torch.Generator().manual_seed(seed) for *_, seed, _ in rows]
+    generators = [torch.Generator().manual_seed(seed) for *_, seed, _, _ in rows]
     for _ in range(6):
         expected = [plain_choice(*each) for each in zip(params, generators, logits, strict=True)]
         assert choose_batch(samplers, logits, candidates=candidates) == expected
@@ -203,9 +211,26 @@ def test_damaged_logits_fail_their_own_row_only(bad: float, temperature: float) 
         (SamplingParams(stop=tuple("abcdefghijklmnopq")), "STOP_INVALID"),
         (SamplingParams(seed=-1), "SEED_INVALID"),
         (SamplingParams(seed=2**64), "SEED_INVALID"),
+        (SamplingParams(min_p=-0.1), "MIN_P_INVALID"),
+        (SamplingParams(min_p=1.1), "MIN_P_INVALID"),
+        (SamplingParams(presence_penalty=2.1), "PRESENCE_PENALTY_INVALID"),
+        (SamplingParams(frequency_penalty=float("nan")), "FREQUENCY_PENALTY_INVALID"),
+        (SamplingParams(repetition_penalty=0.0), "REPETITION_PENALTY_INVALID"),
+        (SamplingParams(repetition_penalty=1e30), "REPETITION_PENALTY_INVALID"),
+        (SamplingParams(logit_bias=((1, 100.5),)), "LOGIT_BIAS_INVALID"),
+        (SamplingParams(logit_bias=tuple((token, 1.0) for token in range(301))), "LOGIT_BIAS_INVALID"),
+        (SamplingParams(logit_bias=((50, 1.0),)), "LOGIT_BIAS_INVALID"),
+        (SamplingParams(max_tokens=5, min_tokens=6), "MIN_TOKENS_INVALID"),
+        (SamplingParams(stop_token_ids=(50,)), "STOP_TOKEN_IDS_INVALID"),
+        (SamplingParams(stop_token_ids=(-1,)), "STOP_TOKEN_IDS_INVALID"),
+        (SamplingParams(stop_token_ids=(1,) * 129), "STOP_TOKEN_IDS_INVALID"),
+        (SamplingParams(logprobs=21), "LOGPROBS_INVALID"),
+        (SamplingParams(prompt_logprobs=-1), "PROMPT_LOGPROBS_INVALID"),
     ],
 )
 def test_impossible_parameters_are_refused(params: SamplingParams, reason: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        params.check()
+        params.check(vocabulary=50)
     assert caught.value.reason == reason
+    assert str(caught.value).startswith(reason.removesuffix("_INVALID").lower())
+    assert len(str(caught.value)) < 300

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from premoe_worker.recommended import FILE, recommended_sampling
 
-from premoe_runtime.engines.base import SamplingParams
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.manifest import Manifest
 
 NOTHING = SamplingParams(temperature=1.0)
@@ -36,15 +36,25 @@ def of(**fields: Any) -> SamplingParams:
 
 
 def test_what_the_file_names_holds() -> None:
-    wanted = SamplingParams(temperature=0.6, top_p=0.95, top_k=20)
-    assert of(temperature=0.6, top_p=0.95, top_k=20, do_sample=True, eos_token_id=3) == wanted
+    wanted = SamplingParams(temperature=0.6, top_p=0.95, top_k=20, min_p=0.05, repetition_penalty=1.05)
+    said = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.05, "repetition_penalty": 1.05}
+    assert of(**said, do_sample=True, eos_token_id=3) == wanted
     assert of(temperature=0, top_k=None) == SamplingParams(temperature=0.0)
     assert of(do_sample=False) == recommended_sampling(Pack(None)) == NOTHING
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"temperature": -1}, {"temperature": "hot"}, {"top_p": 0}, {"top_k": 1.5}, {"top_k": True}, {"top_k": -1}],
+    [
+        {"temperature": -1},
+        {"temperature": "hot"},
+        {"top_p": 0},
+        {"top_k": 1.5},
+        {"top_k": True},
+        {"top_k": -1},
+        {"min_p": 2},
+        {"repetition_penalty": 0},
+    ],
 )
 def test_values_that_cannot_be_are_logged_and_do_not_hold(
     fields: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -62,5 +72,5 @@ def test_a_file_that_is_no_object_is_logged(data: bytes, caplog: pytest.LogCaptu
 
 def test_settings_that_are_not_supported_are_named(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert of(repetition_penalty=1.05, min_p=0) == NOTHING
-    assert "sets repetition_penalty, which" in caplog.text
+        assert of(typical_p=0.9, no_repeat_ngram_size=0) == NOTHING
+    assert "sets typical_p, which" in caplog.text

@@ -45,6 +45,16 @@ class WorkerServiceStub:
                 request_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.ProbeRequest.SerializeToString,
                 response_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.ProbeResponse.FromString,
                 _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/premoe.worker.v1.WorkerService/Tokenize',
+                request_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/premoe.worker.v1.WorkerService/Detokenize',
+                request_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.GetResidency = channel.unary_unary(
                 '/premoe.worker.v1.WorkerService/GetResidency',
                 request_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.GetResidencyRequest.SerializeToString,
@@ -70,6 +80,20 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Tokenize(self, request, context):
+        """Turns a prompt into the token ids that Generate would run on. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Turns token ids into text. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetResidency(self, request, context):
         """Says which experts are resident. Idempotent.
         """
@@ -89,6 +113,16 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Probe,
                     request_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.ProbeRequest.FromString,
                     response_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.ProbeResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.TokenizeRequest.FromString,
+                    response_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.DetokenizeRequest.FromString,
+                    response_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.DetokenizeResponse.SerializeToString,
             ),
             'GetResidency': grpc.unary_unary_rpc_method_handler(
                     servicer.GetResidency,
@@ -151,6 +185,60 @@ class WorkerService:
             '/premoe.worker.v1.WorkerService/Probe',
             premoe_dot_worker_dot_v1_dot_worker__pb2.ProbeRequest.SerializeToString,
             premoe_dot_worker_dot_v1_dot_worker__pb2.ProbeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/premoe.worker.v1.WorkerService/Tokenize',
+            premoe_dot_worker_dot_v1_dot_worker__pb2.TokenizeRequest.SerializeToString,
+            premoe_dot_worker_dot_v1_dot_worker__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/premoe.worker.v1.WorkerService/Detokenize',
+            premoe_dot_worker_dot_v1_dot_worker__pb2.DetokenizeRequest.SerializeToString,
+            premoe_dot_worker_dot_v1_dot_worker__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

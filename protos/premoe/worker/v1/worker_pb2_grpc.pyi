@@ -37,6 +37,10 @@ class WorkerServiceStub:
     """Generates tokens. Not idempotent when sampling without a seed. Cancel stops the sequence at the next step."""
     Probe: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ProbeRequest, _worker_pb2.ProbeResponse]
     """Computes the routing signature of a prompt; needs no routed expert. Idempotent."""
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_worker_pb2.TokenizeRequest, _worker_pb2.TokenizeResponse]
+    """Turns a prompt into the token ids that Generate would run on. Idempotent."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DetokenizeRequest, _worker_pb2.DetokenizeResponse]
+    """Turns token ids into text. Idempotent."""
     GetResidency: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetResidencyRequest, _worker_pb2.GetResidencyResponse]
     """Says which experts are resident. Idempotent."""
 
@@ -49,6 +53,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Generates tokens. Not idempotent when sampling without a seed. Cancel stops the sequence at the next step."""
     Probe: _aio.UnaryUnaryMultiCallable[_worker_pb2.ProbeRequest, _worker_pb2.ProbeResponse]  # type: ignore[assignment]
     """Computes the routing signature of a prompt; needs no routed expert. Idempotent."""
+    Tokenize: _aio.UnaryUnaryMultiCallable[_worker_pb2.TokenizeRequest, _worker_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """Turns a prompt into the token ids that Generate would run on. Idempotent."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_worker_pb2.DetokenizeRequest, _worker_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Turns token ids into text. Idempotent."""
     GetResidency: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetResidencyRequest, _worker_pb2.GetResidencyResponse]  # type: ignore[assignment]
     """Says which experts are resident. Idempotent."""
 
@@ -70,6 +78,22 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.ProbeResponse, _abc.Awaitable[_worker_pb2.ProbeResponse]]:
         """Computes the routing signature of a prompt; needs no routed expert. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _worker_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.TokenizeResponse, _abc.Awaitable[_worker_pb2.TokenizeResponse]]:
+        """Turns a prompt into the token ids that Generate would run on. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _worker_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.DetokenizeResponse, _abc.Awaitable[_worker_pb2.DetokenizeResponse]]:
+        """Turns token ids into text. Idempotent."""
 
     @_abc_1.abstractmethod
     def GetResidency(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2
 
@@ -13,11 +15,13 @@ from premoe_gateway.domain import (
     Finished,
     FinishReason,
     PatternChoice,
+    PlaceLogprobs,
     Prompt,
     Recommended,
     Sampling,
     Started,
     Swap,
+    TokenLogprob,
     Turn,
     WorkerState,
 )
@@ -78,7 +82,8 @@ def event(response: worker_pb2.GenerateResponse) -> Event:
     if kind == "started":
         return _started(response.started)
     if kind == "delta":
-        return Delta(response.delta.text)
+        delta = response.delta
+        return Delta(delta.text, _places(delta.logprobs), _places(delta.prompt_logprobs))
     if kind == "finished":
         return _finished(response.finished)
     raise Unavailable("the worker sent an event of an unknown kind", reason="UNKNOWN_EVENT")
@@ -122,7 +127,7 @@ def _recommended(residency: worker_pb2.GetResidencyResponse) -> Recommended:
     if not residency.HasField("recommended"):
         return Recommended()
     said = residency.recommended
-    return Recommended(said.temperature, said.top_p or 1.0, said.top_k)
+    return Recommended(said.temperature, said.top_p or 1.0, said.top_k, said.min_p, said.repetition_penalty or 1.0)
 
 
 def _sampling(sampling: Sampling, recommended: Recommended) -> worker_pb2.Sampling:
@@ -133,11 +138,31 @@ def _sampling(sampling: Sampling, recommended: Recommended) -> worker_pb2.Sampli
         top_k=recommended.top_k if sampling.top_k is None else sampling.top_k,
         stop=sampling.stop,
         seed=sampling.seed,
+        min_p=recommended.min_p if sampling.min_p is None else sampling.min_p,
+        repetition_penalty=(
+            recommended.repetition_penalty if sampling.repetition_penalty is None else sampling.repetition_penalty
+        ),
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        min_tokens=sampling.min_tokens,
+        ignore_eos=sampling.ignore_eos,
+        stop_token_ids=sampling.stop_token_ids,
+        logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
     )
 
 
 def _format(wanted: AnswerFormat | None) -> worker_pb2.AnswerFormat | None:
     return None if wanted is None else worker_pb2.AnswerFormat(json_schema=wanted.schema, strict=wanted.strict)
+
+
+def _places(places: Iterable[worker_pb2.PlaceLogprobs]) -> tuple[PlaceLogprobs, ...]:
+    return tuple(PlaceLogprobs(_token(place.chosen), tuple(map(_token, place.top))) for place in places)
+
+
+def _token(token: worker_pb2.TokenLogprob) -> TokenLogprob:
+    return TokenLogprob(token.text, token.special, token.logprob if token.HasField("logprob") else None)
 
 
 def _started(started: worker_pb2.Started) -> Started:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -11,7 +11,7 @@ from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.errors import rpc_errors
 
 from premoe_gateway.adapters import messages
-from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, Recommended, WorkerState
+from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, Recommended, Tokens, WorkerState
 from premoe_runtime.formats.errors import Unavailable
 
 _SERVICE = "premoe.worker.v1.WorkerService"
@@ -50,6 +50,18 @@ class GrpcWorker:
             request = worker_pb2.ProbeRequest(prompt=messages.prompt_message(prompt))
             response = await self._worker.Probe(request, timeout=timeout_s)
         return list(response.signature), response.weights_id
+
+    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
+        with rpc_errors(self._peer):
+            request = worker_pb2.TokenizeRequest(prompt=messages.prompt_message(prompt), plain=plain, model=model)
+            response = await self._worker.Tokenize(request, timeout=timeout_s)
+        return Tokens(tuple(response.ids), tuple(response.names), response.context_length)
+
+    async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:
+        with rpc_errors(self._peer):
+            request = worker_pb2.DetokenizeRequest(ids=ids, skip_special=skip_special, model=model)
+            response = await self._worker.Detokenize(request, timeout=timeout_s)
+        return response.text
 
     async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
         call = self._worker.Generate(messages.generate_request(ask, choice, self._recommended), timeout=timeout_s)

@@ -23,14 +23,18 @@ from starlette.routing import Route
 from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.console.description import paths
 from premoe_gateway.console.routes import Console
-from premoe_gateway.domain import Ask, Delta, Event, Finished, Recognition, Started
+from premoe_gateway.domain import Delta, Event, Finished, PlaceLogprobs, Recognition, Started
+from premoe_gateway.echo import echoed
 from premoe_gateway.http.calls import HEADER, CallMiddleware, call_of
+from premoe_gateway.http.docs import docs
 from premoe_gateway.http.door import Door
 from premoe_gateway.http.paths import OPEN
 from premoe_gateway.http.refusals import refusal
+from premoe_gateway.http.tokens import token_routes
 from premoe_gateway.http.tracing import TraceMiddleware, describe
 from premoe_gateway.openai import answers
 from premoe_gateway.openai.description import description
+from premoe_gateway.openai.logprobs import Shape
 from premoe_gateway.openai.requests import Order, parse_chat, parse_completion
 from premoe_gateway.sequences import Sequence, merged
 from premoe_gateway.service import Gateway
@@ -64,6 +68,7 @@ def create_app(
     """
     created = int(time.time()) if started is None else started
     body = partial(_body, limit=max_body_bytes)
+    described = description(None if keyring is None else OPEN, {} if console is None else paths())
     routes = [
         Route("/v1/chat/completions", _endpoint(gateway, "chat", body, parse_chat), methods=["POST"]),
         Route("/v1/completions", _endpoint(gateway, "text", body, parse_completion), methods=["POST"]),
@@ -73,7 +78,9 @@ def create_app(
         Route("/ready", partial(_health, gateway, keyring), methods=["GET"]),
         Route("/healthz", _alive, methods=["GET"]),
         Route("/version", _version, methods=["GET"]),
-        Route("/openapi.json", partial(_openapi, keyring, console), methods=["GET"]),
+        Route("/openapi.json", partial(_openapi, described), methods=["GET"]),
+        Route("/docs", partial(docs, described), methods=["GET"]),
+        *token_routes(gateway, body),
         *(() if console is None else console.routes),
     ]
     app = Starlette(
@@ -114,40 +121,52 @@ _PREFIX = {"chat": "chatcmpl", "text": "cmpl"}
 
 
 async def _answer(gateway: Gateway, head: answers.Head, order: Order) -> Response:
+    sequences = await _sequences(gateway, head, order)
+    document = answers.whole(head, await _all([_choice(sequence) for sequence in sequences]))
+    return JSONResponse(document, headers=_headers(sequences[0].recognition))
+
+
+async def _sequences(gateway: Gateway, head: answers.Head, order: Order) -> list[Sequence]:
+    """Those of all choices, their patterns decided; none has begun."""
     recognitions = await _all([gateway.recognise(ask) for ask in order.asks])
-    sequences = [_choice(gateway, ask, index, recognitions[index]) for index, ask in order.choices()]
-    document = answers.whole(head, await _all(sequences))
-    return JSONResponse(document, headers=_headers(recognitions[0]))
+    prompts = await _all([gateway.text_of(ask) for ask in order.asks]) if order.echo else [""] * len(order.asks)
+    found = []
+    for index, ask in order.choices():
+        events = gateway.generate(ask, recognitions[index].choice)
+        if order.echo:
+            events = echoed(events, prompts[index], order.echo)
+        shape = None if ask.sampling.logprobs is None else Shape(head.kind, prompts[index])
+        found.append(Sequence(index, recognitions[index], events, shape))
+    return found
 
 
-async def _choice(gateway: Gateway, ask: Ask, prompt: int, recognition: Recognition) -> answers.Choice:
+async def _choice(sequence: Sequence) -> answers.Choice:
     started: Started | None = None
     text: list[str] = []
-    async with aclosing(gateway.generate(ask, recognition.choice)) as events:
+    places: list[PlaceLogprobs] = []
+    async with aclosing(sequence.events) as events:
         async for event in events:
             if isinstance(event, Started):
                 started = event
             elif isinstance(event, Delta):
                 text.append(event.text)
+                places += event.logprobs
             elif started is not None:
-                return answers.Choice(prompt, "".join(text), started, event, recognition)
+                logprobs = None if sequence.shape is None else sequence.shape.of(places)
+                return answers.Choice(sequence.prompt, "".join(text), started, event, sequence.recognition, logprobs)
     raise _cut()
 
 
 async def _begin_stream(gateway: Gateway, head: answers.Head, order: Order) -> Response:
     """Wait for the first events, so that a refusal still gets its own HTTP status, then stream the rest."""
-    recognitions = await _all([gateway.recognise(ask) for ask in order.asks])
-    sequences = [
-        Sequence(index, recognitions[index], gateway.generate(ask, recognitions[index].choice))
-        for index, ask in order.choices()
-    ]
+    sequences = await _sequences(gateway, head, order)
     try:
         await _all([sequence.begin() for sequence in sequences])
     except BaseException:
         await asyncio.gather(*(sequence.events.aclose() for sequence in sequences), return_exceptions=True)
         raise
     stream = _server_sent(head, order, sequences)
-    headers = {"cache-control": "no-cache", **_headers(recognitions[0])}
+    headers = {"cache-control": "no-cache", **_headers(sequences[0].recognition)}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
 
@@ -190,8 +209,10 @@ async def _chunks(
             yield opening
     ended: list[answers.Choice] = []
     async for index, event in events:
-        if isinstance(event, Delta) and event.text:
-            yield answers.piece(head, index, event.text)
+        if isinstance(event, Delta) and (event.text or event.logprobs):
+            shape = sequences[index].shape
+            logprobs = shape.of(event.logprobs) if shape is not None and event.logprobs else None
+            yield answers.piece(head, index, event.text, logprobs)
         elif isinstance(event, Finished):
             sequence = sequences[index]
             ended.append(answers.Choice(sequence.prompt, "", sequence.started, event, sequence.recognition))
@@ -283,8 +304,8 @@ async def _version(request: Request) -> Response:
     return JSONResponse({"version": version("premoe")})
 
 
-async def _openapi(keyring: Keyring | None, console: Console | None, request: Request) -> Response:
-    return JSONResponse(description(None if keyring is None else OPEN, {} if console is None else paths()))
+async def _openapi(described: answers.Json, request: Request) -> Response:
+    return JSONResponse(described)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:

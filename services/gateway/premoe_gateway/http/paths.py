@@ -4,7 +4,7 @@ from __future__ import annotations
 
 PROBES = frozenset({"/health", "/healthz", "/ready"})
 """What machines ask every few seconds."""
-OPEN = PROBES | {"/version", "/openapi.json"}
+OPEN = PROBES | {"/version", "/openapi.json", "/docs"}
 """They tell what every gateway of this version would, and whether this one serves."""
 _PAGE, _PAGE_FILES, _PAGE_DATA = "/", "/console/", "/premoe/"
 

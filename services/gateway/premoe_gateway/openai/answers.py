@@ -7,10 +7,10 @@ router's probability mass it kept, and what had to be moved.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
-from premoe_gateway.domain import Finished, Recognition, Started, WorkerState
+from premoe_gateway.domain import Finished, Recognition, Sampling, Started, WorkerState
 from premoe_gateway.openai.messages import BadParameter, whole_text
 from premoe_runtime.formats.errors import (
     Conflict,
@@ -41,7 +41,12 @@ _STATUS_OF_REASON = {
     "UNKNOWN_TASK": 422,
     "DEADLINE_EXCEEDED": 504,
 }
-_PARAM_OF_REASON = {"RESPONSE_FORMAT_INVALID": "response_format"}
+_PARAM_OF_REASON = {
+    **{f"{name.upper()}_INVALID": name for name in (*(f.name for f in fields(Sampling)), "active_experts", "tokens")},
+    "PROMPT_LOGPROBS_INVALID": "logprobs",
+    "RESPONSE_FORMAT_INVALID": "response_format",
+    "MODEL_MISSING": "model",
+}
 """Fields that only a worker can judge."""
 _LONGEST_MESSAGE = 500
 
@@ -69,6 +74,7 @@ class Choice:
     started: Started
     finished: Finished
     recognition: Recognition
+    logprobs: Json | None = None
 
     @property
     def record(self) -> Json:
@@ -79,7 +85,7 @@ def whole(head: Head, choices: Sequence[Choice]) -> Json:
     """A complete answer, for requests that do not stream. Of several choices each has its own `premoe` object, too."""
     listed: list[Json] = []
     for index, choice in enumerate(choices):
-        entry: Json = {"index": index, "finish_reason": _FINISH[choice.finished.reason], "logprobs": None}
+        entry: Json = {"index": index, "finish_reason": _FINISH[choice.finished.reason], "logprobs": choice.logprobs}
         if head.kind == "chat":
             entry["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
         else:
@@ -98,9 +104,9 @@ def opening(head: Head, index: int) -> Json | None:
     return _chunk(head, index, {"role": "assistant", "content": ""}, None) if head.kind == "chat" else None
 
 
-def piece(head: Head, index: int, text: str) -> Json:
-    """A chunk of text."""
-    return _chunk(head, index, {"content": text} if head.kind == "chat" else text, None)
+def piece(head: Head, index: int, text: str, logprobs: Json | None) -> Json:
+    """A chunk of text, with the log probabilities of the tokens that have come."""
+    return _chunk(head, index, {"content": text} if head.kind == "chat" else text, None, logprobs)
 
 
 def closing(head: Head, index: int, choice: Choice) -> Json:
@@ -195,7 +201,7 @@ def _shown(text: str) -> str:
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
 
-def _chunk(head: Head, index: int, content: object, finish: str | None) -> Json:
+def _chunk(head: Head, index: int, content: object, finish: str | None, logprobs: Json | None = None) -> Json:
     key = "delta" if head.kind == "chat" else "text"
-    choice = {"index": index, key: content, "finish_reason": finish, "logprobs": None}
+    choice = {"index": index, key: content, "finish_reason": finish, "logprobs": logprobs}
     return {**head.base(chunk=True), "choices": [choice]}

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from premoe_gateway.openai.requests import IGNORED, ONLY, ChatBody, CompletionBody
+from premoe_gateway.openai.tokens import DetokenizeBody, TokenizeBody
 
 Json = dict[str, Any]
 
@@ -50,6 +51,17 @@ _MODELS: Json = {
     "required": ["object", "data"],
     "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _MODEL}},
 }
+_TOKENS: Json = {
+    "type": "object",
+    "required": ["count", "max_model_len", "tokens", "token_strs"],
+    "properties": {
+        "count": {"type": "integer"},
+        "max_model_len": {"type": "integer"},
+        "tokens": {"type": "array", "items": {"type": "integer"}},
+        "token_strs": {"type": ["array", "null"], "items": {"type": "string"}},
+    },
+}
+_TEXT: Json = {"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}}
 _STATUS: Json = {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}}
 _VERSION: Json = {"type": "object", "required": ["version"], "properties": {"version": {"type": "string"}}}
 
@@ -64,6 +76,8 @@ def description(open_paths: Collection[str] | None, more: Json) -> Json:
         "paths": {
             "/v1/chat/completions": {"post": _answering(ChatBody.model_json_schema(), "Answer a conversation.")},
             "/v1/completions": {"post": _answering(CompletionBody.model_json_schema(), "Continue a prompt.")},
+            "/tokenize": {"post": _asking(TokenizeBody.model_json_schema(), "Tokens of a prompt.", _TOKENS)},
+            "/detokenize": {"post": _asking(DetokenizeBody.model_json_schema(), "Text of tokens.", _TEXT)},
             "/v1/models": {"get": _getting("What is served.", {200: ("All of it.", _MODELS)})},
             "/v1/models/{name}": {
                 "parameters": [name],
@@ -92,10 +106,15 @@ def reading(summary: str, schema: Json, *refusals: int) -> Json:
 
 
 def _answering(body: Json, summary: str) -> Json:
-    answers = {code: (text, _ERROR) for code, text in _REFUSALS.items()}
-    operation = _getting(summary, {200: ("The answer.", _ANSWER), **answers})
+    operation = _asking(body, summary, _ANSWER)
     # A stream is a sequence of such events, which JSON schema cannot describe.
     operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    return operation
+
+
+def _asking(body: Json, summary: str, answer: Json) -> Json:
+    answers = {code: (text, _ERROR) for code, text in _REFUSALS.items()}
+    operation = _getting(summary, {200: ("The answer.", answer), **answers})
     content = {"application/json": {"schema": _with_every_field(body)}}
     return {**operation, "requestBody": {"required": True, "content": content}}
 
@@ -112,10 +131,12 @@ def _with_every_field(body: Json) -> Json:
     """The model's schema with what is passed over, and with what is taken only where it asks for nothing."""
     definitions = body.pop("$defs", {})
     properties: Json = {
-        name: _inlined(schema, definitions) if name in body["required"] else _or_null(_inlined(schema, definitions))
+        name: _inlined(schema, definitions)
+        if name in body.get("required", [])
+        else _or_null(_inlined(schema, definitions))
         for name, schema in body["properties"].items()
     }
-    only = {name: {"enum": [*values, None]} for name, values in ONLY.items()}
+    only = {name: {"enum": [*values, None]} for name, values in ONLY.items() if name not in properties}
     return {**body, "properties": {**properties, **only, **{name: {} for name in sorted(IGNORED)}}}
 
 

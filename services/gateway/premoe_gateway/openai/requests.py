@@ -15,9 +15,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from premoe_gateway.domain import Ask, Prompt, Sampling
+from premoe_gateway.domain import Ask, Prompt, Sampling, Turn
+from premoe_gateway.echo import Echo
 from premoe_gateway.openai.formats import RESPONSE_FORMAT, parse_format
 from premoe_gateway.openai.messages import MESSAGES, BadParameter, turn_of, whole_text
+from premoe_gateway.openai.sampling import MAX_SEED, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods
 
 IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -25,12 +27,8 @@ IGNORED = {
 }  # fmt: skip
 ONLY: Mapping[str, tuple[object, ...]] = {
     "best_of": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "echo": (False,),
     "suffix": ("",),
-    "logprobs": (False,),
     "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -42,16 +40,9 @@ ONLY: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "prediction": (),
     "web_search_options": (),
-    "min_p": (0,),
-    "repetition_penalty": (1,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "stop_token_ids": ([],),
 }
-"""Parameters that change the answer and are not supported, with the values that ask for nothing."""
-_MAX_SEED = 2**64
-_UINT32 = 2**32 - 1
-_MAX_STOPS = 4
+"""Parameters that change the answer and are not supported (by every kind of request that does not name them below),
+with the values that ask for nothing."""
 _MAX_CHOICES = 128
 """Of a request, all its prompts together."""
 _COMPLETION_TOKENS = 16
@@ -60,13 +51,17 @@ _COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A request and how its answer is to be sent: ``n`` choices for ``ask`` and for each of the ``others``."""
+    """A request and how its answer is to be sent: ``n`` choices for ``ask`` and for each of the ``others``.
+
+    ``echo``: each begins with its prompt, or is that "only".
+    """
 
     ask: Ask
     stream: bool
     include_usage: bool
     n: int = 1
     others: tuple[str | tuple[int, ...], ...] = ()
+    echo: Echo = ""
 
     @property
     def asks(self) -> tuple[Ask, ...]:
@@ -82,7 +77,7 @@ def _reseeded(ask: Ask, copy: int) -> Ask:
     seed = ask.sampling.seed
     if seed is None or not copy:
         return ask
-    return replace(ask, sampling=replace(ask.sampling, seed=(seed + copy) % _MAX_SEED))
+    return replace(ask, sampling=replace(ask.sampling, seed=(seed + copy) % MAX_SEED))
 
 
 def _text(value: object) -> object:
@@ -91,27 +86,11 @@ def _text(value: object) -> object:
     return whole_text(value)
 
 
-_Text = Annotated[str, BeforeValidator(_text)]
+Text = Annotated[str, BeforeValidator(_text)]
 
 
-def _stops(value: object) -> object:
-    stops = [value] if isinstance(value, str) else value
-    if not isinstance(stops, list) or len(stops) > _MAX_STOPS or not all(isinstance(s, str) and s for s in stops):
-        raise PydanticCustomError("stop", f"must be a string or a list of at most {_MAX_STOPS}, none of them empty")
-    return [whole_text(stop) for stop in stops]
-
-
-def _number(value: object) -> object:
-    if isinstance(value, bool | str):
-        raise PydanticCustomError("number", "must be a number")
-    return value
-
-
-_Int = Annotated[int, BeforeValidator(_number)]
-_Float = Annotated[float, BeforeValidator(_number)]
 _STRING = {"type": "string"}
-_STOP = {"type": "string", "minLength": 1}
-_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": _UINT32}}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": UINT32}}
 _PROMPT = {
     "anyOf": [
         _STRING,
@@ -120,7 +99,6 @@ _PROMPT = {
         {"type": "array", "minItems": 1, "maxItems": _MAX_CHOICES, "items": _IDS},
     ]
 }
-_STOPS = {"anyOf": [_STOP, {"type": "array", "maxItems": _MAX_STOPS, "items": _STOP}]}
 
 
 class _StreamOptions(BaseModel):
@@ -131,34 +109,16 @@ class _StreamOptions(BaseModel):
     include_usage: StrictBool | None = None
 
 
-class _Common(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    model: _Text
+class _Common(SamplingFields):
+    model: Text
     stream: StrictBool = False
     stream_options: _StreamOptions = _StreamOptions()
-    temperature: _Float | None = Field(default=None, ge=0, le=2)
-    top_p: _Float | None = Field(default=None, gt=0, le=1)
-    stop: Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(_STOPS)] = ()
-    seed: _Int | None = Field(default=None, ge=-(2**63), lt=_MAX_SEED)
-    max_tokens: _Int | None = Field(default=None, ge=1, le=_UINT32)
-    top_k: _Int | None = Field(default=None, ge=-1, le=_UINT32)
-    """Not OpenAI's, but other servers have it; 0 and -1 mean off."""
-    n: Annotated[int, BeforeValidator(_number)] = Field(default=1, ge=1, le=_MAX_CHOICES)
-    pattern: _Text = ""
-    active_experts: _Int | None = Field(default=None, ge=1, le=_UINT32)
+    n: Int = Field(default=1, ge=1, le=_MAX_CHOICES)
+    pattern: Text = ""
+    active_experts: Int | None = Field(default=None, ge=1, le=UINT32)
     response_format: Annotated[Any, WithJsonSchema(RESPONSE_FORMAT)] = None
 
-    def order(self, prompt: Prompt, max_tokens: int, others: tuple[str | tuple[int, ...], ...] = ()) -> Order:
-        seed = None if self.seed is None else self.seed % _MAX_SEED
-        sampling = Sampling(
-            max_tokens,
-            self.temperature,
-            self.top_p,
-            self.stop,
-            seed,
-            None if self.top_k is None else max(0, self.top_k),
-        )
+    def order(self, prompt: Prompt, sampling: Sampling, others: tuple[str | tuple[int, ...], ...] = ()) -> Order:
         shape = parse_format(self.response_format)
         ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts, shape)
         if self.n * (1 + len(others)) > _MAX_CHOICES:
@@ -166,38 +126,53 @@ class _Common(BaseModel):
         return Order(ask, self.stream, bool(self.stream_options.include_usage), self.n, others)
 
 
-class ChatBody(_Common):
+class ChatBody(_Common, ChatLikelihoods):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Any], WithJsonSchema(MESSAGES)]
-    max_completion_tokens: _Int | None = Field(default=None, ge=1, le=_UINT32)
+    max_completion_tokens: Int | None = Field(default=None, ge=1, le=UINT32)
 
 
-class CompletionBody(_Common):
+class CompletionBody(_Common, TextLikelihoods):
     """POST /v1/completions."""
 
     prompt: Annotated[Any, WithJsonSchema(_PROMPT)]
+    max_tokens: Int | None = Field(default=None, ge=0, le=UINT32)
 
 
-_M = TypeVar("_M", bound=_Common)
+_M = TypeVar("_M", bound=BaseModel)
 
 
 def parse_chat(body: bytes) -> Order:
     """Read a /v1/chat/completions body. Raises BadParameter."""
-    chat = _validate(ChatBody, body)
-    turns = tuple(turn_of(message, f"messages[{index}]") for index, message in enumerate(chat.messages))
+    chat = validate(ChatBody, body)
+    turns = chat_turns(chat.messages)
+    most = chat.max_completion_tokens or chat.max_tokens or 0
+    return chat.order(turns, chat.sampling(most, logprobs=chat.asked()))
+
+
+def chat_turns(messages: list[Any]) -> tuple[Turn, ...]:
+    """A conversation that can be answered. Raises BadParameter."""
+    turns = tuple(turn_of(message, f"messages[{index}]") for index, message in enumerate(messages))
     if not turns:
         raise BadParameter("messages: must hold at least one message", "messages")
     if turns[-1].role != "user":
         raise BadParameter("messages: the last message must be the user's", "messages")
-    return chat.order(turns, chat.max_completion_tokens or chat.max_tokens or 0)
+    return turns
 
 
 def parse_completion(body: bytes) -> Order:
     """Read a /v1/completions body. Raises BadParameter."""
-    completion = _validate(CompletionBody, body)
+    completion = validate(CompletionBody, body)
     first, *others = _prompts(completion.prompt)
-    return completion.order(first, completion.max_tokens or _COMPLETION_TOKENS, tuple(others))
+    most = _COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
+    echo: Echo = "" if not completion.echo else "prompt" if most else "only"
+    if not (most or completion.echo):
+        raise BadParameter("max_tokens: must be at least 1, or 0 with echo", "max_tokens")
+    likelihoods = completion.logprobs
+    # An engine makes one token at least.
+    sampling = completion.sampling(most or 1, logprobs=likelihoods, prompt_logprobs=likelihoods if echo else None)
+    return replace(completion.order(first, sampling, tuple(others)), echo=echo)
 
 
 def _prompts(prompt: object) -> list[str | tuple[int, ...]]:
@@ -211,7 +186,7 @@ def _one_prompt(prompt: object) -> str | tuple[int, ...]:
     if isinstance(prompt, str):
         return whole_text(prompt)
     if isinstance(prompt, list) and all(type(item) is int for item in prompt):
-        if not all(0 <= item <= _UINT32 for item in prompt):
+        if not all(0 <= item <= UINT32 for item in prompt):
             raise BadParameter("prompt: token ids must lie in the model's vocabulary", "prompt")
         return tuple(prompt)
     raise BadParameter("prompt: must be a string, a list of token ids, or a list of such prompts", "prompt")
@@ -234,16 +209,15 @@ def _no_number(name: str) -> object:
     raise ValueError(f"{name} is not a number that JSON knows")
 
 
-def _validate(kind: type[_M], body: bytes) -> _M:
+def validate(kind: type[_M], body: bytes) -> _M:
     fields = {name: value for name, value in read_object(body).items() if name not in IGNORED}
-    for name in ONLY:
-        if name not in fields:
-            continue
+    only = ONLY.keys() - kind.model_fields.keys()
+    for name in [name for name in fields if name in only]:
         # Compared by type too: logprobs 0 asks /v1/completions for something, False does not.
         if not any(value == fields[name] and type(value) is type(fields[name]) for value in _asks_nothing(name)):
             raise BadParameter(f"{name} is not supported", name, "UNSUPPORTED_PARAMETER")
     try:
-        return kind.model_validate({name: value for name, value in fields.items() if name not in ONLY})
+        return kind.model_validate({name: value for name, value in fields.items() if name not in only})
     except ValidationError as error:
         raise _fault(error) from None
 
