@@ -18,6 +18,7 @@ from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
 from premoe_gateway.console.routes import Console
 from premoe_gateway.http.app import create_app
+from premoe_gateway.http.certificate import certificate_of
 from premoe_gateway.http.protocol import ClientBounds
 from premoe_gateway.http.server import HttpServer
 from premoe_gateway.metrics import GatewayMetrics
@@ -71,6 +72,7 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
             grace_s=settings.grace_s,
             log_level=settings.log_level,
             keep_alive_s=settings.keep_alive_s,
+            certificate=certificate_of(settings.http_tls_cert, settings.http_tls_key),
             bounds=ClientBounds(settings.receive_timeout_s, settings.send_timeout_s, settings.max_connections),
         )
 

@@ -27,6 +27,11 @@ class GatewaySettings(ServerSettings):
     """Address of the HTTP API. `host` and `port` are those of the gRPC health service."""
     http_port: int = Field(default=8000, ge=0, le=65535)
     """Port of the HTTP API; 0 takes a free one, which the ready line names."""
+    http_tls_cert: str = ""
+    """PEM file of the HTTP API's certificate chain; with `http_tls_key` it speaks HTTPS. The files are read again when
+    they change. `tls_cert` and its like are for calls between our own processes."""
+    http_tls_key: str = ""
+    """PEM file of its private key, without a passphrase."""
     workers: Names
     """Workers, separated by commas: `host:port`, or `dns:///name:port` for all addresses behind a name, looked up again
     and again. With names, or with nothing at all, the gateway is ready before any worker is."""

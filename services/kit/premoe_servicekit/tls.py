@@ -103,17 +103,20 @@ class Tls:
             context.load_verify_locations(self.ca)
         except (ssl.SSLError, OSError):
             raise _invalid(f"TLS authority {self.ca} holds no certificates in PEM") from None
-        try:
-            # A key with a passphrase must not make OpenSSL ask the terminal for it.
-            context.load_cert_chain(self.cert, self.key, password=lambda: "")
-        except ssl.SSLError as error:
-            if error.reason == "KEY_VALUES_MISMATCH":
-                raise _invalid(f"TLS key {self.key} does not belong to certificate {self.cert}") from None
-            raise _invalid(
-                f"TLS certificate {self.cert} and key {self.key} are not both PEM without a passphrase"
-            ) from None
-        except OSError as error:
-            raise _invalid(f"TLS certificate {self.cert} or key {self.key}: {error.strerror}") from None
+        load_pair(context, self.cert, self.key)
+
+
+def load_pair(context: ssl.SSLContext, cert: Path, key: Path) -> None:
+    """Give a context its certificate chain and key. Raises InvalidInput (TLS_INVALID)."""
+    try:
+        # A key with a passphrase must not make OpenSSL ask the terminal for it.
+        context.load_cert_chain(cert, key, password=lambda: "")
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise _invalid(f"TLS key {key} does not belong to certificate {cert}") from None
+        raise _invalid(f"TLS certificate {cert} and key {key} are not both PEM without a passphrase") from None
+    except OSError as error:
+        raise _invalid(f"TLS certificate {cert} or key {key}: {error.strerror}") from None
 
 
 def tls_of(settings: ProcessSettings) -> Tls | None:

@@ -11,6 +11,7 @@ import uvicorn
 from premoe_servicekit.server import check_port_is_free
 from starlette.types import ASGIApp
 
+from premoe_gateway.http.certificate import Certificate
 from premoe_gateway.http.protocol import MAX_HEAD_BYTES, ClientBounds, bounded
 from premoe_gateway.settings import KEEP_ALIVE_S
 
@@ -46,6 +47,7 @@ class HttpServer:
         log_level: str = "warning",
         keep_alive_s: float = KEEP_ALIVE_S,
         bounds: ClientBounds = ClientBounds(),
+        certificate: Certificate | None = None,
     ) -> None:
         self._host = host
         self._port = port
@@ -59,6 +61,7 @@ class HttpServer:
             server_header=False,
             http=bounded(bounds),  # h11, not what else may be installed: parsers differ in what they refuse
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            ssl_context_factory=None if certificate is None else lambda config, default: certificate.context(),
             workers=1,  # or uvicorn reads a variable of the platform
             ws="none",
             loop="asyncio",
@@ -78,7 +81,7 @@ class HttpServer:
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
         await self._server.listening.wait()
         host = f"[{self._host}]" if ":" in self._host else self._host
-        self.url = f"http://{host}:{port}"
+        self.url = f"{'https' if self.config.is_ssl else 'http'}://{host}:{port}"
         return self.url
 
     async def stop(self, force: asyncio.Event, cut: Callable[[], Awaitable[None]] | None = None) -> None:
