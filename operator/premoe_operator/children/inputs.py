@@ -29,6 +29,11 @@ class Owner:
     generation: int
 
 
+def worker_name(model: str) -> str:
+    """Name of the Service and the Deployment of a PrunedModel's workers."""
+    return f"{model}-worker"
+
+
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """Everything that children depend on."""
@@ -51,7 +56,7 @@ class Inputs:
 
     @property
     def worker_name(self) -> str:
-        return f"{self.owner.name}-worker"
+        return worker_name(self.owner.name)
 
     @property
     def served_name(self) -> str:

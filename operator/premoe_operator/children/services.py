@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from premoe_operator.api.release import ReleaseService
 from premoe_operator.api.resources import ServiceRef
-from premoe_operator.children.inputs import GRPC_PORT, Inputs
+from premoe_operator.children.inputs import GRPC_PORT, Inputs, worker_name
+from premoe_operator.kube.objects import ModelKey
 
 
 def expert_store(inputs: Inputs) -> ReleaseService:
@@ -30,6 +31,11 @@ def workers(inputs: Inputs) -> ReleaseService:
 def grpc_endpoint(inputs: Inputs) -> str:
     """GRPC target of all workers."""
     return grpc_target(workers(inputs))
+
+
+def worker_target(model: ModelKey) -> str:
+    """The same, of a PrunedModel of which only the name matters."""
+    return grpc_target(ReleaseService(name=worker_name(model.name), namespace=model.namespace, port=GRPC_PORT))
 
 
 def _resolved(inputs: Inputs, named: ServiceRef | None, default: ReleaseService) -> ReleaseService:

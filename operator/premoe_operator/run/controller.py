@@ -27,6 +27,7 @@ from premoe_operator.kube.watches import WatchClock, build_registry, configure, 
 from premoe_operator.run.metrics import Metrics
 from premoe_operator.run.namespaces import NamespaceClaims
 from premoe_operator.run.preload_watch import PreloadWatch, Workers
+from premoe_operator.run.publisher import WorkersPublisher
 from premoe_operator.run.queue import WorkQueue
 from premoe_operator.run.reconciler import ExpertStore, Outcome, Reconciler, inventory
 from premoe_operator.run.settings import OperatorSettings
@@ -76,6 +77,7 @@ class Controller:
             models=self._cache.models,
             concern=self._concern,
         )
+        self._publisher = WorkersPublisher(cluster, settings.namespace, settings.workers_config_map, self._served)
         self._clock = WatchClock(self._on_list)
         self._collections = {
             f"/{kind.path(namespace)}": (kind, namespace)
@@ -110,6 +112,8 @@ class Controller:
         tasks += [asyncio.create_task(self._resync_regularly()), asyncio.create_task(self._resync_relisted())]
         if self._settings.lease_name:
             tasks.append(asyncio.create_task(self._claims.keep()))
+        if self._settings.workers_config_map:
+            tasks.append(asyncio.create_task(self._publisher.keep()))
         kopf_stop = asyncio.Event()
         self._clock.expect(self._collections)
         informers = asyncio.create_task(self._run_kopf(kopf_stop, take_signals))
@@ -150,6 +154,11 @@ class Controller:
     def _concern(self, models: Iterable[ModelKey]) -> None:
         for model in models:
             self._queue.add(model)
+        self._publisher.news()
+
+    def _served(self) -> list[ModelKey]:
+        """Our PrunedModels."""
+        return [key for key in map(model_key, self._cache.models()) if self._claims.is_ours(key.namespace)]
 
     async def _synced(self, stop: asyncio.Event) -> bool:
         """Whether the first lists are complete; False: ``stop`` came before."""

@@ -52,6 +52,10 @@ class NamespaceClaims:
                 return ""
             return self._others.get(namespace) or await self._look(namespace)
 
+    def is_ours(self, namespace: str) -> bool:
+        """Whether no other release is known to serve the namespace."""
+        return not self._others.get(namespace)
+
     async def keep(self) -> None:
         """Renew what is ours, and see whether what is not has become free."""
         while True:

@@ -28,6 +28,8 @@ class OperatorSettings(ProcessSettings):
     """Watch cert-manager Certificates, where the API server has them."""
     release_file: str = Field(min_length=1)
     """JSON file with what the release gives every worker: image, store, gateway, TLS, tracing."""
+    workers_config_map: str = ""
+    """ConfigMap of our namespace in which gateways read where workers of other namespaces are; empty: none."""
     lease_name: str = "premoe-operator"
     """Lease that decides which replica acts; empty: act without one, for a single local process."""
     lease_duration_s: float = Field(default=15.0, ge=1)

@@ -25,7 +25,7 @@ from premoe_gateway.metrics import GatewayMetrics
 from premoe_gateway.pool import WorkerPool
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import GatewaySettings
-from premoe_gateway.targets import Targets
+from premoe_gateway.targets import Published, Targets
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
             on_unknown=settings.on_unknown or None,
             timeout_s=settings.request_timeout_s,
         )
-        targets = Targets(settings.workers)
+        published = Published(Path(settings.workers_file)) if settings.workers_file else None
+        targets = Targets(settings.workers, published)
         pool = WorkerPool(
             gateway,
             targets,

@@ -35,6 +35,9 @@ class GatewaySettings(ServerSettings):
     workers: Names
     """Workers, separated by commas: `host:port`, or `dns:///name:port` for all addresses behind a name, looked up again
     and again. With names, or with nothing at all, the gateway is ready before any worker is."""
+    workers_file: str = ""
+    """File with more of them, one a line, read again when it changes; it need not be there yet. The operator's list of
+    workers in other namespaces."""
     retrieval: str = ""
     """Address of the retrieval service; without one every request must name its pattern."""
     on_unknown: OnUnknown | Literal[""] = ""

@@ -9,10 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from premoe_servicekit.addresses import join, look_up
+from premoe_servicekit.followed import Followed
+
+from premoe_runtime.formats.errors import InvalidInput
 
 log = logging.getLogger(__name__)
 
@@ -52,23 +57,61 @@ def parse_target(text: str) -> Target:
     return Target(host, int(port), is_name)
 
 
-class Targets:
-    """The endpoints behind the settings' entries; use from one event loop."""
+class Published:
+    """The targets that a file lists, one a line. While there is no file, there are none."""
 
-    def __init__(self, entries: Sequence[str], *, lookup: Lookup | None = None) -> None:
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._file: Followed[tuple[Target, ...]] | None = None
+        self._problem = ""
+
+    def current(self) -> tuple[Target, ...]:
+        """What it says now, or said before it could no longer be read."""
+        if self._file is None and self._path.exists():
+            try:
+                self._file = Followed(
+                    "workers file", (self._path,), self._read, reason="WORKERS_INVALID", clock=self._clock
+                )
+            except InvalidInput as error:
+                if str(error) != self._problem:
+                    log.warning("%s", error)
+                self._problem = str(error)
+        return () if self._file is None else self._file.current()
+
+    def _read(self) -> tuple[Target, ...]:
+        try:
+            lines = self._path.read_text(encoding="utf-8").split("\n")
+            return tuple(parse_target(line.strip()) for line in lines if line.strip())
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"workers file {self._path}: {error}", reason="WORKERS_INVALID") from None
+
+
+class Targets:
+    """The endpoints behind the settings' entries and what is published; use from one event loop."""
+
+    def __init__(
+        self, entries: Sequence[str], published: Published | None = None, *, lookup: Lookup | None = None
+    ) -> None:
         self._targets = [parse_target(entry) for entry in entries]
+        self._published = published
         self._lookup = lookup or look_up
         self._known: dict[Target, tuple[Endpoint, ...]] = {}
 
     @property
     def are_fixed(self) -> bool:
         """Whether there are workers that the settings name one by one, and no others."""
-        return bool(self._targets) and not any(target.is_name for target in self._targets)
+        named = self._published is not None or any(target.is_name for target in self._targets)
+        return bool(self._targets) and not named
 
     async def endpoints(self) -> tuple[Endpoint, ...]:
         """Every worker, each once. A name that cannot be looked up now keeps the addresses that it had."""
-        found = await asyncio.gather(*(self._of(target) for target in self._targets))
-        return tuple(dict.fromkeys(endpoint for group in found for endpoint in group))
+        targets = (*self._targets, *(self._published.current() if self._published is not None else ()))
+        found = await asyncio.gather(*(self._of(target) for target in targets))
+        by_address: dict[str, Endpoint] = {}
+        for endpoint in (endpoint for group in found for endpoint in group):
+            by_address.setdefault(endpoint.address, endpoint)
+        return tuple(by_address.values())
 
     async def _of(self, target: Target) -> tuple[Endpoint, ...]:
         if not target.is_name:
