@@ -33,6 +33,7 @@ pytestmark = pytest.mark.cluster
 COMPONENTS = ("operator", "retrieval", "expert-store", "gateway")
 FOREIGN_KINDS = (
     ("cert-manager.io", "certificates", "Certificate"),
+    ("gateway.networking.k8s.io", "httproutes", "HTTPRoute"),
     ("monitoring.coreos.com", "servicemonitors", "ServiceMonitor"),
     ("monitoring.coreos.com", "podmonitors", "PodMonitor"),
     ("monitoring.coreos.com", "prometheusrules", "PrometheusRule"),
@@ -78,6 +79,8 @@ def test_everything_turned_on_is_accepted(control_plane: ControlPlane, restricte
     for path in (
         f"/apis/{CERT_MANAGER}/namespaces/{restricted_namespace}/certificates/premoe-gateway",
         f"/apis/apps/v1/namespaces/{restricted_namespace}/statefulsets/premoe-qdrant",
+        f"/apis/networking.k8s.io/v1/namespaces/{restricted_namespace}/ingresses/premoe-gateway",
+        f"/apis/gateway.networking.k8s.io/v1/namespaces/{restricted_namespace}/httproutes/premoe-gateway",
         f"/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/premoe-{restricted_namespace}-pod-template",
     ):
         assert control_plane.get(path) is not None, path
@@ -235,7 +238,11 @@ def open_definition(group: str, plural: str, kind: str) -> Object:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}"},
+        # Groups of Kubernetes' own want it.
+        "metadata": {
+            "name": f"{plural}.{group}",
+            "annotations": {"api-approved.kubernetes.io": "https://example.com/a-test"},
+        },
         "spec": {
             "group": group,
             "scope": "Namespaced",

@@ -16,7 +16,7 @@ from premoe.worker.v1 import worker_pb2_grpc
 from premoe_gateway.domain import Ask, Delta, Finished, PatternChoice, Sampling, Started
 from premoe_gateway.pool import WorkerPool
 from premoe_gateway.service import Gateway
-from premoe_gateway.targets import Endpoint, Targets
+from premoe_gateway.targets import Endpoint, Published, Targets
 from premoe_servicekit.clients import blocking_channel, channel
 from premoe_servicekit.health import SERVING
 from premoe_servicekit.server import RpcServer, registration, serve_until
@@ -24,6 +24,7 @@ from premoe_servicekit.settings import ServerSettings
 from premoe_servicekit.tls import Tls, tls_of
 from support.certificates import Authority, tls_folder
 from support.fake_worker import MODEL, FakeWorker, until
+from support.keys import replace_file
 from support.processes import serving as serving_process
 from support.servers import free_port
 
@@ -79,10 +80,11 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(*names: str, tls: Tls | None = None) -> AsyncIterator[Cluster]:
+async def cluster(*names: str, tls: Tls | None = None, published: Path | None = None) -> AsyncIterator[Cluster]:
     async with AsyncExitStack() as stack:
         made = Cluster(stack, tls)
-        targets = Targets([f"dns:///{name}:{made.port}" for name in names], lookup=made.lookup)
+        file = None if published is None else Published(published)
+        targets = Targets([f"dns:///{name}:{made.port}" for name in names], file, lookup=made.lookup)
         made.pool = WorkerPool(made.gateway, targets, made.connect)
         stack.push_async_callback(made.pool.close)
         yield made
@@ -137,6 +139,21 @@ async def test_several_models_behind_one_gateway() -> None:
         await found.look()
         with pytest.raises(Unavailable, match="no worker of 'model-b' answers"):
             await found.answer("model-b")
+
+
+async def test_a_model_of_another_namespace_is_served_once_it_is_published_and_no_restart_is_needed(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "workers"
+    async with cluster("own.release.svc", published=path) as found:
+        await found.start(FakeWorker(words=("own",), model="own"), "127.0.0.1", "own.release.svc")
+        await found.start(FakeWorker(words=("chat",), model="chat"), "127.0.0.2", "chat-worker.team-a.svc")
+        await found.look()
+        with pytest.raises(NotFound, match="there is own"):
+            await found.answer("chat")
+        replace_file(path, f"dns:///chat-worker.team-a.svc:{found.port}\n".encode())
+        await found.look()
+        assert (await found.answer("own"), await found.answer("chat")) == ("own", "chat")
 
 
 async def test_under_tls_the_name_is_what_certificates_are_checked_for(tmp_path: Path) -> None:

@@ -22,6 +22,12 @@
 {{- if and $v.metrics.podMonitor.enabled (not $v.metrics.enabled) -}}
 {{- fail "metrics.podMonitor.enabled is true and metrics.enabled is false: there would be no port to scrape" -}}
 {{- end -}}
+{{- if and $v.gateway.ingress.enabled (not $v.gateway.ingress.hosts) -}}
+{{- fail "gateway.ingress.enabled is true and gateway.ingress.hosts is empty: name the host under which clients call" -}}
+{{- end -}}
+{{- if and $v.gateway.httpRoute.enabled (not $v.gateway.httpRoute.parentRefs) -}}
+{{- fail "gateway.httpRoute.enabled is true and gateway.httpRoute.parentRefs is empty: name the Gateway that it belongs to" -}}
+{{- end -}}
 {{- if hasPrefix "memory://" $v.objectStore.url -}}
 {{- fail "objectStore.url is memory://: processes of several pods do not share memory; use s3:// or file:// on a shared volume" -}}
 {{- end -}}

@@ -12,8 +12,11 @@
 {{- if not .Values.networkPolicy.enabled }}
 - networkPolicy.enabled is false. Every pod of the cluster can reach the services.
 {{- end }}
-{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.ingress.gateway) }}
-- networkPolicy.ingress.gateway is empty. Everybody who reaches the gateway may use the models; it asks for no key.
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.ingress.gateway) (not .Values.gateway.keys.existingSecret) }}
+- networkPolicy.ingress.gateway and gateway.keys.existingSecret are empty. Everybody who reaches the gateway may use the models.
+{{- end }}
+{{- if and (or .Values.gateway.ingress.enabled .Values.gateway.httpRoute.enabled) (not .Values.gateway.keys.existingSecret) }}
+- The gateway can be reached from outside of the cluster, and gateway.keys.existingSecret is empty. It asks for no key.
 {{- end }}
 {{- if .Values.qdrant.trial.enabled }}
 - qdrant.trial is one pod without an API key. Use qdrant.url for more than a trial.

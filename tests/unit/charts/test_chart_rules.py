@@ -55,7 +55,13 @@ def test_the_lease_has_no_spec_that_an_upgrade_could_reset() -> None:
             "resources": ["leases"],
             "resourceNames": ["premoe-operator"],
             "verbs": ["get", "update"],
-        }
+        },
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": ["premoe-gateway-workers"],
+            "verbs": ["get", "patch"],
+        },
     ]
 
 

@@ -9,6 +9,7 @@ import pytest
 from premoe_expert_store.settings import ExpertStoreSettings
 from premoe_gateway.settings import GatewaySettings
 from premoe_operator.api.release import Release, read_release
+from premoe_operator.run.publisher import KEY
 from premoe_operator.run.settings import OperatorSettings
 from premoe_retrieval.settings import RetrievalSettings
 from premoe_servicekit.roles import Role, identity
@@ -171,6 +172,41 @@ def test_the_gateway_finds_workers_of_the_namespace_and_named_ones(monkeypatch: 
     loaded = load(rendered("full"), "gateway", GatewaySettings, monkeypatch)
     assert loaded.workers == ("dns:///premoe-workers.serving.svc:50051", "dns:///chat-worker.team-a.svc:50051")
     assert loaded.retrieval == "dns:///premoe-retrieval.serving.svc:50051"
+
+
+def test_the_gateway_mounts_what_the_operator_publishes(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load(rendered("plain"), "gateway", GatewaySettings, monkeypatch)
+    folder, _, key = loaded.workers_file.rpartition("/")
+    volumes = mounted(rendered("plain"))
+    assert (volumes[folder]["configMap"], key) == ({"name": "premoe-gateway-workers", "optional": True}, KEY)
+    operator = load(rendered("plain"), "operator", OperatorSettings, monkeypatch)
+    assert operator.workers_config_map == "premoe-gateway-workers"
+    # An upgrade would reset data that the chart wrote.
+    assert set(named(rendered("plain"), "ConfigMap", "premoe-gateway-workers")) == {"apiVersion", "kind", "metadata"}
+
+
+def test_keys_and_certificate_of_the_gateway_are_mounted_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    loaded = load(rendered("full"), "gateway", GatewaySettings, monkeypatch)
+    volumes = mounted(rendered("full"))
+    assert volumes[loaded.keys_file.removesuffix("/keys.json")]["secret"] == {"secretName": "api-keys"}
+    assert (loaded.http_tls_cert, loaded.http_tls_key) == ("/etc/premoe/https/tls.crt", "/etc/premoe/https/tls.key")
+    assert volumes["/etc/premoe/https"]["secret"] == {"secretName": "front"}
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container(rendered("full"), "gateway")[probe]["httpGet"]["scheme"] == "HTTPS"
+    gateway = release_of(rendered("full"), tmp_path).gateway
+    assert gateway is not None
+    assert gateway.url == "https://premoe-gateway.serving.svc:80"
+    plain = load(rendered("plain"), "gateway", GatewaySettings, monkeypatch)
+    assert (plain.keys_file, plain.http_tls_cert, plain.http_tls_key) == ("", "", "")
+
+
+def mounted(objects: list[Object]) -> dict[str, Object]:
+    """Volumes of the gateway's pods by where its container has them."""
+    spec = named(objects, "Deployment", "premoe-gateway")["spec"]["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    return {mount["mountPath"]: volumes[mount["name"]] for mount in spec["containers"][0]["volumeMounts"]}
 
 
 def test_traces_name_the_pod() -> None:

@@ -74,6 +74,9 @@ def test_a_misspelt_value_is_refused(path: str, word: str) -> None:
         ("tests.modelId", "chat", "tests/modelId"),
         ("podTemplate.allowedPaths", ["hostNetwork"], "podTemplate/allowedPaths"),
         ("gateway.service.port", 0, "gateway/service/port"),
+        ("gateway.ingress.hosts", ["https://models.example"], "gateway/ingress/hosts"),
+        ("gateway.keys.key", "a/b", "gateway/keys/key"),
+        ("gateway.httpRoute.parentRefs", ["public"], "gateway/httpRoute/parentRefs"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_schema(path: str, value: object, complaint: str) -> None:
@@ -97,6 +100,8 @@ def test_a_wrong_value_is_refused_by_the_schema(path: str, value: object, compla
             {"qdrant": {"url": "http://q:6333", "trial": {"enabled": True}}},
             "qdrant.url and qdrant.trial.enabled exclude each other",
         ),
+        ({"gateway": {"ingress": {"enabled": True}}}, "gateway.ingress.hosts is empty: name the host"),
+        ({"gateway": {"httpRoute": {"enabled": True}}}, "gateway.httpRoute.parentRefs is empty: name the Gateway"),
         (
             {"gateway": {"terminationGracePeriodSeconds": 35}},
             "gateway.terminationGracePeriodSeconds is 35: it must be more than drain.delaySeconds and "
@@ -136,12 +141,19 @@ def test_the_schema_knows_every_value_and_nothing_else() -> None:
 def test_notes_say_what_was_installed_and_what_to_do_next(profile: str) -> None:
     notes = notes_of(values_of(profile))
     assert "helm --namespace serving test premoe" in notes
-    assert "http://premoe-gateway.serving.svc" in notes
+    assert f"{'https' if profile == 'full' else 'http'}://premoe-gateway.serving.svc" in notes
 
 
 def test_notes_warn_of_what_is_unsafe() -> None:
     notes = notes_of(
-        merged(values_of("plain"), {"networkPolicy": {"enabled": False}, "qdrant": {"trial": {"enabled": True}}})
+        merged(
+            values_of("plain"),
+            {
+                "networkPolicy": {"enabled": False},
+                "qdrant": {"trial": {"enabled": True}},
+                "gateway": {"ingress": {"enabled": True, "hosts": ["models.example"]}},
+            },
+        )
     )
     warnings = [line for line in notes.splitlines() if line.startswith("WARNING: ")]
     for start in (
@@ -149,6 +161,7 @@ def test_notes_warn_of_what_is_unsafe() -> None:
         "networkPolicy.enabled is false",
         "qdrant.trial is one pod",
         "PreMoE's images",
+        "The gateway can be reached from outside",
     ):
         assert any(line.startswith(f"WARNING: {start}") for line in warnings), start
     # The images are published nowhere: whoever installs must know before the pods say ImagePullBackOff.

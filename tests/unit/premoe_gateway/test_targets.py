@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from premoe_gateway.settings import GatewaySettings
-from premoe_gateway.targets import Endpoint, Target, Targets, parse_target
+from premoe_gateway.targets import Endpoint, Published, Target, Targets, parse_target
 from premoe_servicekit.addresses import look_up
+from premoe_servicekit.followed import CHECK_EVERY_S
 from premoe_servicekit.settings import load_settings
+from support.keys import replace_file
 
 from premoe_runtime.formats.errors import InvalidInput
 
@@ -81,3 +84,53 @@ async def test_a_name_without_records_has_no_workers_but_a_deaf_name_server_chan
 async def test_the_system_s_resolver_is_asked() -> None:
     assert await look_up("127.0.0.1", 1) == ["127.0.0.1"]
     assert await look_up("localhost", 1) in (["127.0.0.1"], ["::1"])
+
+
+def lines(path: Path, *targets: str) -> None:
+    replace_file(path, "".join(f"{target}\n" for target in targets).encode())
+
+
+async def test_a_file_adds_workers_that_come_and_go_with_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, now = tmp_path / "workers", [0.0]
+    names = Names(own=["10.0.0.1"], chat=["10.0.1.1"], code=["10.0.2.1"])
+    targets = Targets(["dns:///own.a:1"], Published(path, clock=lambda: now[0]), lookup=names)
+
+    async def addresses() -> list[str]:
+        now[0] += CHECK_EVERY_S
+        return [endpoint.address for endpoint in await targets.endpoints()]
+
+    assert not targets.are_fixed
+    assert await addresses() == ["10.0.0.1:1"]
+    lines(path, "dns:///chat.b:1", "", "dns:///code.c:1")
+    assert await addresses() == ["10.0.0.1:1", "10.0.1.1:1", "10.0.2.1:1"]
+    lines(path, "dns:///code.c:1")
+    assert await addresses() == ["10.0.0.1:1", "10.0.2.1:1"]
+    for broken in (b"chat.b\n", b"\xff\xfe", None):
+        caplog.clear()
+        if broken is None:
+            path.unlink()
+        else:
+            replace_file(path, broken)
+        for _ in range(3):
+            assert await addresses() == ["10.0.0.1:1", "10.0.2.1:1"]
+        assert len(caplog.records) == 1
+    lines(path)
+    assert await addresses() == ["10.0.0.1:1"]
+
+
+async def test_a_file_that_is_broken_from_the_first_is_said_once_and_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "workers"
+    path.write_text("nonsense\n")
+    targets = Targets([], Published(path), lookup=Names(chat=["10.0.1.1"]))
+    for _ in range(3):
+        assert await targets.endpoints() == ()
+    assert len(caplog.records) == 1
+    lines(path, "dns:///chat.b:1")
+    assert await targets.endpoints() == (Endpoint("10.0.1.1:1", "chat.b"),)
+
+
+async def test_a_worker_that_two_entries_lead_to_is_one() -> None:
+    targets = Targets(["dns:///a:1", "dns:///b:1"], lookup=Names(a=["10.0.0.1"], b=["10.0.0.1", "10.0.0.2"]))
+    assert await targets.endpoints() == (Endpoint("10.0.0.1:1", "a"), Endpoint("10.0.0.2:1", "b"))

@@ -9,6 +9,7 @@ PREMOE_OPERATOR_WATCH_NAMESPACES: {{ join "," .Values.watchNamespaces | quote }}
 PREMOE_OPERATOR_WATCH_CERTIFICATES: {{ eq .Values.tls.mode "CertManager" | quote }}
 PREMOE_OPERATOR_RELEASE_FILE: /etc/premoe/operator/release.json
 PREMOE_OPERATOR_LEASE_NAME: premoe-operator
+PREMOE_OPERATOR_WORKERS_CONFIG_MAP: {{ include "premoe.gateway.workersConfigMap" . }}
 PREMOE_OPERATOR_HTTP_HOST: {{ .Values.listenAddress | quote }}
 PREMOE_OPERATOR_HTTP_PORT: "8080"
 {{ include "premoe.logSettings" (dict "root" . "prefix" "PREMOE_OPERATOR") }}
@@ -38,7 +39,7 @@ storeSecretName: {{ .Values.objectStore.existingSecret | quote }}
 {{- end }}
 gateway:
   namespace: {{ .Release.Namespace | quote }}
-  url: http://{{ include "premoe.componentName" (dict "root" . "component" "gateway") }}.{{ .Release.Namespace }}.svc:{{ .Values.gateway.service.port }}
+  url: {{ include "premoe.gateway.url" . }}
   podLabels:
     {{- include "premoe.callerLabels" . | nindent 4 }}
 operator:
