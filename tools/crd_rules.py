@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from premoe_operator.api.resources import GPU_NAME, MAX_NAME
+from premoe_operator.api.resources import MAX_NAME
+from premoe_operator.api.workloads import GPU_NAME
 
 
 class Rule(NamedTuple):

@@ -5,7 +5,7 @@ Workers need no right to write the store. A Job without an account of its own ha
 
 from __future__ import annotations
 
-from premoe_operator.api.resources import Jobs, Pack, Workers
+from premoe_operator.api.workloads import Jobs, Pack, Workers
 from premoe_operator.children.inputs import Inputs, metadata
 from premoe_operator.kube.objects import Json
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from premoe_operator.api.placement import Affinity, Placement
-from premoe_operator.api.resources import GPU_NAME, Resources
+from premoe_operator.api.workloads import GPU_NAME, Resources
 from premoe_operator.children.inputs import Inputs
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from premoe_operator.api.placement import Placement
-from premoe_operator.api.resources import GPU_NAME, Resources
+from premoe_operator.api.workloads import GPU_NAME, Resources
 from premoe_operator.children.inputs import Inputs
 from premoe_operator.children.quantity import parse_quantity
 from premoe_operator.kube.objects import Json
