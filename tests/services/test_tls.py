@@ -15,7 +15,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from premoe.experts.v1 import experts_pb2 as pb
 from premoe.experts.v1 import experts_pb2_grpc
+from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
+from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.clients import blocking_channel, channel
+from premoe_servicekit.errors import rpc_errors
 from premoe_servicekit.health import NOT_SERVING, SERVING
 from premoe_servicekit.probes import LIVENESS, ProbeServer
 from premoe_servicekit.server import RpcServer, registration, serve_until
@@ -25,6 +28,8 @@ from support.certificates import Authority, TlsFolder, tls_folder
 from support.fake_worker import until
 from support.processes import Child, run_to_end, serving
 from support.scripted_store import SERVICE, ScriptedStore
+
+from premoe_runtime.formats.errors import Forbidden
 
 Check = health_pb2.HealthCheckRequest
 Stub = experts_pb2_grpc.ExpertStoreServiceStub
@@ -365,6 +370,22 @@ def variables(process: str, folder: TlsFolder, **settings: object) -> dict[str, 
     return {f"PREMOE_{process}_{name.upper()}": str(value) for name, value in values.items()}
 
 
+def drain(opened: grpc.Channel) -> object:
+    return worker_pb2_grpc.WorkerAdminServiceStub(opened).Drain(worker_pb2.DrainRequest(), timeout=30)
+
+
+def residency(opened: grpc.Channel) -> object:
+    return worker_pb2_grpc.WorkerServiceStub(opened).GetResidency(worker_pb2.GetResidencyRequest(), timeout=30)
+
+
+def manifest_of(opened: grpc.Channel) -> object:
+    return Stub(opened).GetManifest(pb.GetManifestRequest(), timeout=30)
+
+
+def publish(opened: grpc.Channel) -> object:
+    return patterns_pb2_grpc.PatternServiceStub(opened).PublishSet(patterns_pb2.PublishSetRequest(), timeout=30)
+
+
 @pytest.mark.timeout(300)  # a worker imports torch
 def test_a_mesh_of_roles_with_the_store_of_another_release_answers_and_a_stopping_worker_ends_its_stream(
     store_url: str, authority: Authority, tmp_path: Path
@@ -389,6 +410,16 @@ def test_a_mesh_of_roles_with_the_store_of_another_release_answers_and_a_stoppin
         port = worker.address.rpartition(":")[2]
         own = told("gateway", workers=f"dns:///localhost:{port}", retrieval=peers["retrieval"], http_port=0)
         gateway = stack.enter_context(serving("premoe_gateway.cli", (), own))
+        for role, address, call in (
+            ("gateway", worker.ready["admin"], drain),
+            ("gateway", store.address, manifest_of),
+            ("worker", retrieval.address, publish),
+            ("worker", worker.address, residency),
+        ):
+            named = "shared.test.svc" if address == store.address else "localhost"
+            with blocking_channel(str(address), tls=tls(TlsFolder(tmp_path / role), tls_server_name=named)) as opened:
+                with pytest.raises(Forbidden, match=f"^premoe://m.test/{role} may not call "), rpc_errors("it"):
+                    call(opened)
         with httpx.Client(base_url=str(gateway.ready["url"]), timeout=60) as client:
             body = {"model": "m", "messages": [{"role": "user", "content": "0123456789"}], "temperature": 0}
             answer = client.post("/v1/chat/completions", json={**body, "max_tokens": 4})
