@@ -19,6 +19,12 @@ class ApiFailure(Exception):
         self.reason = reason
         self.message = message
 
+    @property
+    def is_missing_kind(self) -> bool:
+        """Whether the API server serves no such kind: its group is unknown, or the kind within it."""
+        said = ("404 page not found", "could not find the requested resource")
+        return self.code == 404 and any(text in self.message for text in said)
+
 
 class FenceClosed(Exception):
     """The Lease is no longer surely ours, so nothing may be written."""

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from http import HTTPStatus
 
 import kopf
 from opentelemetry.trace import Status, StatusCode
@@ -192,7 +191,7 @@ class Controller:
         try:
             self._concern(await self._list(path))
         except ApiFailure as failure:
-            if failure.code != HTTPStatus.NOT_FOUND or self._collections[path][0] is not CERTIFICATE:
+            if not failure.is_missing_kind or self._collections[path][0] is not CERTIFICATE:
                 raise
             _log.warning(
                 "this API server has no cert-manager Certificates, so they are not watched; models that need one wait"

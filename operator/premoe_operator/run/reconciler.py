@@ -285,10 +285,11 @@ def _refusal(key: ObjectKey, failure: ApiFailure) -> Refusal | None:
     subject = f"{key.kind.name} {key.name}: {failure.message}"
     if failure.code == 403 and "exceeded quota" in failure.message:
         return Refusal(Reason.QUOTA_EXCEEDED, subject)
-    is_missing_kind = failure.code == 404 and "could not find the requested resource" in failure.message
     if failure.code == 0 or failure.code >= 500:
         return Refusal(Reason.WRITE_FAILED, subject)
-    if failure.code in (400, 403, 422) or is_missing_kind:
+    if failure.is_missing_kind:
+        subject = f"{key.kind.name} {key.name}: this API server does not serve {key.kind.api_version}"
+    if failure.code in (400, 403, 422) or failure.is_missing_kind:
         return Refusal(Reason.REFUSED_BY_API, subject)
     return None
 
