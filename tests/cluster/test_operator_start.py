@@ -28,7 +28,7 @@ def test_without_cert_manager_models_that_need_no_certificate_are_looked_after(
         site.create("prunedmodels", pruned_model("plain", access={"tls": {"mode": "Disabled"}}))
         site.create("prunedmodels", pruned_model("guarded"))
         site.wait_for("plain", "ArtifactsReady", "False", "Unschedulable")
-        refused = site.wait_for("guarded", "Ready", "False", "RefusedByAPI")
+        refused = site.wait_for("guarded", "Ready", "False", "RefusedByApi")
         assert "Certificate guarded-worker: this API server does not serve cert-manager.io/v1" in refused["message"]
         assert "this API server has no cert-manager Certificates" in child.stderr()
         assert "Traceback" not in child.stderr()
