@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -185,6 +186,18 @@ async def answered(port: int, status: int) -> None:
     async with asyncio.timeout(90):
         while (await once(port))[0] != status:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+async def test_there_are_files_for_all_connections() -> None:
+    """Many systems let a process open 1024 at first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 1024), hard))
+    try:
+        async with serving(connections=1500):
+            wanted = 1500 if hard == resource.RLIM_INFINITY else min(1500, hard)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= wanted
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def once(port: int) -> tuple[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Awaitable, Callable, Generator
 
@@ -17,6 +18,19 @@ from premoe_gateway.settings import KEEP_ALIVE_S
 
 _LAST_WORDS_S = 3
 """Seconds that requests which were cut get to tell their clients."""
+
+
+_OTHER_FILES = 200
+"""Connections to workers, logs, what Python has open."""
+
+
+def _make_room(connections: int) -> None:
+    """Let this process have as many files open as it may need, as far as the system lets it: often it is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 class _Server(uvicorn.Server):
@@ -52,6 +66,7 @@ class HttpServer:
         self._host = host
         self._port = port
         self._grace_s = grace_s
+        self._connections = bounds.connections
         self.config = uvicorn.Config(
             app,
             log_config=None,
@@ -75,6 +90,7 @@ class HttpServer:
     async def start(self) -> str:
         """Bind and accept requests. Raises Unavailable (PORT_IN_USE) or InvalidInput (ADDRESS_INVALID)."""
         check_port_is_free(self._host, self._port)
+        _make_room(self._connections)
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
         listener = socket.create_server((self._host, self._port), family=family, backlog=2048)
         port = listener.getsockname()[1]
