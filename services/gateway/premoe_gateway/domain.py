@@ -201,7 +201,7 @@ class WorkerState:
     context_length: int
     budget: str
     residents: tuple[frozenset[int], ...] = ()
-    """Experts in the slots of every MoE layer; -1 stands for empty ones."""
+    """Experts in the slots of every MoE layer."""
     before: tuple[frozenset[int], ...] = ()
     """Those before they changed last; empty until they do while we watch."""
     generation: int = 0

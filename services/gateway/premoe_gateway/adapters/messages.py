@@ -47,6 +47,9 @@ _FINISH: dict[worker_pb2.FinishReason.ValueType, FinishReason] = {
     worker_pb2.FINISH_REASON_CANCELLED: "cancelled",
 }
 
+_NOBODY = frozenset({-1})
+"""What stands for an empty slot."""
+
 
 def prompt_message(prompt: Prompt) -> worker_pb2.Prompt:
     if isinstance(prompt, str):
@@ -109,7 +112,7 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         waiting=residency.waiting,
         slots=residency.slots_per_layer,
         layer_slots=tuple(residency.layer_slots),
-        residents=tuple(frozenset(layer.slots) for layer in residency.layers),
+        residents=tuple(frozenset(layer.slots) - _NOBODY for layer in residency.layers),
         generation=residency.generation,
         device_bytes=residency.device_bytes,
         total_bytes=residency.total_bytes,

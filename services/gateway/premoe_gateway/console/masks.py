@@ -9,12 +9,11 @@ import numpy as np
 from premoe_runtime.formats.arrays import Mask
 
 _bit = (1).__lshift__
-_EMPTY = frozenset({-1})
 
 
 def hexadecimal(experts: Set[int]) -> str:
-    """Those of one layer; -1 stands for an empty slot."""
-    return f"{sum(map(_bit, experts - _EMPTY)):x}"
+    """Those of one layer."""
+    return f"{sum(map(_bit, experts)):x}"
 
 
 def layers(experts: Iterable[Set[int]]) -> list[str]:

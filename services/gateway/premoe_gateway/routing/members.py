@@ -41,6 +41,8 @@ class Member:
     """Our calls to it of every kind: its connection stays open for them."""
     silent: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it has let the time for saying its state go by, until it says it."""
+    _held: tuple[frozenset[int], ...] = ()
+    """What was resident at the beginning of its generation, as far as we saw."""
     _failed: bool = False
     _full: bool = False
     _refusal: str = ""
@@ -104,7 +106,7 @@ class Member:
     async def _ask(self) -> None:
         try:
             with self.called() as worker:
-                self.state = _after(self.state, await worker.state())
+                self.state = self._followed(await worker.state())
             self._failed = self._full = False
             self.silent.clear()
             self._refusal = ""
@@ -117,6 +119,22 @@ class Member:
                 self.silent.set()
         finally:
             self._asking = None
+
+    def _followed(self, state: WorkerState) -> WorkerState:
+        """The state with what was resident before.
+
+        Within a generation experts only leave, for the swap that is under way: all that were seen were held.
+        """
+        last = self.state
+        before: tuple[frozenset[int], ...] = ()
+        if last is None:
+            self._held = state.residents
+        elif state.generation != last.generation and state.residents != self._held:
+            before, self._held = self._held, state.residents
+        else:
+            before = last.before
+            self._held = tuple(map(frozenset.union, self._held, state.residents))
+        return replace(state, before=before)
 
 
 class Members:
@@ -192,13 +210,6 @@ class Members:
             if not attempt and look_again:
                 await self.refresh()
         return False
-
-
-def _after(last: WorkerState | None, state: WorkerState) -> WorkerState:
-    """The state with what was resident before, as far as the last one can tell."""
-    if last is None or not last.residents:
-        return state
-    return replace(state, before=last.before if state.residents == last.residents else last.residents)
 
 
 def _kept(state: WorkerState) -> tuple[int, ...]:
