@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -126,6 +127,24 @@ def test_an_answer_without_a_number_fills_the_context(worker: Stub, store_url: s
     assert (finished.prompt_tokens, finished.completion_tokens) == (255, 1)
 
 
+def test_every_token_has_its_log_probability_and_bytes(worker: Stub, store_url: str) -> None:
+    asked = request(tokens=4, pattern=specialist(pattern_ids(store_url)["capitals"]))
+    asked.sampling.logprobs = 2
+    asked.sampling.prompt_logprobs = 0
+    deltas = [event.delta for event in worker.Generate(asked) if event.HasField("delta")]
+    told = [place.chosen for delta in deltas for place in delta.prompt_logprobs]
+    text = b"".join(token.text for token in told if not token.special).decode()
+    assert text == asked.prompt.chat.messages[0].content
+    assert [token.HasField("logprob") for token in told] == [False] + [True] * (len(told) - 1)
+    for delta in deltas:
+        assert [place.chosen.token_id for place in delta.logprobs] == list(delta.token_ids)
+        assert all(len(place.top) == 2 for place in delta.logprobs)
+
+
+def wish(**fields: Any) -> worker_pb2.GenerateRequest:
+    return worker_pb2.GenerateRequest(prompt=chat("0123"), sampling=worker_pb2.Sampling(max_tokens=4, **fields))
+
+
 BAD: dict[str, tuple[worker_pb2.GenerateRequest, type[PremoeError], str]] = {
     "no prompt": (worker_pb2.GenerateRequest(), InvalidInput, "PROMPT_EMPTY"),
     "empty chat": (request(""), InvalidInput, "PROMPT_EMPTY"),
@@ -148,6 +167,17 @@ BAD: dict[str, tuple[worker_pb2.GenerateRequest, type[PremoeError], str]] = {
     "other model": (request(model="other"), NotFound, "MODEL_NOT_FOUND"),
     "too many experts": (request(active_experts=5), InvalidInput, "ACTIVE_EXPERTS_INVALID"),
     "no experts": (request(active_experts=0), InvalidInput, "ACTIVE_EXPERTS_INVALID"),
+    "presence": (wish(presence_penalty=3), InvalidInput, "PRESENCE_PENALTY_INVALID"),
+    "frequency": (wish(frequency_penalty=float("nan")), InvalidInput, "FREQUENCY_PENALTY_INVALID"),
+    "repetition": (wish(repetition_penalty=-1), InvalidInput, "REPETITION_PENALTY_INVALID"),
+    "min_p": (wish(min_p=1.5), InvalidInput, "MIN_P_INVALID"),
+    "great bias": (wish(logit_bias={1: 101}), InvalidInput, "LOGIT_BIAS_INVALID"),
+    "bias of no token": (wish(logit_bias={99999: 1}), InvalidInput, "LOGIT_BIAS_INVALID"),
+    "many biases": (wish(logit_bias=dict.fromkeys(range(301), 1)), InvalidInput, "LOGIT_BIAS_INVALID"),
+    "min_tokens": (wish(min_tokens=5), InvalidInput, "MIN_TOKENS_INVALID"),
+    "end of no token": (wish(stop_token_ids=[99999]), InvalidInput, "STOP_TOKEN_IDS_INVALID"),
+    "logprobs": (wish(logprobs=21), InvalidInput, "LOGPROBS_INVALID"),
+    "prompt_logprobs": (wish(prompt_logprobs=21), InvalidInput, "PROMPT_LOGPROBS_INVALID"),
     "unknown task": (
         request(UNKNOWN, on_unknown=patterns_pb2.ON_UNKNOWN_REJECT),
         Conflict,
