@@ -34,15 +34,15 @@ class Adjustment:
         self._barred: dict[int, float] = {}
         """Bias of each end token that may not come yet."""
         for token, bias in dict(params.logit_bias).items():
-            self._table[_BIAS, self._place(token)] = bias
+            self._column(token)[_BIAS] = bias
         if params.repetition_penalty != 1.0:
             for token in dict.fromkeys(prompt):
-                self._table[_FACTOR, self._place(token)] = params.repetition_penalty
+                self._column(token)[_FACTOR] = params.repetition_penalty
         if params.min_tokens:
             for token in end_ids:
-                place = self._place(token)
-                self._barred[place] = float(self._table[_BIAS, place])
-                self._table[_BIAS, place] = -math.inf
+                column = self._column(token)
+                self._barred[token] = float(column[_BIAS])
+                column[_BIAS] = -math.inf
 
     @classmethod
     def of(cls, params: SamplingParams, prompt: Sequence[int], end_ids: frozenset[int]) -> Adjustment | None:
@@ -54,10 +54,10 @@ class Adjustment:
         """The answer has one more token."""
         self._made += 1
         if self._made == self._params.min_tokens:
-            for place, bias in self._barred.items():
-                self._table[_BIAS, place] = bias
+            for barred, bias in self._barred.items():
+                self._column(barred)[_BIAS] = bias
         if self._penalises:
-            column = self._table[:, self._place(token)]
+            column = self._column(token)
             column[_FACTOR] = self._params.repetition_penalty
             column[_MINUS] += self._params.frequency_penalty
             if token not in self._seen:
@@ -68,15 +68,15 @@ class Adjustment:
         """f64[4, N]: id, bias, factor and minus of every token with a change."""
         return self._table[:, : len(self._places)]
 
-    def _place(self, token: int) -> int:
-        """Its column; a new one changes nothing yet."""
+    def _column(self, token: int) -> Floats:
+        """f64[4], to be written to before the next is asked for; a new one changes nothing yet."""
         place = self._places.setdefault(token, len(self._places))
         if len(self._places) > self._used:
             self._used += 1
             if place == self._table.shape[1]:
                 self._table = np.concatenate([self._table, np.empty_like(self._table)], axis=1)
             self._table[:, place] = (token, 0.0, 1.0, 0.0)
-        return place
+        return self._table[:, place]
 
 
 def adjusted(adjustments: Sequence[Adjustment | None], values: torch.Tensor) -> torch.Tensor:

@@ -110,12 +110,20 @@ def test_rows_beside_one_with_wishes_keep_their_bits() -> None:
     assert not torch.equal(found[1], logits[1])
 
 
-def test_many_tokens_are_counted() -> None:
-    params = SamplingParams(frequency_penalty=0.5, presence_penalty=-0.5)
-    answer = [*range(VOCABULARY)] * 3 + [0] * 200
-    logits = torch.zeros(1, VOCABULARY)
-    found = adjusted([after(params, [], answer)], logits)
-    assert torch.allclose(found[0], reference(params, [], answer, ENDS, logits[0]).float())
+def test_long_prompts_and_answers_of_many_tokens_are_counted() -> None:
+    vocabulary = 1000
+    params = SamplingParams(
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        repetition_penalty=1.3,
+        logit_bias=tuple((token, 1.0) for token in range(300)),
+        min_tokens=700,
+    )
+    prompt, answer = [*range(100, 500)] * 2, [*range(250, 900)] + [3] * 40
+    logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(2))
+    for made in (answer, [*answer, *answer]):
+        found = adjusted([after(params, prompt, made)], logits)
+        assert torch.allclose(found[0], reference(params, prompt, made, ENDS, logits[0]).float(), atol=1e-4)
 
 
 @pytest.mark.parametrize(
