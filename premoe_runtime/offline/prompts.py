@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.prompt_room import PromptRoom
@@ -21,6 +21,10 @@ class Turn(Protocol):
 
     @property
     def content(self) -> str: ...
+
+
+T = TypeVar("T", bound=Turn)
+Fields = dict[str, Any]
 
 
 class ChatTokenizer(Protocol):
@@ -52,9 +56,23 @@ class Prompt:
     span: Span
 
 
-def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Turn], room: PromptRoom | None = None) -> Prompt:
+def fields_of(message: Turn) -> Fields:
+    """What a template reads of a message."""
+    return {"role": message.role, "content": message.content}
+
+
+def encode_prompt(
+    tokenizer: ChatTokenizer,
+    messages: Sequence[T],
+    room: PromptRoom | None = None,
+    *,
+    fields: Callable[[T], Fields] = fields_of,
+    tools: Sequence[Fields] = (),
+) -> Prompt:
     """Render ``messages`` by the chat template up to the answer; without a template, join them by newlines.
 
+    ``fields`` says what a template reads of a message, where that is more than role and content; ``tools`` in the
+    template's own form.
     Raises InvalidInput when there is no user turn with text, the template refuses the conversation, or it is longer
     than ``room`` has.
     """
@@ -63,14 +81,14 @@ def encode_prompt(tokenizer: ChatTokenizer, messages: Sequence[Turn], room: Prom
     last = max((index for index, message in enumerate(messages) if message.role == "user"), default=-1)
     if last < 0 or not messages[last].content.strip():
         raise InvalidInput("the conversation has no user turn with text", reason="PROMPT_EMPTY")
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    text, special = _render(tokenizer, turns)
+    turns = [fields(message) for message in messages]
+    text, special = _render(tokenizer, turns, tools)
     if room is not None:
         room.check(text)
     # Whoever asks compares the length with the model's; transformers would warn as well.
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     token_ids = tuple(int(token) for token in encoded["input_ids"])
-    start, stop = _place(tokenizer, turns, last, text)
+    start, stop = _place(tokenizer, turns, tools, last, text)
     inside = [
         index
         for index, (begin, end) in enumerate(encoded["offset_mapping"])
@@ -86,24 +104,28 @@ def encode_text(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
     return tuple(int(token) for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _render(tokenizer: ChatTokenizer, turns: Sequence[dict[str, str]]) -> tuple[str, bool]:
+def _render(tokenizer: ChatTokenizer, turns: Sequence[Fields], tools: Sequence[Fields]) -> tuple[str, bool]:
     """The text, and whether the tokenizer must still add its special tokens (templates write their own)."""
     if not tokenizer.chat_template:
         return "\n".join(turn["content"] for turn in turns), True
+    options = {"tools": list(tools)} if tools else {}
     try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)), False
+        text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True, **options)
+        return str(text), False
     except Exception as error:
         # Templates are jinja programs that raise whatever they like, for example for a role they do not know.
         raise InvalidInput(f"the chat template refuses the conversation: {error}", reason="TEMPLATE_REFUSED") from error
 
 
-def _place(tokenizer: ChatTokenizer, turns: Sequence[dict[str, str]], index: int, text: str) -> tuple[int, int]:
+def _place(
+    tokenizer: ChatTokenizer, turns: Sequence[Fields], tools: Sequence[Fields], index: int, text: str
+) -> tuple[int, int]:
     """Characters of ``turns[index]`` in the rendered ``text``.
 
     Found by rendering once more with a mark in its place: the same words may occur elsewhere, in other turns or in the
     template itself. Where a template changes its mind with the content: its last occurrence, else the whole text.
     """
-    marked, _ = _render(tokenizer, [*turns[:index], {**turns[index], "content": MARK}, *turns[index + 1 :]])
+    marked, _ = _render(tokenizer, [*turns[:index], {**turns[index], "content": MARK}, *turns[index + 1 :]], tools)
     before, found, after = marked.partition(MARK)
     if found and text.startswith(before) and text.endswith(after) and len(before) + len(after) < len(text):
         return len(before), len(text) - len(after)

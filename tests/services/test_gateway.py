@@ -190,18 +190,17 @@ async def test_a_named_pattern_needs_no_probe(
 JSON = {"content-type": "application/json; charset=utf-8"}
 BAD_BODIES: list[tuple[str, dict[str, object], str, str]] = [
     ("n", {"n": 0}, "n", "n: must be greater than or equal to 1"),
-    ("logprobs", {"logprobs": True}, "logprobs", "logprobs is not supported"),
-    ("tools", {"tools": [{"type": "function"}]}, "tools", "tools is not supported"),
-    ("penalty", {"presence_penalty": 1}, "presence_penalty", "presence_penalty is not supported"),
+    ("tools", {"tools": [{"type": "function"}]}, "tools[0].function", "must be an object with a name"),
+    ("penalty", {"presence_penalty": 3}, "presence_penalty", "must be less than or equal to 2"),
     ("unknown", {"fancy": 5}, "fancy", "fancy: not a parameter of this API"),
     ("temperature", {"temperature": -1}, "temperature", "temperature: must be greater than or equal to 0"),
     ("tokens", {"max_tokens": 0}, "max_tokens", "max_tokens: must be greater than or equal to 1"),
     ("messages", {"messages": []}, "messages", "messages: must hold at least one message"),
     (
         "role",
-        {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "function", "content": "x"}]},
         "messages[0].role",
-        "answers of tools are not supported",
+        "must be system, developer, user",
     ),
     ("quoted", {"\ud800" * 9999: 1}, "\ufffd" * 497 + "...", "\ufffd" * 497 + "..."),
     ("last", {"messages": [*CHAT, {"role": "assistant", "content": "x"}]}, "messages", "must be the user's"),

@@ -74,7 +74,7 @@ class Moving:
             total_bytes=self.experts << 26,
         )
 
-    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
+    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
         return [1.0], "w"
 
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:

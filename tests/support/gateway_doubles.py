@@ -54,8 +54,8 @@ class EchoWorker:
             budget="1/1",
         )
 
-    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
-        messages.prompt_message(prompt).SerializeToString()
+    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
+        messages.prompt_message(ask.prompt, ask.tools.offered).SerializeToString()
         return [1.0], "w"
 
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:

@@ -32,14 +32,17 @@ def prompts(task: str, count: int, seed: int = 0) -> list[str]:
     return ["".join(draw.choices(ALPHABETS[task], k=24)) for _ in range(count)]
 
 
-def prepare_store(folder: Path, layer_experts: Sequence[int] = ()) -> str:
+def prepare_store(folder: Path, layer_experts: Sequence[int] = (), *, template: str = "") -> str:
     """Pack a tiny random Qwen3-MoE, profile three tasks, publish a live set. Returns the store's URL.
 
-    ``layer_experts``: of its two layers, where they are pruned to fewer than 16.
+    ``layer_experts``: of its two layers, where they are pruned to fewer than 16. ``template``: of its chats, instead of
+    the usual one.
     """
     url = f"file://{folder / 'store'}"
     store = open_store(url)
     checkpoint = tiny_checkpoint(folder)
+    if template:
+        (checkpoint / "chat_template.jinja").write_text(template)
     write_pack(open_source(str(prune(checkpoint, layer_experts) if layer_experts else checkpoint)), store)
     model = load_full_model(open_pack(url))
     profiles = []

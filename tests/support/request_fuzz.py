@@ -11,6 +11,8 @@ SCALARS: list[Any] = [
     None, True, False, 0, 1, -1, 2, 0.0, 0.5, -0.5, 1e308, 2**31, 2**32, 2**63, 2**64, -(2**63) - 1, 10**30, "", "a",
     "0", "text", "\ud83d", "\udc00x", "\x00", "\u2028", "x" * 300, "auto", "none", "user", "task", "p", "full",
     "generalist", {"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}},
+    "required", [{"type": "function", "function": {"name": "f"}}], {"type": "function", "function": {"name": "f"}},
+    [{"id": "c", "function": {"name": "f", "arguments": "{}"}}], "tool", "assistant",
 ]  # fmt: skip
 NAMES = [
     "model", "messages", "prompt", "stream", "stream_options", "temperature", "top_p", "top_k", "stop", "seed", "n",
@@ -20,7 +22,7 @@ NAMES = [
     "parallel_tool_calls", "functions", "function_call", "role", "content", "type", "text", "include_usage",
     "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids", "tokens", "add_special_tokens",
     "add_generation_prompt", "return_token_strs", "tool_calls", "refusal", "name", "cache_control", "image_url",
-    "json_schema", "schema", "strict",
+    "json_schema", "schema", "strict", "tool_call_id", "function", "parameters", "arguments", "description", "id",
     "\ud800", "",
 ]  # fmt: skip
 HEADERS = [

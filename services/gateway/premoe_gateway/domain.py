@@ -7,15 +7,49 @@ from typing import Literal
 
 from premoe_runtime.formats.choices import DecisionKind
 
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "tool_calls"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. ``arguments``: a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What the model may call. ``parameters``: a JSON schema; empty: none was given."""
+
+    name: str
+    description: str
+    parameters: str
+    strict: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """Tools on offer; ``required`` says that one must be called, ``name`` which, ``single`` that at most one may be."""
+
+    offered: tuple[Tool, ...] = ()
+    required: bool = False
+    name: str = ""
+    single: bool = False
+
+
+NO_TOOLS = Tools()
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation."""
+    """One turn of a conversation. ``tool_calls``: the assistant's; ``tool_call_id``: which of them a tool answers."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Literal["system", "user", "assistant", "tool"]
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 Prompt = str | tuple[int, ...] | tuple[Turn, ...]
@@ -80,6 +114,7 @@ class Ask:
     active_experts: int | None = None
     format: AnswerFormat | None = None
     """None: any text."""
+    tools: Tools = NO_TOOLS
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +204,13 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """A whole call of a tool, between deltas."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Last event."""
 
@@ -180,7 +222,7 @@ class Finished:
     decode_ms: float
 
 
-Event = Started | Delta | Finished
+Event = Started | Delta | Called | Finished
 
 
 @dataclass(frozen=True, slots=True)

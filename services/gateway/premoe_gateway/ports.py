@@ -20,8 +20,8 @@ class Worker(Protocol):
         """What it serves and how busy it is; Unavailable unless its health is SERVING."""
         ...
 
-    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
-        """Signature f32[D] and the ``weights_id`` it was made with."""
+    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
+        """Signature f32[D] of the prompt, and the ``weights_id`` it was made with."""
         ...
 
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:

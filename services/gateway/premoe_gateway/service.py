@@ -107,9 +107,7 @@ class Gateway:
         if ask.pattern:
             return Recognition(await self._named(ask.pattern, await self._weights_of(ask.model)))
         started = time.perf_counter()
-        signature, weights_id = await self._ask(
-            ask.model, "probe", lambda worker: worker.probe(ask.prompt, self._timeout_s)
-        )
+        signature, weights_id = await self._ask(ask.model, "probe", lambda worker: worker.probe(ask, self._timeout_s))
         probed = time.perf_counter()
         retrieval = self._retriever()
         with tracer().start_as_current_span("retrieve") as span:

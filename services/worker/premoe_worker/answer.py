@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 
 from opentelemetry import trace
 
@@ -11,16 +11,27 @@ from premoe_runtime.engines.base import TokenEvent
 from premoe_runtime.serving.admission import Place
 from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import Request
-from premoe_worker.domain import Delta, Event, Finished, PatternChoice, Started
+from premoe_worker.domain import Called, Delta, Event, Finished, PatternChoice, PlaceLogprobs, Started, ToolCall
 from premoe_worker.logprobs import of_prompt, place_logprobs
 from premoe_worker.model import ServedModel
+from premoe_worker.tools.reader import Piece, ToolReader
 from premoe_worker.tracing import SwapSpan, record_steps
 
 
 class Answer:
     """Carries one request's events from the engine's thread to the event loop."""
 
-    def __init__(self, choice: PatternChoice, prompt_tokens: int, received_ns: int) -> None:
+    def __init__(
+        self,
+        choice: PatternChoice,
+        prompt_tokens: int,
+        received_ns: int,
+        reader: ToolReader | None = None,
+        *,
+        single: bool = False,
+    ) -> None:
+        self._reader, self._single = reader, single
+        self._calls = 0
         self._choice = choice
         self._prompt_tokens = prompt_tokens
         self._received_ns = received_ns
@@ -52,14 +63,40 @@ class Answer:
                     for part in of_prompt(model.tokens, request.token_ids, item.prompt_logprobs):
                         yield part
                 self._completion_tokens += len(item.token_ids)
-                if item.text or item.token_ids:
-                    said = tuple(place_logprobs(model.tokens, each) for each in item.logprobs)
-                    yield Delta(item.text, item.token_ids, said)
+                said = tuple(place_logprobs(model.tokens, each) for each in item.logprobs)
+                for event in self._events(item, said):
+                    yield event
                 if item.finish is not None:
                     yield self._finished(item)
                     return
+                if self._over:
+                    handle.cancel()
         finally:
             handle.cancel()
+
+    @property
+    def _over(self) -> bool:
+        """One call was asked for, and there it is."""
+        return self._single and self._calls > 0
+
+    def _events(self, item: TokenEvent, said: tuple[PlaceLogprobs, ...]) -> Iterator[Event]:
+        """What an event of the engine brings: text, and calls of tools where there may be some."""
+        pieces: list[Piece] = [item.text]
+        if self._reader is not None:
+            pieces = self._reader.push(item.text, item.token_ids)
+            if item.finish is not None:
+                pieces += self._reader.close()
+        token_ids = item.token_ids
+        if token_ids and not (pieces and isinstance(pieces[0], str)):
+            pieces.insert(0, "")
+        for piece in pieces:
+            if isinstance(piece, ToolCall):
+                if not self._over:
+                    self._calls += 1
+                    yield Called(piece)
+            elif piece or token_ids:
+                yield Delta("" if self._over else piece, token_ids, said)
+                token_ids, said = (), ()
 
     def _put(self, item: SwapReport | TokenEvent) -> None:
         # After a forced stop there may be no loop left to tell.
@@ -68,10 +105,11 @@ class Answer:
 
     def _finished(self, event: TokenEvent) -> Finished:
         assert event.finish is not None, "only the last event is turned into Finished"
+        stopped = event.finish == "stop" or self._over
         timings = event.timings
         first_ns = timings.first_token_ns if timings else 0
         finished = Finished(
-            reason=event.finish,
+            reason="tool_calls" if self._calls and stopped else event.finish,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             retained_mass=event.retained_mass or 0.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from premoe_runtime.engines.base import FinishReason
 from premoe_runtime.engines.params import SamplingParams
@@ -15,11 +15,41 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a tool. ``arguments``: a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What the model may call. ``parameters``: a JSON schema; empty: none was given."""
+
+    name: str
+    description: str = ""
+    parameters: str = ""
+    strict: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """``required``: a tool must be called; ``name``: this one; ``single``: at most one call."""
+
+    required: bool = False
+    name: str = ""
+    single: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn of a conversation."""
+    """One turn of a conversation. ``tool_calls``: the assistant's; ``tool_call_id``: which of them a tool answers."""
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
 
 
 Prompt = str | tuple[int, ...] | tuple[Turn, ...]
@@ -58,6 +88,8 @@ class Ask:
     on_unknown: OnUnknown | None = None
     model: str = ""
     format: AnswerFormat | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +141,17 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """A whole call of a tool, between deltas."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Last event."""
 
-    reason: FinishReason
+    reason: FinishReason | Literal["tool_calls"]
     prompt_tokens: int
     completion_tokens: int
     retained_mass: float
@@ -120,4 +159,4 @@ class Finished:
     decode_ms: float
 
 
-Event = Started | Delta | Finished
+Event = Started | Delta | Called | Finished

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from premoe.worker.v1 import worker_pb2
 
 from premoe_runtime.engines.base import FinishReason
@@ -13,6 +15,7 @@ from premoe_worker.adapters.retrieval import DECISIONS, POLICIES
 from premoe_worker.domain import (
     AnswerFormat,
     Ask,
+    Called,
     Delta,
     Event,
     Finished,
@@ -21,6 +24,9 @@ from premoe_worker.domain import (
     Prompt,
     Started,
     TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolChoice,
     Turn,
 )
 from premoe_worker.limits import Limits
@@ -28,10 +34,11 @@ from premoe_worker.residency import Preload
 
 _DECISION_NUMBERS = {name: number for number, name in DECISIONS.items()}
 _POLICY_NAMES = {number: name for name, number in POLICIES.items()}
-_FINISH: dict[FinishReason, worker_pb2.FinishReason.ValueType] = {
+_FINISH: dict[FinishReason | Literal["tool_calls"], worker_pb2.FinishReason.ValueType] = {
     "stop": worker_pb2.FINISH_REASON_STOP,
     "length": worker_pb2.FINISH_REASON_LENGTH,
     "cancelled": worker_pb2.FINISH_REASON_CANCELLED,
+    "tool_calls": worker_pb2.FINISH_REASON_TOOL_CALLS,
 }
 
 
@@ -44,10 +51,20 @@ def prompt(message: worker_pb2.Prompt) -> Prompt:
     elif kind == "token_ids":
         value = tuple(message.token_ids.ids)
     elif kind == "chat":
-        value = tuple(Turn(turn.role, turn.content) for turn in message.chat.messages)
+        value = tuple(_turn(turn) for turn in message.chat.messages)
     if not value:
         raise InvalidInput("the prompt is empty; send text, token ids or messages", reason="PROMPT_EMPTY")
     return value
+
+
+def tools(message: worker_pb2.Prompt) -> tuple[Tool, ...]:
+    """Those of a chat."""
+    return tuple(Tool(tool.name, tool.description, tool.parameters, tool.strict) for tool in message.chat.tools)
+
+
+def _turn(turn: worker_pb2.Message) -> Turn:
+    calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in turn.tool_calls)
+    return Turn(turn.role, turn.content, calls, turn.tool_call_id)
 
 
 def ask(request: worker_pb2.GenerateRequest) -> Ask:
@@ -62,6 +79,8 @@ def ask(request: worker_pb2.GenerateRequest) -> Ask:
         on_unknown=_POLICY_NAMES.get(request.on_unknown),
         model=request.model,
         format=_format(request.format) if request.HasField("format") else None,
+        tools=tools(request.prompt),
+        tool_choice=ToolChoice(request.tool_choice.required, request.tool_choice.name, request.tool_choice.single),
     )
 
 
@@ -82,6 +101,9 @@ def response(event: Event) -> worker_pb2.GenerateResponse:
             prompt_logprobs=map(_place, event.prompt_logprobs),
         )
         return worker_pb2.GenerateResponse(delta=delta)
+    if isinstance(event, Called):
+        call = worker_pb2.ToolCall(id=event.call.id, name=event.call.name, arguments=event.call.arguments)
+        return worker_pb2.GenerateResponse(tool_call=call)
     return worker_pb2.GenerateResponse(finished=_finished(event))
 
 

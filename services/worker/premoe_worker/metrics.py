@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from premoe_servicekit.metrics import COUNTER, GAUGE, OTHER, Few, Metric, Metrics, Sample, exemplar
 
 from premoe_runtime.formats.errors import PremoeError
-from premoe_worker.domain import Delta, Event, Started
+from premoe_worker.domain import Delta, Event, Finished, Started
 
 if TYPE_CHECKING:
     # It brings torch.
@@ -162,7 +162,7 @@ class RequestMeter:
                 self._note_tokens()
         elif isinstance(event, Started):
             self._task = self._metrics.began(event)
-        else:
+        elif isinstance(event, Finished):
             self._ended = True
             self._metrics.whole.observe(time.perf_counter() - self._arrived, exemplar())
             self._metrics.kept(self._task, event.retained_mass)

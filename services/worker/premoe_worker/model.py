@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,10 +24,12 @@ from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import KeptPattern
-from premoe_worker.domain import Prompt, Turn
+from premoe_worker.domain import Prompt, Tool, Turn
 from premoe_worker.engine import Opener, load_here, load_in_child
 from premoe_worker.limits import Limits
 from premoe_worker.settings import WorkerSettings
+from premoe_worker.tools.formats import ToolUse
+from premoe_worker.tools.rendering import fields_of, listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,14 @@ class ServedModel:
         self._tokenizer = tokenizer
         self.tokens = TokenBytes(tokenizer)
         self._prober = prober
+        self.tool_use = ToolUse.of(tokenizer)
         self._room = PromptRoom.of(tokenizer, engine.limits.context)
 
-    def encode(self, prompt: Prompt, *, plain: bool = False) -> Encoded:
+    def encode(self, prompt: Prompt, tools: Sequence[Tool] = (), *, plain: bool = False) -> Encoded:
         """Token ids of a prompt; of ``plain`` text, without the tokenizer's special ones. Takes a while for long ones.
 
-        Raises InvalidInput: no user turn, refused by the template, longer than the context.
+        Raises InvalidInput: no user turn, refused by the template, tools that it does not know, longer than the
+        context.
         """
         if isinstance(prompt, str):
             self._room.check(prompt)
@@ -66,9 +71,10 @@ class ServedModel:
         if not turns:
             token_ids = tuple(item for item in prompt if isinstance(item, int))
             return Encoded(token_ids, Span(0, len(token_ids)))
-        if turns[-1].role != "user":
-            raise InvalidInput("the last message must be the user's", reason="LAST_TURN")
-        rendered = encode_prompt(self._tokenizer, turns, self._room)
+        if turns[-1].role not in ("user", "tool"):
+            raise InvalidInput("the last message must be the user's or a tool's", reason="LAST_TURN")
+        self.tool_use.check(turns, tools)
+        rendered = encode_prompt(self._tokenizer, turns, self._room, fields=fields_of, tools=[*map(listed, tools)])
         return Encoded(rendered.token_ids, rendered.span)
 
     def decode(self, token_ids: tuple[int, ...], *, skip_special: bool) -> str:

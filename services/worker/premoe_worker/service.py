@@ -26,12 +26,13 @@ from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
 from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Prompt, Tokens
-from premoe_worker.grammars import format_grammar
+from premoe_worker.grammars import answer_grammar
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
 from premoe_worker.ports import Retrieval
 from premoe_worker.split import SplitWatch
+from premoe_worker.tools.reader import ToolReader
 from premoe_worker.tracing import describe_choice, describe_request
 
 log = logging.getLogger(__name__)
@@ -96,8 +97,10 @@ class Worker:
 
     async def _prepare(self, ask: Ask, received_ns: int) -> tuple[Request, Answer]:
         """Everything that comes before a request can be queued with its pattern."""
-        grammar = "" if ask.format is None else await self._checking.run(format_grammar, ask.format)
-        encoded = await self._encoding.run(self.model.encode, ask.prompt)
+        grammar = ""
+        if ask.format is not None or ask.tools or ask.tool_choice.required or ask.tool_choice.name:
+            grammar = await self._checking.run(answer_grammar, ask, self.model.tool_use)
+        encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools)
         ask = self._settled(ask, encoded)
         describe_request(ask, self.name, len(encoded.token_ids))
         choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
@@ -112,7 +115,9 @@ class Worker:
         active = self._active(ask.active_experts, pattern, budget)
         number = f"r{next(self._numbers)}"
         request = Request(number, pattern, active, encoded.token_ids, ask.sampling, grammar=grammar)
-        return request, Answer(choice, len(encoded.token_ids), received_ns)
+        use = self.model.tool_use
+        reader = ToolReader(use.form, use.special) if ask.tools and use.form is not None else None
+        return request, Answer(choice, len(encoded.token_ids), received_ns, reader, single=ask.tool_choice.single)
 
     async def probe(self, ask: Ask) -> tuple[npt.NDArray[np.float32], int, float]:
         """Signature f32[D] of a prompt, tokens that counted, milliseconds. Raises InvalidInput, Exhausted (queue).
@@ -121,7 +126,7 @@ class Worker:
         """
         self.model.front.admission.check()
         started = time.perf_counter()
-        encoded = await self._encoding.run(self.model.encode, ask.prompt)
+        encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools)
         self._settled(ask, encoded)
         signature = await self._signature(encoded)
         return signature, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3

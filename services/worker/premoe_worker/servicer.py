@@ -41,7 +41,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                     yield messages.response(event)
 
     async def Probe(self, request: worker_pb2.ProbeRequest, context: Context) -> worker_pb2.ProbeResponse:
-        signature, tokens, milliseconds = await self._worker.probe(Ask(messages.prompt(request.prompt)))
+        asked = Ask(messages.prompt(request.prompt), tools=messages.tools(request.prompt))
+        signature, tokens, milliseconds = await self._worker.probe(asked)
         return worker_pb2.ProbeResponse(
             signature=signature.tolist(),
             weights_id=self._worker.model.manifest.weights_id,

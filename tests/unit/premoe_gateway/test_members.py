@@ -82,7 +82,7 @@ class Scripted:
     async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:
         raise NotImplementedError
 
-    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
+    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
         self.probed += 1
         if self.fault is not None:
             raise self.fault

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from premoe_gateway.domain import AnswerFormat
 from premoe_gateway.openai.answers import error_body
-from premoe_gateway.openai.messages import BadParameter
+from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.requests import parse_chat, parse_completion
 
 from premoe_runtime.formats.errors import InvalidInput

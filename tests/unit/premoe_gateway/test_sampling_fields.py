@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from premoe_gateway.adapters.messages import generate_request
 from premoe_gateway.domain import PatternChoice, Recommended
-from premoe_gateway.openai.messages import BadParameter
+from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.requests import Order, parse_chat, parse_completion
 from premoe_gateway.openai.tokens import parse_tokenize
 

@@ -11,7 +11,6 @@ from premoe_gateway.domain import (
     Delta,
     Event,
     PatternChoice,
-    Prompt,
     Sampling,
     Started,
     StoredPattern,
@@ -38,7 +37,7 @@ class Weights(EchoWorker):
         state = await super().state()
         return replace(state, address=self.address, weights_id=self.weights_id, running=self.load)
 
-    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
+    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
         self.check()
         return [1.0], self.weights_id
 

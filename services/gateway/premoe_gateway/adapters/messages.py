@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2
@@ -10,6 +10,7 @@ from premoe.worker.v1 import worker_pb2
 from premoe_gateway.domain import (
     AnswerFormat,
     Ask,
+    Called,
     Delta,
     Event,
     Finished,
@@ -22,6 +23,9 @@ from premoe_gateway.domain import (
     Started,
     Swap,
     TokenLogprob,
+    Tool,
+    ToolCall,
+    Tools,
     Turn,
     WorkerState,
 )
@@ -45,26 +49,27 @@ _FINISH: dict[worker_pb2.FinishReason.ValueType, FinishReason] = {
     worker_pb2.FINISH_REASON_STOP: "stop",
     worker_pb2.FINISH_REASON_LENGTH: "length",
     worker_pb2.FINISH_REASON_CANCELLED: "cancelled",
+    worker_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
 }
 
 _NOBODY = frozenset({-1})
 """What stands for an empty slot."""
 
 
-def prompt_message(prompt: Prompt) -> worker_pb2.Prompt:
+def prompt_message(prompt: Prompt, tools: Sequence[Tool] = ()) -> worker_pb2.Prompt:
     if isinstance(prompt, str):
         return worker_pb2.Prompt(text=prompt)
     turns = [turn for turn in prompt if isinstance(turn, Turn)]
     if turns:
-        messages = [worker_pb2.Message(role=turn.role, content=turn.content) for turn in turns]
-        return worker_pb2.Prompt(chat=worker_pb2.Chat(messages=messages))
+        chat = worker_pb2.Chat(messages=map(_message, turns), tools=map(_tool, tools))
+        return worker_pb2.Prompt(chat=chat)
     ids = [item for item in prompt if isinstance(item, int)]
     return worker_pb2.Prompt(token_ids=worker_pb2.TokenIds(ids=ids))
 
 
 def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) -> worker_pb2.GenerateRequest:
     return worker_pb2.GenerateRequest(
-        prompt=prompt_message(ask.prompt),
+        prompt=prompt_message(ask.prompt, ask.tools.offered),
         sampling=_sampling(ask.sampling, recommended),
         pattern=worker_pb2.PatternChoice(
             decision=_DECISIONS[choice.decision],
@@ -76,6 +81,7 @@ def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) 
         active_experts=ask.active_experts,
         model=ask.model,
         format=_format(ask.format),
+        tool_choice=_tool_choice(ask.tools),
     )
 
 
@@ -87,6 +93,9 @@ def event(response: worker_pb2.GenerateResponse) -> Event:
     if kind == "delta":
         delta = response.delta
         return Delta(delta.text, _places(delta.logprobs), _places(delta.prompt_logprobs))
+    if kind == "tool_call":
+        called = response.tool_call
+        return Called(ToolCall(called.id, called.name, called.arguments))
     if kind == "finished":
         return _finished(response.finished)
     raise Unavailable("the worker sent an event of an unknown kind", reason="UNKNOWN_EVENT")
@@ -154,6 +163,21 @@ def _sampling(sampling: Sampling, recommended: Recommended) -> worker_pb2.Sampli
         logprobs=sampling.logprobs,
         prompt_logprobs=sampling.prompt_logprobs,
     )
+
+
+def _message(turn: Turn) -> worker_pb2.Message:
+    calls = (worker_pb2.ToolCall(id=call.id, name=call.name, arguments=call.arguments) for call in turn.tool_calls)
+    return worker_pb2.Message(role=turn.role, content=turn.content, tool_calls=calls, tool_call_id=turn.tool_call_id)
+
+
+def _tool(tool: Tool) -> worker_pb2.Tool:
+    return worker_pb2.Tool(name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict)
+
+
+def _tool_choice(tools: Tools) -> worker_pb2.ToolChoice | None:
+    if not tools.offered:
+        return None
+    return worker_pb2.ToolChoice(required=tools.required, name=tools.name, single=tools.single)
 
 
 def _format(wanted: AnswerFormat | None) -> worker_pb2.AnswerFormat | None:

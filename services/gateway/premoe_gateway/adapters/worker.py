@@ -45,9 +45,9 @@ class GrpcWorker:
         self._recommended = state.recommended
         return state
 
-    async def probe(self, prompt: Prompt, timeout_s: float) -> tuple[list[float], str]:
+    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
         with rpc_errors(self._peer):
-            request = worker_pb2.ProbeRequest(prompt=messages.prompt_message(prompt))
+            request = worker_pb2.ProbeRequest(prompt=messages.prompt_message(ask.prompt, ask.tools.offered))
             response = await self._worker.Probe(request, timeout=timeout_s)
         return list(response.signature), response.weights_id
 

@@ -12,7 +12,7 @@ from premoe_gateway.console.held import Body, Held
 from premoe_gateway.console.patterns import Patterns
 from premoe_gateway.console.residency import residency
 from premoe_gateway.domain import WorkerState
-from premoe_gateway.openai.messages import BadParameter
+from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.service import Gateway
 from premoe_runtime.formats.errors import NotFound
 

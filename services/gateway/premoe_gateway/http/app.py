@@ -7,6 +7,7 @@ import json
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
 from functools import partial
@@ -23,7 +24,7 @@ from starlette.routing import Route
 from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.console.description import paths
 from premoe_gateway.console.routes import Console
-from premoe_gateway.domain import Delta, Event, Finished, PlaceLogprobs, Recognition, Started
+from premoe_gateway.domain import Called, Delta, Event, Finished, PlaceLogprobs, Recognition, Started, ToolCall
 from premoe_gateway.echo import echoed
 from premoe_gateway.http.calls import HEADER, CallMiddleware, call_of
 from premoe_gateway.http.docs import docs
@@ -142,7 +143,7 @@ async def _sequences(gateway: Gateway, head: answers.Head, order: Order) -> list
 
 async def _choice(sequence: Sequence) -> answers.Choice:
     started: Started | None = None
-    text: list[str] = []
+    text, calls = list[str](), list[ToolCall]()
     places: list[PlaceLogprobs] = []
     async with aclosing(sequence.events) as events:
         async for event in events:
@@ -151,9 +152,13 @@ async def _choice(sequence: Sequence) -> answers.Choice:
             elif isinstance(event, Delta):
                 text.append(event.text)
                 places += event.logprobs
+            elif isinstance(event, Called):
+                calls.append(event.call)
             elif started is not None:
                 logprobs = None if sequence.shape is None else sequence.shape.of(places)
-                return answers.Choice(sequence.prompt, "".join(text), started, event, sequence.recognition, logprobs)
+                return answers.Choice(
+                    sequence.prompt, "".join(text), started, event, sequence.recognition, logprobs, tuple(calls)
+                )
     raise _cut()
 
 
@@ -208,11 +213,15 @@ async def _chunks(
         if opening is not None:
             yield opening
     ended: list[answers.Choice] = []
+    calls: Counter[int] = Counter()
     async for index, event in events:
         if isinstance(event, Delta) and (event.text or event.logprobs):
             shape = sequences[index].shape
             logprobs = shape.of(event.logprobs) if shape is not None and event.logprobs else None
             yield answers.piece(head, index, event.text, logprobs)
+        elif isinstance(event, Called):
+            yield answers.called(head, index, calls[index], event.call)
+            calls[index] += 1
         elif isinstance(event, Finished):
             sequence = sequences[index]
             ended.append(answers.Choice(sequence.prompt, "", sequence.started, event, sequence.recognition))

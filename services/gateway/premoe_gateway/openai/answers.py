@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from premoe_gateway.domain import Finished, Recognition, Sampling, Started, WorkerState
-from premoe_gateway.openai.messages import BadParameter, whole_text
+from premoe_gateway.domain import Finished, Recognition, Sampling, Started, ToolCall, WorkerState
+from premoe_gateway.openai.faults import BadParameter, whole_text
 from premoe_runtime.formats.errors import (
     Conflict,
     CorruptData,
@@ -24,7 +24,7 @@ from premoe_runtime.formats.errors import (
 
 Json = dict[str, object]
 
-_FINISH = {"stop": "stop", "length": "length", "cancelled": "stop"}
+_FINISH = {"stop": "stop", "length": "length", "cancelled": "stop", "tool_calls": "tool_calls"}
 _STATUS: tuple[tuple[type[PremoeError], int], ...] = (
     (InvalidInput, 400),
     (NotFound, 404),
@@ -45,6 +45,10 @@ _PARAM_OF_REASON = {
     **{f"{name.upper()}_INVALID": name for name in (*(f.name for f in fields(Sampling)), "active_experts", "tokens")},
     "PROMPT_LOGPROBS_INVALID": "logprobs",
     "RESPONSE_FORMAT_INVALID": "response_format",
+    "TOOLS_INVALID": "tools",
+    "TOOLS_UNSUPPORTED": "tools",
+    "TOOL_CHOICE_UNSUPPORTED": "tool_choice",
+    "TOOL_CALLS_UNSUPPORTED": "messages",
     "MODEL_MISSING": "model",
 }
 """Fields that only a worker can judge."""
@@ -75,6 +79,7 @@ class Choice:
     finished: Finished
     recognition: Recognition
     logprobs: Json | None = None
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def record(self) -> Json:
@@ -87,7 +92,7 @@ def whole(head: Head, choices: Sequence[Choice]) -> Json:
     for index, choice in enumerate(choices):
         entry: Json = {"index": index, "finish_reason": _FINISH[choice.finished.reason], "logprobs": choice.logprobs}
         if head.kind == "chat":
-            entry["message"] = {"role": "assistant", "content": choice.text, "refusal": None}
+            entry["message"] = _message(choice)
         else:
             entry["text"] = choice.text
         listed.append(entry if len(choices) == 1 else {**entry, "premoe": choice.record})
@@ -99,6 +104,18 @@ def whole(head: Head, choices: Sequence[Choice]) -> Json:
     }
 
 
+def _message(choice: Choice) -> Json:
+    message: Json = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.calls:
+        calls = [_call(call) for call in choice.calls]
+        message = {**message, "content": choice.text or None, "tool_calls": calls}
+    return message
+
+
+def _call(call: ToolCall) -> Json:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
 def opening(head: Head, index: int) -> Json | None:
     """The first chunk of a chat's choice names the role; a text completion has none."""
     return _chunk(head, index, {"role": "assistant", "content": ""}, None) if head.kind == "chat" else None
@@ -107,6 +124,11 @@ def opening(head: Head, index: int) -> Json | None:
 def piece(head: Head, index: int, text: str, logprobs: Json | None) -> Json:
     """A chunk of text, with the log probabilities of the tokens that have come."""
     return _chunk(head, index, {"content": text} if head.kind == "chat" else text, None, logprobs)
+
+
+def called(head: Head, index: int, number: int, call: ToolCall) -> Json:
+    """A chunk with the whole of a choice's call; ``number`` counts from 0."""
+    return _chunk(head, index, {"tool_calls": [{"index": number, **_call(call)}]}, None)
 
 
 def closing(head: Head, index: int, choice: Choice) -> Json:

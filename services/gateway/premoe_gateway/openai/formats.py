@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from premoe_gateway.domain import AnswerFormat
-from premoe_gateway.openai.messages import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter, whole_text
 
 _NAMED = {
     "type": "object",

@@ -1,4 +1,4 @@
-"""Messages of a conversation in OpenAI's form, untrusted, as turns; and what is wrong with a request, by its field."""
+"""Messages of a conversation in OpenAI's form, untrusted, as turns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Literal
 
 from premoe_gateway.domain import Turn
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_gateway.openai.faults import BadParameter, whole_text
+from premoe_gateway.openai.tools import CALLS, parse_calls
 
 _PART = {
     "type": "object",
@@ -16,39 +17,25 @@ _PART = {
 MESSAGES = {
     "type": "array",
     "minItems": 1,
-    "description": "The last one is the user's.",
+    "description": "The last one is the user's or a tool's.",
     "items": {
         "type": "object",
-        "required": ["role", "content"],
+        "required": ["role"],
         "properties": {
-            "role": {"enum": ["system", "developer", "user", "assistant"]},
-            "content": {"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]},
+            "role": {"enum": ["system", "developer", "user", "assistant", "tool"]},
+            "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": _PART}]},
+            "tool_calls": CALLS,
+            "tool_call_id": {"type": "string"},
         },
     },
 }
-_ROLES: Mapping[object, Literal["system", "user", "assistant"]] = {
+_ROLES: Mapping[object, Literal["system", "user", "assistant", "tool"]] = {
     "system": "system",
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
+    "tool": "tool",
 }
-
-
-class BadParameter(InvalidInput):
-    """A request body that cannot be honoured; ``param`` names the field."""
-
-    def __init__(self, message: str, param: str, reason: str = "INVALID_PARAMETER") -> None:
-        super().__init__(message, reason=reason)
-        self.param = param
-
-
-def whole_text(text: str) -> str:
-    """``text`` with U+FFFD for halves of surrogate pairs: JSON can carry what UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def turn_of(message: object, place: str) -> Turn:
@@ -56,19 +43,30 @@ def turn_of(message: object, place: str) -> Turn:
     if not isinstance(message, dict):
         raise BadParameter(f"{place}: must be an object with role and content", place)
     role = message.get("role")
-    if role in ("tool", "function"):
-        raise BadParameter(f"{place}: answers of tools are not supported", f"{place}.role", "UNSUPPORTED_PARAMETER")
     if not isinstance(role, str) or role not in _ROLES:
-        raise BadParameter(f"{place}.role: must be system, developer, user or assistant", f"{place}.role")
-    for name in ("tool_calls", "function_call", "audio"):
+        raise BadParameter(f"{place}.role: must be system, developer, user, assistant or tool", f"{place}.role")
+    for name in ("function_call", "audio", *(() if role == "assistant" else ("tool_calls",))):
         if message.get(name):
             raise BadParameter(f"{place}.{name}: not supported", f"{place}.{name}", "UNSUPPORTED_PARAMETER")
     content = message.get("content")
     if content is None and role == "assistant":
-        # What an assistant said that refused, or that only called tools; the calls themselves are refused above.
+        # What an assistant said that refused, or that only called tools.
         refusal = message.get("refusal")
         content = refusal if isinstance(refusal, str) else ""
-    return Turn(_ROLES[role], _content(content, f"{place}.content"))
+    return Turn(
+        _ROLES[role],
+        _content(content, f"{place}.content"),
+        parse_calls(message.get("tool_calls") or [], f"{place}.tool_calls"),
+        _answered(message, place) if role == "tool" else "",
+    )
+
+
+def _answered(message: Mapping[str, object], place: str) -> str:
+    """The call that a tool's message answers."""
+    call_id = message.get("tool_call_id")
+    if not isinstance(call_id, str) or not call_id:
+        raise BadParameter(f"{place}.tool_call_id: must be the id of a call", f"{place}.tool_call_id")
+    return whole_text(call_id)
 
 
 def _content(content: object, place: str) -> str:

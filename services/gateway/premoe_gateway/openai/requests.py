@@ -17,9 +17,11 @@ from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Ask, Prompt, Sampling, Turn
 from premoe_gateway.echo import Echo
+from premoe_gateway.openai.faults import BadParameter, whole_text
 from premoe_gateway.openai.formats import RESPONSE_FORMAT, parse_format
-from premoe_gateway.openai.messages import MESSAGES, BadParameter, turn_of, whole_text
+from premoe_gateway.openai.messages import MESSAGES, turn_of
 from premoe_gateway.openai.sampling import MAX_SEED, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods
+from premoe_gateway.openai.tools import TOOL_CHOICE, TOOLS, parse_tools
 
 IGNORED = {
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -30,8 +32,6 @@ ONLY: Mapping[str, tuple[object, ...]] = {
     "echo": (False,),
     "suffix": ("",),
     "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -129,6 +129,10 @@ class _Common(SamplingFields):
 class ChatBody(_Common, ChatLikelihoods):
     """POST /v1/chat/completions."""
 
+    tools: Annotated[Any, WithJsonSchema(TOOLS)] = None
+    tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE)] = None
+    parallel_tool_calls: StrictBool | None = None
+
     messages: Annotated[list[Any], WithJsonSchema(MESSAGES)]
     max_completion_tokens: Int | None = Field(default=None, ge=1, le=UINT32)
 
@@ -147,8 +151,10 @@ def parse_chat(body: bytes) -> Order:
     """Read a /v1/chat/completions body. Raises BadParameter."""
     chat = validate(ChatBody, body)
     turns = chat_turns(chat.messages)
+    tools = parse_tools(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
     most = chat.max_completion_tokens or chat.max_tokens or 0
-    return chat.order(turns, chat.sampling(most, logprobs=chat.asked()))
+    order = chat.order(turns, chat.sampling(most, logprobs=chat.asked()))
+    return replace(order, ask=replace(order.ask, tools=tools))
 
 
 def chat_turns(messages: list[Any]) -> tuple[Turn, ...]:
@@ -156,8 +162,8 @@ def chat_turns(messages: list[Any]) -> tuple[Turn, ...]:
     turns = tuple(turn_of(message, f"messages[{index}]") for index, message in enumerate(messages))
     if not turns:
         raise BadParameter("messages: must hold at least one message", "messages")
-    if turns[-1].role != "user":
-        raise BadParameter("messages: the last message must be the user's", "messages")
+    if turns[-1].role not in ("user", "tool"):
+        raise BadParameter("messages: the last message must be the user's or a tool's", "messages")
     return turns
 
 
@@ -210,8 +216,9 @@ def _no_number(name: str) -> object:
 
 
 def validate(kind: type[_M], body: bytes) -> _M:
-    fields = {name: value for name, value in read_object(body).items() if name not in IGNORED}
-    only = ONLY.keys() - kind.model_fields.keys()
+    known = kind.model_fields
+    fields = {name: value for name, value in read_object(body).items() if name in known or name not in IGNORED}
+    only = ONLY.keys() - known.keys()
     for name in [name for name in fields if name in only]:
         # Compared by type too: logprobs 0 asks /v1/completions for something, False does not.
         if not any(value == fields[name] and type(value) is type(fields[name]) for value in _asks_nothing(name)):

@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Sampling
-from premoe_gateway.openai.messages import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter, whole_text
 from premoe_runtime.engines.params import MAX_BIASED, MAX_LOGPROBS, MAX_STOP_TOKENS
 
 MAX_SEED = 2**64

@@ -9,7 +9,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, WithJso
 from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Prompt, Tokens
-from premoe_gateway.openai.messages import MESSAGES, BadParameter
+from premoe_gateway.openai.faults import BadParameter
+from premoe_gateway.openai.messages import MESSAGES
 from premoe_gateway.openai.requests import Text, chat_turns, validate
 from premoe_gateway.openai.sampling import UINT32
 
