@@ -63,7 +63,7 @@ async def test_chat_recognises_the_task_and_says_what_it_did() -> None:
         ("user", "add 1 and 2"),
     ]
     assert worker.probes[0].prompt == request.prompt
-    assert request.sampling == worker_pb2.Sampling(temperature=1.0, top_p=0.5, stop=["!"], seed=5)
+    assert request.sampling == worker_pb2.Sampling(temperature=1.0, top_p=0.5, stop=["!"], seed=5, repetition_penalty=1)
     assert request.pattern.pattern_id == "p-add"
 
 
@@ -104,19 +104,21 @@ async def test_completions_take_text_and_token_ids() -> None:
     assert worker.requests[0].prompt.text == "add"
     assert worker.requests[0].sampling.max_tokens == 9
     assert list(worker.requests[1].prompt.token_ids.ids) == [5, 6]
-    assert worker.requests[1].sampling == worker_pb2.Sampling(max_tokens=16, top_p=1.0)
+    assert worker.requests[1].sampling == worker_pb2.Sampling(max_tokens=16, top_p=1.0, repetition_penalty=1)
 
 
 async def test_what_the_checkpoint_recommends_holds_where_a_request_names_nothing() -> None:
-    worker = FakeWorker(recommended=worker_pb2.Sampling(temperature=0.5, top_p=0.75, top_k=20))
+    advice = worker_pb2.Sampling(temperature=0.5, top_p=0.75, top_k=20, min_p=0.25, repetition_penalty=1.25)
+    worker = FakeWorker(recommended=advice)
     async with gateway(worker) as url, client(url) as api:
         await api.chat.completions.create(model=MODEL, messages=CHAT)
+        named = {"top_k": -1, "min_p": 0, "repetition_penalty": 1}
         await api.chat.completions.create(
-            model=MODEL, messages=CHAT, temperature=0, top_p=1, extra_body={"top_k": -1}, max_tokens=3
+            model=MODEL, messages=CHAT, temperature=0, top_p=1, extra_body=named, max_tokens=3
         )
     assert [request.sampling for request in worker.requests] == [
-        worker_pb2.Sampling(temperature=0.5, top_p=0.75, top_k=20),
-        worker_pb2.Sampling(temperature=0, top_p=1, top_k=0, max_tokens=3),
+        advice,
+        worker_pb2.Sampling(temperature=0, top_p=1, top_k=0, max_tokens=3, repetition_penalty=1),
     ]
 
 
@@ -190,8 +192,9 @@ async def test_a_named_pattern_needs_no_probe(
 JSON = {"content-type": "application/json; charset=utf-8"}
 BAD_BODIES: list[tuple[str, dict[str, object], str, str]] = [
     ("n", {"n": 0}, "n", "n: must be greater than or equal to 1"),
+    ("logprobs", {"logprobs": 3}, "logprobs", "logprobs: must be a valid boolean"),
     ("tools", {"tools": [{"type": "function"}]}, "tools[0].function", "must be an object with a name"),
-    ("penalty", {"presence_penalty": 3}, "presence_penalty", "must be less than or equal to 2"),
+    ("penalty", {"presence_penalty": 3}, "presence_penalty", "presence_penalty: must be less than or equal to 2"),
     ("unknown", {"fancy": 5}, "fancy", "fancy: not a parameter of this API"),
     ("temperature", {"temperature": -1}, "temperature", "temperature: must be greater than or equal to 0"),
     ("tokens", {"max_tokens": 0}, "max_tokens", "max_tokens: must be greater than or equal to 1"),
