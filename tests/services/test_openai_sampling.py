@@ -102,6 +102,21 @@ def test_chat_log_probabilities_are_those_of_the_text_streamed_or_not(
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == content
 
 
+def test_log_probabilities_are_the_model_s_own_under_a_bias_and_a_grammar(api: openai.OpenAI, mesh: Mesh) -> None:
+    wishes: list[dict[str, Any]] = [
+        {},
+        {"logit_bias": {str(LETTER): 100}, "presence_penalty": 2},
+        {"response_format": {"type": "json_object"}},
+    ]
+    answers = [ask(api, mesh, max_tokens=2, logprobs=True, top_logprobs=5, **wish) for wish in wishes]
+    plain, biased, shaped = [answer.choices[0].logprobs.content[0] for answer in answers]
+    likeliest = {each.token: each.logprob for each in plain.top_logprobs}
+    for other in (biased, shaped):
+        assert other.token != plain.token
+        assert other.logprob < plain.logprob
+        assert {each.token: each.logprob for each in other.top_logprobs} == pytest.approx(likeliest, abs=1e-4)
+
+
 @pytest.mark.parametrize("as_text", [True, False])
 def test_a_completion_s_echo_has_its_prompt_s_log_probabilities(api: openai.OpenAI, mesh: Mesh, as_text: bool) -> None:
     ids = TOKENIZER("a héron ")["input_ids"]
