@@ -239,6 +239,32 @@ async def test_the_only_worker_is_waited_for_however_late_it_is(monkeypatch: pyt
     assert await asking == "a"
 
 
+async def test_a_worker_that_is_stopping_answers_until_another_one_is_known() -> None:
+    """It says that it stops as long before as callers take to find the next one."""
+    stopping = Scripted("a")
+    gateway = await over(stopping)
+    stopping.state_fault = Unavailable("draining", reason="NOT_SERVING")
+    await gateway.refresh()
+    assert gateway.healthy() == []
+    assert [await answer(gateway), await answer(gateway)] == ["a", "a"]
+    gateway.add(Scripted("b"))
+    await gateway.refresh()
+    assert await answer(gateway) == "b"
+    stopping.state_fault = GONE
+    gateway.remove("b")
+    await gateway.refresh()
+    with pytest.raises(Unavailable):
+        await answer(gateway)
+
+
+async def test_a_worker_that_has_not_served_yet_is_not_asked() -> None:
+    starting = Scripted("a", state_fault=Unavailable("loading", reason="NOT_SERVING"))
+    gateway = await over(starting)
+    with pytest.raises(Unavailable, match="no worker answers"):
+        await answer(gateway)
+    assert starting.asked == []
+
+
 async def test_an_answer_that_has_begun_stays_with_a_worker_that_drains() -> None:
     draining, other = Scripted("a"), Scripted("b", running=3)
     gateway = await over(draining, other)

@@ -33,6 +33,8 @@ class Member:
     worker: Worker
     state: WorkerState | None = None
     """What it said last; None while it does not serve."""
+    leaving: bool = False
+    """Whether it is stopping: it says so while it still answers, for whoever knows of no other worker yet."""
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_PATTERNS))
     """Patterns that it ran lately, newest first."""
     in_flight: int = 0
@@ -107,11 +109,13 @@ class Member:
         try:
             with self.called() as worker:
                 self.state = self._followed(await worker.state())
-            self._failed = self._full = False
+            self.leaving = self._failed = self._full = False
             self.silent.clear()
             self._refusal = ""
         except PremoeError as error:
-            self.state = None
+            self.leaving = self.state is not None and error.reason == "NOT_SERVING"
+            if not self.leaving:
+                self.state = None
             if isinstance(error, Forbidden) and str(error) != self._refusal:
                 self._refusal = str(error)
                 log.warning("worker %s refuses this gateway: %s", self.worker.address, error)
@@ -176,12 +180,14 @@ class Members:
 
     def known(self) -> list[tuple[str, WorkerState | None]]:
         """Every worker's address and what it said last; None while it does not serve. Any thread."""
-        return [(address, member.state) for address, member in sorted(self._members.items())]
+        members = sorted(self._members.items())
+        return [(address, None if member.leaving else member.state) for address, member in members]
 
     def of(self, model: str) -> list[Member]:
-        """Healthy workers of a model, by address."""
+        """Healthy workers of a model, by address; where there are none, those that are stopping."""
         members = (member for _, member in sorted(self._members.items()))
-        return [member for member in members if member.state is not None and member.state.model == model]
+        found = [member for member in members if member.state is not None and member.state.model == model]
+        return [member for member in found if not member.leaving] or found
 
     async def serving(self, model: str) -> list[Member]:
         """Healthy workers of a model, at least one; asks again before it says that there are none.
