@@ -47,7 +47,7 @@ def arithmetic(router: RouterSpec) -> str:
     if router.groups > 1:
         by = "two best" if router.group_score == "top2" else "best"
         parts.append(f"from {router.chosen_groups} of {router.groups} groups by their {by}")
-    if router.score != "topk_softmax":
+    if router.score in ("softmax", "sigmoid"):
         parts.append("renormalised" if router.renormalise else "not renormalised")
     return ", ".join([*parts, f"× {router.scale:g}"] if router.scale != 1.0 else parts)
 

@@ -10,7 +10,6 @@ _ENCODER = "encoder-decoder models are not served: the engine continues one sequ
 
 REFUSED: Mapping[str, str] = {
     "deepseek_v4": "its first layers route by a table over token ids, which no pattern can restrict yet",
-    "gpt_oss": "its experts have biases and a clamped gate, and its attention has sinks; no kernel here has them yet",
     "jamba": _STATE,
     "kimi_k2": "it is DeepSeek-V3 with other numbers: in config.json set model_type to deepseek_v3 and remove auto_map",
     "lfm2_moe": _STATE,
@@ -22,7 +21,6 @@ REFUSED: Mapping[str, str] = {
     "nemotron_h": _STATE,
     "nllb-moe": _ENCODER,
     "pangu_ultra_moe": _CODE,
-    "phimoe": "its sparsemixer weighs by neighbours of the best expert, which no restricted router does yet",
     "qwen3_next": _STATE,
     "switch_transformers": _ENCODER,
 }

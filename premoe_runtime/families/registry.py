@@ -11,10 +11,12 @@ from premoe_runtime.families import (
     ernie4_5_moe,
     flex_olmo,
     glm4_moe,
+    gpt_oss,
     granitemoe,
     hunyuan_v1_moe,
     mixtral,
     olmoe,
+    phimoe,
     qwen2_moe,
     qwen3_moe,
 )
@@ -32,10 +34,12 @@ FAMILIES: Mapping[str, FamilySpec] = {
         deepseek_v2,
         deepseek_v3,
         glm4_moe,
+        gpt_oss,
         granitemoe,
         ernie4_5_moe,
         flex_olmo,
         hunyuan_v1_moe,
+        phimoe,
     )
 }
 

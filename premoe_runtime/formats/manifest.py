@@ -57,7 +57,7 @@ def _later(default: object, **bounds: Any) -> Any:
 class RouterSpec(_Frozen):
     """How a family turns router logits into experts and weights (method.md section 5).
 
-    scores   = softmax | sigmoid of the full-width logits, or raw logits for ``topk_softmax``
+    scores   = softmax | sigmoid of the full-width logits, or raw logits for ``topk_softmax`` and ``sparsemixer``
     choice   = scores (+ correction bias), absent experts at -inf here (``selection`` semantics), then cut to groups
     weights  = scores of the chosen; renormalised when ``renormalise``; times ``scale``
 
@@ -65,7 +65,7 @@ class RouterSpec(_Frozen):
     older packs are counted over it.
     """
 
-    score: Literal["softmax", "sigmoid", "topk_softmax"]
+    score: Literal["softmax", "sigmoid", "topk_softmax", "sparsemixer"]
     renormalise: bool
     scale: float = 1.0
     weights_dtype: Literal["model", "float32"] = "model"
@@ -81,6 +81,8 @@ class RouterSpec(_Frozen):
     """A group counts by the sum of its two best (then other groups are -inf), or by its best (then they are 0)."""
     floor: float = _later(0.0, ge=0.0)
     """Least sum that ``renormalise`` divides by."""
+    jitter: float = _later(0.0, ge=0.0)
+    """Of ``sparsemixer``: an expert is weighed against those whose logits are nearer than twice this, relatively."""
     ranked: bool = _later(True)
     """Whether a token's experts are added up from the best one down, or in the order that an unsorted top-k gives."""
 

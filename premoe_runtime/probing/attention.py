@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from premoe_runtime.engines.hf.attention import visible, window_of
+from premoe_runtime.engines.hf.attention import visible, window_of, with_sinks
 
 QUERY_BLOCK = 512
 _NAME = "premoe_blockwise"
@@ -24,6 +24,7 @@ def blockwise(
     *,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it: each query sees itself and what came before, at most its window.
@@ -32,18 +33,18 @@ def blockwise(
     """
     window = window_of(module, sliding_window)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
+    if groups > 1 and s_aux is None:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     attended = []
     for start in range(0, query.shape[2], QUERY_BLOCK):
         end = min(start + QUERY_BLOCK, query.shape[2])
         first = 0 if window is None else max(0, start - window + 1)
         seen = visible(torch.arange(start, end, device=query.device), slice(first, end), window)
-        attended.append(
-            nn.functional.scaled_dot_product_attention(
-                query[:, :, start:end], key[:, :, first:end], value[:, :, first:end], attn_mask=seen, scale=scaling
-            )
-        )
+        block = query[:, :, start:end], key[:, :, first:end], value[:, :, first:end]
+        if s_aux is not None:
+            attended.append(with_sinks(*block, seen, scaling, s_aux).transpose(1, 2))
+        else:
+            attended.append(nn.functional.scaled_dot_product_attention(*block, attn_mask=seen, scale=scaling))
     return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
 
 

@@ -44,6 +44,14 @@ TINY: Mapping[str, Mapping[str, Any]] = {
     },
     "flex_olmo": {"num_experts": 16, "intermediate_size": 32},
     "glm4_moe": {**_DEEPSEEK, "n_group": 1, "topk_group": 1, "use_qk_norm": True, "head_dim": 16},
+    "gpt_oss": {
+        "num_local_experts": 16,
+        "intermediate_size": 32,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        "swiglu_limit": 2.0,
+    },
     "granitemoe": {
         "num_local_experts": 16,
         "intermediate_size": 32,
@@ -59,6 +67,13 @@ TINY: Mapping[str, Mapping[str, Any]] = {
         "intermediate_size": 32,
         "head_dim": 16,
     },
+    "phimoe": {
+        "num_local_experts": 16,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 32,
+        "router_jitter_noise": 0.2,  # wide enough that some experts are nearly as good as the best
+        "lm_head_bias": True,
+    },
 }
 ROWS: Mapping[str, Row] = {
     "deepseek_v2 greedy": Row("deepseek_v2"),
@@ -70,10 +85,12 @@ ROWS: Mapping[str, Row] = {
     "ernie4_5_moe": Row("ernie4_5_moe"),
     "flex_olmo": Row("flex_olmo"),
     "glm4_moe": Row("glm4_moe"),
+    "gpt_oss": Row("gpt_oss"),
     "granitemoe": Row("granitemoe"),
     "hunyuan_v1_moe": Row("hunyuan_v1_moe"),
     "mixtral": Row("mixtral"),
     "olmoe": Row("olmoe"),
+    "phimoe": Row("phimoe"),
     "qwen2_moe": Row("qwen2_moe"),
     "qwen3_moe": Row("qwen3_moe"),
     "qwen3_moe plain": Row("qwen3_moe", {"norm_topk_prob": False}),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from operator import attrgetter
 from typing import Any
 from unittest import mock
@@ -55,7 +56,7 @@ def masked_routers(model: PreTrainedModel, spec: FamilySpec, kept: torch.Tensor)
     """While open, the routers of any family's stock model choose among ``kept``, bool[L, E], only.
 
     Each router runs twice, without and with its mask. That is put where the family chooses: into the correction bias,
-    into the scores before groups are cut (``torch.Tensor.softmax``), or into what ``topk`` sees.
+    into the scores before groups are cut (``torch.Tensor.softmax``), or into what ``topk`` or ``sparsemixer`` sees.
     """
     seen, ids = Masked(), spec.router_returns.index("ids")
     sparse = [stock.sparse_part(model, spec, block) for block in range(model.config.num_hidden_layers)]
@@ -86,6 +87,14 @@ def _masked(router: Any, spec: FamilySpec, allowed: torch.Tensor) -> Iterator[No
             yield
         finally:
             bias.data = whole
+    elif (module := import_module(type(router).__module__)) and hasattr(module, "sparsemixer"):
+        whole_mixer = module.sparsemixer
+
+        def mixer(scores: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            return whole_mixer(scores.masked_fill(~allowed, -torch.inf), *args, **kwargs)
+
+        with mock.patch.object(module, "sparsemixer", mixer):
+            yield
     elif getattr(router, "topk_method", "") == "group_limited_greedy":
         softmax = torch.Tensor.softmax
         with mock.patch.object(

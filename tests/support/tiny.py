@@ -113,11 +113,14 @@ def tiny_model(
     """A random stock model in eval mode on the CPU. Leaves torch's global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), attn_implementation="sdpa")
+        attention = "eager" if family == "gpt_oss" else "sdpa"
+        model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), attn_implementation=attention)
         model = model.to(dtype).eval()
         for name, tensor in model.state_dict(keep_vars=True).items():
             if name.endswith("e_score_correction_bias"):  # zero in stock classes, float32 in files of any dtype
                 tensor.data = 0.1 * torch.randn(tensor.shape)
+            elif name.endswith("_proj_bias"):
+                tensor.data = torch.randn(tensor.shape).to(dtype)
             elif name.endswith("gate.wg.weight"):  # HunYuan's class declares them float32
                 tensor.data = tensor.data.float()
             elif name.endswith("mlp.gate.weight") and not tensor.any():  # ERNIE's class leaves its routers at zero

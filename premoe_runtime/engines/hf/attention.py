@@ -123,27 +123,66 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     reading: Reading | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention as transformers calls it. ``query``: [B, H, T, D]; returns [B, T, H, D].
 
     With ``reading``, ``key`` and ``value`` are a layer of the pool, [rows, KV heads, context, D], which holds this
-    step's tokens already.
+    step's tokens already. ``s_aux`` [H]: sinks, for which there is no fused kernel on every device.
     """
+    if reading is None and s_aux is not None:
+        seen = attention_mask
+        if seen is None and query.shape[2] > 1:
+            seen = visible(torch.arange(query.shape[2], device=query.device), slice(0, key.shape[2]), None)
+        return with_sinks(query, key, value, seen, kwargs["scaling"], s_aux), None
     if reading is None:
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
         return found
     window = window_of(module, kwargs.get("sliding_window"))
-    parts = [_attend(query, key, value, span, kwargs["scaling"]) for span in reading.spans(window)]
+    parts = [_attend(query, key, value, span, kwargs["scaling"], s_aux) for span in reading.spans(window)]
     return (parts[0] if len(parts) == 1 else torch.cat(parts)), None
 
 
+def with_sinks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor | None,
+    scaling: float | None,
+    sinks: torch.Tensor,
+) -> torch.Tensor:
+    """Attention where each head also attends to a sink without a value, in the order of GPT-OSS's own class.
+
+    ``seen``: bool, broadcast over [B, H, T, columns]; None: everything. Returns [B, T, H, D].
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (half.repeat_interleave(groups, dim=1) for half in (key, value))
+    weights = torch.matmul(query, key.transpose(2, 3)) * (scaling or query.shape[-1] ** -0.5)
+    if seen is not None:
+        weights = weights.masked_fill(~seen, float("-inf"))
+    sink = sinks.reshape(1, -1, 1, 1).expand(query.shape[0], -1, query.shape[2], -1)
+    weights = torch.cat([weights, sink], dim=-1)
+    shares = torch.softmax(weights - weights.max(dim=-1, keepdim=True).values, dim=-1)[..., :-1]
+    return torch.matmul(shares, value).transpose(1, 2).contiguous()
+
+
 def _attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, span: Span, scaling: float | None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    span: Span,
+    scaling: float | None,
+    sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     query = query[span.batch]
     key, value = (half[span.rows, :, span.columns] for half in (key, value))
     sequences, heads, width, _ = query.shape
+    if sinks is not None:
+        seen = None if span.mask is None else span.mask[:, :, :width] == 0
+        if span.causal:
+            seen = torch.ones(width, width, dtype=torch.bool, device=query.device).tril_()
+        return with_sinks(query, key, value, seen, scaling, sinks)
     if span.causal:
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=width > 1, scale=scaling, enable_gqa=heads != key.shape[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers.integrations.moe import grouped_mm_experts_forward
@@ -10,17 +12,32 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.residency.arena import SlotArena
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
+MATRICES, BIASES = ("gate_up", "down"), ("gate_up_bias", "down_bias")
+Gate = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def slot_experts(arena: SlotArena, stock: nn.Module) -> SlotExperts:
     """The kernel for the arena's layout, with the stock experts' activation. Raises InvalidInput: there is none."""
     fields = arena.layout.fields
     names, dtypes = tuple(field.name for field in fields), {field.dtype for field in fields}
-    if names != ("gate_up", "down") or len(dtypes) > 1 or not dtypes <= FLOATS:
+    if names not in (MATRICES, MATRICES + BIASES) or len(dtypes) > 1 or not dtypes <= FLOATS:
         described = ", ".join(f"{field.name} {field.dtype}" for field in fields)
         raise InvalidInput(f"no kernel runs expert blobs of {described}", reason="BLOB_LAYOUT_UNSUPPORTED")
+    return SlotExperts(arena, _gate(stock))
+
+
+def _gate(stock: nn.Module) -> Gate:
+    """What the stock experts make of an expert's gate and up halves."""
+    if hasattr(stock, "limit"):
+        alpha, limit = (float(getattr(stock, name)) for name in ("alpha", "limit"))
+
+        def clamped(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+            gate, up = gate.clamp(max=limit), up.clamp(min=-limit, max=limit)
+            return (up + 1) * (gate * torch.sigmoid(gate * alpha))
+
+        return clamped
     act_fn = stock.get_submodule("act_fn")
-    return SlotExperts(arena, act_fn)
+    return lambda gate, up: act_fn(gate) * up
 
 
 class SlotExperts(nn.Module):
@@ -33,18 +50,21 @@ class SlotExperts(nn.Module):
     """
 
     has_gate = True
-    has_bias = False
     is_transposed = False
     is_concatenated = True
     _is_expert_parallel = True
     """Switches transformers' sentinel handling on."""
 
-    def __init__(self, arena: SlotArena, act_fn: nn.Module) -> None:
+    def __init__(self, arena: SlotArena, gate: Gate) -> None:
         super().__init__()
         self.num_experts = arena.data.shape[0]
         self.gate_up_proj = arena.field("gate_up")
         self.down_proj = arena.field("down")
-        self.act_fn = act_fn
+        self.has_bias = len(arena.layout.fields) > len(MATRICES)
+        if self.has_bias:
+            self.gate_up_proj_bias = arena.field("gate_up_bias")
+            self.down_proj_bias = arena.field("down_bias")
+        self._gate = gate
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -56,6 +76,4 @@ class SlotExperts(nn.Module):
         return output
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate_up.chunk(2, dim=-1)
-        activated: torch.Tensor = self.act_fn(gate) * up
-        return activated
+        return self._gate(*gate_up.chunk(2, dim=-1))

@@ -55,14 +55,15 @@ def route(
     values = logits.float()
     full = _scores(spec, values)
     scores = _sliced(spec, values, full, rules)
-    choice = _choice(spec, scores, rules, bias)
+    choice = _choice(spec, logits if spec.score == "sparsemixer" else scores, rules, bias)
     if len(rules.ranks) == 1 and rules.ranks[0][1] is ALL_TOKENS:
         weights, ids = _pick(spec, choice, scores, rules.ranks[0][0])
     else:
         shape = (len(values), max((count for count, _ in rules.ranks), default=1))
         weights, ids = values.new_zeros(shape), torch.full(shape, values.shape[-1], device=values.device)
         for count, tokens in rules.ranks:
-            weights[tokens, :count], ids[tokens, :count] = _pick(spec, choice[tokens], scores[tokens], count)
+            found, chosen = _pick(spec, choice[tokens], scores[tokens], count)
+            weights[tokens, :count], ids[tokens, :count] = found.to(weights.dtype), chosen
     if spec.weights_dtype == "model":
         weights = weights.to(dtype or logits.dtype)
     return Routing(weights, ids, _mass(spec, values, full, rules))
@@ -84,9 +85,9 @@ def _sliced(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules:
 
 
 def _choice(spec: RouterSpec, scores: torch.Tensor, rules: LayerRules, bias: torch.Tensor | None) -> torch.Tensor:
-    """f32[T, n]: what experts are chosen by, -inf for those left out."""
+    """[T, n]: what experts are chosen by, -inf for those left out; float32, for sparsemixer the logits' dtype."""
     choice = scores if bias is None else scores + bias
-    choice = choice if rules.mask is None else choice + rules.mask
+    choice = choice if rules.mask is None else choice + rules.mask.to(choice.dtype)
     return choice if spec.groups == 1 else _in_groups(spec, choice)
 
 
@@ -109,7 +110,9 @@ def _in_groups(spec: RouterSpec, choice: torch.Tensor) -> torch.Tensor:
 def _pick(
     spec: RouterSpec, choice: torch.Tensor, scores: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """f32[T, count] weights and i64[T, count] experts of tokens that use so many ranks."""
+    """[T, count] weights and i64[T, count] experts of tokens that use so many ranks."""
+    if spec.score == "sparsemixer":
+        return _mix(spec, choice, count)
     best, ids = torch.topk(choice, count, dim=-1, sorted=spec.ranked)
     weights = scores.gather(-1, ids) if spec.bias else best
     if spec.groups > 1:
@@ -125,10 +128,25 @@ def _pick(
     return weights * spec.scale if spec.scale != 1.0 else weights, ids
 
 
+def _mix(spec: RouterSpec, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best expert left, again and again, weighed by a softmax over what is left and nearly as good.
+
+    Experts left out of ``logits`` (-inf) are no neighbours either: ``selection`` has no meaning of its own here.
+    """
+    left, weights, ids = logits, list[torch.Tensor](), list[torch.Tensor]()
+    for _ in range(count):
+        best, chosen = left.max(dim=-1, keepdim=True)
+        far = (best - logits) / logits.abs().clamp(min=best) > 2 * spec.jitter
+        weights.append(torch.softmax(left.masked_fill(far, -torch.inf), dim=-1).gather(-1, chosen))
+        ids.append(chosen)
+        left = left.scatter(-1, chosen, -torch.inf)
+    return torch.cat(weights, dim=-1), torch.cat(ids, dim=-1)
+
+
 def _mass(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: LayerRules) -> torch.Tensor | None:
     if rules.mask is None:
         return None
-    share = torch.softmax(values, dim=-1) if spec.score == "topk_softmax" else scores
+    share = scores if spec.score in ("softmax", "sigmoid") else torch.softmax(values, dim=-1)
     # No score is negative, so this takes out what the mask made -inf.
     mass = (share.detach() + rules.mask).clamp_min(0.0).sum(dim=-1)
     return mass / scores.detach().sum(dim=-1) if spec.score == "sigmoid" else mass

@@ -30,7 +30,7 @@ from premoe_runtime.probing.weights import load_probing_model
 from premoe_runtime.residency.swap import bring
 from premoe_runtime.storage import open_store
 
-LAYERS, EXPERTS, TOP_K = 2, 16, 4
+LAYERS, EXPERTS = 2, 16
 each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
 
@@ -96,7 +96,7 @@ def test_its_profile_counts_what_the_stock_routers_choose(tmp_path: Path, row: R
     model, oracle = load_full_model(MemorySource(checkpoint)), stock_model(checkpoint, torch.float32)
     examples = read_calibration(write_examples(tmp_path / "calibration.jsonl", "capitals", 6))
     profile = measure_profile(model, examples, task="capitals", max_tokens=128)
-    assert profile.state.chosen.sum(-1).sum(-1).tolist() == [profile.tokens * TOP_K] * LAYERS
+    assert profile.state.chosen.sum(-1).sum(-1).tolist() == [profile.tokens * model.manifest.top_k] * LAYERS
     asked = prompt(30)
     found = Prober(load_probing_model(model.source), model.manifest).signature(asked)
     spec, seen = FAMILIES[row.family], []
@@ -115,7 +115,10 @@ def test_it_serves_what_the_masked_stock_model_generates(tmp_path: Path, row: Ro
     with hf_bench(
         tmp_path, family=row.family, overrides=dict(row.overrides), rows=2, kept_per_layer=13, prefill_tokens=16
     ) as bench:
-        together = [bench.submit(prompt(9 + 12 * index, index), row=index, max_tokens=12) for index in range(2)]
+        top_k = bench.slot_model.manifest.top_k
+        together = [
+            bench.submit(prompt(9 + 12 * index, index), row=index, active=top_k, max_tokens=12) for index in range(2)
+        ]
         assert int(bench.kept.reshape(-1, 4, 4).sum(-1).min()) >= 2  # or the stock class drops a group
         served = [one.wait().tokens for one in together]
         oracle = stock_model(bench.folder, torch.float32)

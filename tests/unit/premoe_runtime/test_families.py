@@ -166,7 +166,7 @@ def test_a_tied_head_may_be_absent() -> None:
 def test_unknown_families_are_refused_by_name(model_type: object) -> None:
     values = {**config(), "model_type": model_type}
     with pytest.raises(
-        InvalidInput, match=r"supported families: deepseek_v2, .*mixtral, olmoe, qwen2_moe, qwen3_moe"
+        InvalidInput, match=r"supported families: deepseek_v2, .*mixtral, olmoe, phimoe, qwen2_moe, qwen3_moe"
     ) as error:
         read_model(json.dumps(values).encode(), "here/config.json")
     assert repr(model_type) in str(error.value)

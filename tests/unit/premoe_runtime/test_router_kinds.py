@@ -34,6 +34,9 @@ STOCK: dict[str, tuple[str, dict[str, Any]]] = {
     "softmax and bias": ("ernie4_5_moe", {}),
     "softmax of the chosen": ("granitemoe", {}),
     "softmax in float32": ("hunyuan_v1_moe", {}),
+    "softmax of the chosen, biased logits": ("gpt_oss", {}),
+    "sparsemixer": ("phimoe", {}),
+    "sparsemixer, hardly any neighbours": ("phimoe", {"router_jitter_noise": 0.01}),
 }
 
 
@@ -72,7 +75,8 @@ def test_it_is_the_stock_router_masked_from_outside(kind: str, dtype: torch.dtyp
     for kept in (torch.ones(EXPERTS, dtype=torch.bool), two_of_each_group(2), two_of_each_group(3)):
         with torch.no_grad(), masked_routers(model, family, kept.expand(2, -1)) as seen:
             given = dict(zip(family.router_returns, router(hidden), strict=True))
-        found = run(spec, given["logits"], kept, bias=tensors.correction, dtype=dtype)
+        top_k = given["ids"].shape[-1]
+        found = run(spec, given["logits"], kept, bias=tensors.correction, active=top_k, dtype=dtype)
         assert torch.equal(found.ids, given["ids"])
         assert torch.equal(found.weights, given["weights"])
         assert found.weights.dtype == given["weights"].dtype
@@ -180,6 +184,19 @@ def test_one_expert_or_none_left(spec: RouterSpec) -> None:
     nothing = run(spec, torch.randn(5, EXPERTS), kept_only(), bias=bias)
     assert nothing.ids.tolist() == [[EXPERTS]] * 5
     assert not nothing.weights.any()
+
+
+@pytest.mark.parametrize("active", [1, 2])
+def test_sparsemixer_weighs_among_the_kept_that_are_nearly_as_good(active: int) -> None:
+    logits = torch.full((1, EXPERTS), -3.0)
+    logits[0, :5] = torch.tensor([2.0, 1.9, 1.8, 1.0, 0.9])
+    spec = RouterSpec(score="sparsemixer", renormalise=False, jitter=0.06)
+    found = run(spec, logits, kept_only(0, 2, 3, 4), active=active)
+    assert found.ids.tolist() == [[0, 2][:active]]
+    near = math.exp(2.0) / (math.exp(2.0) + math.exp(1.8))  # 1.8 is within 0.12 × 2, 1.9 is left out, 1.0 is far
+    assert found.weights[0].tolist() == pytest.approx([near, 1.0][:active])
+    assert float(run(spec, logits, kept_only(8), active=active).weights) == 1.0
+    assert not run(spec, logits, kept_only(), active=active).weights.any()
 
 
 def test_a_bias_chooses_and_never_weighs() -> None:

@@ -349,7 +349,8 @@ def test_an_unknown_family_is_refused(tmp_path: Path) -> None:
     source = MemorySource(tiny_checkpoint(tmp_path, "qwen3_moe"))
     source._manifest = source.manifest().model_copy(update={"family": "kimi_k2"})
     with pytest.raises(
-        InvalidInput, match=r"family 'kimi_k2' cannot be run; supported: deepseek_v2, .*olmoe, qwen2_moe, qwen3_moe"
+        InvalidInput,
+        match=r"family 'kimi_k2' cannot be run; supported: deepseek_v2, .*olmoe, phimoe, qwen2_moe, qwen3_moe",
     ):
         load_slot_model(source, slots=4)
 
