@@ -24,6 +24,8 @@ S3_PORT = 7070
 REDIS_PORT = 6379
 STORE = "s3://store/premoe"
 CHECKPOINT = "s3://models/tiny-moe"
+OTHER_CHECKPOINT = "s3://models/tiny-moe-natural"
+"""One of the same shape with other weights."""
 KEYS = {"AWS_ACCESS_KEY_ID": "test-access", "AWS_SECRET_ACCESS_KEY": "test-secret"}
 STORE_SECRET = "object-store"
 CACHE_SECRET = "cache"
@@ -53,7 +55,7 @@ class Backends:
 
 
 def start_backends(node: Node, folder: Path) -> Backends:
-    """Start versitygw and Redis inside the node's network, and put the fixture's checkpoint into the store.
+    """Start versitygw and Redis inside the node's network, and put two checkpoints into the store.
 
     Raises ServerMissing, TimeoutError, CalledProcessError.
     """
@@ -73,9 +75,8 @@ def start_backends(node: Node, folder: Path) -> Backends:
     }
     with node.network():
         wait_until(lambda: _listens(S3_PORT) and _listens(REDIS_PORT), 20, "object store and Redis", node.group)
-        subprocess.run(
-            [sys.executable, "-c", PUT, CHECKPOINT, str(FIXTURE)], env={**environment, "PATH": ""}, check=True
-        )
+        for url, fixture in ((CHECKPOINT, FIXTURE), (OTHER_CHECKPOINT, FIXTURE.with_name("tiny-moe-natural"))):
+            subprocess.run([sys.executable, "-c", PUT, url, str(fixture)], env={**environment, "PATH": ""}, check=True)
     return Backends(environment, f"redis://{ADDRESS}:{REDIS_PORT}/0")
 
 

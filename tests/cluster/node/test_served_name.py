@@ -1,4 +1,4 @@
-"""A served name passes from one PrunedModel to another and back while clients of the gateway ask all the time."""
+"""What answers under a served name changes while clients of the gateway ask all the time: another model, and back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from support.end_to_end import MODEL, READY_TIMEOUT_S, Release, prompts, pruned_model
 from support.end_to_end_fixtures import ground, release
 from support.node_fixtures import node, shared_node
+from support.node_release import CHECKPOINT, OTHER_CHECKPOINT
 from support.process_group import wait_until
 
 __all__ = ["ground", "node", "release", "shared_node"]
@@ -87,4 +88,29 @@ def test_a_handover_and_the_way_back_fail_no_request(release: Release) -> None:
         assert workers(release, GREEN) == 1
         release.node.kubectl("delete", "prunedmodel", GREEN, "-n", release.namespace)
         wait_until(lambda: workers(release, GREEN) == 0, READY_TIMEOUT_S, "the end of the other workers", poll_s=1)
+    assert failed == []
+
+
+def serving(release: Release) -> tuple[str, str]:
+    status = release.get("prunedmodel", MODEL)["status"]
+    return status["servingModelId"], status["resolved"]["source"]
+
+
+def move(release: Release, source: str) -> str:
+    """Serve another checkpoint under the same name. Returns what is served then, when nothing else is left."""
+    patch(release, MODEL, {"model": {"uri": source}})
+    wait_until(lambda: serving(release)[1] == source, READY_TIMEOUT_S, f"the pack of {source}", poll_s=1)
+    wait(release, MODEL, "AllReady")
+    wait_until(lambda: workers(release, MODEL) == 1, READY_TIMEOUT_S, "the end of the old worker", poll_s=1)
+    return serving(release)[0]
+
+
+def test_another_model_under_the_name_and_the_way_back_fail_no_request(release: Release) -> None:
+    """Other weights, for which workers of both stand beside each other for a while."""
+    before = serving(release)
+    assert before[1] == CHECKPOINT
+    with asking(release) as failed:
+        other = move(release, OTHER_CHECKPOINT)
+        assert failed == []
+        assert move(release, CHECKPOINT) == before[0] != other
     assert failed == []
