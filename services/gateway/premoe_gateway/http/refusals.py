@@ -20,3 +20,8 @@ def refusal(error: PremoeError) -> JSONResponse:
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return JSONResponse(answers.error_body(error), status_code=status, headers=headers)
+
+
+def unforeseen() -> PremoeError:
+    """A fault of ours, of which clients hear no more."""
+    return PremoeError("internal error; the gateway's log has the trace")

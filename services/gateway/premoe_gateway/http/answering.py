@@ -1,0 +1,197 @@
+"""An answer over HTTP: parse the request, ask the service, write one document or server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import aclosing
+from typing import Any, Literal, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from premoe_gateway.domain import Called, Delta, Event, Finished, PlaceLogprobs, Recognition, Started, ToolCall
+from premoe_gateway.echo import echoed
+from premoe_gateway.http.refusals import unforeseen
+from premoe_gateway.http.tracing import describe
+from premoe_gateway.openai import answers
+from premoe_gateway.openai.logprobs import Shape
+from premoe_gateway.openai.requests import Order
+from premoe_gateway.sequences import Sequence, merged
+from premoe_gateway.service import Gateway
+from premoe_runtime.formats.errors import PremoeError, Unavailable
+
+log = logging.getLogger(__name__)
+
+_CLIENT_GONE = 499
+
+Kind = Literal["chat", "text"]
+_T = TypeVar("_T")
+
+
+def answering(
+    gateway: Gateway, kind: Kind, body: Callable[[Request], Awaitable[bytes]], parse: Callable[[bytes], Order]
+) -> Callable[[Request], Awaitable[Response]]:
+    """The endpoint that answers what ``parse`` makes of a request's body."""
+
+    async def endpoint(request: Request) -> Response:
+        order = parse(await body(request))
+        describe(kind, order.ask.model, stream=order.stream)
+        head = answers.Head(f"{_PREFIX[kind]}-{uuid.uuid4().hex}", int(time.time()), order.ask.model, kind)
+        if order.stream:
+            return await _unless_gone(request, _begin_stream(gateway, head, order))
+        return await _unless_gone(request, _answer(gateway, head, order))
+
+    return endpoint
+
+
+_PREFIX = {"chat": "chatcmpl", "text": "cmpl"}
+
+
+async def _answer(gateway: Gateway, head: answers.Head, order: Order) -> Response:
+    sequences = await _sequences(gateway, head, order)
+    document = answers.whole(head, await _all([_choice(sequence) for sequence in sequences]))
+    return JSONResponse(document, headers=_headers(sequences[0].recognition))
+
+
+async def _sequences(gateway: Gateway, head: answers.Head, order: Order) -> list[Sequence]:
+    """Those of all choices, their patterns decided; none has begun."""
+    recognitions = await _all([gateway.recognise(ask) for ask in order.asks])
+    prompts = await _all([gateway.text_of(ask) for ask in order.asks]) if order.echo else [""] * len(order.asks)
+    found = []
+    for index, ask in order.choices():
+        events = gateway.generate(ask, recognitions[index].choice)
+        if order.echo:
+            events = echoed(events, prompts[index], order.echo)
+        shape = None if ask.sampling.logprobs is None else Shape(head.kind, prompts[index])
+        found.append(Sequence(index, recognitions[index], events, shape))
+    return found
+
+
+async def _choice(sequence: Sequence) -> answers.Choice:
+    started: Started | None = None
+    text, calls = list[str](), list[ToolCall]()
+    places: list[PlaceLogprobs] = []
+    async with aclosing(sequence.events) as events:
+        async for event in events:
+            if isinstance(event, Started):
+                started = event
+            elif isinstance(event, Delta):
+                text.append(event.text)
+                places += event.logprobs
+            elif isinstance(event, Called):
+                calls.append(event.call)
+            elif started is not None:
+                logprobs = None if sequence.shape is None else sequence.shape.of(places)
+                return answers.Choice(
+                    sequence.prompt, "".join(text), started, event, sequence.recognition, logprobs, tuple(calls)
+                )
+    raise _cut()
+
+
+async def _begin_stream(gateway: Gateway, head: answers.Head, order: Order) -> Response:
+    """Wait for the first events, so that a refusal still gets its own HTTP status, then stream the rest."""
+    sequences = await _sequences(gateway, head, order)
+    try:
+        await _all([sequence.begin() for sequence in sequences])
+    except BaseException:
+        await asyncio.gather(*(sequence.events.aclose() for sequence in sequences), return_exceptions=True)
+        raise
+    stream = _server_sent(head, order, sequences)
+    headers = {"cache-control": "no-cache", **_headers(sequences[0].recognition)}
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """The results of all, at the same time; where one fails, the others are cancelled and it is raised."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _headers(recognition: Recognition) -> dict[str, str]:
+    """What ran, for those who see no bodies."""
+    return {"x-premoe-decision": recognition.choice.decision}
+
+
+async def _server_sent(head: answers.Head, order: Order, sequences: list[Sequence]) -> AsyncIterator[str]:
+    async with aclosing(merged(sequences)) as events:
+        try:
+            async for chunk in _chunks(head, order, sequences, events):
+                yield _data(chunk)
+        except PremoeError as error:
+            yield _data(answers.error_body(error))
+            return
+        except Exception as error:
+            yield _data(answers.error_body(_bug(error)))
+            return
+    yield "data: [DONE]\n\n"
+
+
+async def _chunks(
+    head: answers.Head, order: Order, sequences: list[Sequence], events: AsyncGenerator[tuple[int, Event], None]
+) -> AsyncIterator[answers.Json]:
+    for index in range(len(sequences)):
+        opening = answers.opening(head, index)
+        if opening is not None:
+            yield opening
+    ended: list[answers.Choice] = []
+    calls: Counter[int] = Counter()
+    async for index, event in events:
+        if isinstance(event, Delta) and (event.text or event.logprobs):
+            shape = sequences[index].shape
+            logprobs = shape.of(event.logprobs) if shape is not None and event.logprobs else None
+            yield answers.piece(head, index, event.text, logprobs)
+        elif isinstance(event, Called):
+            yield answers.called(head, index, calls[index], event.call)
+            calls[index] += 1
+        elif isinstance(event, Finished):
+            sequence = sequences[index]
+            ended.append(answers.Choice(sequence.prompt, "", sequence.started, event, sequence.recognition))
+            yield answers.closing(head, index, ended[-1])
+    if len(ended) < len(sequences):
+        raise _cut()
+    if order.include_usage:
+        yield answers.usage_chunk(head, ended)
+
+
+def _cut() -> Unavailable:
+    return Unavailable("the worker ended the answer without its last event", reason="ANSWER_CUT")
+
+
+def _data(value: answers.Json) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+    """Run ``work`` until the client closes the connection; then cancel it, and with it the worker's sequence."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        return Response(status_code=_CLIENT_GONE)
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _bug(error: Exception) -> PremoeError:
+    log.error("an answer ended in an unforeseen error", exc_info=error)
+    return unforeseen()
