@@ -149,7 +149,7 @@ def test_odd_requests_never_end_in_a_500(mesh: Mesh) -> None:
             except Exception as error:
                 raise AssertionError(f"request {number}: {path} {data!r}: {answer.text}") from error
             found.add(answer.status_code)
-    assert found == {200, 400}
+    assert {200, 400} <= found <= {200, 400, 404}  # 404: a pattern, or a model, of another name
 
 
 def test_the_page_s_example_runs(mesh: Mesh) -> None:
