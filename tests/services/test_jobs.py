@@ -187,7 +187,7 @@ def layers_staged(store: Store) -> int:
 
 
 BAD_PACKS: dict[str, tuple[str, tuple[str, ...], int, str, str]] = {
-    "unknown family": ("family", (), 2, "UNKNOWN_FAMILY", "model type 'kimi_k2' is not supported"),
+    "unknown family": ("family", (), 2, "UNKNOWN_FAMILY", "models of type 'kimi_k2' cannot be packed"),
     "missing checkpoint": ("missing", (), 3, "CHECKPOINT_NOT_FOUND", "no such folder, or an empty one"),
     "another id": ("good", ("--expect", "blake3:" + "0" * 64), 4, "MODEL_ID_MISMATCH", "is expected"),
     "damaged": ("damaged", (), 5, "HEADER_INVALID", "truncated"),
