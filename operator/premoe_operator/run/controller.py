@@ -176,7 +176,8 @@ class Controller:
         while True:
             try:
                 for path in tuple(self._collections):
-                    await self._list_first(path)
+                    if path in self._collections:  # a kind that is missing takes its other namespaces along
+                        await self._list_first(path)
             except ApiFailure as failure:
                 _log.warning("first list: %s", failure.message)
                 await asyncio.sleep(START_RETRY_S)
