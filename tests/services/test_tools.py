@@ -68,6 +68,29 @@ def test_a_required_call_comes_whole_and_streamed(api: openai.OpenAI, tool_mesh:
     assert streamed[0].id
 
 
+def test_responses_call_and_go_on(api: openai.OpenAI, tool_mesh: Mesh) -> None:
+    add = {"type": "function", **ADD["function"], "strict": True}
+    asked: Any = {"model": tool_mesh.model_name, "tools": [add], "seed": 3, "temperature": 1.5}
+    forced = {"type": "function", "name": "add"}
+    body = {"seed": asked.pop("seed")}
+    first = api.responses.create(
+        **asked, input="0123456789", tool_choice=forced, parallel_tool_calls=False, extra_body=body
+    )
+    (call,) = first.output
+    assert call.type == "function_call"
+    assert json.loads(call.arguments)["size"] in SIZE["enum"]
+    talk: Any = [
+        {"role": "user", "content": "0123456789"},
+        call.model_dump(exclude_none=True),
+        {"type": "function_call_output", "call_id": call.call_id, "output": "5"},
+    ]
+    again = api.responses.create(**asked, input=talk, max_output_tokens=5, extra_body=body)
+    assert first.usage is not None
+    assert again.usage is not None
+    assert again.usage.input_tokens > first.usage.input_tokens
+    assert again.status in ("completed", "incomplete")
+
+
 def test_a_named_tool_is_called_in_every_choice(api: openai.OpenAI, tool_mesh: Mesh) -> None:
     answer = api.chat.completions.create(
         model=tool_mesh.model_name,

@@ -22,9 +22,11 @@ from premoe_gateway.http.tracing import describe
 from premoe_gateway.openai import answers
 from premoe_gateway.openai.logprobs import Shape
 from premoe_gateway.openai.requests import Order
+from premoe_gateway.openai.response_writer import Writer
+from premoe_gateway.openai.responses import ResponseOrder, renamed
 from premoe_gateway.sequences import Sequence, merged
 from premoe_gateway.service import Gateway
-from premoe_runtime.formats.errors import PremoeError, Unavailable
+from premoe_runtime.formats.errors import InvalidInput, PremoeError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -35,27 +37,33 @@ _T = TypeVar("_T")
 
 
 def answering(
-    gateway: Gateway, kind: Kind, body: Callable[[Request], Awaitable[bytes]], parse: Callable[[bytes], Order]
+    gateway: Gateway,
+    kind: Kind,
+    prefix: str,
+    body: Callable[[Request], Awaitable[bytes]],
+    parse: Callable[[bytes], Order],
 ) -> Callable[[Request], Awaitable[Response]]:
-    """The endpoint that answers what ``parse`` makes of a request's body."""
+    """The endpoint that answers what ``parse`` makes of a request's body; ``prefix``: of its answers' ids."""
 
     async def endpoint(request: Request) -> Response:
         order = parse(await body(request))
         describe(kind, order.ask.model, stream=order.stream)
-        head = answers.Head(f"{_PREFIX[kind]}-{uuid.uuid4().hex}", int(time.time()), order.ask.model, kind)
-        if order.stream:
-            return await _unless_gone(request, _begin_stream(gateway, head, order))
-        return await _unless_gone(request, _answer(gateway, head, order))
+        head = answers.Head(f"{prefix}{uuid.uuid4().hex}", int(time.time()), order.ask.model, kind)
+        work = _begin_stream if order.stream else _answer
+        try:
+            return await _unless_gone(request, work(gateway, head, order))
+        except InvalidInput as error:
+            raise renamed(order, error) from error
 
     return endpoint
 
 
-_PREFIX = {"chat": "chatcmpl", "text": "cmpl"}
-
-
 async def _answer(gateway: Gateway, head: answers.Head, order: Order) -> Response:
     sequences = await _sequences(gateway, head, order)
-    document = answers.whole(head, await _all([_choice(sequence) for sequence in sequences]))
+    if isinstance(order, ResponseOrder):
+        document = await _response(head, order, sequences[0])
+    else:
+        document = answers.whole(head, await _all([_choice(sequence) for sequence in sequences]))
     return JSONResponse(document, headers=_headers(sequences[0].recognition))
 
 
@@ -94,6 +102,23 @@ async def _choice(sequence: Sequence) -> answers.Choice:
     raise _cut()
 
 
+async def _response(head: answers.Head, order: ResponseOrder, sequence: Sequence) -> answers.Json:
+    async with aclosing(sequence.events):
+        await sequence.begin()
+        writer = Writer(head, order, sequence.started, sequence.recognition)
+        async for _ in _written(writer, sequence.events):
+            pass
+    return writer.response
+
+
+async def _written(writer: Writer, events: AsyncIterator[Event]) -> AsyncIterator[answers.Json]:
+    async for event in events:
+        for said in writer.take(event):
+            yield said
+    if not writer.ended:
+        raise _cut()
+
+
 async def _begin_stream(gateway: Gateway, head: answers.Head, order: Order) -> Response:
     """Wait for the first events, so that a refusal still gets its own HTTP status, then stream the rest."""
     sequences = await _sequences(gateway, head, order)
@@ -102,7 +127,10 @@ async def _begin_stream(gateway: Gateway, head: answers.Head, order: Order) -> R
     except BaseException:
         await asyncio.gather(*(sequence.events.aclose() for sequence in sequences), return_exceptions=True)
         raise
-    stream = _server_sent(head, order, sequences)
+    if isinstance(order, ResponseOrder):
+        stream = _response_sent(head, order, sequences[0])
+    else:
+        stream = _server_sent(head, order, sequences)
     headers = {"cache-control": "no-cache", **_headers(sequences[0].recognition)}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
@@ -135,6 +163,20 @@ async def _server_sent(head: answers.Head, order: Order, sequences: list[Sequenc
             yield _data(answers.error_body(_bug(error)))
             return
     yield "data: [DONE]\n\n"
+
+
+async def _response_sent(head: answers.Head, order: ResponseOrder, sequence: Sequence) -> AsyncIterator[str]:
+    writer = Writer(head, order, sequence.started, sequence.recognition)
+    async with aclosing(sequence.events) as events:
+        try:
+            for said in writer.opening():
+                yield _named(said)
+            async for said in _written(writer, events):
+                yield _named(said)
+        except PremoeError as error:
+            yield _named(writer.failed(error))
+        except Exception as error:
+            yield _named(writer.failed(_bug(error)))
 
 
 async def _chunks(
@@ -170,6 +212,10 @@ def _cut() -> Unavailable:
 
 def _data(value: answers.Json) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _named(value: answers.Json) -> str:
+    return f"event: {value['type']}\n{_data(value)}"
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:

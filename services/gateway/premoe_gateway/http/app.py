@@ -29,6 +29,7 @@ from premoe_gateway.http.tracing import TraceMiddleware
 from premoe_gateway.openai import answers
 from premoe_gateway.openai.description import description
 from premoe_gateway.openai.requests import parse_chat, parse_completion
+from premoe_gateway.openai.responses import parse_response
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import MAX_BODY_BYTES
 from premoe_runtime.formats.errors import NotFound, PremoeError
@@ -53,8 +54,9 @@ def create_app(
     body = partial(json_body, limit=max_body_bytes)
     described = description(None if keyring is None else OPEN, {} if console is None else paths())
     routes = [
-        Route("/v1/chat/completions", answering(gateway, "chat", body, parse_chat), methods=["POST"]),
-        Route("/v1/completions", answering(gateway, "text", body, parse_completion), methods=["POST"]),
+        Route("/v1/chat/completions", answering(gateway, "chat", "chatcmpl-", body, parse_chat), methods=["POST"]),
+        Route("/v1/completions", answering(gateway, "text", "cmpl-", body, parse_completion), methods=["POST"]),
+        Route("/v1/responses", answering(gateway, "chat", "resp_", body, parse_response), methods=["POST"]),
         Route("/v1/models", partial(pages.models, gateway, created), methods=["GET"]),
         Route("/v1/models/{name:path}", partial(pages.model, gateway, created), methods=["GET"]),
         Route("/health", partial(pages.health, gateway, keyring), methods=["GET"]),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
 from premoe_gateway.openai.requests import IGNORED, ONLY, ChatBody, CompletionBody
+from premoe_gateway.openai.responses import ASKS_NOTHING, ResponseBody
 from premoe_gateway.openai.tokens import DetokenizeBody, TokenizeBody
 
 Json = dict[str, Any]
@@ -45,6 +46,17 @@ _ANSWER: Json = {
     "required": ["id", "object", "created", "model", "choices", "usage", "premoe"],
     "properties": {"choices": _CHOICES, "usage": {"type": "object"}, "premoe": {"type": "object"}},
 }
+_RESPONSE: Json = {
+    "type": "object",
+    "required": ["id", "object", "created_at", "status", "model", "output", "usage", "premoe"],
+    "properties": {
+        "object": {"const": "response"},
+        "status": {"enum": ["completed", "incomplete"]},
+        "output": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["id", "type", "status"]}},
+        "usage": {"type": "object", "required": ["input_tokens", "output_tokens", "total_tokens"]},
+        "premoe": {"type": "object"},
+    },
+}
 _MODEL: Json = {"type": "object", "required": ["id", "object", "created", "owned_by", "max_model_len", "premoe"]}
 _MODELS: Json = {
     "type": "object",
@@ -76,6 +88,9 @@ def description(open_paths: Collection[str] | None, more: Json) -> Json:
         "paths": {
             "/v1/chat/completions": {"post": _answering(ChatBody.model_json_schema(), "Answer a conversation.")},
             "/v1/completions": {"post": _answering(CompletionBody.model_json_schema(), "Continue a prompt.")},
+            "/v1/responses": {
+                "post": _answering(ResponseBody.model_json_schema(), "Answer a conversation.", _RESPONSE, ASKS_NOTHING)
+            },
             "/tokenize": {"post": _asking(TokenizeBody.model_json_schema(), "Tokens of a prompt.", _TOKENS)},
             "/detokenize": {"post": _asking(DetokenizeBody.model_json_schema(), "Text of tokens.", _TEXT)},
             "/v1/models": {"get": _getting("What is served.", {200: ("All of it.", _MODELS)})},
@@ -105,17 +120,17 @@ def reading(summary: str, schema: Json, *refusals: int) -> Json:
     return _getting(summary, {200: ("It.", schema), **{code: (_REFUSALS[code], _ERROR) for code in refusals}})
 
 
-def _answering(body: Json, summary: str) -> Json:
-    operation = _asking(body, summary, _ANSWER)
+def _answering(body: Json, summary: str, answer: Json = _ANSWER, only: Mapping[str, tuple[object, ...]] = ONLY) -> Json:
+    operation = _asking(body, summary, answer, only)
     # A stream is a sequence of such events, which JSON schema cannot describe.
     operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     return operation
 
 
-def _asking(body: Json, summary: str, answer: Json) -> Json:
+def _asking(body: Json, summary: str, answer: Json, only: Mapping[str, tuple[object, ...]] = ONLY) -> Json:
     answers = {code: (text, _ERROR) for code, text in _REFUSALS.items()}
     operation = _getting(summary, {200: ("The answer.", answer), **answers})
-    content = {"application/json": {"schema": _with_every_field(body)}}
+    content = {"application/json": {"schema": _with_every_field(body, only)}}
     return {**operation, "requestBody": {"required": True, "content": content}}
 
 
@@ -127,7 +142,7 @@ def _described(text: str, schema: Json) -> Json:
     return {"description": text, "content": {"application/json": {"schema": schema}}}
 
 
-def _with_every_field(body: Json) -> Json:
+def _with_every_field(body: Json, table: Mapping[str, tuple[object, ...]]) -> Json:
     """The model's schema with what is passed over, and with what is taken only where it asks for nothing."""
     definitions = body.pop("$defs", {})
     properties: Json = {
@@ -136,8 +151,8 @@ def _with_every_field(body: Json) -> Json:
         else _or_null(_inlined(schema, definitions))
         for name, schema in body["properties"].items()
     }
-    only = {name: {"enum": [*values, None]} for name, values in ONLY.items() if name not in properties}
-    return {**body, "properties": {**properties, **only, **{name: {} for name in sorted(IGNORED)}}}
+    only = {name: {"enum": [*values, None]} for name, values in table.items() if name not in properties}
+    return {**body, "properties": {**{name: {} for name in sorted(IGNORED)}, **properties, **only}}
 
 
 def _inlined(schema: Json, definitions: Json) -> Json:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from premoe_gateway.domain import AnswerFormat
 from premoe_gateway.openai.faults import BadParameter, whole_text
 
-_NAMED = {
+_NAMED: dict[str, Any] = {
     "type": "object",
     "required": ["name"],
     "properties": {
@@ -17,9 +18,10 @@ _NAMED = {
         "strict": {"type": ["boolean", "null"]},
     },
 }
+_PLAIN = {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}}
 RESPONSE_FORMAT = {
     "anyOf": [
-        {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["text", "json_object"]}}},
+        _PLAIN,
         {
             "type": "object",
             "required": ["type", "json_schema"],
@@ -27,25 +29,38 @@ RESPONSE_FORMAT = {
         },
     ]
 }
+FLAT_FORMAT = {
+    "anyOf": [
+        _PLAIN,
+        {
+            "type": "object",
+            "required": ["type", *_NAMED["required"]],
+            "properties": {"type": {"const": "json_schema"}, **_NAMED["properties"]},
+        },
+    ]
+}
 _KINDS: dict[str, type] = {"name": str, "description": str, "schema": dict, "strict": bool}
 _WORDS = {str: "a string", dict: "an object", bool: "true or false"}
 
 
-def parse_format(value: object) -> AnswerFormat | None:
-    """None: any text. Whether a schema can be enforced is for the worker to say. Raises BadParameter."""
+def parse_format(value: object, at: str = "response_format", *, flat: bool = False) -> AnswerFormat | None:
+    """None: any text. Whether a schema can be enforced is for the worker to say. Raises BadParameter.
+
+    ``at``: its field; ``flat``: name and schema stand beside the type.
+    """
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise BadParameter("response_format: must be an object with type", "response_format")
+        raise BadParameter(f"{at}: must be an object with type", at)
     kind = value.get("type")
     if kind == "text":
         return None
     if kind == "json_object":
         return AnswerFormat('{"type": "object"}', strict=True)
     if kind != "json_schema":
-        raise BadParameter("response_format.type: must be text, json_object or json_schema", "response_format.type")
-    place = "response_format.json_schema"
-    given = value.get("json_schema")
+        raise BadParameter(f"{at}.type: must be text, json_object or json_schema", f"{at}.type")
+    place = at if flat else f"{at}.json_schema"
+    given = value if flat else value.get("json_schema")
     if not isinstance(given, dict):
         raise BadParameter(f"{place}: must be an object with name and schema", place)
     for name, needed in _KINDS.items():

@@ -29,7 +29,7 @@ MESSAGES = {
         },
     },
 }
-_ROLES: Mapping[object, Literal["system", "user", "assistant", "tool"]] = {
+ROLES: Mapping[object, Literal["system", "user", "assistant", "tool"]] = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -43,7 +43,7 @@ def turn_of(message: object, place: str) -> Turn:
     if not isinstance(message, dict):
         raise BadParameter(f"{place}: must be an object with role and content", place)
     role = message.get("role")
-    if not isinstance(role, str) or role not in _ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise BadParameter(f"{place}.role: must be system, developer, user, assistant or tool", f"{place}.role")
     for name in ("function_call", "audio", *(() if role == "assistant" else ("tool_calls",))):
         if message.get(name):
@@ -54,8 +54,8 @@ def turn_of(message: object, place: str) -> Turn:
         refusal = message.get("refusal")
         content = refusal if isinstance(refusal, str) else ""
     return Turn(
-        _ROLES[role],
-        _content(content, f"{place}.content"),
+        ROLES[role],
+        content_of(content, f"{place}.content"),
         parse_calls(message.get("tool_calls") or [], f"{place}.tool_calls"),
         _answered(message, place) if role == "tool" else "",
     )
@@ -69,7 +69,8 @@ def _answered(message: Mapping[str, object], place: str) -> str:
     return whole_text(call_id)
 
 
-def _content(content: object, place: str) -> str:
+def content_of(content: object, place: str) -> str:
+    """The text of a string or of parts. Raises BadParameter."""
     if isinstance(content, str):
         return whole_text(content)
     if not isinstance(content, list):
@@ -81,7 +82,7 @@ def _part(part: object, place: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(part, dict) or not isinstance(kind, str):
         raise BadParameter(f"{place}: must be an object with type and text", place)
-    if kind not in ("text", "input_text", "refusal"):
+    if kind not in ("text", "input_text", "output_text", "refusal"):
         message = f"{place}: parts of type {kind!r} are not supported; send text"
         raise BadParameter(message, f"{place}.type", "UNSUPPORTED_PARAMETER")
     name = "refusal" if kind == "refusal" else "text"

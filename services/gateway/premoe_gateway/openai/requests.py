@@ -101,7 +101,7 @@ _PROMPT = {
 }
 
 
-class _StreamOptions(BaseModel):
+class StreamOptions(BaseModel):
     """What else is in there tags the stream or pads it."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -112,7 +112,7 @@ class _StreamOptions(BaseModel):
 class _Common(SamplingFields):
     model: Text
     stream: StrictBool = False
-    stream_options: _StreamOptions = _StreamOptions()
+    stream_options: StreamOptions = StreamOptions()
     n: Int = Field(default=1, ge=1, le=_MAX_CHOICES)
     pattern: Text = ""
     active_experts: Int | None = Field(default=None, ge=1, le=UINT32)
@@ -159,11 +159,17 @@ def parse_chat(body: bytes) -> Order:
 
 def chat_turns(messages: list[Any]) -> tuple[Turn, ...]:
     """A conversation that can be answered. Raises BadParameter."""
-    turns = tuple(turn_of(message, f"messages[{index}]") for index, message in enumerate(messages))
+    return answerable(
+        tuple(turn_of(message, f"messages[{index}]") for index, message in enumerate(messages)), "messages"
+    )
+
+
+def answerable(turns: tuple[Turn, ...], field: str) -> tuple[Turn, ...]:
+    """``turns``, from the body's ``field``, if one may follow. Raises BadParameter."""
     if not turns:
-        raise BadParameter("messages: must hold at least one message", "messages")
+        raise BadParameter(f"{field}: must hold at least one message", field)
     if turns[-1].role not in ("user", "tool"):
-        raise BadParameter("messages: the last message must be the user's or a tool's", "messages")
+        raise BadParameter(f"{field}: the last message must be the user's or a tool's", field)
     return turns
 
 
@@ -215,13 +221,15 @@ def _no_number(name: str) -> object:
     raise ValueError(f"{name} is not a number that JSON knows")
 
 
-def validate(kind: type[_M], body: bytes) -> _M:
+def validate(kind: type[_M], body: bytes, table: Mapping[str, tuple[object, ...]] = ONLY) -> _M:
+    """A body of that kind; ``table``: as ``ONLY``. Raises BadParameter."""
     known = kind.model_fields
-    fields = {name: value for name, value in read_object(body).items() if name in known or name not in IGNORED}
-    only = ONLY.keys() - known.keys()
+    taken = known.keys() | table.keys()
+    fields = {name: value for name, value in read_object(body).items() if name in taken or name not in IGNORED}
+    only = table.keys() - known.keys()
     for name in [name for name in fields if name in only]:
         # Compared by type too: logprobs 0 asks /v1/completions for something, False does not.
-        if not any(value == fields[name] and type(value) is type(fields[name]) for value in _asks_nothing(name)):
+        if not any(value == fields[name] and type(value) is type(fields[name]) for value in _asks_nothing(table[name])):
             raise BadParameter(f"{name} is not supported", name, "UNSUPPORTED_PARAMETER")
     try:
         return kind.model_validate({name: value for name, value in fields.items() if name not in only})
@@ -229,9 +237,9 @@ def validate(kind: type[_M], body: bytes) -> _M:
         raise _fault(error) from None
 
 
-def _asks_nothing(name: str) -> tuple[object, ...]:
+def _asks_nothing(values: tuple[object, ...]) -> tuple[object, ...]:
     """Numbers as either of JSON's kinds."""
-    return tuple(form for value in ONLY[name] for form in ((value, float(value)) if type(value) is int else (value,)))
+    return tuple(form for value in values for form in ((value, float(value)) if type(value) is int else (value,)))
 
 
 def _fault(error: ValidationError) -> BadParameter:
