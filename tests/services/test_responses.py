@@ -57,13 +57,18 @@ def test_instructions_format_and_a_named_pattern(api: openai.OpenAI, mesh: Mesh)
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "earlier answer": ({"previous_response_id": "resp_1"}, "previous_response_id"),
     "kept": ({"store": True}, "store"),
-    "too long an answer": ({"max_output_tokens": 100_000}, "max_output_tokens"),
     "schema": (
         {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"not": {}}, "strict": True}}},
         "text.format",
     ),
     "tools": ({"tools": [{"type": "function", "name": "f", "parameters": {}, "strict": False}]}, "tools"),
 }
+
+
+def test_an_answer_longer_than_the_context_is_refused(api: openai.OpenAI, mesh: Mesh) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        api.responses.create(model=mesh.model_name, input="0123456789", max_output_tokens=100_000)
+    assert caught.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize("stream", [False, True])

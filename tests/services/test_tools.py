@@ -71,7 +71,7 @@ def test_a_required_call_comes_whole_and_streamed(api: openai.OpenAI, tool_mesh:
 def test_responses_call_and_go_on(api: openai.OpenAI, tool_mesh: Mesh) -> None:
     add = {"type": "function", **ADD["function"], "strict": True}
     asked: Any = {"model": tool_mesh.model_name, "tools": [add], "seed": 3, "temperature": 1.5}
-    forced = {"type": "function", "name": "add"}
+    forced: Any = {"type": "function", "name": "add"}
     body = {"seed": asked.pop("seed")}
     first = api.responses.create(
         **asked, input="0123456789", tool_choice=forced, parallel_tool_calls=False, extra_body=body
