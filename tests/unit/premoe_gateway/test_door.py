@@ -32,6 +32,7 @@ CLOSED = [
     ("GET", "/v1/models/m"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
     ("OPTIONS", "/v1/completions"),
     ("GET", "/v1"),
     ("GET", "/nothing"),
@@ -160,6 +161,17 @@ async def test_choices_and_streams_cost_what_their_usage_says(bench: Bench) -> N
     found = read(bench.metrics)
     assert found.value("premoe:gateway_key_prompt_tokens_total", key="bob") == int(usage[1])
     assert found.value("premoe:gateway_key_generation_tokens_total", key="bob") == int(usage[2])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_responses_cost_what_their_usage_says(bench: Bench, stream: bool) -> None:
+    body = {"model": MODEL, "input": "hi", "stream": stream}
+    answer = await bench.http.post("/v1/responses", json=body, headers=bench.headers("bob"))
+    (prompt,) = re.findall(r'"input_tokens":(\d+)', answer.text)
+    (generation,) = re.findall(r'"output_tokens":(\d+)', answer.text)
+    found = read(bench.metrics)
+    assert found.value("premoe:gateway_key_prompt_tokens_total", key="bob") == int(prompt) > 0
+    assert found.value("premoe:gateway_key_generation_tokens_total", key="bob") == int(generation) > 0
 
 
 async def test_a_caller_s_id_is_kept_where_it_is_plain(bench: Bench) -> None:

@@ -53,7 +53,10 @@ def answering(
         try:
             return await _unless_gone(request, work(gateway, head, order))
         except InvalidInput as error:
-            raise renamed(order, error) from error
+            named = renamed(order, error)
+            if named is None:
+                raise
+            raise named from error
 
     return endpoint
 

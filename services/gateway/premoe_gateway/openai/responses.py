@@ -157,11 +157,11 @@ def parse_response(body: bytes) -> ResponseOrder:
     return ResponseOrder(ask, asked.stream, include_usage=True, repeated=repeated)
 
 
-def renamed(order: Order, error: InvalidInput) -> InvalidInput:
-    """What a worker refuses of an order, by the field's name in its body."""
+def renamed(order: Order, error: InvalidInput) -> BadParameter | None:
+    """What a worker refuses of an order, by the field's name in its body; None: its name is a chat's."""
     if isinstance(order, ResponseOrder) and error.reason in _PARAMS:
         return BadParameter(str(error), _PARAMS[error.reason], error.reason)
-    return error
+    return None
 
 
 def _plain(value: Any, place: str) -> Any:
