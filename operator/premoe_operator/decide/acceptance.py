@@ -21,7 +21,7 @@ PROCESS_BYTES = 256 << 20
 
 
 def acceptance(situation: Situation, observed: Observed, resolved: Resolved) -> Verdict:
-    """The verdict on the spec, as far as the pack is known by now. Of two equal served names the older one's holds,
+    """The verdict on the spec, as far as the wanted pack is known by now. Of two equal served names the older one's holds,
     unless one passes it on to the other.
     """
     inputs = situation.inputs
@@ -37,7 +37,7 @@ def acceptance(situation: Situation, observed: Observed, resolved: Resolved) -> 
     refusals = pod_template_refusals(inputs)
     if refusals:
         return Verdict("False", Reason.POD_TEMPLATE_REFUSED, refusals[0])
-    if resolved.layers:
+    if resolved.layers and resolved.model_id == (situation.packed_id or inputs.resolved_id):
         try:
             _check_budgets(situation, resolved)
         except InvalidInput as error:

@@ -108,6 +108,22 @@ async def test_another_source_is_packed_and_profiled_before_workers_move(change:
     assert [len(life.jobs(component)) for component in ("pack", "profile", "patterns")] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "spec", [{"budget": "4/32"}, {"workers": {"resources": {"limits": {"memory": "300Mi"}}}}], ids=["budget", "memory"]
+)
+async def test_what_suits_the_new_pack_is_not_judged_by_the_old_one(spec: Json) -> None:
+    life = Life(engine={"device": "cpu"})
+    life.store.answer = replace(FACTS, blob_bytes=16 << 20)
+    await life.started()
+    life.store.answer = replace(NEW_FACTS, layer_experts=(64,) * 4)
+    life.twin.edit(ObjectKey(PRUNED_MODEL, *KEY), {"spec": {"model": CHANGES["uri"], **spec}})
+    await life.settle()
+    assert condition(life.twin, "SpecAccepted")["status"] == "True"
+    assert ready(life.twin) == ("False", "Packing")
+    await life.end("pack", {"modelId": NEW_ID})
+    assert ready(life.twin) == ("False", "RollingOut")
+
+
 async def end_pack(life: Life) -> None:
     await life.end("pack", {"reason": "SOURCE_NOT_FOUND", "message": "no such revision"}, exit_code=3)
 
