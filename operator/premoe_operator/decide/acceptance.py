@@ -21,8 +21,8 @@ PROCESS_BYTES = 256 << 20
 
 
 def acceptance(situation: Situation, observed: Observed, resolved: Resolved) -> Verdict:
-    """The verdict on the spec, as far as the wanted pack is known by now. Of two equal served names the older one's holds,
-    unless one passes it on to the other.
+    """The verdict on the spec, as far as the wanted pack is known by now. Of two equal served names the older one's
+    holds, unless one passes it on to the other.
     """
     inputs = situation.inputs
     oldest = min((situation.model, *contenders(situation.model, observed.rivals)), key=age)

@@ -1,6 +1,7 @@
 """What to do about one PrunedModel: ``plan(observed, release, …)`` is a value, printable and testable. Pure.
 
-A spec that is refused changes no child: what was running keeps running, on the spec before. While the pack or the
+A spec that is refused changes no child but the number of workers, where the served name passes on or comes back: what
+was running keeps running, on the spec before. While the pack or the
 patterns of a changed spec are not there yet, or failed, workers keep their template too.
 """
 
@@ -88,16 +89,16 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
         with_tasks=parts[ConditionType.SPEC_ACCEPTED].holds and bool(resolved.layers),
         with_set=held_by is None,
     )
-    wanted = _wanted(situation, parts[ConditionType.SPEC_ACCEPTED], jobs, workers)
+    accepted = parts[ConditionType.SPEC_ACCEPTED]
+    wanted = _wanted(situation, accepted, jobs, workers)
     settled = may_roll and _has_moved(situation, workers) and not workers_lag(situation.deployment)
-    todo = (
-        Changes() if wanted is None else changes(wanted, observed, situation, settled=settled, held=held_by is not None)
-    )
-
+    todo = changes(wanted, observed, situation, settled=settled, held=held_by is not None)
+    if _is_refused(accepted):
+        todo = Changes(apply=todo.apply)
     counts = worker_counts(situation.deployment)
     parts[ConditionType.CHILDREN_APPLIED] = conditions.children_applied(todo.foreign, todo.leaving, observed.refusals)
     parts[ConditionType.WORKERS_AVAILABLE] = conditions.workers(situation, counts, found)
-    _add_optional_parts(parts, situation, observed.children, workers, wanted or (), found)
+    _add_optional_parts(parts, situation, observed.children, workers, wanted, found)
     status = build_status(
         situation,
         verdicts=conditions.summed_up(
@@ -144,14 +145,19 @@ def _not_understood(model: Json, message: str, now: str) -> Plan:
     return Plan(status=None if model.get("status") and changed == status else changed)
 
 
-def _wanted(
-    situation: Situation, accepted: Verdict, jobs: Sequence[PlannedJob], workers: Rollout
-) -> tuple[Json, ...] | None:
-    """The children that there should be, in order of creation; ``None``: leave them as they are."""
-    if not accepted.holds and accepted.reason not in (Reason.BUDGET_IMPOSSIBLE, Reason.MEMORY_TOO_SMALL):
-        return None
-    carriers = (child for child in (workers.revision, workers.deployment) if child is not None)
-    return (*surroundings(situation.inputs), *(job.wanted for job in jobs), *carriers)
+def _is_refused(accepted: Verdict) -> bool:
+    """Whether children have to stay as they are."""
+    return not accepted.holds and accepted.reason not in (Reason.BUDGET_IMPOSSIBLE, Reason.MEMORY_TOO_SMALL)
+
+
+def _wanted(situation: Situation, accepted: Verdict, jobs: Sequence[PlannedJob], workers: Rollout) -> tuple[Json, ...]:
+    """The children that there should be, in order of creation; of a refused spec only those that may change."""
+    if not _is_refused(accepted):
+        carriers = (child for child in (workers.revision, workers.deployment) if child is not None)
+        return (*surroundings(situation.inputs), *(job.wanted for job in jobs), *carriers)
+    returns = situation.status.handed_over is not None and accepted.reason is not Reason.SERVED_NAME_CONFLICT
+    moves = situation.inputs.is_handed_over or returns
+    return (workers.deployment,) if moves and workers.deployment is not None else ()
 
 
 def _add_optional_parts(

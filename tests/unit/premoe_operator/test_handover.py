@@ -56,6 +56,9 @@ class Namespace:
         found = self.twin.objects.get(ObjectKey(DEPLOYMENT, NAMESPACE, f"{name}-worker"))
         return -1 if found is None else int(found["spec"]["replicas"])
 
+    def deployment(self, name: str) -> Json:
+        return self.twin.objects[ObjectKey(DEPLOYMENT, NAMESPACE, f"{name}-worker")]
+
     def ready(self, name: str) -> tuple[str, str]:
         return ready(self.twin, name)
 
@@ -151,6 +154,40 @@ async def test_a_third_follows_the_second() -> None:
     assert site.ready("red") == ("True", "AllReady")  # the first of the line is no obstacle
     await site.wait("blue", "green", "red")
     assert [site.workers(name) for name in ("blue", "green", "red")] == [0, 0, 1]
+
+
+async def test_an_older_one_whose_spec_is_refused_stops_and_comes_back_on_the_template_in_use() -> None:
+    site = Namespace(served("blue"), served("green", after="blue"))
+    await site.drive("blue", "green")
+    template = site.deployment("blue")["spec"]["template"]
+    children = {key for key in site.twin.objects if key.name.startswith("blue")}
+    site.edit("blue", {"podTemplate": {"spec": {"dnsPolicy": "Default"}}, "patterns": {"tasks": []}})
+    await site.wait("blue", "green")
+    await site.drive("blue")
+    assert site.ready("blue") == ("False", "PodTemplateRefused")
+    assert (site.workers("blue"), site.status("blue")["readyReplicas"]) == (0, 0)
+    assert site.status("blue")["handedOver"]["name"] == "green"
+    assert children <= set(site.twin.objects)
+    site.twin.remove(ObjectKey(PRUNED_MODEL, NAMESPACE, "green"))
+    await site.drive("blue")
+    assert (site.workers("blue"), site.status("blue")["readyReplicas"]) == (1, 1)
+    assert site.deployment("blue")["spec"]["template"] == template
+    site.edit("blue", {"workers": {"replicas": 2}})
+    await site.drive("blue")
+    assert site.workers("blue") == 1  # otherwise a refused spec changes nothing
+
+
+async def test_one_that_is_refused_for_its_name_does_not_come_back_beside_who_has_it() -> None:
+    site = await Namespace(served("blue"), served("green", after="blue")).handed_over()
+    site.twin.put(served("red", after="green"))
+    await site.drive("red")
+    await site.wait("green", "red")
+    site.edit("green", {"model": {"takesOverFrom": None}})
+    await site.drive("green")
+    site.twin.remove(ObjectKey(PRUNED_MODEL, NAMESPACE, "red"))
+    await site.drive("blue", "green")
+    assert site.ready("green") == ("False", "ServedNameConflict")
+    assert (site.workers("blue"), site.workers("green")) == (1, 0)
 
 
 async def test_of_two_that_want_to_follow_the_older_one_does() -> None:
