@@ -37,6 +37,9 @@ LIST_KEYS: dict[tuple[str, str], str] = {
 """Lists that are maps by the named key."""
 SETS = frozenset({("Patterns", "preload")})
 """Lists without duplicates."""
+NOT_STORED = frozenset({("Jobs", "pack"), ("WorkerPlacement", "whenUnsatisfiable")})
+"""Fields whose default is not written into objects: they came later than the parts that they are in, and an operator
+that is rolled back refuses every object that has a field which it does not know."""
 
 
 def structural(root: type[Part], rules: Mapping[str, tuple[Rule, ...]], *, defaults: bool = True) -> Schema:
@@ -77,7 +80,8 @@ class _Converter:
             schema["x-kubernetes-list-type"] = "set"
         elif schema["type"] == "array":
             schema["x-kubernetes-list-type"] = "atomic"
-        default = _default(schema, source) if self._defaults else None
+        is_stored = self._defaults and (owner, field) not in NOT_STORED
+        default = _default(schema, source) if is_stored else None
         if default is not None:
             schema["default"] = default
         return self._with_rules(schema, f"{owner}.{field}")

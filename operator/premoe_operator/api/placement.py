@@ -157,5 +157,5 @@ class WorkerPlacement(Placement):
     spread: Literal["Host", "Zone", "None"] = "Host"
     """Spread workers over nodes or zones."""
     when_unsatisfiable: Literal["ScheduleAnyway", "DoNotSchedule"] = "ScheduleAnyway"
-    """Where that is not possible: run anyway, or wait. Waiting counts each template by itself and only nodes whose
-    taints are tolerated."""
+    """Where that is not possible: run anyway (the default), or wait. Waiting counts each template by itself and only
+    nodes whose taints are tolerated."""
