@@ -68,6 +68,7 @@ class Controller:
             poll_s=settings.poll_s,
             unwatched=self._unwatched,
         )
+        self._publisher = WorkersPublisher(cluster, settings.namespace, settings.workers_config_map, self._served)
         claim_s = settings.release_lease_s
         self._claims = NamespaceClaims(
             cluster,
@@ -75,8 +76,8 @@ class Controller:
             LeaseTimes(claim_s / 3, claim_s * 2 / 3, claim_s),
             models=self._cache.models,
             concern=self._concern,
+            news=self._publisher.news,
         )
-        self._publisher = WorkersPublisher(cluster, settings.namespace, settings.workers_config_map, self._served)
         self._clock = WatchClock(self._on_list)
         self._collections = {
             f"/{kind.path(namespace)}": (kind, namespace)
@@ -155,9 +156,10 @@ class Controller:
             self._queue.add(model)
         self._publisher.news()
 
-    def _served(self) -> list[ModelKey]:
-        """Our PrunedModels."""
-        return [key for key in map(model_key, self._cache.models()) if self._claims.is_ours(key.namespace)]
+    def _served(self) -> list[tuple[ModelKey, bool | None]]:
+        """The PrunedModels, and whether our release serves them; without a Lease it serves all that it sees."""
+        keys = map(model_key, self._cache.models())
+        return [(key, not self._settings.lease_name or self._claims.is_ours(key.namespace)) for key in keys]
 
     async def _synced(self, stop: asyncio.Event) -> bool:
         """Whether the first lists are complete; False: ``stop`` came before."""

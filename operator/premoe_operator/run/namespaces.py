@@ -22,7 +22,9 @@ _log = logging.getLogger(__name__)
 
 
 class NamespaceClaims:
-    """For one event loop. ``models`` are all PrunedModels; ``concern`` is told those whose namespace changes hands."""
+    """For one event loop. ``models`` are all PrunedModels; ``concern`` is told those whose namespace changes hands, and
+    ``news`` that a holder is known now, or is another one.
+    """
 
     def __init__(
         self,
@@ -32,6 +34,7 @@ class NamespaceClaims:
         *,
         models: Callable[[], list[Json]],
         concern: Callable[[Iterable[ModelKey]], object],
+        news: Callable[[], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._cluster = cluster
@@ -39,10 +42,11 @@ class NamespaceClaims:
         self._times = times
         self._models = models
         self._concern = concern
+        self._news = news
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._others: dict[str, str] = {}
-        """Namespaces of other releases, as they were last looked at."""
+        """Releases that serve namespaces in place of ours, as these were last looked at; empty: ours does."""
         self._looking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def holder(self, namespace: str) -> str:
@@ -52,9 +56,10 @@ class NamespaceClaims:
                 return ""
             return self._others.get(namespace) or await self._look(namespace)
 
-    def is_ours(self, namespace: str) -> bool:
-        """Whether no other release is known to serve the namespace."""
-        return not self._others.get(namespace)
+    def is_ours(self, namespace: str) -> bool | None:
+        """Whether our release serves the namespace; None: nobody has looked yet."""
+        holder = self._others.get(namespace)
+        return None if holder is None else not holder
 
     async def keep(self) -> None:
         """Renew what is ours, and see whether what is not has become free."""
@@ -90,8 +95,11 @@ class NamespaceClaims:
             holder = await lease.attempt(self._cluster)
         if holder == ANOTHER:
             raise ApiFailure(409, "Conflict", f"lease {namespace}/{LEASE_NAME} is changing hands")
-        self._others[namespace] = "" if holder == self._release else holder
-        return self._others[namespace]
+        other = "" if holder == self._release else holder
+        if self._others.get(namespace) != other:
+            self._others[namespace] = other
+            self._news()
+        return other
 
     def _lease(self, namespace: str) -> Lease:
         if namespace not in self._leases:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from premoe_operator.children.services import worker_target
 from premoe_operator.kube.cluster import ApiFailure, Cluster
@@ -25,9 +25,17 @@ _log = logging.getLogger(__name__)
 
 
 class WorkersPublisher:
-    """For one event loop. ``models`` are the PrunedModels that this release serves."""
+    """For one event loop. ``models`` are PrunedModels, and whether this release serves them; None: not known yet, so
+    that what is published about them stays.
+    """
 
-    def __init__(self, cluster: Cluster, namespace: str, name: str, models: Callable[[], Iterable[ModelKey]]) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        namespace: str,
+        name: str,
+        models: Callable[[], Iterable[tuple[ModelKey, bool | None]]],
+    ) -> None:
         self._cluster = cluster
         self._namespace = namespace
         self._name = name
@@ -36,7 +44,7 @@ class WorkersPublisher:
         self._problem = ""
 
     def news(self) -> None:
-        """Some PrunedModel has changed, come or gone."""
+        """Some PrunedModel has changed, come or gone, or it is known who serves it."""
         self._news.set()
 
     async def keep(self) -> None:
@@ -53,13 +61,14 @@ class WorkersPublisher:
 
     async def publish(self) -> None:
         """Write what is not there yet. A failure is said once; the next look comes anyway."""
-        wanted = "".join(f"{target}\n" for target in self.targets())
         try:
             found = await self._cluster.get(CONFIG_MAP, self._namespace, self._name)
             if found is None:
                 self._say(f"there is no ConfigMap {self._namespace}/{self._name}; upgrade the release")
                 return
-            if (found.get("data") or {}).get(KEY) != wanted:
+            published = (found.get("data") or {}).get(KEY)
+            wanted = "".join(f"{target}\n" for target in self.targets((published or "").splitlines()))
+            if published != wanted:
                 await self._cluster.merge_patch(CONFIG_MAP, self._namespace, self._name, {"data": {KEY: wanted}})
                 _log.info("published the workers of %d PrunedModels", wanted.count("\n"))
         except ApiFailure as failure:
@@ -67,9 +76,12 @@ class WorkersPublisher:
             return
         self._problem = ""
 
-    def targets(self) -> list[str]:
+    def targets(self, published: Collection[str]) -> list[str]:
         """Of all models of other namespaces; those of the release's own are found by a Service of the chart."""
-        return [worker_target(key) for key in sorted(self._models()) if key.namespace != self._namespace]
+        elsewhere = sorted(
+            (worker_target(key), ours) for key, ours in self._models() if key.namespace != self._namespace
+        )
+        return [target for target, ours in elsewhere if ours or (ours is None and target in published)]
 
     def _say(self, problem: str) -> None:
         if problem != self._problem:

@@ -15,12 +15,13 @@ from premoe_operator.api.release import Release
 from premoe_operator.decide.observed import PackFacts, WorkerPreload
 from premoe_operator.kube.cluster import ApiFailure, FenceClosed, Listed
 from premoe_operator.kube.connection import Connection
-from premoe_operator.kube.kinds import CERTIFICATE, DEPLOYMENT, PRUNED_MODEL, SERVICE, Kind, kind_of
+from premoe_operator.kube.kinds import CERTIFICATE, CONFIG_MAP, DEPLOYMENT, LEASE, PRUNED_MODEL, SERVICE, Kind, kind_of
 from premoe_operator.kube.objects import ModelKey, ObjectKey
 from premoe_operator.run import controller as controller_module
 from premoe_operator.run import reconciler as reconciler_module
 from premoe_operator.run.controller import Controller
 from premoe_operator.run.metrics import Metrics
+from premoe_operator.run.namespaces import LEASE_NAME
 from premoe_operator.run.settings import OperatorSettings
 from support.api_faults import FactsStore
 from support.cluster_twin import MODEL_ID, NAMESPACE, ClusterTwin
@@ -53,13 +54,13 @@ class NoWorkers:
         raise AssertionError("no model here preloads")
 
 
-def put_model(twin: ClusterTwin, name: str, **spec: Any) -> None:
+def put_model(twin: ClusterTwin, name: str, namespace: str = NAMESPACE, **spec: Any) -> None:
     source = {"uri": "hf://premoe/tiny-moe", "revision": "0" * 40}
     twin.put(
         {
             "apiVersion": PRUNED_MODEL.api_version,
             "kind": PRUNED_MODEL.name,
-            "metadata": {"name": name, "namespace": NAMESPACE},
+            "metadata": {"name": name, "namespace": namespace},
             "spec": {"model": source, "budget": "4/8", **spec},
         }
     )
@@ -193,6 +194,36 @@ async def test_a_stop_during_the_first_lists_ends_them(tmp_path: Path) -> None:
     stop.set()
     async with asyncio.timeout(10):
         await running
+
+
+@pytest.mark.usefixtures("without_kopf")
+@pytest.mark.parametrize("lease", ["premoe-operator", ""])
+async def test_the_gateway_hears_of_our_workers_and_never_of_another_releases(tmp_path: Path, lease: str) -> None:
+    twin, where = ClusterTwin(), ObjectKey(CONFIG_MAP, "premoe", "workers")
+    twin.put({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": where.name, "namespace": where.namespace}})
+    put_model(twin, "chat")
+    if lease:
+        put_model(twin, "other", namespace="team-b")
+        spec = {"holderIdentity": "another", "leaseDurationSeconds": 300}
+        claim = {"name": LEASE_NAME, "namespace": "team-b"}
+        twin.put({"apiVersion": LEASE.api_version, "kind": LEASE.name, "metadata": claim, "spec": spec})
+    seen: list[str] = []
+    patching = twin.merge_patch
+
+    async def patch(kind: Kind, namespace: str, name: str, changes: Any) -> Any:
+        if kind is CONFIG_MAP:
+            seen.append(changes["data"]["workers"])
+        return await patching(kind, namespace, name, changes)
+
+    twin.merge_patch = patch  # type: ignore[method-assign]
+    stop = asyncio.Event()
+    acting = controller(twin, tmp_path, namespace="premoe", workers_config_map=where.name, lease_name=lease)
+    running = asyncio.create_task(acting.run(stop))
+    ours = f"dns:///chat-worker.{NAMESPACE}.svc:50051\n"
+    await until(lambda: (twin.objects[where].get("data") or {}).get("workers") == ours)
+    stop.set()
+    await running
+    assert not [text for text in seen if "team-b" in text]
 
 
 @pytest.mark.usefixtures("without_kopf")

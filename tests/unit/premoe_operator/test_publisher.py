@@ -22,7 +22,7 @@ def twin() -> ClusterTwin:
 
 
 def publisher(cluster: ClusterTwin, models: list[ModelKey]) -> WorkersPublisher:
-    return WorkersPublisher(cluster, RELEASE, WHERE.name, lambda: models)
+    return WorkersPublisher(cluster, RELEASE, WHERE.name, lambda: [(model, True) for model in models])
 
 
 def published(cluster: ClusterTwin) -> list[str]:
@@ -45,6 +45,21 @@ async def test_workers_of_other_namespaces_are_listed_and_go_with_their_models()
     models.clear()
     await publishes.publish()
     assert published(cluster) == []
+
+
+async def test_of_namespaces_that_nobody_has_looked_at_stays_what_is_published_and_comes_nothing() -> None:
+    cluster = twin()
+    ours: dict[ModelKey, bool | None] = {ModelKey("team-a", "code"): True, ModelKey("team-b", "chat"): None}
+    publishes = WorkersPublisher(cluster, RELEASE, WHERE.name, ours.items)
+    await publishes.publish()
+    assert published(cluster) == ["dns:///code-worker.team-a.svc:50051"]
+    ours[ModelKey("team-a", "code")] = None  # after a start
+    await publishes.publish()
+    assert published(cluster) == ["dns:///code-worker.team-a.svc:50051"]
+    ours[ModelKey("team-a", "code")] = False
+    ours[ModelKey("team-b", "chat")] = True
+    await publishes.publish()
+    assert published(cluster) == ["dns:///chat-worker.team-b.svc:50051"]
 
 
 async def test_what_is_there_is_not_written_again_and_what_others_wrote_is() -> None:

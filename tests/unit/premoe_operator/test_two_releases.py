@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from premoe_operator.kube.cluster import ApiFailure
 from premoe_operator.kube.kinds import LEASE, PRUNED_MODEL
@@ -24,13 +26,20 @@ class Clock:
         return self.now
 
 
-def claims(twin: ClusterTwin, release: str, clock: Clock, told: list[ModelKey] | None = None) -> NamespaceClaims:
+def claims(
+    twin: ClusterTwin,
+    release: str,
+    clock: Clock,
+    told: list[ModelKey] | None = None,
+    news: Callable[[], object] = lambda: None,
+) -> NamespaceClaims:
     return NamespaceClaims(
         twin,
         release,
         TIMES,
         models=lambda: list(twin.of_kind(PRUNED_MODEL)),
         concern=(told if told is not None else list[ModelKey]()).extend,
+        news=news,
         clock=clock,
     )
 
@@ -69,6 +78,22 @@ async def test_the_namespace_of_a_dead_release_goes_to_the_other_after_the_durat
     assert (await living.holder(NAMESPACE), told) == ("", [KEY])
     # The other comes back, and finds itself deposed.
     assert await dead.holder(NAMESPACE) == "green"
+
+
+async def test_whose_a_namespace_is_is_not_known_before_a_look_and_news_each_time_that_it_changes() -> None:
+    twin, clock, heard = twin_with(model()), Clock(), list[str]()
+    first = claims(twin, "blue", clock, news=lambda: heard.append("blue"))
+    second = claims(twin, "green", clock, news=lambda: heard.append("green"))
+    assert (first.is_ours(NAMESPACE), second.is_ours(NAMESPACE), heard) == (None, None, [])
+    await first.holder(NAMESPACE)
+    await second.holder(NAMESPACE)
+    assert (first.is_ours(NAMESPACE), second.is_ours(NAMESPACE), heard) == (True, False, ["blue", "green"])
+    await first.renew()
+    await second.renew()
+    assert heard == ["blue", "green"]
+    clock.now += 301
+    await second.renew()
+    assert (second.is_ours(NAMESPACE), heard) == (True, ["blue", "green", "green"])
 
 
 async def test_a_release_that_renews_keeps_its_namespace() -> None:
