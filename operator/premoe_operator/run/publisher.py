@@ -78,10 +78,12 @@ class WorkersPublisher:
 
     def targets(self, published: Collection[str]) -> list[str]:
         """Of all models of other namespaces; those of the release's own are found by a Service of the chart."""
-        elsewhere = sorted(
-            (worker_target(key), ours) for key, ours in self._models() if key.namespace != self._namespace
-        )
-        return [target for target, ours in elsewhere if ours or (ours is None and target in published)]
+        models = sorted((key, worker_target(key), ours) for key, ours in self._models())
+        return [
+            target
+            for key, target, ours in models
+            if key.namespace != self._namespace and (ours or (ours is None and target in published))
+        ]
 
     def _say(self, problem: str) -> None:
         if problem != self._problem:

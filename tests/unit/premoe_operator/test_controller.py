@@ -210,12 +210,20 @@ async def test_the_gateway_hears_of_our_workers_and_never_of_another_releases(tm
     seen: list[str] = []
     patching = twin.merge_patch
 
-    async def patch(kind: Kind, namespace: str, name: str, changes: Any) -> Any:
+    async def merge_patch(kind: Kind, namespace: str, name: str, patch: Any) -> Any:
         if kind is CONFIG_MAP:
-            seen.append(changes["data"]["workers"])
-        return await patching(kind, namespace, name, changes)
+            seen.append(patch["data"]["workers"])
+        return await patching(kind, namespace, name, patch)
 
-    twin.merge_patch = patch  # type: ignore[method-assign]
+    twin.merge_patch = merge_patch  # type: ignore[method-assign]
+    getting = twin.get
+
+    async def get(kind: Kind, namespace: str, name: str) -> Any:
+        if (kind, namespace) == (LEASE, "team-b"):
+            await until(lambda: seen)  # something is published before this release knows whose that namespace is
+        return await getting(kind, namespace, name)
+
+    twin.get = get  # type: ignore[method-assign]
     stop = asyncio.Event()
     acting = controller(twin, tmp_path, namespace="premoe", workers_config_map=where.name, lease_name=lease)
     running = asyncio.create_task(acting.run(stop))
