@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from premoe_operator.children.accounts import account_name
 from premoe_operator.children.inputs import Inputs
 from premoe_operator.children.job_pods import job_placement, job_resources
 from premoe_operator.children.pods import worker_device
-from premoe_operator.kube.objects import digest
+from premoe_operator.kube.objects import Json, digest
 
 _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
     # The pack's id stands for where it came from.
@@ -28,6 +29,9 @@ _NOT_IN_THE_TEMPLATE: dict[str, Any] = {
 }
 """Fields whose change must restart no worker."""
 
+_EMPTY_SAYS_NOTHING: dict[str, Any] = {"patterns": {}, "access": {"tls": {}}, "workers": {"rollout": {}}}
+"""Parts of which some fields, but not all, are left out."""
+
 _STARTUP_TIMEOUT_S = 600
 """The default of before it was worked out, which API servers stored."""
 
@@ -40,21 +44,44 @@ def spec_hash(inputs: Inputs) -> str:
 
     Values equal to their defaults are left out: a field that a later operator adds then changes no hash and restarts
     no worker. For the same reason a default never changes within a version of the API: stored objects hold the old one.
+    A part in which only fields were set that are left out is empty, which says the same as no part: the hash in use
+    stays where it is that of any such spelling.
     """
-    spec = inputs.spec.model_dump(by_alias=True, exclude=_NOT_IN_THE_TEMPLATE, exclude_defaults=True)
+    model_id, spec = inputs.packed_model_id(), _template_spec(inputs)
+    own, *others = (
+        digest({"spec": each, "modelId": model_id}) for each in (spec, *_spellings(spec, _EMPTY_SAYS_NOTHING))
+    )
+    return inputs.hash_in_use if inputs.hash_in_use in others else own
+
+
+def _template_spec(inputs: Inputs) -> Json:
+    """What the spec puts into the worker template."""
+    workers = inputs.spec.workers
+    started_in = workers.startup_timeout_seconds
+    if started_in == _STARTUP_TIMEOUT_S:
+        workers = workers.model_copy(update={"startup_timeout_seconds": None})
+    spec = inputs.spec.model_copy(update={"workers": workers}).model_dump(
+        by_alias=True, exclude=_NOT_IN_THE_TEMPLATE, exclude_defaults=True
+    )
     engine = spec.pop("engine", {})
     if worker_device(inputs) != "cpu":  # the default of before there was auto
         engine["device"] = worker_device(inputs)
     if engine:
         spec["engine"] = engine
-    workers = spec.pop("workers", {})
-    if inputs.spec.workers.startup_timeout_seconds is None:
-        workers["startupTimeoutSeconds"] = "worked out"
-    elif inputs.spec.workers.startup_timeout_seconds == _STARTUP_TIMEOUT_S:
-        del workers["startupTimeoutSeconds"]
-    if workers:
-        spec["workers"] = workers
-    return digest({"spec": spec, "modelId": inputs.packed_model_id()})
+    if started_in is None:
+        spec.setdefault("workers", {})["startupTimeoutSeconds"] = "worked out"
+    return spec
+
+
+def _spellings(part: Json, may_be_empty: Mapping[str, Any]) -> list[Json]:
+    """The part with each of the named parts that are empty written, and left out."""
+    found = [part]
+    for name, below in may_be_empty.items():
+        inner = _spellings(part.get(name, {}), below)
+        without = [{key: value for key, value in each.items() if key != name} for each in found]
+        found = [{**each, name: value} for each in without for value in inner]
+        found += without if {} in inner else []
+    return found
 
 
 def job_inputs_hash(inputs: Inputs, kind: str, computed_from: dict[str, Any]) -> str:

@@ -51,6 +51,8 @@ class Inputs:
     """Bytes that a worker loads before it serves; 0 before the pack's facts are known."""
     image: str = ""
     """Image that the workers are pinned to; empty: that of the spec, else of the release."""
+    hash_in_use: str = ""
+    """Spec hash of the template that the workers have; empty: there are none."""
     retry: str = ""
     """Value of the annotation premoe.dev/retry: a new value makes new Jobs."""
 

@@ -83,11 +83,13 @@ def read_situation(model: Json, children: Mapping[ObjectKey, Json], release: Rel
     pack = _planned("pack", pack_job(inputs), ours, expected_id=inputs.expected_id)
     if pack.state.phase == "Complete":
         inputs = replace(inputs, model_id=str(pack.state.result.get("modelId", "")))
+    deployment = ours.get(ObjectKey(DEPLOYMENT, owner.namespace, inputs.worker_name))
+    if deployment is not None:
+        inputs = replace(inputs, hash_in_use=template_hash(deployment))
     profile = patterns = None
     if inputs.model_id:
         profile = _planned_or_none("profile", profile_job(inputs), ours)
         patterns = _planned_or_none("patterns", patterns_job(inputs), ours)
-    deployment = ours.get(ObjectKey(DEPLOYMENT, owner.namespace, inputs.worker_name))
     return Situation(model, inputs, status, pack, profile, patterns, deployment)
 
 

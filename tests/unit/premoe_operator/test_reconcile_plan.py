@@ -275,6 +275,25 @@ def test_status_says_where_and_as_what_the_model_is_reached() -> None:
     assert planned(Observed(model())).status.endpoints.gateway == ""  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [{"patterns": {"tasks": [TASK]}}, {"access": {"peers": [{}]}}, {"workers": {"rollout": {"type": "InPlace"}}}],
+)
+def test_an_edit_of_what_is_in_no_template_rolls_no_worker(spec: Json) -> None:
+    """Both ways: the first such field of a part, and the last one taken out again."""
+    for first, second in ((model(), model(**spec)), (model(**spec), model())):
+        serving = Observed(first, store=FACTS)
+        for _ in range(4):
+            serving = after(serving)
+        before = serving.children[ObjectKey(DEPLOYMENT, "a", "chat-worker")]
+        edited = replace(serving, model=second)
+        for _ in range(4):
+            applied = {key_of(obj): obj for obj in planned(edited).changes.apply}
+            found = applied.get(key_of(before), before)
+            assert found["spec"]["template"] == before["spec"]["template"]
+            edited = after(edited)
+
+
 def test_a_budget_in_numbers_and_one_in_text_are_one_template() -> None:
     numbers = {name: value for name, value in model()["spec"].items() if name != "budget"}
     numbers["experts"] = {"active": 2, "kept": 4}
