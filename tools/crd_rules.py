@@ -146,6 +146,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "tokenSecretRef is for checkpoints of the Hub (hf://)",
             ".tokenSecretRef",
         ),
+        # Not at the root, where it would refuse the status of objects that were there before the rule.
+        Rule(
+            "!has(self.takesOverFrom) || self.takesOverFrom == '' || has(self.servedName) && self.servedName != ''",
+            "takesOverFrom needs servedName, the name that is taken over",
+            ".servedName",
+        ),
     ),
     "Calibration": (
         Rule("has(self.configMap) != (has(self.uri) && self.uri != '')", "give exactly one of configMap and uri"),

