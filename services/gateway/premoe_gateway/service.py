@@ -141,6 +141,7 @@ class Gateway:
                 with member.running(choice.pattern_id) as worker:
                     async with aclosing(worker.generate(ask, choice, self._timeout_s)) as events:
                         while (event := await self._next(events, member, ask, failed, began=began)) is not None:
+                            meter.note(event)
                             if not began and isinstance(event, Started):
                                 opening.append(event)
                                 continue
@@ -148,10 +149,8 @@ class Gateway:
                                 began = True
                                 self._conversations.note(ask.model, ask.prompt, worker.address)
                             for held in opening:
-                                meter.note(held)
                                 yield held
                             opening.clear()
-                            meter.note(event)
                             yield event
                 return
             except NotFound as error:
