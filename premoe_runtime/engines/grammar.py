@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from copy import copy
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     # Imported where it is needed: who asks for no grammar does not wait for it.
     from llguidance import LLMatcher, LLTokenizer
 
-_KEPT = 32
+_KEPT, _KEPT_COSTLY = 32, 4
 """Compiled grammars that are kept: of one schema asked for again, or for n choices, only its state is copied."""
+_COSTLY_SECONDS = 0.1
+"""Of CPU to compile. Such grammars are large too, 40 to 100 MB each; common ones take milliseconds."""
 
 
 class Matcher:
@@ -78,6 +81,7 @@ class Grammars:
         self._tokenizer, self._vocabulary, self._eos_ids = tokenizer, vocabulary, sorted(eos_ids)
         self._tokens: LLTokenizer | None = None
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._costly: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, grammar: str) -> Matcher:
@@ -88,15 +92,19 @@ class Grammars:
         from llguidance import LLMatcher
 
         with self._lock:
-            state = self._compiled.get(grammar)
-            if state is None:
-                state = LLMatcher(self._tokenizer_of_grammars(), grammar, log_level=0, limits=limits())
-                if state.is_error():
-                    raise InvalidInput(state.get_error()[:300], reason="GRAMMAR_INVALID")
-                self._compiled[grammar] = state
-                if len(self._compiled) > _KEPT:
-                    self._compiled.popitem(last=False)
-            self._compiled.move_to_end(grammar)
+            for kept in (self._compiled, self._costly):
+                if grammar in kept:
+                    kept.move_to_end(grammar)
+                    return Matcher(kept[grammar].deep_copy(), self._vocabulary)
+            tokens, started = self._tokenizer_of_grammars(), time.thread_time()
+            state = LLMatcher(tokens, grammar, log_level=0, limits=limits())
+            if state.is_error():
+                raise InvalidInput(state.get_error()[:300], reason="GRAMMAR_INVALID")
+            costly = time.thread_time() - started > _COSTLY_SECONDS
+            kept, most = (self._costly, _KEPT_COSTLY) if costly else (self._compiled, _KEPT)
+            kept[grammar] = state
+            if len(kept) > most:
+                kept.popitem(last=False)
             return Matcher(state.deep_copy(), self._vocabulary)
 
     def _tokenizer_of_grammars(self) -> LLTokenizer:

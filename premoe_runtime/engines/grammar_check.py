@@ -10,7 +10,8 @@ import os
 import resource
 import subprocess
 import sys
-from functools import lru_cache
+import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from premoe_runtime.formats.errors import InvalidInput, Unavailable
@@ -27,6 +28,8 @@ _LONGEST = 300
 """Characters of a reason: compilers quote what they were given."""
 _REMEMBERED = 256
 """Grammars whose verdict is kept: clients send the same few."""
+_verdicts: OrderedDict[str, str] = OrderedDict()
+_lock = threading.Lock()
 
 
 def check_grammar(grammar: str) -> None:
@@ -34,12 +37,25 @@ def check_grammar(grammar: str) -> None:
 
     Takes some 0.1 s for one not seen before.
     """
-    problem = _problem(grammar)
+    problem = verdict(grammar)
+    if problem is None:
+        problem = _problem(grammar)
+        with _lock:
+            _verdicts[grammar] = problem
+            if len(_verdicts) > _REMEMBERED:
+                _verdicts.popitem(last=False)
     if problem:
         raise InvalidInput(problem, reason="GRAMMAR_INVALID")
 
 
-@lru_cache(_REMEMBERED)
+def verdict(grammar: str) -> str | None:
+    """What is remembered to be wrong with a grammar; empty: nothing is, None: nobody knows yet. At once."""
+    with _lock:
+        if grammar in _verdicts:
+            _verdicts.move_to_end(grammar)
+        return _verdicts.get(grammar)
+
+
 def _problem(grammar: str) -> str:
     """Empty: there is none."""
     command = [sys.executable, "-I", "-m", __name__]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
@@ -10,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
+import llguidance
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from premoe_worker.domain import AnswerFormat
 from premoe_worker.grammars import format_grammar
-from support.engines import Bench, Collector, child_bench, hf_bench, prompt
+from support.engines import WAIT_SECONDS, Bench, Collector, child_bench, hf_bench, prompt
+from support.sources import MemorySource
+from support.tiny import tiny_checkpoint
 
+from premoe_runtime.engines.grammar import Grammars, Matcher
+from premoe_runtime.engines.hf.tokenizer import load_tokenizer
 from premoe_runtime.formats.errors import InvalidInput
 
 pytestmark = pytest.mark.timeout(600)  # every new schema is compiled in a process first
@@ -88,6 +95,46 @@ def test_a_cancelled_one_ends_once_whether_or_not_its_grammar_is_ready(bench: Be
         assert answer.wait().last.finish in ("cancelled", "stop")
     bench.boundary()
     assert ask(bench, POINT).wait().last.finish == "stop"
+
+
+def test_grammars_of_requests_that_are_gone_are_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_, asked, go = Grammars.compile, list[str](), threading.Event()
+
+    def held(grammars: Grammars, text: str) -> Matcher:
+        asked.append(text)
+        assert go.wait(WAIT_SECONDS)
+        return compile_(grammars, text)
+
+    monkeypatch.setattr(Grammars, "compile", held)
+    with hf_bench(tmp_path, max_sequences=6) as bench:
+        schemas = [{"const": f"gone {number}"} for number in range(4)]
+        gone = [ask(bench, schema) for schema in schemas]
+        for answer in gone:
+            answer.cancel()
+        for answer in gone:
+            assert answer.wait().last.finish == "cancelled"
+        stays = ask(bench, POINT)
+        go.set()
+        assert stays.wait().last.finish == "stop"
+    assert asked in ([grammar(POINT)], [grammar(schemas[0]), grammar(POINT)])
+
+
+def test_of_costly_grammars_few_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr("premoe_runtime.engines.grammar.time.thread_time", lambda: float(next(clock)))
+    tokenizer = load_tokenizer(MemorySource(tiny_checkpoint(tmp_path)))
+    grammars, made = Grammars(tokenizer, len(tokenizer), [tokenizer.eos_token_id]), list[str]()
+
+    def noted(tokens: Any, text: str, **options: Any) -> llguidance.LLMatcher:
+        made.append(text)
+        return matcher(tokens, text, **options)
+
+    matcher = llguidance.LLMatcher
+    monkeypatch.setattr(llguidance, "LLMatcher", noted)
+    texts = [json.dumps({"grammars": [{"json_schema": {"const": number}}]}) for number in range(6)]
+    for text in [*texts, *reversed(texts)]:
+        grammars.compile(text)
+    assert made == [*texts, texts[1], texts[0]]
 
 
 def test_a_bad_grammar_fails_nobody_else(bench: Bench) -> None:

@@ -193,6 +193,8 @@ class HfEngine:
             self._compiling.submit(self._compile, request)
 
     def _compile(self, request: Submit) -> None:
+        if not self._sequences.wants(request):
+            return
         matcher: Matcher | Exception
         try:
             matcher = self._grammars.compile(request.grammar)

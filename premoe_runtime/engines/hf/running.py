@@ -56,13 +56,18 @@ class RunningSequences:
 
     def compiled(self, request: Submit, matcher: Matcher | Exception) -> None:
         """The grammar of a sequence, which may have ended meanwhile."""
-        sequence = self._sequences.get(request.request_id)
-        if sequence is None or sequence.request is not request:
+        if not self.wants(request):
             return
+        sequence = self._sequences[request.request_id]
         if isinstance(matcher, Exception):
             self._fail(sequence, matcher)
         else:
             sequence.matcher = matcher
+
+    def wants(self, request: Submit) -> bool:
+        """Whether it is still to be answered. Any thread."""
+        sequence = self._sequences.get(request.request_id)
+        return sequence is not None and sequence.request is request
 
     def refuse(self, request_id: str, error: Exception) -> None:
         self._events.append((request_id, TokenEvent(error=error)))

@@ -142,6 +142,7 @@ class StopMatcher:
     """Finds the first stop string across token borders and holds back what may be the beginning of one.
 
     A stop string may hold ``special`` tokens (id by text), which have no text in the answer but are found all the same.
+    One that is in no stop string parts the text: none is found across it.
     """
 
     def __init__(self, stops: Sequence[str], special: Mapping[str, int] | None = None) -> None:
@@ -149,6 +150,7 @@ class StopMatcher:
         named = sorted((text for text in ids if text and any(text in stop for stop in stops)), key=len, reverse=True)
         marks = {text: chr(_FIRST_MARK + number) for number, text in enumerate(named)}
         self._marks = {ids[text]: mark for text, mark in marks.items()}
+        self._parting = frozenset(ids.values()) - self._marks.keys()
         self._unmark = dict.fromkeys(map(ord, marks.values()))
         for text, mark in marks.items():
             stops = [stop.replace(text, mark) for stop in stops]
@@ -173,7 +175,8 @@ class StopMatcher:
             index, self.matched = min(hits, key=lambda hit: (hit[0] + len(hit[1]), hit[0]))
             released, self._held = self._held[:index], ""
             return released.translate(self._unmark)
-        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
+        parted = token_id in self._parting
+        keep = 0 if parted else max((overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
         released, self._held = self._held[:cut], self._held[cut:]
         return released.translate(self._unmark)

@@ -60,7 +60,7 @@ class Answer:
                         swap.fail(item.error)
                     raise item.error
                 if item.token_ids and not self._completion_tokens and request.sampling.prompt_logprobs is not None:
-                    for part in of_prompt(model.tokens, request.token_ids, item.prompt_logprobs):
+                    async for part in of_prompt(model.tokens, request.token_ids, item.prompt_logprobs):
                         yield part
                 self._completion_tokens += len(item.token_ids)
                 said = tuple(place_logprobs(model.tokens, each) for each in item.logprobs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from premoe_runtime.engines.grammar_check import check_grammar
 from premoe_runtime.formats.errors import InvalidInput
@@ -11,6 +11,8 @@ from premoe_worker.domain import AnswerFormat, Ask, Tool
 from premoe_worker.tools.formats import ToolForm, ToolUse
 from premoe_worker.tools.rendering import Json, parameters_of
 
+Check = Callable[[str], None]
+"""Raises InvalidInput for a grammar that cannot be used."""
 MAX_SCHEMA_BYTES = 1 << 16
 _MOST_CALLS = 16
 """In one answer, where calls are required: weak models go on for ever."""
@@ -18,9 +20,9 @@ _WHITESPACE = r"[\x20\x0A\x0D\x09]{0,20}"
 """Between two tokens of JSON. Without a bound a model that likes spaces never comes to an end."""
 
 
-def answer_grammar(ask: Ask, use: ToolUse) -> str:
-    """Of `response_format` and tools together; empty: any text. Takes a while. Raises InvalidInput."""
-    answer = None if ask.format is None else _format_schema(ask.format)
+def answer_grammar(ask: Ask, use: ToolUse, check: Check = check_grammar) -> str:
+    """Of `response_format` and tools together; empty: any text. Raises InvalidInput, and what ``check`` raises."""
+    answer = None if ask.format is None else _format_schema(ask.format, check)
     choice, form = ask.tool_choice, use.form
     forced = choice.required or bool(choice.name)
     if forced and not ask.tools:
@@ -39,7 +41,7 @@ def answer_grammar(ask: Ask, use: ToolUse) -> str:
     calls = _Calls(form, tools, single=choice.single or bool(choice.name))
     start = calls.only() if forced else calls.or_answer(answer) if answer else calls.within_text()
     try:
-        check_grammar(_lark(start + calls.rules({})))
+        check(_lark(start + calls.rules({})))
     except InvalidInput as error:
         message = f"tools: the parameters cannot be used: {error}"
         raise InvalidInput(message, reason="TOOLS_INVALID") from error
@@ -48,13 +50,13 @@ def answer_grammar(ask: Ask, use: ToolUse) -> str:
 
 def format_grammar(wanted: AnswerFormat) -> str:
     """The grammar of ``response_format`` alone. Takes a while. Raises InvalidInput (RESPONSE_FORMAT_INVALID)."""
-    return json.dumps({"grammars": [{"json_schema": _format_schema(wanted)}]})
+    return json.dumps({"grammars": [{"json_schema": _format_schema(wanted, check_grammar)}]})
 
 
-def _format_schema(wanted: AnswerFormat) -> Json:
+def _format_schema(wanted: AnswerFormat, check: Check) -> Json:
     try:
         schema = with_options(_read(wanted.schema), strict=wanted.strict)
-        check_grammar(json.dumps({"grammars": [{"json_schema": schema}]}))
+        check(json.dumps({"grammars": [{"json_schema": schema}]}))
     except InvalidInput as error:
         message = f"response_format: the schema cannot be used: {error}"
         raise InvalidInput(message, reason="RESPONSE_FORMAT_INVALID") from error
@@ -99,7 +101,9 @@ class _Calls:
 
     def within_text(self) -> str:
         """Text that may begin calls: from there on it follows their rules."""
-        return f"start: (text_begin calls){'?' if self._single else '*'} text\ntext: TEXT\nTEXT: /(.|\\n)*/\n"
+        # Where a mark closes each call, the next one begins with a mark again: what stands between is the model's.
+        after = "one" if self._form.close else "calls"
+        return f"start: (text_begin {after}){'?' if self._single else '*'} text\ntext: TEXT\nTEXT: /(.|\\n)*/\n"
 
     def rules(self, special: Mapping[str, int]) -> str:
         """``special``: id by text of marks that are tokens without text."""
@@ -111,6 +115,7 @@ class _Calls:
             f"begin: {mark}",
             f"text_begin{lazy}: TEXT {mark}",
             f"calls: {_text(form.before, special)} call{again} {_text(form.after, special)}",
+            f"one: {_text(form.before, special)} call {_text(form.after, special)}",
             "call: " + " | ".join(f"call_{number}" for number in range(len(self._tools))),
         ]
         if not self._single:

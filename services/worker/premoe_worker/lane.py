@@ -21,8 +21,9 @@ class Lane:
     Other kinds never wait behind it. A caller that leaves the queue leaves nothing behind there.
     """
 
-    def __init__(self, what: str, *, threads: int, waiting: int) -> None:
-        self._what, self._most_waiting = what, waiting
+    def __init__(self, what: str, *, threads: int, waiting: int, things: str = "prompts") -> None:
+        """``what`` is done to ``things``: both are told to who has to wait."""
+        self._what, self._things, self._most_waiting = what, things, waiting
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix=f"premoe-{what}")
         self._free = asyncio.Semaphore(threads)
         self._waiting = 0
@@ -31,7 +32,7 @@ class Lane:
         """``function``'s result from a thread of this lane. Raises Exhausted (QUEUE_FULL) where no more may wait."""
         if self._free.locked() and self._waiting >= self._most_waiting:
             raise Exhausted(
-                f"{self._most_waiting} prompts are waiting to be {self._what}d already; try again later",
+                f"{self._most_waiting} {self._things} are waiting to be {self._what} already; try again later",
                 reason="QUEUE_FULL",
             )
         self._waiting += 1

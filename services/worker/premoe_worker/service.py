@@ -25,8 +25,8 @@ from premoe_runtime.formats.ranking import Ranking
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
+from premoe_worker.checks import Checks
 from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Prompt, Tokens
-from premoe_worker.grammars import answer_grammar
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
@@ -39,8 +39,6 @@ log = logging.getLogger(__name__)
 
 _ENCODERS = 2
 """Threads that turn prompts into tokens; one long prompt does not hold up the others."""
-_GRAMMAR_CHECKERS = 2
-"""Grammars that are checked at once, each in a process."""
 _CACHED_CUTS = 1024
 _ID_LENGTH = 64
 """Hexadecimal digits of a pattern id; a task's name has fewer."""
@@ -69,25 +67,28 @@ class Worker:
         self._splits = None if retrieval is None else SplitWatch(limits, retrieval, model.manifest)
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
-        self._encoding = Lane("encode", threads=_ENCODERS, waiting=queue_limit)
-        self._checking = Lane("check", threads=_GRAMMAR_CHECKERS, waiting=queue_limit)
+        self._encoding = Lane("encoded", threads=_ENCODERS, waiting=queue_limit)
+        self._checks = Checks(queue_limit)
         # Of the same pattern every request gets the same value: what is worked out from it is worked out once.
         self._cut = lru_cache(_CACHED_CUTS)(cut)
         self._check_ranking = lru_cache(_CACHED_CUTS)(partial(check_ranking, model.manifest))
         # Probes of one model queue behind each other in any case.
-        self._probing = Lane("probe", threads=1, waiting=queue_limit)
+        self._probing = Lane("probed", threads=1, waiting=queue_limit)
 
     async def generate(self, ask: Ask) -> AsyncGenerator[Event, None]:
         """Started, deltas, Finished. Closing the iterator early stops the sequence at the next step.
 
         Raises InvalidInput (prompt, sampling, active experts), NotFound (model, pattern), Conflict (UNKNOWN_TASK,
-        full without slots), Exhausted (queue), Unavailable (retrieval, store, draining), CorruptData.
+        full without slots), Exhausted (queues), Unavailable (retrieval, store, draining), CorruptData.
         """
         received_ns = time.time_ns()
         self._check_model(ask.model)
+        self.model.front.admission.check()
+        # Whose schema waits to be checked takes no place from those that need none.
+        grammar = await self._checks.grammar(ask, self.model.tool_use)
         place = self.model.front.admission.enter()
         try:
-            request, answer = await self._prepare(ask, received_ns)
+            request, answer = await self._prepare(ask, grammar, received_ns)
         except BaseException:
             place.leave()
             raise
@@ -95,11 +96,8 @@ class Worker:
             async for event in events:
                 yield event
 
-    async def _prepare(self, ask: Ask, received_ns: int) -> tuple[Request, Answer]:
+    async def _prepare(self, ask: Ask, grammar: str, received_ns: int) -> tuple[Request, Answer]:
         """Everything that comes before a request can be queued with its pattern."""
-        grammar = ""
-        if ask.format is not None or ask.tools or ask.tool_choice.required or ask.tool_choice.name:
-            grammar = await self._checking.run(answer_grammar, ask, self.model.tool_use)
         encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools)
         ask = self._settled(ask, encoded)
         describe_request(ask, self.name, len(encoded.token_ids))
@@ -180,7 +178,7 @@ class Worker:
     def close(self) -> None:
         """Encode and probe no more."""
         self._encoding.close()
-        self._checking.close()
+        self._checks.close()
         self._probing.close()
 
     def residency(self) -> Residency:

@@ -209,6 +209,14 @@ def test_special_tokens_are_found_in_stop_strings_and_never_shown(
     assert (matcher.matched is not None) == matched
 
 
+def test_a_special_token_of_no_stop_string_overtakes_no_text() -> None:
+    matcher = StopMatcher(["Sure, here", "b<|end|>"], TEXT.special)
+    user, end = TOKENIZER.convert_tokens_to_ids(["<|user|>", "<|end|>"])
+    steps = [("Sure", 0), ("", user), (", here", 0), ("b", 0), ("", end)]
+    assert [matcher.push(text, token) for text, token in steps] == ["", "Sure", ", here", "", ""]
+    assert matcher.matched is not None
+
+
 def test_what_may_begin_a_stop_string_is_held_back() -> None:
     matcher = StopMatcher(["END!"])
     assert [matcher.push(piece) for piece in ("on", "e E", "N", "", "t", "END", "!", "x")] == [

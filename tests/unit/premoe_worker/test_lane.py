@@ -13,7 +13,7 @@ from premoe_runtime.formats.errors import Exhausted
 
 
 async def test_a_lane_refuses_what_may_not_wait() -> None:
-    lane, go = Lane("probe", threads=1, waiting=1), threading.Event()
+    lane, go = Lane("probed", threads=1, waiting=1), threading.Event()
     running = asyncio.create_task(lane.run(go.wait))
     waiting = asyncio.create_task(lane.run(str, 7))
     await asyncio.sleep(0)
@@ -27,7 +27,7 @@ async def test_a_lane_refuses_what_may_not_wait() -> None:
 
 
 async def test_a_caller_that_leaves_the_queue_makes_room() -> None:
-    lane, go = Lane("probe", threads=1, waiting=1), threading.Event()
+    lane, go = Lane("probed", threads=1, waiting=1), threading.Event()
     running = asyncio.create_task(lane.run(go.wait))
     done: list[int] = []
     leaving = asyncio.create_task(lane.run(done.append, 1))
@@ -43,7 +43,7 @@ async def test_a_caller_that_leaves_the_queue_makes_room() -> None:
 
 
 async def test_a_caller_that_leaves_its_work_does_not_free_the_thread() -> None:
-    lane, go = Lane("probe", threads=1, waiting=0), threading.Event()
+    lane, go = Lane("probed", threads=1, waiting=0), threading.Event()
     leaving = asyncio.create_task(lane.run(go.wait))
     await asyncio.sleep(0)
     leaving.cancel()
@@ -55,7 +55,7 @@ async def test_a_caller_that_leaves_its_work_does_not_free_the_thread() -> None:
 
 
 async def test_work_keeps_its_context_and_its_errors() -> None:
-    lane = Lane("encode", threads=1, waiting=0)
+    lane = Lane("encoded", threads=1, waiting=0)
     with deadline(1000):
         assert await lane.run(remaining) is not None
     with pytest.raises(ZeroDivisionError):

@@ -13,6 +13,7 @@ from premoe_worker.domain import Ask
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
 from premoe_worker.service import Worker
+from premoe_worker.tools.formats import ToolUse
 
 from premoe_runtime.engines.base import RequestLimits
 from premoe_runtime.formats.budget import Budget
@@ -28,6 +29,7 @@ class Model:
         self.queue_limit = queue_limit
         self.encoding, self.probing = threading.Event(), threading.Event()
         self.encoded = 0
+        self.tool_use = ToolUse()
         self.manifest = SimpleNamespace(model_id="m", weights_id="w")
         self.engine = SimpleNamespace(limits=RequestLimits(context=64, vocabulary=8, top_k=2))
         self.front = SimpleNamespace(drain=lambda timeout_s: 0, admission=Admission(queue_limit))

@@ -108,10 +108,20 @@ TEXTS: dict[str, tuple[ToolForm, str, list[Any]]] = {
     "no object": (HERMES_FORM, "<tool_call>[1]</tool_call>!", ["<tool_call>[1]</tool_call>!"]),
     "no name": (HERMES_FORM, '<tool_call>{"a": 1}</tool_call>', ['<tool_call>{"a": 1}</tool_call>']),
     "no arguments": (HERMES_FORM, '<tool_call>{"name": "now"}</tool_call>', [("now", {})]),
+    "half a pair": (
+        HERMES_FORM,
+        '<tool_call>{"name": "f\\udc00", "arguments": {"a": "\\ud83d", "b": "\\ud83d\\ude00"}}</tool_call>',
+        [("f\ufffd", {"a": "\ufffd", "b": "\U0001f600"})],
+    ),
     "list": (MISTRAL_FORM, f"{MARK} [{ONE}, {TWO}]", [("add", {"a": 1}), ("now", {"b": "</x>"})]),
     "text before a list": (MISTRAL_FORM, f"ok {MARK}[{ONE}]", ["ok", ("add", {"a": 1})]),
     "no list": (MISTRAL_FORM, f"{MARK} maybe", [f"{MARK} maybe"]),
 }
+
+
+for number in ("NaN", "-Infinity", "1e999"):
+    no_json = f'<tool_call>{{"name": "f", "arguments": {{"a": {number}}}}}</tool_call>'
+    TEXTS[number] = HERMES_FORM, no_json, [no_json]
 
 
 @pytest.mark.parametrize("case", TEXTS.values(), ids=TEXTS.keys())
@@ -228,3 +238,7 @@ def test_a_strict_tool_holds_from_the_mark_on(kind: str) -> None:
     assert not {"3", "}", '"', tokenizer.eos_token} & write("2")
     write("2}}")
     assert tokenizer.eos_token in write(use.form.after)
+    if use.form.close:
+        assert {"a", "<", tokenizer.eos_token} <= write("\n")
+        assert {"a", "<", tokenizer.eos_token} <= write("\nBye. ")
+        assert write(opening) == {"{"}

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from premoe_servicekit.texts import whole_text
+
 from premoe_gateway.domain import Finished, Recognition, Sampling, Started, ToolCall, WorkerState
-from premoe_gateway.openai.faults import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter
 from premoe_runtime.formats.errors import (
     Conflict,
     CorruptData,

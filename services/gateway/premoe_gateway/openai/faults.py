@@ -11,12 +11,3 @@ class BadParameter(InvalidInput):
     def __init__(self, message: str, param: str, reason: str = "INVALID_PARAMETER") -> None:
         super().__init__(message, reason=reason)
         self.param = param
-
-
-def whole_text(text: str) -> str:
-    """``text`` with U+FFFD for halves of surrogate pairs: JSON can carry what UTF-8 cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from premoe_servicekit.texts import whole_text
+
 from premoe_gateway.domain import AnswerFormat
-from premoe_gateway.openai.faults import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter
 
 _NAMED: dict[str, Any] = {
     "type": "object",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
+from premoe_servicekit.texts import whole_text
+
 from premoe_gateway.domain import Turn
-from premoe_gateway.openai.faults import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.tools import CALLS, parse_calls
 
 _PART = {

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
+from premoe_servicekit.texts import whole_text
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Ask, Prompt, Sampling, Turn
 from premoe_gateway.echo import Echo
-from premoe_gateway.openai.faults import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import RESPONSE_FORMAT, parse_format
 from premoe_gateway.openai.messages import MESSAGES, turn_of
 from premoe_gateway.openai.sampling import MAX_SEED, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods

@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+from premoe_servicekit.texts import whole_text
 from pydantic import BeforeValidator, Field, StrictBool, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Ask, Turn
-from premoe_gateway.openai.faults import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import FLAT_FORMAT, json_text, parse_format
 from premoe_gateway.openai.messages import content_of, turn_of
 from premoe_gateway.openai.requests import Order, StreamOptions, Text, answerable, validate

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from premoe_servicekit.texts import whole_text
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Sampling
-from premoe_gateway.openai.faults import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter
 from premoe_runtime.engines.params import MAX_BIASED, MAX_LOGPROBS, MAX_STOP_TOKENS
 
 MAX_SEED = 2**64

@@ -7,8 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from premoe_servicekit.texts import whole_text
+
 from premoe_gateway.domain import NO_TOOLS, Tool, ToolCall, Tools
-from premoe_gateway.openai.faults import BadParameter, whole_text
+from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import json_text
 
 _T = TypeVar("_T")

@@ -6,6 +6,8 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 
+from premoe_servicekit.texts import whole_text
+
 from premoe_runtime.engines.hf.text import overlap
 from premoe_worker.domain import ToolCall
 from premoe_worker.tools.formats import ToolForm
@@ -72,12 +74,12 @@ def calls_or_text(body: str, mark: str, close: str = "") -> Sequence[Piece]:
 
 
 def calls_in(body: str) -> list[ToolCall]:
-    """The calls of a JSON object, or of a list of them; none if any is wrong."""
+    """The calls of a JSON object, or of a list of them; none if any is wrong, or holds numbers that JSON has not."""
     try:
         document = json.loads(body)
+        calls = [_call(entry) for entry in (document if isinstance(document, list) else [document])]
     except (ValueError, RecursionError):
         return []
-    calls = [_call(entry) for entry in (document if isinstance(document, list) else [document])]
     whole = [call for call in calls if call is not None]
     return whole if len(whole) == len(calls) else []
 
@@ -89,4 +91,5 @@ def _call(entry: object) -> ToolCall | None:
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
     # Nine letters and digits: what the strictest template takes back.
-    return ToolCall(secrets.token_hex(5)[:9], name, json.dumps(arguments, ensure_ascii=False))
+    written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return ToolCall(secrets.token_hex(5)[:9], whole_text(name), whole_text(written))
