@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _KEPT, _KEPT_COSTLY = 32, 4
 """Compiled grammars that are kept: of one schema asked for again, or for n choices, only its state is copied."""
-_COSTLY_SECONDS = 0.1
-"""Of CPU to compile. Such grammars are large too, 40 to 100 MB each; common ones take milliseconds."""
+_COSTLY_SECONDS = 0.05
+"""Of CPU to compile. Such grammars are large too, 5 to 100 MB each; common ones take milliseconds."""
 
 
 class Matcher:
