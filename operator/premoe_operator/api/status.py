@@ -113,6 +113,9 @@ class Endpoints(Part):
     """Name of the model that clients ask the gateway for."""
 
 
+BEFORE_MAX = 16
+
+
 class HandedOver(Part):
     """Who serves the name in place of this one."""
 
@@ -120,6 +123,8 @@ class HandedOver(Part):
     """Name of the PrunedModel."""
     uid: str
     """Its uid: another one of that name has to become Ready first."""
+    before: Annotated[list[str], Field(max_length=BEFORE_MAX)] = []
+    """Uids of those between the two that have had the name too and would get it back."""
 
 
 class PrunedModelStatus(Part):

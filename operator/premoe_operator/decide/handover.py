@@ -2,7 +2,8 @@
 
 A younger PrunedModel that names an older one in ``spec.model.takesOverFrom`` may have its served name: it is prepared
 beside it, and when it has been Ready for as long as callers may take to find its workers, the older one's workers
-stop. They come back when the younger one is deleted, suspended or names the older one no more.
+stop. They come back when the younger one is deleted, suspended or names the older one no more. Of a longer line the
+youngest that has had the name has it, and nobody comes back while a later one of the line is there and not suspended.
 """
 
 from __future__ import annotations
@@ -12,33 +13,49 @@ from collections.abc import Callable, Sequence
 
 from premoe_operator.api.reasons import ConditionType
 from premoe_operator.api.release import Drain
-from premoe_operator.api.status import HandedOver, PrunedModelStatus
+from premoe_operator.api.status import BEFORE_MAX, HandedOver, PrunedModelStatus
 from premoe_operator.decide.situation import read_status
 from premoe_operator.kube.objects import Json, age, is_deleting, model_key, uid_of
 
 
 def contenders(model: Json, rivals: Sequence[Json]) -> list[Json]:
     """Those of the same served name that neither pass it on to this one nor have it from this one."""
-    passing = {uid_of(each) for each in (*_line(model, rivals, _before), *_line(model, rivals, _after))}
+    passing = _line(model, rivals, _before) | _line(model, rivals, _after)
     return [rival for rival in rivals if uid_of(rival) not in passing]
 
 
-def heir(model: Json, rivals: Sequence[Json]) -> Json | None:
-    """The one that takes the name over from this one, if any; of several the oldest."""
-    return min(_after(model, rivals), key=age, default=None)
+def heirs(model: Json, rivals: Sequence[Json]) -> list[Json]:
+    """Those that may have the name after this one, in turn; the oldest first."""
+    line = _line(model, rivals, _after)
+    return sorted((each for each in rivals if uid_of(each) in line and not each["spec"].get("suspend")), key=age)
 
 
-def handed_over(status: PrunedModelStatus, successor: Json | None, drain: Drain, now: str) -> HandedOver | None:
-    """To whom the name has passed; None: to nobody, or not yet. Once it has, it stays so whatever happens there."""
-    if successor is None or (successor.get("spec") or {}).get("suspend"):
+def handed_over(status: PrunedModelStatus, later: Sequence[Json], drain: Drain, now: str) -> HandedOver | None:
+    """To whom of ``later`` the name has passed; None: to nobody, or not yet. Once it has, it stays so whatever happens
+    there.
+    """
+    had = _uids(status.handed_over)
+    holders = [each for each in later if uid_of(each) in had or _has_been_ready(each, drain, now)]
+    if not holders:
         return None
-    found = HandedOver(name=model_key(successor).name, uid=uid_of(successor))
-    if status.handed_over == found:
-        return found
-    since = _ready_since(successor)
-    if since is None or _seconds(since, now) < drain.pre_stop_seconds + drain.delay_seconds:
-        return None
-    return found
+    *before, last = holders
+    uids = [uid_of(each) for each in before[-BEFORE_MAX:]]
+    return HandedOver(name=model_key(last).name, uid=uid_of(last), before=uids)
+
+
+def may_pass(passed: HandedOver | None, later: Sequence[Json]) -> bool:
+    """Whether the name may pass on by nothing but time."""
+    return any(uid_of(each) not in _uids(passed) and _ready_since(each) is not None for each in later)
+
+
+def _uids(passed: HandedOver | None) -> set[str]:
+    return set() if passed is None else {passed.uid, *passed.before}
+
+
+def _has_been_ready(model: Json, drain: Drain, now: str) -> bool:
+    """Whether it is Ready for as long as callers may take to find its workers."""
+    since = _ready_since(model)
+    return since is not None and _seconds(since, now) >= drain.pre_stop_seconds + drain.delay_seconds
 
 
 def _ready_since(model: Json) -> str | None:
@@ -55,13 +72,15 @@ def _seconds(earlier: str, later: str) -> float:
     return (datetime.datetime.fromisoformat(later) - datetime.datetime.fromisoformat(earlier)).total_seconds()
 
 
-def _line(model: Json, rivals: Sequence[Json], step: Callable[[Json, Sequence[Json]], list[Json]]) -> list[Json]:
-    """Everyone that repeated steps lead to; each leads to older ones only, or to younger ones only."""
-    found: list[Json] = []
+def _line(model: Json, rivals: Sequence[Json], step: Callable[[Json, Sequence[Json]], list[Json]]) -> set[str]:
+    """Uids of everyone that repeated steps lead to; each leads to older ones only, or to younger ones only."""
+    found: set[str] = set()
     ends = [model]
     while ends:
-        ends = [each for end in ends for each in step(end, rivals)]
-        found += ends
+        for each in step(ends.pop(), rivals):
+            if uid_of(each) not in found:
+                found.add(uid_of(each))
+                ends.append(each)
     return found
 
 
@@ -74,9 +93,10 @@ def _after(model: Json, rivals: Sequence[Json]) -> list[Json]:
 
 
 def _takes_over(younger: Json, older: Json) -> bool:
+    """By its spec, or because it has had the name from one in between that may be gone by now."""
     (namespace, name), named = model_key(older), (younger["spec"].get("model") or {}).get("takesOverFrom")
     return (
-        named == name
+        (named == name or (bool(named) and uid_of(younger) in _uids(read_status(older).handed_over)))
         and younger["metadata"].get("namespace") == namespace
         and age(older) < age(younger)
         and not is_deleting(younger)

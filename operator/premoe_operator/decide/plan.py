@@ -18,7 +18,7 @@ from premoe_operator.decide import conditions
 from premoe_operator.decide.acceptance import acceptance, with_facts
 from premoe_operator.decide.changes import Changes, changes, planned_jobs
 from premoe_operator.decide.conditions import Verdict
-from premoe_operator.decide.handover import handed_over, heir
+from premoe_operator.decide.handover import handed_over, heirs, may_pass
 from premoe_operator.decide.observed import Observed, StoreFailure
 from premoe_operator.decide.pods import Trouble, troubles
 from premoe_operator.decide.rollout import Rollout, rollout
@@ -71,8 +71,8 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
         return _not_understood(model, str(error), now)
     found = troubles(observed.pods or (), observed.events)
     resolved = with_facts(fresh_resolved(situation), situation, observed.store)
-    successor = heir(model, observed.rivals)
-    passed = handed_over(situation.status, successor, release.drain, now)
+    later = heirs(model, observed.rivals)
+    passed = handed_over(situation.status, later, release.drain, now)
     situation = with_workers(situation, resolved, is_handed_over=passed is not None)
     parts: dict[ConditionType, Verdict] = {
         ConditionType.SPEC_ACCEPTED: acceptance(situation, observed, resolved),
@@ -114,9 +114,7 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
     return Plan(
         changes=todo,
         status=None if model.get("status") and status == situation.status else status,
-        requeue_after_s=_requeue_after_s(
-            situation, parts, todo, observed, poll_s, may_pass=successor is not None and passed is None
-        ),
+        requeue_after_s=_requeue_after_s(situation, parts, todo, observed, poll_s, passes=may_pass(passed, later)),
     )
 
 
@@ -186,7 +184,7 @@ def _requeue_after_s(
     observed: Observed,
     poll_s: float,
     *,
-    may_pass: bool,
+    passes: bool,
 ) -> float | None:
     """Poll only what no watch shows: pods, the store, ConfigMaps of others, objects that are not ours, and the time
     after which the served name passes on.
@@ -200,7 +198,7 @@ def _requeue_after_s(
         bool(todo.foreign),
         isinstance(observed.store, StoreFailure),
         bool(observed.missing_sources),
-        may_pass,
+        passes,
         observed.pods is not None and any(not job.state.is_finished for job in jobs),
         observed.pods is not None and workers_lag(situation.deployment),
     )

@@ -156,6 +156,93 @@ async def test_a_third_follows_the_second() -> None:
     assert [site.workers(name) for name in ("blue", "green", "red")] == [0, 0, 1]
 
 
+class Line(Namespace):
+    """Blue, green after it, red after that, which has the name now."""
+
+    names = ("blue", "green", "red")
+
+    async def passed_on(self) -> Line:
+        await self.handed_over()
+        self.twin.put(served("red", after="green"))
+        await self.drive("red")
+        await self.wait("green", "blue", "red")
+        assert self.numbers == (0, 0, 1)
+        return self
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(self.workers(name) for name in self.names)
+
+    async def settle(self) -> None:
+        for _ in range(2):
+            await self.drive(*(name for name in self.names if ObjectKey(PRUNED_MODEL, NAMESPACE, name) in self.present))
+
+    @property
+    def present(self) -> set[ObjectKey]:
+        return set(self.twin.objects)
+
+    def delete(self, name: str) -> None:
+        self.twin.remove(ObjectKey(PRUNED_MODEL, NAMESPACE, name))
+
+
+def line() -> Line:
+    return Line(served("blue"), served("green", after="blue"))
+
+
+async def test_the_first_of_a_line_stays_away_while_the_third_serves_and_the_second_is_suspended() -> None:
+    site = await line().passed_on()
+    site.edit("green", {"suspend": True})
+    await site.settle()
+    assert (site.numbers, site.ready("red")) == ((0, 0, 1), ("True", "AllReady"))
+    assert site.status("blue")["handedOver"]["name"] == "red"
+    site.edit("red", {"engine": {"maxSequences": 3}})
+    await site.drive("red", "blue", workers_start=False)
+    assert site.ready("red")[0] == "False"
+    assert site.workers("blue") == 0  # trouble of red brings nobody back
+    site.edit("red", {"suspend": True})
+    await site.settle()
+    assert (site.numbers, site.ready("blue")) == ((1, 0, 0), ("True", "AllReady"))
+
+
+async def test_the_first_of_a_line_stays_away_while_the_third_serves_and_the_second_is_deleted() -> None:
+    site = await line().passed_on()
+    site.delete("green")
+    await site.settle()
+    assert (site.numbers, site.ready("red")) == ((0, -1, 1), ("True", "AllReady"))
+    site.edit("red", {"model": {"takesOverFrom": "blue"}})  # as it should say now
+    await site.settle()
+    assert (site.numbers, site.ready("red")) == ((0, -1, 1), ("True", "AllReady"))
+    site.delete("red")
+    await site.settle()
+    assert (site.numbers, site.ready("blue")) == ((1, -1, -1), ("True", "AllReady"))
+
+
+async def test_the_way_back_is_open_when_the_second_of_a_line_is_gone() -> None:
+    site = await line().passed_on()
+    site.delete("green")
+    await site.settle()
+    site.edit("red", {"model": {"takesOverFrom": None}})
+    await site.settle()
+    assert (site.numbers, site.ready("red")) == ((1, -1, 1), ("False", "ServedNameConflict"))
+
+
+async def test_the_second_of_a_line_gets_the_name_back_and_not_the_first() -> None:
+    site = await line().passed_on()
+    site.delete("red")
+    await site.settle()
+    assert (site.numbers, site.ready("green")) == ((0, 1, -1), ("True", "AllReady"))
+    assert site.status("blue")["handedOver"]["name"] == "green"
+
+
+async def test_a_third_that_has_never_served_keeps_nobody_away() -> None:
+    site = await line().handed_over()
+    site.twin.put(served("red", after="green", budget="4/999"))
+    await site.drive("red")
+    site.edit("green", {"suspend": True})
+    await site.drive("green", "blue", "red")
+    assert (site.workers("blue"), site.ready("blue")) == (1, ("True", "AllReady"))
+
+
 async def test_an_older_one_whose_spec_is_refused_stops_and_comes_back_on_the_template_in_use() -> None:
     site = Namespace(served("blue"), served("green", after="blue"))
     await site.drive("blue", "green")
