@@ -13,6 +13,7 @@ from premoe_servicekit.server import check_port_is_free
 from starlette.types import ASGIApp
 
 from premoe_gateway.http.certificate import Certificate
+from premoe_gateway.http.listener import Listener
 from premoe_gateway.http.protocol import MAX_HEAD_BYTES, ClientBounds, bounded
 from premoe_gateway.settings import KEEP_ALIVE_S
 
@@ -22,24 +23,46 @@ _LAST_WORDS_S = 3
 
 _OTHER_FILES = 200
 """Connections to workers, logs, what Python has open."""
+_TOLD = 100
+"""Connections beyond the bound that are kept for as long as it takes to tell them so; those beyond are closed."""
 
 
-def _make_room(connections: int) -> None:
-    """Let this process have as many files open as it may need, as far as the system lets it: often it is 1024."""
+def _make_room(connections: int) -> int:
+    """How many connections may be open: as many files as the process may need, where the system lets it have them."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + _OTHER_FILES
+    wanted = connections + _TOLD + _OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    files = wanted if soft == resource.RLIM_INFINITY else min(wanted, soft)
+    return max(1, files - _OTHER_FILES)
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, handshake_s: float) -> None:
         super().__init__(config)
+        self._handshake_s = handshake_s
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        """As uvicorn's for sockets of ours; it has no setting for the time that a TLS handshake may take."""
+        await self.lifespan.startup()
+
+        def connection() -> asyncio.Protocol:
+            kind: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+            return kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                connection,
+                sock=listener,
+                ssl=self.config.ssl,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=self._handshake_s if self.config.ssl else None,
+            )
+            for listener in sockets or []
+        ]
+        self.started = True
         self.listening.set()
 
     @contextlib.contextmanager
@@ -83,16 +106,16 @@ class HttpServer:
             timeout_keep_alive=max(1, round(keep_alive_s)),
             timeout_graceful_shutdown=int(grace_s) + _LAST_WORDS_S,
         )
-        self._server = _Server(self.config)
+        self._server = _Server(self.config, bounds.receive_s)
         self._task: asyncio.Task[None] | None = None
         self.url = ""
 
     async def start(self) -> str:
         """Bind and accept requests. Raises Unavailable (PORT_IN_USE) or InvalidInput (ADDRESS_INVALID)."""
         check_port_is_free(self._host, self._port)
-        _make_room(self._connections)
+        room = _make_room(self._connections)
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        listener = socket.create_server((self._host, self._port), family=family, backlog=2048)
+        listener = Listener(socket.create_server((self._host, self._port), family=family, backlog=2048), room)
         port = listener.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
         await self._server.listening.wait()
