@@ -17,6 +17,7 @@ from support.charts import (
     Object,
     helm,
     install,
+    merged,
     pod_templates,
     render,
     values_file,
@@ -94,6 +95,25 @@ def test_without_cert_manager_the_default_says_what_is_missing(control_plane: Co
     assert control_plane.kubectl("get", "deployments,configmaps", "-n", namespace, "-o", "name").split() == [
         "configmap/kube-root-ca.crt"
     ]
+
+
+@pytest.mark.usefixtures("foreign_kinds")
+def test_an_upgrade_does_not_check_roles_that_no_certificate_holds(
+    control_plane: ControlPlane, restricted_namespace: str
+) -> None:
+    """Of a release from before roles: its own pods would be refused until their certificates are renewed."""
+    values = values_of("full")
+    install(control_plane, CHART, restricted_namespace, values)
+    without = '[{"op": "remove", "path": "/spec/uris"}]'
+    where = ("certificates.cert-manager.io", "premoe-gateway", "-n", restricted_namespace)
+    control_plane.kubectl("patch", *where, "--type", "json", "--patch", without)
+    with pytest.raises(HelmFailed, match=r"Certificate premoe-gateway holds no role yet.*set to false first"):
+        install(control_plane, CHART, restricted_namespace, values, verb=("upgrade",))
+    unchecked = merged(values, {"tls": {"checkRoles": False}})
+    install(control_plane, CHART, restricted_namespace, unchecked, verb=("upgrade",), flags=("--force-conflicts",))
+    control_plane.kubectl("patch", *where, "--type", "merge", "--patch", '{"spec": {"uris": ["premoe://a/gateway"]}}')
+    install(control_plane, CHART, restricted_namespace, values, verb=("upgrade",), flags=("--force-conflicts",))
+    uninstall(control_plane, restricted_namespace)
 
 
 def test_an_older_definition_is_refused(control_plane: ControlPlane, namespace: str) -> None:

@@ -38,11 +38,22 @@
 {{- fail (printf "%s.terminationGracePeriodSeconds is %d: it must be more than drain.delaySeconds and drain.graceSeconds together (%d)" $name $seconds (int $drain)) -}}
 {{- end -}}
 {{- end -}}
+{{- if and .Release.IsUpgrade (eq $v.tls.mode "CertManager") $v.tls.checkRoles -}}
+{{- $name := include "premoe.componentName" (dict "root" . "component" "gateway") -}}
+{{- include "premoe.validate.roles" (lookup "cert-manager.io/v1" "Certificate" .Release.Namespace $name) -}}
+{{- end -}}
 {{- with include "premoe.definition.schema" . -}}
 {{- $needed := index $.Chart.Annotations "premoe.dev/schema" -}}
 {{- if lt (int .) (int $needed) -}}
 {{- fail (printf "the definition of PrunedModel in this cluster has schema %s and this chart needs %s: upgrade the release of premoe-crds first" . $needed) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Refuses to check roles at once where the Certificate from before the upgrade holds none; empty: there is none to see. */}}
+{{- define "premoe.validate.roles" -}}
+{{- if and . (not (dig "spec" "uris" list .)) -}}
+{{- fail (printf "tls.checkRoles is true and Certificate %s holds no role yet, so services would refuse each other: upgrade with tls.checkRoles set to false first, and again without it once all Certificates are renewed" .metadata.name) -}}
 {{- end -}}
 {{- end -}}
 

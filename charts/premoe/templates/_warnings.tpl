@@ -9,6 +9,9 @@
 {{- if eq .Values.tls.mode "Disabled" }}
 - tls.mode is Disabled. Everybody who reaches a pod can call it and read what it sends.
 {{- end }}
+{{- if and (eq .Values.tls.mode "Secret") .Values.tls.checkRoles }}
+- tls.checkRoles is true. Certificates that hold no URI premoe://{{ include "premoe.tls.release" . }}/ROLE are refused, so put them into tls.secretName before you upgrade, or set tls.checkRoles to false.
+{{- end }}
 {{- if not .Values.networkPolicy.enabled }}
 - networkPolicy.enabled is false. Every pod of the cluster can reach the services.
 {{- end }}
@@ -17,6 +20,9 @@
 {{- end }}
 {{- if and (or .Values.gateway.ingress.enabled .Values.gateway.httpRoute.enabled) (not .Values.gateway.keys.existingSecret) }}
 - The gateway can be reached from outside of the cluster, and gateway.keys.existingSecret is empty. It asks for no key.
+{{- end }}
+{{- if and .Values.gateway.httpRoute.enabled .Values.gateway.tls.existingSecret }}
+- gateway.httpRoute leads to a port that speaks HTTPS (gateway.tls.existingSecret). Add a BackendTLSPolicy for the Service {{ include "premoe.fullname" . }}-gateway, or the Gateway calls it in plain HTTP.
 {{- end }}
 {{- if .Values.qdrant.trial.enabled }}
 - qdrant.trial is one pod without an API key. Use qdrant.url for more than a trial.

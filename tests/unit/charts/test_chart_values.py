@@ -178,7 +178,37 @@ def test_notes_of_a_careful_installation_hold_no_warning() -> None:
             "networkPolicy": {"ingress": {"gateway": [{"podSelector": {}}]}},
         },
     )
-    assert "WARNING" not in notes_of(values)
+    (warning,) = [line for line in notes_of(values).splitlines() if "WARNING" in line]
+    assert warning.startswith("WARNING: tls.checkRoles is true. Certificates that hold no URI premoe://premoe.serving/")
+    assert "WARNING" not in notes_of(merged(values, {"tls": {"checkRoles": False}}))
+
+
+def test_notes_warn_of_a_route_in_plain_http_to_a_port_that_speaks_https() -> None:
+    route = {"httpRoute": {"enabled": True, "parentRefs": [{"name": "edge"}]}}
+    values = merged(values_of("plain"), {"gateway": route})
+    assert "BackendTLSPolicy" not in notes_of(values)
+    notes = notes_of(merged(values, {"gateway": {"tls": {"existingSecret": "https"}}}))
+    assert "WARNING: gateway.httpRoute leads to a port that speaks HTTPS" in notes
+    assert "BackendTLSPolicy for the Service premoe-gateway" in notes
+
+
+@pytest.mark.parametrize(
+    ("spec", "is_refused"), [("{}", True), ("{uris: []}", True), ("{uris: [premoe://a/b]}", False)]
+)
+def test_roles_are_not_checked_before_certificates_hold_them(spec: str, is_refused: bool) -> None:
+    """A Certificate as `lookup` finds it; there is no cluster here to look into."""
+    found = f"{{metadata: {{name: premoe-gateway}}, spec: {spec}}}"
+    values = values_of("full") | {"extraObjects": ['{{ include "premoe.validate.roles" (fromYaml "' + found + '") }}']}
+    if is_refused:
+        with pytest.raises(HelmFailed, match="Certificate premoe-gateway holds no role yet"):
+            render(CHART, values)
+    else:
+        assert render(CHART, values)
+
+
+def test_an_upgrade_without_a_cluster_to_look_into_is_rendered() -> None:
+    given, stdin = values_arguments(values_of("full"))
+    assert helm("template", "premoe", str(CHART), "--is-upgrade", *given, stdin=stdin)
 
 
 def test_the_chart_names_the_schema_that_the_operator_was_built_with() -> None:
