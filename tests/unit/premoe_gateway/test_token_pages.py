@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from html.parser import HTMLParser
 from typing import Any
 
 import httpx
 import pytest
 from premoe_gateway.http.app import create_app
+from premoe_gateway.http.bodies import parsed
 from premoe_gateway.openai.description import description
 from premoe_gateway.service import Gateway
 from support.gateway_doubles import MODEL, EchoWorker, OneTask
@@ -49,6 +51,21 @@ async def test_what_is_wrong_is_named(
     answer = await http.post(path, json=body)
     assert answer.status_code == status
     assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(("path", "param"), [("/detokenize", "tokens"), ("/v1/completions", "prompt")])
+async def test_more_ids_than_any_context_holds_are_refused(http: httpx.AsyncClient, path: str, param: str) -> None:
+    body = b'{"model":"m","%s":[%s]}' % (param.encode(), b",".join([b"1"] * 1_200_000))
+    answer = await http.post(path, content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+
+
+async def test_long_bodies_are_read_beside_the_loop() -> None:
+    def where(body: bytes) -> int:
+        return threading.get_ident()
+
+    assert await parsed(where, b"{}") == threading.get_ident()
+    assert await parsed(where, b" " * (300 << 10)) != threading.get_ident()
 
 
 class Links(HTMLParser):

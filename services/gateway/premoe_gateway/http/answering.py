@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from premoe_gateway.domain import Called, Delta, Event, Finished, PlaceLogprobs, Recognition, Started, ToolCall
 from premoe_gateway.echo import echoed
+from premoe_gateway.http.bodies import parsed
 from premoe_gateway.http.refusals import unforeseen
 from premoe_gateway.http.tracing import describe
 from premoe_gateway.openai import answers
@@ -46,7 +47,7 @@ def answering(
     """The endpoint that answers what ``parse`` makes of a request's body; ``prefix``: of its answers' ids."""
 
     async def endpoint(request: Request) -> Response:
-        order = parse(await body(request))
+        order = await parsed(parse, await body(request))
         describe(kind, order.ask.model, stream=order.stream)
         head = answers.Head(f"{prefix}{uuid.uuid4().hex}", int(time.time()), order.ask.model, kind)
         work = _begin_stream if order.stream else _answer

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from premoe_gateway.http.bodies import parsed
 from premoe_gateway.openai.requests import validate
 from premoe_gateway.openai.tokens import DetokenizeBody, parse_tokenize, tokens
 from premoe_gateway.service import Gateway
@@ -24,11 +25,11 @@ def token_routes(gateway: Gateway, body: Body) -> list[Route]:
 
 
 async def _tokenize(gateway: Gateway, body: Body, request: Request) -> Response:
-    order = parse_tokenize(await body(request))
+    order = await parsed(parse_tokenize, await body(request))
     found = await gateway.tokenize(order.model or await gateway.only_model(), order.prompt, plain=order.plain)
     return JSONResponse(tokens(found, names=order.names))
 
 
 async def _detokenize(gateway: Gateway, body: Body, request: Request) -> Response:
-    asked = validate(DetokenizeBody, await body(request))
+    asked = await parsed(partial(validate, DetokenizeBody), await body(request))
     return JSONResponse({"prompt": await gateway.detokenize(asked.model or await gateway.only_model(), asked.tokens)})

@@ -44,6 +44,8 @@ ONLY: Mapping[str, tuple[object, ...]] = {
 }
 """Parameters that change the answer and are not supported (by every kind of request that does not name them below),
 with the values that ask for nothing."""
+_MOST_COMMAS = 1_100_000
+"""Of a body. No context has as many tokens, and a list of more ids would take long to read."""
 _MAX_CHOICES = 128
 """Of a request, all its prompts together."""
 _COMPLETION_TOKENS = 16
@@ -225,6 +227,9 @@ def _no_number(name: str) -> object:
 def validate(kind: type[_M], body: bytes, table: Mapping[str, tuple[object, ...]] = ONLY) -> _M:
     """A body of that kind; ``table``: as ``ONLY``. Raises BadParameter."""
     known = kind.model_fields
+    if body.count(b",") > _MOST_COMMAS:
+        field = next((name for name in ("tokens", "prompt") if name in known), "")
+        raise BadParameter(f"{field or 'the body'}: longer than any context; at most {_MOST_COMMAS} commas", field)
     taken = known.keys() | table.keys()
     fields = {name: value for name, value in read_object(body).items() if name in taken or name not in IGNORED}
     only = table.keys() - known.keys()
