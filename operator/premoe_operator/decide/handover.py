@@ -44,8 +44,8 @@ def handed_over(status: PrunedModelStatus, later: Sequence[Json], drain: Drain, 
 
 
 def may_pass(passed: HandedOver | None, later: Sequence[Json]) -> bool:
-    """Whether the name may pass on by nothing but time."""
-    return any(uid_of(each) not in _uids(passed) and _ready_since(each) is not None for each in later)
+    """Whether the name may pass on later: of a status that this operator wrote itself it gets no news."""
+    return any(uid_of(each) not in _uids(passed) for each in later)
 
 
 def _uids(passed: HandedOver | None) -> set[str]:

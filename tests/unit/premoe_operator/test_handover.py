@@ -76,6 +76,8 @@ async def test_the_older_one_serves_until_callers_know_the_younger_one() -> None
     await site.drive("blue")
     await site.drive("green", workers_start=False)
     assert (site.workers("blue"), site.workers("green")) == (1, -1)
+    outcome = await site.operator.reconcile(ModelKey(NAMESPACE, "blue"))
+    assert outcome.requeue_after_s == 1.0  # no watch tells it what this operator wrote about the other one
     await site.drive("green")
     assert (site.ready("blue"), site.ready("green")) == (("True", "AllReady"),) * 2
     site.seconds += WAIT_S - 1
