@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from support.gateway_doubles import EchoWorker, OneTask
 from support.keys import write_keys
 
 GATEWAY = Gateway([EchoWorker()], OneTask(), on_unknown=None, timeout_s=30)
+asyncio.run(GATEWAY.refresh())  # /health tells what was last heard, whichever test comes first
 APP = create_app(GATEWAY, console=Console(GATEWAY, 60))
 DESCRIPTION = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
