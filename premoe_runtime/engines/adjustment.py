@@ -28,7 +28,6 @@ class Adjustment:
         self._penalises = (params.presence_penalty, params.frequency_penalty, params.repetition_penalty) != (0, 0, 1)
         self._places: dict[int, int] = {}
         self._table: Floats = np.empty((4, 64))
-        self._used = 0
         self._seen: set[int] = set()
         self._made = 0
         self._barred: dict[int, float] = {}
@@ -70,9 +69,9 @@ class Adjustment:
 
     def _column(self, token: int) -> Floats:
         """f64[4], to be written to before the next is asked for; a new one changes nothing yet."""
-        place = self._places.setdefault(token, len(self._places))
-        if len(self._places) > self._used:
-            self._used += 1
+        place = self._places.get(token)
+        if place is None:
+            place = self._places[token] = len(self._places)
             if place == self._table.shape[1]:
                 self._table = np.concatenate([self._table, np.empty_like(self._table)], axis=1)
             self._table[:, place] = (token, 0.0, 1.0, 0.0)
