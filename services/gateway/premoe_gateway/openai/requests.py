@@ -21,7 +21,7 @@ from premoe_gateway.echo import Echo
 from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import RESPONSE_FORMAT, parse_format
 from premoe_gateway.openai.messages import MESSAGES, turn_of
-from premoe_gateway.openai.sampling import MAX_SEED, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods
+from premoe_gateway.openai.sampling import SEEDS, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods
 from premoe_gateway.openai.tools import TOOL_CHOICE, TOOLS, parse_tools
 
 IGNORED = {
@@ -80,7 +80,7 @@ def _reseeded(ask: Ask, copy: int) -> Ask:
     seed = ask.sampling.seed
     if seed is None or not copy:
         return ask
-    return replace(ask, sampling=replace(ask.sampling, seed=(seed + copy) % MAX_SEED))
+    return replace(ask, sampling=replace(ask.sampling, seed=(seed + copy) % SEEDS))
 
 
 def _text(value: object) -> object:

@@ -10,9 +10,9 @@ from pydantic_core import PydanticCustomError
 
 from premoe_gateway.domain import Sampling
 from premoe_gateway.openai.faults import BadParameter
-from premoe_runtime.engines.params import MAX_BIASED, MAX_LOGPROBS, MAX_STOP_TOKENS
+from premoe_runtime.engines.params import MAX_BIASED, MAX_LOGPROBS, MAX_SEED, MAX_STOP_TOKENS
 
-MAX_SEED = 2**64
+SEEDS = MAX_SEED + 1
 UINT32 = 2**32 - 1
 MAX_STOPS = 4
 
@@ -82,7 +82,7 @@ class SamplingFields(BaseModel):
     temperature: Float | None = Field(default=None, ge=0, le=2)
     top_p: Float | None = Field(default=None, gt=0, le=1)
     stop: Annotated[tuple[str, ...], BeforeValidator(_stops), WithJsonSchema(_STOPS)] = ()
-    seed: Int | None = Field(default=None, ge=-(2**63), lt=MAX_SEED)
+    seed: Int | None = Field(default=None, ge=-(2**63), lt=SEEDS)
     max_tokens: Int | None = Field(default=None, ge=1, le=UINT32)
     presence_penalty: Float = Field(default=0.0, ge=-2, le=2)
     frequency_penalty: Float = Field(default=0.0, ge=-2, le=2)
@@ -105,7 +105,7 @@ class SamplingFields(BaseModel):
             temperature=self.temperature,
             top_p=self.top_p,
             stop=self.stop,
-            seed=None if self.seed is None else self.seed % MAX_SEED,
+            seed=None if self.seed is None else self.seed % SEEDS,
             top_k=None if self.top_k is None else max(0, self.top_k),
             min_p=self.min_p,
             presence_penalty=self.presence_penalty,
