@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from premoe_gateway.domain import Called, Delta, Event, Finished, PlaceLogprobs, Recognition, Started, ToolCall
+from premoe_gateway.domain import Called, Delta, Event, Finished, PlaceLogprobs, Recognition, ToolCall
 from premoe_gateway.echo import echoed
 from premoe_gateway.http.bodies import parsed
 from premoe_gateway.http.refusals import unforeseen
@@ -86,22 +86,21 @@ async def _sequences(gateway: Gateway, head: answers.Head, order: Order) -> list
 
 
 async def _choice(sequence: Sequence) -> answers.Choice:
-    started: Started | None = None
     text, calls = list[str](), list[ToolCall]()
     places: list[PlaceLogprobs] = []
     async with aclosing(sequence.events) as events:
+        await sequence.begin()
         async for event in events:
-            if isinstance(event, Started):
-                started = event
-            elif isinstance(event, Delta):
+            if isinstance(event, Delta):
                 text.append(event.text)
                 places += event.logprobs
             elif isinstance(event, Called):
                 calls.append(event.call)
-            elif started is not None:
+            elif isinstance(event, Finished):
                 logprobs = None if sequence.shape is None else sequence.shape.of(places)
+                said, started = "".join(text), sequence.started
                 return answers.Choice(
-                    sequence.prompt, "".join(text), started, event, sequence.recognition, logprobs, tuple(calls)
+                    sequence.prompt, said, started, event, sequence.recognition, logprobs, tuple(calls)
                 )
     raise _cut()
 
