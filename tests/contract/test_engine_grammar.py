@@ -16,9 +16,9 @@ import llguidance
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from premoe_worker.domain import AnswerFormat
-from premoe_worker.grammars import format_grammar
+from premoe_worker.domain import AnswerFormat, Ask
 from support.engines import WAIT_SECONDS, Bench, Collector, child_bench, hf_bench, prompt
+from support.grammars import grammar_of
 from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 
@@ -48,7 +48,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 
 
 def grammar(schema: Json) -> str:
-    return format_grammar(AnswerFormat(json.dumps(schema), strict=True))
+    return grammar_of(Ask("", format=AnswerFormat(json.dumps(schema), strict=True)))
 
 
 def ask(bench: Bench, schema: Json, seed: int = 0, **sampling: Any) -> Collector:

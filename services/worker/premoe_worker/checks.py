@@ -32,14 +32,15 @@ class Checks:
 
     async def grammar(self, ask: Ask, use: ToolUse) -> str:
         """See ``answer_grammar``. Raises InvalidInput, Exhausted (queue), Unavailable (no time to check)."""
-        while True:
-            try:
-                return answer_grammar(ask, use, _recall)
-            except _UncheckedError as unknown:
-                await self._find_out(unknown.grammar)
+        return await answer_grammar(ask, use, self._check)
 
     def close(self) -> None:
         self._lane.close()
+
+    async def _check(self, grammar: str) -> None:
+        while verdict(grammar) is None:
+            await self._find_out(grammar)
+        check_grammar(grammar)
 
     async def _find_out(self, grammar: str) -> None:
         if self._waiting >= self._most_waiting:
@@ -54,20 +55,6 @@ class Checks:
                     await self._lane.run(_judge, grammar)
         finally:
             self._waiting -= 1
-
-
-class _UncheckedError(Exception):
-    """Nobody knows yet whether a grammar can be used."""
-
-    def __init__(self, grammar: str) -> None:
-        super().__init__("unchecked")
-        self.grammar = grammar
-
-
-def _recall(grammar: str) -> None:
-    if verdict(grammar) is None:
-        raise _UncheckedError(grammar)
-    check_grammar(grammar)
 
 
 def _judge(grammar: str) -> None:

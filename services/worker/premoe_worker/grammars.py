@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
-from premoe_runtime.engines.grammar_check import check_grammar
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_worker.domain import AnswerFormat, Ask, Tool
 from premoe_worker.tools.formats import ToolForm, ToolUse
 from premoe_worker.tools.rendering import Json, parameters_of
 
-Check = Callable[[str], None]
+Check = Callable[[str], Awaitable[None]]
 """Raises InvalidInput for a grammar that cannot be used."""
 MAX_SCHEMA_BYTES = 1 << 16
 _MOST_CALLS = 16
@@ -20,9 +19,9 @@ _WHITESPACE = r"[\x20\x0A\x0D\x09]{0,20}"
 """Between two tokens of JSON. Without a bound a model that likes spaces never comes to an end."""
 
 
-def answer_grammar(ask: Ask, use: ToolUse, check: Check = check_grammar) -> str:
+async def answer_grammar(ask: Ask, use: ToolUse, check: Check) -> str:
     """Of `response_format` and tools together; empty: any text. Raises InvalidInput, and what ``check`` raises."""
-    answer = None if ask.format is None else _format_schema(ask.format, check)
+    answer = None if ask.format is None else await _format_schema(ask.format, check)
     choice, form = ask.tool_choice, use.form
     forced = choice.required or bool(choice.name)
     if forced and not ask.tools:
@@ -34,29 +33,24 @@ def answer_grammar(ask: Ask, use: ToolUse, check: Check = check_grammar) -> str:
             reason="TOOL_CHOICE_UNSUPPORTED",
         )
     if not ask.tools or form is None or not (forced or answer or any(tool.strict for tool in ask.tools)):
-        return "" if answer is None else json.dumps({"grammars": [{"json_schema": answer}]})
+        return "" if answer is None else _json(answer)
     tools = [tool for tool in ask.tools if choice.name in ("", tool.name)]
     if not tools:
         raise InvalidInput(f"tool_choice: {choice.name} is none of the tools", reason="TOOLS_INVALID")
     calls = _Calls(form, tools, single=choice.single or bool(choice.name))
     start = calls.only() if forced else calls.or_answer(answer) if answer else calls.within_text()
     try:
-        check(_lark(start + calls.rules({})))
+        await check(_lark(start + calls.rules({})))
     except InvalidInput as error:
         message = f"tools: the parameters cannot be used: {error}"
         raise InvalidInput(message, reason="TOOLS_INVALID") from error
     return _lark(start + calls.rules(use.special))
 
 
-def format_grammar(wanted: AnswerFormat) -> str:
-    """The grammar of ``response_format`` alone. Takes a while. Raises InvalidInput (RESPONSE_FORMAT_INVALID)."""
-    return json.dumps({"grammars": [{"json_schema": _format_schema(wanted, check_grammar)}]})
-
-
-def _format_schema(wanted: AnswerFormat, check: Check) -> Json:
+async def _format_schema(wanted: AnswerFormat, check: Check) -> Json:
     try:
         schema = with_options(_read(wanted.schema), strict=wanted.strict)
-        check(json.dumps({"grammars": [{"json_schema": schema}]}))
+        await check(_json(schema))
     except InvalidInput as error:
         message = f"response_format: the schema cannot be used: {error}"
         raise InvalidInput(message, reason="RESPONSE_FORMAT_INVALID") from error
@@ -134,6 +128,10 @@ def _text(text: str, special: Mapping[str, int]) -> str:
             before, _, after = text.partition(mark)
             return f"{_text(before, special)} <[{token}]> {_text(after, special)}".strip()
     return json.dumps(text) if text else ""
+
+
+def _json(schema: Json) -> str:
+    return json.dumps({"grammars": [{"json_schema": schema}]})
 
 
 def _lark(rules: str) -> str:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from premoe_worker.domain import AnswerFormat, Ask, Tool, ToolCall, ToolChoice, Turn
-from premoe_worker.grammars import answer_grammar
 from premoe_worker.tools.formats import ToolForm, ToolUse
 from premoe_worker.tools.reader import ToolReader
 from premoe_worker.tools.rendering import fields_of, listed
+from support.grammars import grammar_of
 from support.tiny import VOCAB_SIZE, tiny_tokenizer
 from support.tool_templates import HERMES, MISTRAL, TAGGED, tool_tokenizer
 
@@ -185,7 +185,7 @@ def answer(kind: str, ask: Ask, seed: int) -> list[Any]:
     use, draw = ToolUse.of(tokenizer), random.Random(seed)
     assert use.form is not None
     end = tokenizer.eos_token_id
-    matcher = Grammars(tokenizer, VOCAB_SIZE + 3, {end}).compile(answer_grammar(closed(ask), use))
+    matcher = Grammars(tokenizer, VOCAB_SIZE + 3, {end}).compile(grammar_of(closed(ask), use))
     reader, pieces, ended = ToolReader(use.form, use.special), list[Any](), False
     while not ended:
         allowed = matcher.allowed().nonzero()[0].tolist()
@@ -205,15 +205,15 @@ def closed(ask: Ask) -> Ask:
 def test_what_cannot_be_forced_is_refused() -> None:
     known, unknown = ToolUse.of(tool_tokenizer(HERMES)), ToolUse.of(tool_tokenizer(TAGGED))
     with pytest.raises(InvalidInput, match="calls cannot be forced") as caught:
-        answer_grammar(Ask("", tools=(ADD,), tool_choice=ToolChoice(required=True)), unknown)
+        grammar_of(Ask("", tools=(ADD,), tool_choice=ToolChoice(required=True)), unknown)
     assert caught.value.reason == "TOOL_CHOICE_UNSUPPORTED"
     with pytest.raises(InvalidInput, match="Invalid type: strng") as caught:
-        answer_grammar(Ask("", tools=(Tool("f", "", '{"type": "strng"}', strict=True),)), known)
+        grammar_of(Ask("", tools=(Tool("f", "", '{"type": "strng"}', strict=True),)), known)
     assert caught.value.reason == "TOOLS_INVALID"
     with pytest.raises(InvalidInput, match="there are no tools"):
-        answer_grammar(Ask("", tool_choice=ToolChoice(required=True)), known)
-    assert answer_grammar(Ask("", tools=(ADD,)), known) == ""
-    assert "text_begin" in answer_grammar(Ask("", tools=(Tool("f", strict=True),)), known)
+        grammar_of(Ask("", tool_choice=ToolChoice(required=True)), known)
+    assert grammar_of(Ask("", tools=(ADD,)), known) == ""
+    assert "text_begin" in grammar_of(Ask("", tools=(Tool("f", strict=True),)), known)
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -223,7 +223,7 @@ def test_a_strict_tool_holds_from_the_mark_on(kind: str) -> None:
     use, end = ToolUse.of(tokenizer), tokenizer.eos_token_id
     assert use.form is not None
     strict = Tool(ADD.name, ADD.description, ADD.parameters, strict=True)
-    matcher = Grammars(tokenizer, VOCAB_SIZE + 3, {end}).compile(answer_grammar(Ask("", tools=(strict,)), use))
+    matcher = Grammars(tokenizer, VOCAB_SIZE + 3, {end}).compile(grammar_of(Ask("", tools=(strict,)), use))
 
     def write(text: str) -> set[str]:
         """What may follow ``text``."""
