@@ -41,6 +41,7 @@ def main(models: int, workers: int, writes: int, quiet_s: float, timeout_s: floa
     report.samples("write to observed", figures.observed_s)
     report.values["write_to_observed_p95_s"] = percentile(figures.observed_s, 0.95)
     report.values["operator_rss_mib"] = figures.operator_rss_mib
+    report.values["operator_restarts"] = figures.restarts
     report.values["quiet_calls_per_hour"] = figures.quiet_calls * 3600 / figures.quiet_s
     report.finish(json_file)
 

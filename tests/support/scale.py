@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import psutil
 
@@ -20,6 +21,7 @@ from support.processes import Child
 
 PODS_PER_NODE = 1000
 CREATES_PER_S = 20.0
+RESTARTS_MAX = 5
 _POLL_S = 0.02
 
 # KWOK ends the pods of Jobs without last words, and the operator learns the model id from these. A stage with a weight
@@ -80,6 +82,8 @@ class ScaleFigures:
     quiet_s: float
     quiet_calls: int
     """Calls of the operator in that time in which nothing changed, Leases and open watches left out."""
+    restarts: int
+    """How often the operator ended, as it does where its Lease cannot be renewed in time, and was started again."""
 
 
 def run_scale(
@@ -104,9 +108,7 @@ def run_scale(
     stage.write_text(PACKED_STAGE)
     nodes = -(-models * (workers_each + 1) // PODS_PER_NODE) + 1
     with running_kwok(cluster, nodes=nodes, pods_per_node=PODS_PER_NODE, stages=[stage], clean_up=clean_up):
-        # Long polls and leases as in production: short ones would be the load that is measured here.
-        with running_operator(site, poll_s=10, lease_duration_s=15, lease_fence_s=10, lease_renew_s=2) as operator:
-            process = psutil.Process(operator.process.pid)
+        with _KeptOperator(site, tell) as operator:
             started = time.monotonic()
             _create(site, models, workers_each)
             tell(f"{models} models created in {time.monotonic() - started:.0f} s")
@@ -115,8 +117,40 @@ def run_scale(
             observed_s = tuple(_observed_after_write(site, number % models) for number in _paced(writes, 1.0))
             pods = len(site.list("pods", "app.kubernetes.io/component=worker"))
             quiet_calls = _quiet_calls(cluster, namespace, quiet_s)
-            rss_mib = process.memory_info().rss / 2**20
-        return ScaleFigures(models, pods, converge_s, observed_s, rss_mib, quiet_s, quiet_calls)
+            rss_mib = psutil.Process(operator.running().process.pid).memory_info().rss / 2**20
+        return ScaleFigures(models, pods, converge_s, observed_s, rss_mib, quiet_s, quiet_calls, operator.restarts)
+
+
+class _KeptOperator:
+    """The operator, started again when it has ended, as its Deployment would; looked at whenever ``running`` is asked.
+
+    Its times are those of production: short polls and leases would be the load that is measured here.
+    """
+
+    def __init__(self, site: Site, tell: Callable[[str], None]) -> None:
+        self.restarts = 0
+        self._site = site
+        self._tell = tell
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._child = self._start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def running(self) -> Child:
+        if self._child.process.poll() is not None:
+            self._tell(f"the operator ended: {self._child.stderr().strip().splitlines()[-1]}")
+            self.restarts += 1
+            assert self.restarts <= RESTARTS_MAX, "the operator keeps ending"
+            self._child = self._start()
+        return self._child
+
+    def _start(self) -> Child:
+        operator = running_operator(self._site, poll_s=10, lease_duration_s=15, lease_fence_s=10, lease_renew_s=2)
+        return self._stack.enter_context(operator)
 
 
 def percentile(values: tuple[float, ...], share: float) -> float:
@@ -134,9 +168,9 @@ def _create(site: Site, models: int, workers_each: int) -> None:
         site.create(MODELS, pruned_model(_name(number), workers={"replicas": workers_each}))
 
 
-def _wait_ready(site: Site, models: int, deadline: float, operator: Child, tell: Callable[[str], None]) -> None:
+def _wait_ready(site: Site, models: int, deadline: float, operator: _KeptOperator, tell: Callable[[str], None]) -> None:
     while True:
-        assert operator.process.poll() is None, f"the operator ended: {operator.stderr()}"
+        operator.running()
         ready = sum(_is_ready(model) for model in site.list(MODELS))
         tell(f"{ready} of {models} Ready")
         if ready == models:
