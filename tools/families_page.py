@@ -18,10 +18,13 @@ from premoe_runtime.families.refused import REFUSED
 from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.families.spec import FamilySpec
 from premoe_runtime.formats.manifest import RouterSpec
+from premoe_runtime.numbers.registry import FORMATS
+from premoe_runtime.numbers.registry import REFUSED as METHODS_REFUSED
 from premoe_runtime.packs.contents import WEIGHT_DTYPES
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 SUITE = "tests/unit/premoe_runtime/test_every_family.py"
+NUMBERS_SUITE = "tests/unit/premoe_runtime/test_number_formats.py"
 PACKAGE = "premoe_runtime.families"
 HEAD = f"""# Model families
 
@@ -33,7 +36,9 @@ restricted, swapped, profiled and served. Its logits equal those of the unmodifi
 from outside, bit for bit on the CPU in float32 and bfloat16, with masks that change at least 30 % of the selections;
 greedy answers equal `generate` in float32.
 
-Formats of weights: {", ".join(WEIGHT_DTYPES)}. Quantised checkpoints are refused. Engine: `hf`.
+Formats of weights: {", ".join(WEIGHT_DTYPES)}, and what a row names: packs keep those tensors as they are, and the
+engine computes with what it dequantises of them on arrival, bit for bit what transformers makes of them
+([test_number_formats.py](../{NUMBERS_SUITE})). Engine: `hf`.
 """
 
 
@@ -54,18 +59,32 @@ def arithmetic(router: RouterSpec) -> str:
 
 def stored(spec: FamilySpec) -> str:
     """How experts lie in checkpoints."""
-    one_by_one = all(part.endswith(".weight") for field in spec.fields for part in field.parts)
-    return "one by one or fused" if one_by_one else "fused"
+    return "one by one or fused" if _one_by_one(spec) else "fused"
+
+
+def _one_by_one(spec: FamilySpec) -> bool:
+    return all(part.endswith(".weight") for field in spec.fields for part in field.parts)
+
+
+def numbers(spec: FamilySpec) -> str:
+    """Formats that its experts may be stored in, by ``quant_method``."""
+    fused = any(field.transposed for field in spec.fields)
+    return ", ".join(
+        f"`{name}`" for name, kind in sorted(FORMATS.items()) if (fused if kind.experts_only else _one_by_one(spec))
+    )
 
 
 def page() -> str:
-    rows = ["| type | models | router | experts on disk |", "|---|---|---|---|"]
+    rows = ["| type | models | router | experts on disk | number formats |", "|---|---|---|---|---|"]
     for name, spec in sorted(FAMILIES.items()):
         models, _, _ = (import_module(f"{PACKAGE}.{name}").__doc__ or "").partition(":")
-        rows.append(f"| `{name}` | {models} | {arithmetic(spec.router(CONFIG_MAPPING[name]()))} | {stored(spec)} |")
+        router = arithmetic(spec.router(CONFIG_MAPPING[name]()))
+        rows.append(f"| `{name}` | {models} | {router} | {stored(spec)} | {numbers(spec)} |")
+    other = ["## Number formats that are refused", "", "| `quant_method` | why |", "|---|---|"]
+    other += [f"| `{name}` | {why} |" for name, why in sorted(METHODS_REFUSED.items())]
     refused = ["## Refused, and why", "", "| type | why |", "|---|---|"]
     refused += [f"| `{name}` | {why} |" for name, why in sorted(REFUSED.items())]
-    return "\n".join([HEAD, *rows, "", *refused, ""])
+    return "\n".join([HEAD, *rows, "", *other, "", *refused, ""])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

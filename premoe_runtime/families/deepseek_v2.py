@@ -27,4 +27,5 @@ SPEC = FamilySpec(
     name="deepseek_v2",
     router=_router,
     fields=gated_experts(gate="gate_proj", up="up_proj", down="down_proj"),
+    ships_code=True,
 )

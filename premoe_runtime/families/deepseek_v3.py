@@ -27,4 +27,5 @@ SPEC = FamilySpec(
     router=grouped_sigmoid,
     fields=gated_experts(gate="gate_proj", up="up_proj", down="down_proj"),
     correction="e_score_correction_bias",
+    ships_code=True,
 )

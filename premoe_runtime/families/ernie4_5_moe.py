@@ -10,4 +10,5 @@ SPEC = FamilySpec(
     ),
     fields=gated_experts(gate="gate_proj", up="up_proj", down="down_proj"),
     correction="moe_statics.e_score_correction_bias",
+    ships_code=True,
 )

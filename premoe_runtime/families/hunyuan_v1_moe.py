@@ -10,4 +10,5 @@ SPEC = FamilySpec(
     ),
     fields=gated_experts(gate="gate_proj", up="up_proj", down="down_proj"),
     router_weight="wg.weight",
+    ships_code=True,
 )

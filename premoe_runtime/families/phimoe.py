@@ -17,4 +17,5 @@ SPEC = FamilySpec(
     router=_router,
     fields=gated_experts(gate="w1", up="w3", down="w2"),
     router_module="router",
+    ships_code=True,
 )

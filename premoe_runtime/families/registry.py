@@ -23,6 +23,7 @@ from premoe_runtime.families import (
 from premoe_runtime.families.refused import REFUSED
 from premoe_runtime.families.spec import FamilySpec, MoeModel
 from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.numbers.registry import read_numbers
 
 FAMILIES: Mapping[str, FamilySpec] = {
     module.SPEC.name: module.SPEC
@@ -59,7 +60,7 @@ def parse_config(config: bytes, where: str = "config.json") -> tuple[FamilySpec,
     """The family and the fields of a ``config.json``.
 
     Raises InvalidInput for files that are no JSON object (CONFIG_INVALID), families that are not supported
-    (UNKNOWN_FAMILY), custom code (REMOTE_CODE) and quantised checkpoints (QUANTISED).
+    (UNKNOWN_FAMILY), custom code (REMOTE_CODE) and number formats that are not (QUANTISED, NUMBERS_UNSUPPORTED).
     """
     data = parse_json_object(config, where)
     model_type = data.get("model_type")
@@ -67,20 +68,15 @@ def parse_config(config: bytes, where: str = "config.json") -> tuple[FamilySpec,
         raise InvalidInput(
             f"{where}: models of type {model_type!r} cannot be packed: {REFUSED[model_type]}", reason="UNKNOWN_FAMILY"
         )
-    refuse_remote_code(data, where)
     spec = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if spec is None or not spec.ships_code:
+        refuse_remote_code(data, where)
     if spec is None:
         raise InvalidInput(
             f"{where}: model type {model_type!r} is not supported; supported families: {', '.join(sorted(FAMILIES))}",
             reason="UNKNOWN_FAMILY",
         )
-    quantisation = data.get("quantization_config")
-    if quantisation is not None:
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise InvalidInput(
-            f"{where}: quantised checkpoints ({method}) are not supported yet; give the bf16, fp16 or fp32 one",
-            reason="QUANTISED",
-        )
+    read_numbers(data.get("quantization_config"), where)
     return spec, data
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
+from premoe_runtime.numbers.spec import NumberFormat
 
 RouterOutput = Literal["logits", "weights", "ids"]
 
@@ -25,7 +26,8 @@ class ExpertField:
     ``parts``: its tensors where experts are stored one by one, named after ``<experts>.<expert>.``, one above the other
     in the blob. ``fused``: the stock parameter [E, ...], named after ``<experts>.``, which is also how fused
     checkpoints store it: with columns and rows swapped when ``transposed``, with the rows of the parts taking turns
-    when ``interleaved``. Blobs hold neither. ``dtype``: None for the one dtype that all weights of an expert share.
+    when ``interleaved``; empty where no checkpoint fuses it. Blobs hold neither. ``dtypes``: those it may have; empty
+    for the one dtype that all other fields of an expert share.
     """
 
     name: str
@@ -33,7 +35,7 @@ class ExpertField:
     parts: tuple[str, ...]
     transposed: bool = False
     interleaved: bool = False
-    dtype: str | None = None
+    dtypes: tuple[str, ...] = ()
 
 
 def gated_experts(*, gate: str, up: str, down: str) -> tuple[ExpertField, ...]:
@@ -76,6 +78,8 @@ class FamilySpec:
     correction: str = ""
     embedding_factor: str = ""
     """The config's field that embeddings are multiplied by before the first block; empty for none."""
+    ships_code: bool = False
+    """Official checkpoints name Python code of their own in config.json (auto_map), which the stock class replaces."""
 
     def router_tensors(self, router: Any) -> RouterTensors:
         """Those of a router module."""
@@ -92,7 +96,8 @@ class SkeletonTensor:
 
     ``optional``: tied to another, so it may be absent. ``own_dtype``: kept as wide as it is stored (routers, what the
     stock class may keep in float32); ``float32``: always that, as in the stock class; the others take the model's
-    dtype, as the stock class casts them.
+    dtype, as the stock class casts them. ``linear``: the weight of a linear layer. ``makes``: in a number format, the
+    name in the module tree of the weight that it stands for with others, and ``dtypes`` those it may have.
     """
 
     memory: str
@@ -100,6 +105,9 @@ class SkeletonTensor:
     optional: bool = False
     own_dtype: bool = False
     float32: bool = False
+    linear: bool = False
+    makes: str = ""
+    dtypes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,8 @@ class MoeModel:
     """A checkpoint's expected content, worked out from its config alone.
 
     ``blocks[i]`` of the ``num_blocks`` transformer blocks holds MoE layer ``i``; ``experts_prefix[i]`` is its experts'
-    name on disk, ``experts_memory[i]`` in the module tree. ``shapes``: one expert's shape of every field.
+    name on disk, ``experts_memory[i]`` in the module tree. ``fields``: those of blobs, which are the family's where
+    experts are stored as they are computed with; ``shapes``: one expert's shape of each.
     ``skeleton``: every other tensor by its name on disk. ``recomputed``: last names of modules whose stored tensors
     are always computed anew.
     """
@@ -140,11 +149,19 @@ class MoeModel:
     """Names on disk of the routers' weights, one row an expert of their layer."""
     router_biases: tuple[tuple[str, ...], ...]
     """Names on disk of each router's other tensors, whose last dimension is the experts of their layer."""
+    fields: tuple[ExpertField, ...]
     shapes: Mapping[str, tuple[int, ...]]
     skeleton: Mapping[str, SkeletonTensor]
     recomputed: frozenset[str] = frozenset()
     stated_dtype: str = ""
     """What the config calls its weights, as safetensors names it; empty when it says nothing."""
+    numbers: NumberFormat | None = None
+    """How weights are stored, where the config names a number format."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether experts are stored as they are computed with."""
+        return self.fields == self.spec.fields
 
     @property
     def family(self) -> str:
@@ -174,7 +191,7 @@ class MoeModel:
     def expert_tensors(self) -> tuple[ExpertTensor, ...]:
         """One expert's tensors as a checkpoint stores them one by one; identities are taken over these."""
         found = []
-        for field in self.spec.fields:
+        for field in self.fields:
             rows, *rest = self.shapes[field.name]
             each = rows // len(field.parts)
             found += [
@@ -187,6 +204,8 @@ class MoeModel:
 
     def fused_names(self, layer: int, field: ExpertField) -> tuple[str, ...]:
         """Names that a checkpoint with fused experts may give the field: that of the module tree, or its own."""
+        if not field.fused:
+            return ()
         memory = f"{self.experts_memory[layer]}.{field.fused}"
         return tuple(dict.fromkeys((memory, self.fused_on_disk[layer][field.fused])))
 

@@ -21,7 +21,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from premoe_runtime.families.spec import FamilySpec, MoeModel, SkeletonTensor, check_groups, context_length
+from premoe_runtime.families.stored import experts_converted, stored_fields
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
+from premoe_runtime.numbers.registry import read_numbers
 
 MAX_BLOCKS = 1000
 MAX_EXPERTS = 32_767
@@ -106,6 +108,10 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
             reason="CONFIG_INVALID",
         )
     check_groups(router, experts, top_k, where)
+    prefixes = tuple(on_disk(f"{name}.").removesuffix(".") for name in memory)
+    numbers, fields = read_numbers(getattr(config, "quantization_config", None), where), spec.fields
+    if numbers is not None and experts_converted(spec, numbers, prefixes, where):
+        fields, shapes = stored_fields(spec, numbers, shapes)
     return MoeModel(
         spec=spec,
         router=router,
@@ -115,19 +121,21 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
         context=context_length(config.max_position_embeddings, config.rope_parameters),
         num_blocks=config.num_hidden_layers,
         blocks=blocks,
-        experts_prefix=tuple(on_disk(f"{name}.").removesuffix(".") for name in memory),
+        experts_prefix=prefixes,
         experts_memory=tuple(memory),
         fused_on_disk=tuple(
-            {field.fused: on_disk(f"{name}.{field.fused}") for field in spec.fields} for name in memory
+            {field.fused: on_disk(f"{name}.{field.fused}") for field in fields if field.fused} for name in memory
         ),
         routers=tuple(on_disk(f"{name}.{spec.router_weight}") for name in routers),
         router_biases=tuple(
             tuple(on_disk(f"{name}.{bias}") for bias in (spec.router_bias, spec.correction) if bias) for name in routers
         ),
+        fields=fields,
         shapes=shapes,
         skeleton=_skeleton(model, spec, tuple(f"{name}." for name in memory), on_disk),
         recomputed=_recomputed(model),
         stated_dtype=_DTYPE_NAMES.get(str(config.dtype).removeprefix("torch."), ""),
+        numbers=numbers,
     )
 
 
@@ -139,7 +147,7 @@ def _one_number(value: int | Sequence[int]) -> int:
     return int(each.pop())
 
 
-def _experts(experts: nn.Module, spec: FamilySpec) -> tuple[int, dict[str, tuple[int, ...]]]:
+def _experts(experts: nn.Module, spec: FamilySpec) -> tuple[int, Mapping[str, tuple[int, ...]]]:
     """Number of experts, and one expert's shape of every field as it lies in a blob."""
     shapes: dict[str, tuple[int, ...]] = {}
     count = 0
@@ -164,6 +172,7 @@ def _skeleton(
             optional=name in model.all_tied_weights_keys,
             own_dtype=bool(router.match(name) or wide.search(name)),
             float32=bool(strict.search(name)),
+            linear=isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear),
         )
         for name, tensor in model.state_dict().items()
         if not name.startswith(experts)

@@ -21,7 +21,7 @@ from premoe_runtime.formats.ids import ExpertId
 BLOB_ALIGNMENT = 4096
 FIELD_ALIGNMENT = 256
 
-DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1, "I8": 1}
+DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1, "I8": 1, "I32": 4, "I64": 8}
 
 
 def _known_dtype(dtype: str) -> str:
@@ -40,6 +40,7 @@ def _path_inside(path: str) -> str:
 Dtype = Annotated[str, AfterValidator(_known_dtype)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
 Dimension = Annotated[int, Field(ge=1, le=1 << 24)]
+BlockSide = Annotated[int, Field(ge=0, le=1 << 24)]
 Offset = Annotated[int, Field(ge=0, le=1 << 40)]
 BlobBytes = Annotated[int, Field(ge=1, le=1 << 34)]
 PackPath = Annotated[Name, AfterValidator(_path_inside)]
@@ -85,6 +86,18 @@ class RouterSpec(_Frozen):
     """Of ``sparsemixer``: an expert is weighed against those whose logits are nearer than twice this, relatively."""
     ranked: bool = _later(True)
     """Whether a token's experts are added up from the best one down, or in the order that an unsorted top-k gives."""
+
+
+class NumberSpec(_Frozen):
+    """How stored tensors become the weights that are computed with (``premoe_runtime.numbers``).
+
+    Settings of later formats are added as fields whose defaults are excluded from the dump, as in ``RouterSpec``.
+    """
+
+    method: Name
+    """``quant_method`` of config.json."""
+    block: tuple[BlockSide, BlockSide]
+    """Rows and columns of weights that share a scale; 0: all."""
 
 
 class BlobField(_Frozen):
@@ -153,6 +166,9 @@ class Manifest(_Frozen):
     """Of the layer that has the most; the width E of every table over experts."""
     hidden_size: Dimension
     dtype: Dtype
+    """Of the experts' weights as they are computed with, unless a loader asks for another."""
+    numbers: NumberSpec | None = _later(None)
+    """How they are stored, where that is something else; skeleton and blobs then hold the checkpoint's own tensors."""
     layout: BlobLayout
     layers: tuple[ExpertLayer, ...]
     skeleton: tuple[PackFile, ...]

@@ -11,10 +11,19 @@ from dataclasses import dataclass, replace
 
 from premoe_runtime.families.registry import check_generation, parse_json_object, read_model, refuse_remote_code
 from premoe_runtime.families.spec import ExpertField, MoeModel
+from premoe_runtime.families.stored import as_stored
 from premoe_runtime.formats import safetensors
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.packs.consistency import unlikely_dtype
-from premoe_runtime.packs.contents import LeftOut, TensorInfo, experts_dtype, match, stored_names, with_experts_found
+from premoe_runtime.packs.contents import (
+    LeftOut,
+    TensorInfo,
+    computed_dtype,
+    experts_dtypes,
+    match,
+    stored_names,
+    with_experts_found,
+)
 from premoe_runtime.packs.impostors import START_BYTES, refuse_impostor, refuse_non_weights
 from premoe_runtime.packs.source import is_skeleton_file
 from premoe_runtime.storage import ObjectInfo, Store
@@ -46,7 +55,9 @@ class Checkpoint:
     config: bytes
     model: MoeModel
     dtype: str
-    """dtype of the routed experts."""
+    """What the routed experts are computed in."""
+    dtypes: Mapping[str, str]
+    """What every field of theirs is stored in."""
     tensors: Mapping[str, TensorInfo]
     dropped: tuple[LeftOut, ...]
 
@@ -56,10 +67,10 @@ class Checkpoint:
 
     def expert(self, layer: int, expert: int) -> list[FieldSource]:
         """Where one expert's fields lie, in the order of the family's fields."""
-        return [self._source(layer, expert, field) for field in self.model.spec.fields]
+        return [self._source(layer, expert, field) for field in self.model.fields]
 
     def _source(self, layer: int, expert: int, field: ExpertField) -> FieldSource:
-        whole = self.tensors.get(self.model.fused_names(layer, field)[0])
+        whole = self.tensors.get(next(iter(self.model.fused_names(layer, field)), ""))
         if whole is not None:
             size = whole.num_bytes // self.model.layer_experts[layer]
             part = replace(whole, shape=whole.shape[1:], offset=whole.offset + expert * size, num_bytes=size)
@@ -101,6 +112,8 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
             refuse_impostor(store.get_range(path, 0, min(START_BYTES, sizes[path])), store.at(path))
     config = store.get("config.json")
     model = read_model(config, store.at("config.json"))
+    if parse_json_object(config, store.at("config.json")).get("auto_map"):
+        side.append(LeftOut("auto_map of config.json", "code of the checkpoint, which is never run"))
     for path in sorted(sizes):
         if path.endswith(".json") and path not in ("config.json", INDEX_FILE):
             found = parse_json_object(store.get(path), store.at(path))
@@ -111,7 +124,8 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     model, tensors, stale = _read_tensors(store, sizes, model)
     kept, needless = match(tensors, model, _predicted_blocks(config, store.at("config.json")), store.url)
     left_out = (*side, *(LeftOut(name, "stale entry of the index") for name in stale), *needless)
-    checkpoint = Checkpoint(store, config, model, experts_dtype(kept, model, store.url), kept, left_out)
+    dtypes = experts_dtypes(kept, model, store.url)
+    checkpoint = Checkpoint(store, config, model, computed_dtype(dtypes, model), dtypes, kept, left_out)
     if unlikely := unlikely_dtype(checkpoint.dtype, model, checkpoint.skeleton()):
         raise InvalidInput(f"{store.url}: {unlikely}; make them agree", reason="DTYPE_UNSUPPORTED")
     return checkpoint
@@ -137,8 +151,8 @@ def _read_tensors(
 
     First of all the model, with as many experts in each layer as these tensors say.
     """
-    wanted: Set[str] = stored_names(model).keys()
     index = _read_index(store) if INDEX_FILE in sizes else None
+    wanted: Set[str] = stored_names(as_stored(model, index or ())).keys()
     stale = {name for name, file in (index or {}).items() if name not in wanted and file not in sizes}
     entries = {name: file for name, file in (index or {}).items() if name not in stale}
     shards = sorted(set(entries.values())) if index is not None else [_single_shard(store, sizes)]
@@ -154,7 +168,7 @@ def _read_tensors(
                     reason="TENSOR_DUPLICATE",
                 )
             tensors[tensor.name] = tensor
-    model = with_experts_found(model, tensors, store.url)
+    model = with_experts_found(as_stored(model, tensors), tensors, store.url)
     if index is not None:
         wanted = stored_names(model).keys()
         stale |= entries.keys() - wanted - tensors.keys()

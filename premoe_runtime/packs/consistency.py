@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from premoe_runtime.families.spec import MoeModel
+from premoe_runtime.families.stored import as_stored
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.safetensors import Tensor, shown
@@ -27,6 +28,7 @@ def contradiction(manifest: Manifest, model: MoeModel) -> str:
         ("router", manifest.router, model.router),
         ("top-k", manifest.top_k, model.top_k),
         ("hidden size", manifest.hidden_size, model.hidden_size),
+        ("number format", manifest.numbers, model.numbers.spec if model.numbers else None),
         ("list of MoE blocks", [layer.block for layer in manifest.layers], list(model.blocks)),
     ):
         if says != right:
@@ -35,7 +37,12 @@ def contradiction(manifest: Manifest, model: MoeModel) -> str:
         return f"its number of experts is {manifest.num_experts}, that of its config.json is {model.num_experts}"
     if manifest.dtype not in WEIGHT_DTYPES:
         return f"its experts are {manifest.dtype}, which no checkpoint's are"
-    return "" if manifest.layout == blob_layout(model, manifest.dtype) else "its blobs are not as its config.json says"
+    dtypes = {field.name: field.dtype for field in manifest.layout.fields}
+    for field in model.fields:
+        if dtypes.get(field.name, "") not in (field.dtypes or ((manifest.dtype,) if model.plain else WEIGHT_DTYPES)):
+            return "its blobs are not as its config.json says"
+    same = manifest.layout == blob_layout(model, manifest.dtype, dtypes)
+    return "" if same else "its blobs are not as its config.json says"
 
 
 def skeleton_contradiction(manifest: Manifest, model: MoeModel, tensors: Sequence[Tensor | TensorInfo]) -> str:
@@ -43,6 +50,7 @@ def skeleton_contradiction(manifest: Manifest, model: MoeModel, tensors: Sequenc
 
     ``model``: that of the config, cut to the manifest's experts.
     """
+    model = as_stored(model, {tensor.name for tensor in tensors})
     for tensor in tensors:
         known = model.skeleton.get(tensor.name)
         if known is None:
@@ -50,8 +58,8 @@ def skeleton_contradiction(manifest: Manifest, model: MoeModel, tensors: Sequenc
         if tensor.shape != known.shape:
             by = "manifest" if tensor.name in model.routers else "config.json"
             return f"{tensor.name} has shape {list(tensor.shape)}, by its {by} {list(known.shape)}"
-        if tensor.dtype not in WEIGHT_DTYPES:
-            return f"{tensor.name} has dtype {tensor.dtype}; supported: {', '.join(WEIGHT_DTYPES)}"
+        if tensor.dtype not in (allowed := known.dtypes or WEIGHT_DTYPES):
+            return f"{tensor.name} has dtype {tensor.dtype}; supported: {', '.join(allowed)}"
     for name, count in Counter(tensor.name for tensor in tensors).most_common(1):
         if count > 1:
             return f"its skeleton has {shown(name)} {count} times"

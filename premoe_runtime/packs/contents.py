@@ -42,9 +42,9 @@ def stored_names(model: MoeModel) -> dict[str, str]:
     """
     names = {one.memory: name for name, one in model.skeleton.items()} | {name: name for name in model.skeleton}
     for layer in range(len(model.blocks)):
-        for field in model.spec.fields:
-            canonical, *others = model.fused_names(layer, field)
-            names |= dict.fromkeys((canonical, *others), canonical)
+        for field in model.fields:
+            if fused := model.fused_names(layer, field):
+                names |= dict.fromkeys(fused, fused[0])
         for expert in range(model.layer_experts[layer]):
             names |= {name: name for name in (model.expert_name(layer, expert, one) for one in model.expert_tensors)}
     return names
@@ -102,17 +102,27 @@ def match(
     return kept, dropped
 
 
-def experts_dtype(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> str:
-    """The one dtype of all routed experts' weights. Raises InvalidInput."""
-    first, *others = sorted(one.name for one in _stored_experts(tensors, model) if one.field.dtype is None)
-    for name in others:
-        if tensors[name].dtype != tensors[first].dtype:
+def experts_dtypes(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> dict[str, str]:
+    """The one dtype of each field of all routed experts; fields without dtypes of their own share one. Raises
+    InvalidInput.
+    """
+    first: dict[str, TensorInfo] = {}
+    for one in sorted(_stored_experts(tensors, model)):
+        tensor = tensors[one.name]
+        known = first.setdefault(one.field.name if one.field.dtypes else "", tensor)
+        if tensor.dtype != known.dtype:
             raise InvalidInput(
-                f"{where}: routed experts of two dtypes: {first} is {tensors[first].dtype}, "
-                f"{name} is {tensors[name].dtype}",
+                f"{where}: routed experts of two dtypes: {known.name} is {known.dtype}, {one.name} is {tensor.dtype}",
                 reason="DTYPE_UNSUPPORTED",
             )
-    return tensors[first].dtype
+    return {field.name: first[field.name if field.dtypes else ""].dtype for field in model.fields}
+
+
+def computed_dtype(dtypes: Mapping[str, str], model: MoeModel) -> str:
+    """What experts with fields of these dtypes are computed in, unless a loader asks for another."""
+    if not model.plain:
+        return model.stated_dtype or "BF16"
+    return next(dtypes[field.name] for field in model.fields if not field.dtypes)
 
 
 def _needless(name: str, model: MoeModel, predicted_blocks: int) -> str:
@@ -129,6 +139,21 @@ def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> No
     shapes = {name: one.shape for name, one in model.skeleton.items()} | {
         one.name: one.shape for one in experts.values()
     }
+    for name in sorted(tensors.keys() & shapes.keys()):
+        tensor = tensors[name]
+        own = experts[name].field.dtypes if name in experts else model.skeleton[name].dtypes
+        allowed = own or WEIGHT_DTYPES
+        if tensor.dtype not in allowed:
+            raise InvalidInput(
+                f"{where}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(allowed)}"
+                f"{_hint(tensor, model, own)}",
+                reason="DTYPE_UNSUPPORTED",
+            )
+        if tensor.shape != shapes[name]:
+            raise CorruptData(
+                f"{where}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shapes[name])}",
+                reason="TENSOR_SHAPE",
+            )
     for name in sorted(tensors.keys() - shapes.keys()):
         if name.startswith(tuple(f"{prefix}." for prefix in model.experts_prefix)) and name in stored_names(model):
             raise CorruptData(
@@ -141,20 +166,18 @@ def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> No
         )
     tied = {name for name, one in model.skeleton.items() if one.optional}
     for name in sorted(shapes.keys() - tensors.keys() - tied):
-        raise CorruptData(f"{where}: tensor {name} is missing", reason="TENSOR_MISSING")
-    for name, tensor in sorted(tensors.items()):
-        if tensor.shape != shapes[name]:
-            raise CorruptData(
-                f"{where}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shapes[name])}",
-                reason="TENSOR_SHAPE",
-            )
-        own = experts[name].field.dtype if name in experts else None
-        allowed = WEIGHT_DTYPES if own is None else (own,)
-        if tensor.dtype not in allowed:
-            raise InvalidInput(
-                f"{where}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(allowed)}",
-                reason="DTYPE_UNSUPPORTED",
-            )
+        hint = f" (config.json says {model.numbers.title})" if model.numbers else ""
+        raise CorruptData(f"{where}: tensor {name} is missing{hint}", reason="TENSOR_MISSING")
+
+
+def _hint(tensor: TensorInfo, model: MoeModel, own: tuple[str, ...]) -> str:
+    """What may be wrong about a tensor's dtype, for the end of a line."""
+    if model.numbers is None:
+        return "" if tensor.dtype in ("F64", "I64", "BOOL") else " (config.json has no quantization_config)"
+    if own:
+        return f" (config.json says {model.numbers.title})"
+    first, *others = model.numbers.names(tensor.name)
+    return f" ({' and '.join(others)} is missing)" if first == tensor.name else ""
 
 
 class _StoredExperts(NamedTuple):
@@ -168,9 +191,9 @@ class _StoredExperts(NamedTuple):
 def _stored_experts(tensors: Mapping[str, TensorInfo], model: MoeModel) -> Iterator[_StoredExperts]:
     """Every tensor that holds routed experts, fused where the checkpoint has a fused one."""
     for layer, count in enumerate(model.layer_experts):
-        for field in model.spec.fields:
-            fused = model.fused_names(layer, field)[0]
-            if fused in tensors:
+        for field in model.fields:
+            fused = next(iter(model.fused_names(layer, field)), "")
+            if fused in tensors or field.fused in field.parts:
                 yield _StoredExperts(fused, field, model.fused_shape(layer, field))
                 continue
             parts = [one for one in model.expert_tensors if one.field == field.name]

@@ -24,16 +24,17 @@ def align(value: int, to: int) -> int:
     return -(-value // to) * to
 
 
-def blob_layout(model: MoeModel, dtype: str) -> BlobLayout:
+def blob_layout(model: MoeModel, dtype: str, found: Mapping[str, str] | None = None) -> BlobLayout:
     """Fields one after another at multiples of 256, the blob's end at a multiple of 4096.
 
-    ``dtype`` is that of the weights; a field that names its own keeps it.
+    ``dtype`` is that of fields that have none of their own; ``found`` says which of theirs the others have.
     """
     fields: list[BlobField] = []
     end = 0
-    for spec in model.spec.fields:
+    for spec in model.fields:
         shape, offset = model.shapes[spec.name], align(end, FIELD_ALIGNMENT)
-        fields.append(BlobField(name=spec.name, dtype=spec.dtype or dtype, shape=shape, offset=offset))
+        own = (found or {}).get(spec.name) or next(iter(spec.dtypes), dtype)
+        fields.append(BlobField(name=spec.name, dtype=own, shape=shape, offset=offset))
         end = offset + fields[-1].num_bytes
     return BlobLayout(fields=tuple(fields), blob_bytes=align(end, BLOB_ALIGNMENT))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import blake3
 
 from premoe_runtime.families.spec import ExpertField
-from premoe_runtime.formats.errors import Exhausted
+from premoe_runtime.formats.errors import CorruptData, Exhausted
 from premoe_runtime.formats.manifest import BlobField, BlobLayout, ExpertLayer, Manifest, Origin, PackFile
 from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs import layout as lay
@@ -90,7 +90,7 @@ class Packer:
 
     def run(self) -> Manifest:
         checkpoint, model = self.checkpoint, self.checkpoint.model
-        self.layout = lay.blob_layout(model, checkpoint.dtype)
+        self.layout = lay.blob_layout(model, checkpoint.dtype, checkpoint.dtypes)
         self._plan_room()
         skeleton = [*self._shards(), *self._files()]
         records = [self._layer(layer) for layer in range(len(model.blocks))]
@@ -105,6 +105,7 @@ class Packer:
             num_experts=model.num_experts,
             hidden_size=model.hidden_size,
             dtype=checkpoint.dtype,
+            numbers=model.numbers.spec if model.numbers else None,
             layout=self.layout,
             layers=tuple(
                 ExpertLayer(
@@ -164,6 +165,7 @@ class Packer:
             for tensor in tensors:
                 one = blake3.blake3()
                 for chunk in self._chunks(tensor):
+                    self._check(tensor, chunk)
                     whole.update(chunk)
                     one.update(chunk)
                     out.write(chunk)
@@ -249,7 +251,20 @@ class Packer:
         read_all(self.checkpoint.store, reads)
         for spec, place, data in turned:
             blob[place.offset : place.offset + place.num_bytes] = lay.straighten(spec, place, data)
+        if not self.checkpoint.model.plain:
+            for part in lay.expert_parts(self.checkpoint.model, self.layout, layer, expert):
+                self._check(part, memoryview(blob)[part.offset : part.offset + part.num_bytes])
         return blob
+
+    def _check(self, tensor: TensorInfo, data: bytes | memoryview) -> None:
+        """Raise CorruptData (SCALES_INVALID) for scales that no weight can have."""
+        numbers = self.checkpoint.model.numbers
+        if numbers is not None and (fault := numbers.fault(tensor.name, tensor.dtype, data)):
+            raise CorruptData(
+                f"{self.checkpoint.store.url}: tensor {tensor.name} holds a scale that is {fault}; "
+                "download or quantise the model again",
+                reason="SCALES_INVALID",
+            )
 
 
 def _version() -> str:

@@ -1,8 +1,8 @@
-"""How a blob lies in a slot: the pack's own layout, or the same fields in another dtype."""
+"""The fields of a blob: their dtypes, where they lie, and one of them seen in many blobs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
@@ -16,6 +16,8 @@ TORCH_DTYPES = {
     "F8_E4M3": torch.float8_e4m3fn,
     "U8": torch.uint8,
     "I8": torch.int8,
+    "I32": torch.int32,
+    "I64": torch.int64,
 }
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _CONVERTIBLE = frozenset({"F32", "F16", "BF16"})
@@ -34,21 +36,28 @@ def _up(value: int, multiple: int) -> int:
 
 
 def cast_layout(layout: BlobLayout, dtype: torch.dtype) -> BlobLayout:
-    """The layout of the same fields in ``dtype``: 256-byte aligned, padded to 4 KiB.
+    """The layout of the same fields in ``dtype``. Raises InvalidInput for fields that are not plain floats."""
+    for field in layout.fields:
+        check_castable(field.dtype, dtype)
+    return packed_layout({field.name: field.shape for field in layout.fields}, dtype)
 
-    Raises InvalidInput for fields that are not plain floats (their scales would no longer fit).
-    """
+
+def check_castable(stored: str, dtype: torch.dtype) -> None:
+    """Raise InvalidInput (DTYPE_NOT_CONVERTIBLE) unless both are plain floats."""
+    if stored not in _CONVERTIBLE or _NAMES.get(dtype) not in _CONVERTIBLE:
+        raise InvalidInput(
+            f"experts stored as {stored} cannot be held as {dtype}; load them in their own dtype",
+            reason="DTYPE_NOT_CONVERTIBLE",
+        )
+
+
+def packed_layout(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> BlobLayout:
+    """Fields of these shapes, all in ``dtype``: 256-byte aligned, padded to 4 KiB."""
     fields: list[BlobField] = []
     end = 0
-    for field in layout.fields:
-        if field.dtype not in _CONVERTIBLE or _NAMES.get(dtype) not in _CONVERTIBLE:
-            raise InvalidInput(
-                f"experts stored as {field.dtype} cannot be held as {dtype}; load them in their own dtype",
-                reason="DTYPE_NOT_CONVERTIBLE",
-            )
-        offset = _up(end, FIELD_ALIGNMENT)
-        fields.append(BlobField(name=field.name, dtype=_NAMES[dtype], shape=field.shape, offset=offset))
-        end = offset + fields[-1].num_bytes
+    for name, shape in shapes.items():
+        fields.append(BlobField(name=name, dtype=_NAMES[dtype], shape=shape, offset=_up(end, FIELD_ALIGNMENT)))
+        end = fields[-1].offset + fields[-1].num_bytes
     return BlobLayout(fields=tuple(fields), blob_bytes=_up(end, BLOB_ALIGNMENT))
 
 
@@ -74,33 +83,3 @@ def field_view(blobs: torch.Tensor, layout: BlobLayout, name: str) -> torch.Tens
         (layout.blob_bytes // dtype.itemsize, *strides),
         flat.storage_offset() + field.offset // dtype.itemsize,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SlotLayout:
-    """``stored``: the pack's blobs; ``held``: host tier and slots. They differ only after a dtype cast."""
-
-    stored: BlobLayout
-    held: BlobLayout
-
-    @classmethod
-    def of(cls, layout: BlobLayout, dtype: torch.dtype | None) -> SlotLayout:
-        if dtype is None or all(torch_dtype(field.dtype) == dtype for field in layout.fields):
-            return cls(layout, layout)
-        return cls(layout, cast_layout(layout, dtype))
-
-    @property
-    def converts(self) -> bool:
-        return self.stored != self.held
-
-    @property
-    def blob_bytes(self) -> int:
-        """Bytes of one blob as held."""
-        return self.held.blob_bytes
-
-    def convert(self, stored: torch.Tensor, held: torch.Tensor) -> None:
-        """Cast one stored blob (uint8[stored.blob_bytes]) into ``held`` (uint8[held.blob_bytes]); padding is zeroed."""
-        held.zero_()
-        for field in self.stored.fields:
-            source = field_view(stored.unsqueeze(0), self.stored, field.name)
-            field_view(held.unsqueeze(0), self.held, field.name).copy_(source)

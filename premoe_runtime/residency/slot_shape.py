@@ -9,8 +9,8 @@ import torch
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.residency.blob_fields import SlotLayout
 from premoe_runtime.residency.ledger import slots_of_layers
+from premoe_runtime.residency.slot_layout import SlotLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class SlotShape:
         if max_rows < 1:
             raise InvalidInput("max_rows must be at least 1", reason="ROWS_TOO_FEW")
         counts = slots_of_layers(slots, manifest.layer_experts)
-        return cls(manifest, counts, max_rows, SlotLayout.of(manifest.layout, dtype))
+        return cls(manifest, counts, max_rows, SlotLayout.of(manifest, dtype))
 
     @property
     def num_layers(self) -> int:

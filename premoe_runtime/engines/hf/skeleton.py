@@ -10,14 +10,16 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from premoe_runtime.families.spec import MoeModel
+from premoe_runtime.families.spec import MoeModel, SkeletonTensor
+from premoe_runtime.families.stored import every_stored
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.safetensors import Tensor, parse_file
 from premoe_runtime.packs.consistency import refuse, skeleton_contradiction
+from premoe_runtime.packs.contents import WEIGHT_DTYPES
 from premoe_runtime.residency.blob_fields import TORCH_DTYPES, torch_dtype
 from premoe_runtime.residency.source import ExpertSource
 
-_DTYPES = TORCH_DTYPES | {"F64": torch.float64, "I32": torch.int32, "I64": torch.int64, "BOOL": torch.bool}
+_DTYPES = TORCH_DTYPES | {"F64": torch.float64, "BOOL": torch.bool}
 
 
 def read_tensors(data: bytes, where: str) -> Iterator[tuple[Tensor, torch.Tensor]]:
@@ -25,7 +27,8 @@ def read_tensors(data: bytes, where: str) -> Iterator[tuple[Tensor, torch.Tensor
 
     Raises CorruptData when the header does not describe the bytes.
     """
-    for tensor in parse_file(data, where=where).tensors:
+    # By name, so that tensors which stand for one weight follow each other.
+    for tensor in sorted(parse_file(data, where=where).tensors, key=lambda tensor: tensor.name):
         if tensor.dtype not in _DTYPES:
             raise CorruptData(
                 f"{where}: dtype {tensor.dtype} of {tensor.name} cannot be run", reason="SKELETON_INVALID"
@@ -46,28 +49,32 @@ def fill_skeleton(
 ) -> None:
     """Give every parameter its weights, every non-persistent buffer its values, tie, and make it ready to run.
 
-    ``facts``: what the family makes of the config. Tensors are cast to ``dtype``; a router that the checkpoint stores
-    wider than its experts stays so. The model's routed experts must have been replaced before. Parameters whose name
-    in the module tree is not ``wanted`` stay on the meta device. Raises CorruptData when the skeleton does not fit the
-    model, after as much of it as does.
+    ``facts``: what the family makes of the config. Tensors are cast to ``dtype``, or dequantised into it; a router that
+    the checkpoint stores wider than its experts stays so. The model's routed experts must have been replaced before.
+    Parameters whose name in the module tree is not ``wanted`` stay on the meta device. Raises CorruptData when the
+    skeleton does not fit the model, after as much of it as does.
     """
     stored, found = torch_dtype(source.manifest().dtype), list[Tensor]()
+    weights = _Weights(facts)
     missing = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
     for file in source.manifest().skeleton:
         if not file.path.endswith(".safetensors"):
             continue
         for entry, tensor in read_tensors(source.read_file(file.path), file.path):
             found.append(entry)
-            known = facts.skeleton.get(entry.name)
+            known = weights.known(entry)
             if known is None or entry.shape != known.shape:
                 continue  # to be refused with all that is wrong in sight
-            if not wanted(known.memory):
+            name = known.makes or known.memory
+            if not wanted(name):
                 continue
-            own = known.own_dtype and tensor.dtype != stored
+            own = known.own_dtype and not known.makes and tensor.dtype != stored
             kept = torch.promote_types(tensor.dtype, dtype) if own else dtype
             kept = torch.float32 if known.float32 else kept
-            _assign(model, known.memory, tensor.to(device=device, dtype=kept))
-            missing.discard(known.memory)
+            weight = weights.made(known, tensor, kept) if known.makes else tensor
+            if weight is not None:
+                _assign(model, name, weight.to(device=device, dtype=kept))
+                missing.discard(name)
     refuse(skeleton_contradiction(source.manifest(), facts, found))
     _fill_buffers(model, device)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
@@ -77,6 +84,30 @@ def fill_skeleton(
     config: Any = model.config
     config.dtype = dtype
     config.max_position_embeddings = facts.context  # after the frequencies: whoever bounds prompts reads it here
+
+
+class _Weights:
+    """What the skeleton's tensors are, and weights put together of those that stand for one."""
+
+    def __init__(self, facts: MoeModel) -> None:
+        self._plain, self._stored, self._numbers = facts.skeleton, every_stored(facts).skeleton, facts.numbers
+        self._parts: dict[str, dict[str, torch.Tensor]] = {}
+
+    def known(self, entry: Tensor) -> SkeletonTensor | None:
+        """By its name, or its dtype, a tensor stands for a weight together with others, or it is the weight."""
+        plain, part = self._plain.get(entry.name), self._stored.get(entry.name)
+        return plain if plain is not None and entry.dtype in WEIGHT_DTYPES else part
+
+    def made(self, known: SkeletonTensor, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+        """The weight in ``dtype``, once the last of its tensors is here."""
+        if self._numbers is None:
+            return None
+        parts, names = self._parts.setdefault(known.makes, {}), self._numbers.names(known.makes)
+        parts[known.memory] = tensor
+        if len(parts) < len(names):
+            return None
+        del self._parts[known.makes]
+        return self._numbers.dequantise([parts[name] for name in names], dtype)
 
 
 def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

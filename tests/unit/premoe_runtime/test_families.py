@@ -243,9 +243,12 @@ def test_custom_code_is_refused_by_name() -> None:
     assert error.value.reason == "REMOTE_CODE"
 
 
-def test_quantised_checkpoints_are_refused_by_name() -> None:
-    with pytest.raises(InvalidInput, match=r"quantised checkpoints \(fp8\)"):
-        read(quantization_config={"quant_method": "fp8"})
+@pytest.mark.parametrize("family", sorted(name for name, spec in FAMILIES.items() if spec.ships_code))
+def test_code_that_the_stock_class_replaces_is_ignored(family: str) -> None:
+    values = tiny_config(family).to_dict()
+    code = {"AutoConfig": "configuration.Config", "AutoModelForCausalLM": "modeling.Model"}
+    plain, shipped = (read_model(json.dumps(values | extra).encode()) for extra in ({}, {"auto_map": code}))
+    assert shipped == plain
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_every_field_may_have_a_dtype_of_its_own(tmp_path: Path, monkeypatch: py
         data[name] = data[name].astype("float32")
     spec = FAMILIES["qwen3_moe"]
     gate_up, down = spec.fields
-    fields = (gate_up, replace(down, dtype="F32"))
+    fields = (gate_up, replace(down, dtypes=("F32",)))
     monkeypatch.setattr(registry, "FAMILIES", {"qwen3_moe": replace(spec, fields=fields)})
     alone = packed(tmp_path / "alone", values, data)
     assert [(field.name, field.dtype, field.offset) for field in alone.layout.fields] == [
