@@ -16,4 +16,5 @@ SPEC = FamilySpec(
     ),
     router_module="router",
     router_bias="bias",
+    always_fused=True,
 )

@@ -14,4 +14,5 @@ SPEC = FamilySpec(
     router_module="router",
     router_returns=("ids", "weights", "logits"),
     embedding_factor="embedding_multiplier",
+    always_fused=True,
 )

@@ -80,6 +80,8 @@ class FamilySpec:
     """The config's field that embeddings are multiplied by before the first block; empty for none."""
     ships_code: bool = False
     """Official checkpoints name Python code of their own in config.json (auto_map), which the stock class replaces."""
+    always_fused: bool = False
+    """Whether checkpoints that others load hold all experts of a layer in one tensor a field, never one by one."""
 
     def router_tensors(self, router: Any) -> RouterTensors:
         """Those of a router module."""

@@ -17,10 +17,11 @@ from premoe_runtime.formats.choices import Allocation, Semantics
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import PatternId, WeightsId
 
-Metric = Literal["impact", "peu", "seer", "norm", "tcess", "counts", "random"]
+Metric = Literal["impact", "peu", "seer", "norm", "tcess", "counts", "random", "imported"]
 PatternKind = Literal["specialist", "generalist"]
 
-METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS: tuple[Metric, ...] = tuple(name for name in get_args(Metric) if name != "imported")
+"""Those that rank a profile's experts; an imported pattern has the order that others gave it."""
 GENERALIST_TASK = "generalist"
 
 
@@ -144,7 +145,7 @@ class Pattern:
             weights_id=WeightsId(_text(metadata, "weights_id", where)),
             task=_text(metadata, "task", where),
             kind=cast("PatternKind", _choice(metadata, "kind", get_args(PatternKind), where)),
-            metric=cast("Metric", _choice(metadata, "metric", METRICS, where)),
+            metric=cast("Metric", _choice(metadata, "metric", get_args(Metric), where)),
             semantics=cast("Semantics", _choice(metadata, "semantics", get_args(Semantics), where)),
             allocation=cast(
                 "Allocation", _choice({"allocation": "uniform"} | metadata, "allocation", get_args(Allocation), where)

@@ -43,7 +43,11 @@ class _Live(BaseModel):
 
 
 class Member(_Frozen):
-    """One pattern of the set. The generalist has no exemplars and no cutoff: nothing is recognised as it."""
+    """One pattern of the set.
+
+    The generalist has no exemplars and no cutoff: nothing is recognised as it. Nor has a specialist that runs only
+    where a request names it.
+    """
 
     pattern_id: ObjectId
     task: Name
@@ -123,6 +127,11 @@ class PatternSet:
     @property
     def specialists(self) -> tuple[Member, ...]:
         return tuple(member for member in self.members if member.kind == "specialist")
+
+    @property
+    def recognisable(self) -> tuple[Member, ...]:
+        """Specialists that prompts are recognised as; the others run where a request names them."""
+        return tuple(member for member in self.specialists if member.exemplars)
 
     @property
     def generalist_id(self) -> PatternId | None:
@@ -246,8 +255,8 @@ def _check(pattern_set: PatternSet, where: str) -> None:
         wrong = "exemplars are not finite"
     elif len(set(ids)) != len(ids) or len(set(tasks)) != len(tasks):
         wrong = "two members share a pattern id or a task"
-    elif any(member.cutoff is None or member.exemplars == 0 for member in specialists):
-        wrong = "a specialist has no cutoff or no exemplars"
+    elif any((member.cutoff is None) != (member.exemplars == 0) for member in specialists):
+        wrong = "a specialist has a cutoff and no exemplars, or exemplars and no cutoff"
     elif any(member.first_exemplar + member.exemplars > len(exemplars) for member in specialists):
         wrong = "a member's exemplars lie past the end of the file"
     elif document.generalist_id is not None and not any(

@@ -68,7 +68,7 @@ def decide(neighbours: Iterable[Neighbour], pattern_set: PatternSet, on_unknown:
         sorted(
             (
                 _match(member, similarities.get(member.pattern_id, ()), pattern_set)
-                for member in pattern_set.specialists
+                for member in pattern_set.recognisable
             ),
             key=lambda match: (-match.score, match.task),
         )
@@ -87,7 +87,7 @@ def nearest(pattern_set: PatternSet, signature: F32) -> tuple[Neighbour, ...]:
     """
     query = pattern_set.embed(signature)
     found: list[Neighbour] = []
-    for member in pattern_set.specialists:
+    for member in pattern_set.recognisable:
         similarities = np.sort(pattern_set.exemplars_of(member) @ query)[::-1][: pattern_set.document.neighbours]
         found.extend(Neighbour(member.pattern_id, float(value)) for value in similarities)
     return tuple(found)

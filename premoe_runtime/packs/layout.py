@@ -60,6 +60,14 @@ def straighten(spec: ExpertField, field: BlobField, data: bytes | bytearray) -> 
     return rows.tobytes()
 
 
+def fused(spec: ExpertField, field: BlobField, data: bytes | bytearray | memoryview) -> bytes:
+    """The opposite of ``straighten``: one expert's field of a blob as its piece of the family's fused tensor."""
+    rows = np.frombuffer(data, dtype=f"V{DTYPE_BYTES[field.dtype]}").reshape(field.shape)
+    if spec.interleaved:
+        rows = np.stack(np.split(rows, len(spec.parts)), axis=1).reshape(field.shape)
+    return (rows.T if spec.transposed else rows).tobytes()
+
+
 def expert_file_header(num_experts: int, blob_bytes: int) -> bytes:
     """Header of ``experts/layer-*.safetensors``: one U8 tensor per expert; a multiple of 4096 bytes long."""
     blobs = [(f"expert.{expert:05d}", "U8", (blob_bytes,)) for expert in range(num_experts)]

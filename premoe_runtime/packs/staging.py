@@ -127,25 +127,8 @@ class Staging:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """On a local store, keep a second packer of the same source out. Raises Conflict (PACK_RUNNING).
-
-        Elsewhere two packers write the same bytes under the same names, which is harmless.
-        """
-        root = self.store.local_root
-        if root is None:
-            yield
-            return
-        folder = root / self.root
-        with mapped_errors(self.store.url):
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = open(folder / "lock#0", "wb")  # noqa: SIM115, '#' and digits: no listing shows it
-        with lock as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Conflict(
-                    f"{self.store.url}: another process is packing this checkpoint; wait for it", reason="PACK_RUNNING"
-                ) from error
+        """On a local store, keep a second packer of the same source out. Raises Conflict (PACK_RUNNING)."""
+        with only_one(self.store, self.root, "packing this checkpoint", "PACK_RUNNING"):
             for path in (f"{self.root}/pack", f"{self.root}/records", self._mark):
                 self.store.sweep(path)
             yield
@@ -156,6 +139,27 @@ class Staging:
 
     def _record(self, file: str) -> str:
         return f"{self.root}/records/{file}.json"
+
+
+@contextmanager
+def only_one(store: Store, folder: str, doing: str, reason: str) -> Iterator[None]:
+    """On a local store, lock ``folder`` against a second process. Raises Conflict (``reason``).
+
+    Elsewhere two processes write the same bytes under the same names, which is harmless.
+    """
+    root = store.local_root
+    if root is None:
+        yield
+        return
+    with mapped_errors(store.url):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        lock = open(root / folder / "lock#0", "wb")  # noqa: SIM115, '#' and digits: no listing shows it
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Conflict(f"{store.url}: another process is {doing}; wait for it", reason=reason) from error
+        yield
 
 
 def is_complete(store: Store, model_id: str) -> Manifest | None:

@@ -25,6 +25,10 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "patterns": "Build, list, show, plot, choose and remove pattern sets.",
         "eval": "Measure accuracy and perplexity at several budgets.",
     },
+    "Exchange with other tools": {
+        "export": "Write a static checkpoint that has only a pattern's experts.",
+        "import-mask": "Store another tool's mask of experts as a pattern.",
+    },
     "Serve": {
         "up": "Start the whole mesh on this machine and serve the OpenAI API.",
         "keys": "Make, list and revoke the API keys that a gateway asks for.",
@@ -44,7 +48,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.list_commands(ctx):
             return None
-        command = importlib.import_module(f"premoe_local.commands.{cmd_name}").command
+        command = importlib.import_module(f"premoe_local.commands.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

@@ -85,7 +85,7 @@ class PatternService:
             raise NotFound(f"pattern set {searched} is not published; publish it first", reason="SET_NOT_PUBLISHED")
         await self._ensure_indexed(searched, pattern_set)
         wanted = _wanted(pattern_set)
-        neighbours = await self._index.query(searched, vector, wanted)
+        neighbours = await self._index.query(searched, vector, wanted) if wanted else ()
         if len(neighbours) < sum(wanted.values()):
             # The index lost points behind our back (a server restarted empty): the truth is still there.
             log.warning("index holds only part of set %s; publishing it again", searched)
@@ -205,11 +205,11 @@ def check_signature(signature: Iterable[float] | F32) -> F32:
 def _wanted(pattern_set: PatternSet) -> dict[str, int]:
     """How many neighbours of which pattern the decision needs."""
     most = pattern_set.document.neighbours
-    return {member.pattern_id: min(most, member.exemplars) for member in pattern_set.specialists}
+    return {member.pattern_id: min(most, member.exemplars) for member in pattern_set.recognisable}
 
 
 def _exemplars(pattern_set: PatternSet) -> int:
-    return sum(member.exemplars for member in pattern_set.specialists)
+    return sum(member.exemplars for member in pattern_set.recognisable)
 
 
 def _check_weights(set_id: str, pattern_set: PatternSet, weights_id: str) -> None:

@@ -6,10 +6,8 @@ from itertools import groupby
 from operator import itemgetter
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
 
+from premoe_local.byte_bar import Bar
 from premoe_local.console import human_bytes, json_option, print_json
 from premoe_local.default_group import DefaultGroup
 from premoe_runtime.packs.reader import open_pack
@@ -18,31 +16,6 @@ from premoe_runtime.packs.source import check_tokenizer, open_source
 from premoe_runtime.packs.verify import Verification, verify_pack
 from premoe_runtime.packs.writer import PackResult
 from premoe_runtime.storage import open_store
-
-
-class Bar:
-    """Bytes done, rate and time left on stderr; silent when stderr is no terminal."""
-
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description:<36}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        console = Console(stderr=True)
-        self.rich = RichProgress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self.rich.add_task("reading headers", total=None)
-
-    def total(self, num_bytes: int) -> None:
-        self.rich.update(self._task, total=num_bytes)
-
-    def stage(self, what: str) -> None:
-        self.rich.update(self._task, description=what)
-
-    def advance(self, num_bytes: int) -> None:
-        self.rich.advance(self._task, num_bytes)
 
 
 @click.group(cls=DefaultGroup, default="write", no_args_is_help=True)

@@ -1,0 +1,1 @@
+"""Masks that other tools made, read as patterns of ours."""
