@@ -16,8 +16,11 @@ PREDICTED_BLOCKS = "num_nextn_predict_layers"
 
 
 def with_counts(data: Mapping[str, object], *, experts: int, top_k: int) -> dict[str, object]:
-    """The config of a model with so many experts a layer, so many of them a token, and no predicted blocks."""
-    changed = dict(data)
+    """The config of a model with so many experts a layer, so many of them a token, and no predicted blocks.
+
+    What asks for code of the checkpoint (``auto_map``) goes: no pack holds that.
+    """
+    changed = {key: value for key, value in data.items() if key != "auto_map"}
     for keys, number in ((EXPERTS, experts), (TOP_K, top_k), ((PREDICTED_BLOCKS,), 0)):
         for key in keys:
             if key in changed:

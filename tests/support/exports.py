@@ -29,8 +29,11 @@ PROMPTS = torch.tensor([prompt(24, seed) for seed in range(3)])
 
 
 def packed(folder: Path, family: str = "qwen3_moe", **overrides: Any) -> PackReader:
-    checkpoint = tiny_checkpoint(folder / "checkpoint", family, **overrides)
-    return open_pack(write_pack(open_source(str(checkpoint)), open_store((folder / "store").as_uri())).url)
+    return pack_of(tiny_checkpoint(folder / "checkpoint", family, **overrides), folder / "store")
+
+
+def pack_of(checkpoint: Path, store: Path) -> PackReader:
+    return open_pack(write_pack(open_source(str(checkpoint)), open_store(store.as_uri())).url)
 
 
 def random_pattern(

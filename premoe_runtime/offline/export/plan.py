@@ -157,7 +157,7 @@ def _one_by_one(manifest: Manifest, model: MoeModel, cut: Cut, layer: int, path:
 def _fused(manifest: Manifest, model: MoeModel, cut: Cut, layer: int, path: str) -> FusedFile:
     experts, places = cut.experts(layer), {field.name: field for field in manifest.layout.fields}
     fields = sorted(
-        ((field, places[field.name]) for field in model.spec.fields),
+        ((field, places[field.name]) for field in model.fields),
         key=lambda pair: (-tensor_bytes(pair[1].dtype, (1,)), pair[1].offset),
     )
     return FusedFile(path, layer, experts, tuple(fields), tuple(_fused_tensors(model, layer, len(experts), fields)))
@@ -168,4 +168,4 @@ def _fused_tensors(
 ) -> Iterator[Stored]:
     for field, place in fields:
         shape = model.fused_shape(layer, field)[1:]
-        yield Stored(model.fused_on_disk[layer][field.fused], place.dtype, (experts, *shape))
+        yield Stored(model.fused_names(layer, field)[-1], place.dtype, (experts, *shape))

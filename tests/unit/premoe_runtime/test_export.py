@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from support.exports import PROMPTS, packed, random_pattern, restricted_logits, stock_model
+from support.exports import PROMPTS, pack_of, packed, random_pattern, restricted_logits, stock_model
 from support.family_rows import ROWS, Row
 from support.oracle import stock_logits
 from support.tiny import prune, tiny_checkpoint
@@ -20,11 +20,9 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Inva
 from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.offline.export.cut import Cut, Spread, Target, cut, kept_by, rescaling, usual_spread
 from premoe_runtime.offline.export.writer import export
-from premoe_runtime.packs.reader import PackReader, open_pack
-from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.reader import PackReader
 from premoe_runtime.packs.verify import verify_pack
-from premoe_runtime.packs.writer import write_pack
-from premoe_runtime.storage import LocalStore, open_store
+from premoe_runtime.storage import LocalStore
 
 BIT_EQUAL = {"gpt_oss", "granitemoe"}
 """Rows whose routers see nothing but the chosen logits; the others add up as many scores in another order."""
@@ -74,7 +72,7 @@ def test_a_cut_checkpoint_is_the_restricted_model(tmp_path: Path, name: str, row
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     whole = restricted_logits(source, manifest.exists, top_k)
     assert not torch.allclose(whole, expected, rtol=1e-2, atol=1e-2)
-    again = open_pack(write_pack(open_source(str(tmp_path / "cut")), open_store(str(tmp_path / "again"))).url)
+    again = pack_of(tmp_path / "cut", tmp_path / "again")
     assert not verify_pack(again).faults
     assert again.manifest().layer_experts == (8, 8)
     assert torch.equal(restricted_logits(again, again.manifest().exists, top_k), found)
@@ -91,12 +89,7 @@ def test_a_smaller_budget_lowers_the_top_k(tmp_path: Path, name: str) -> None:
     found = stock_logits(stock_model(tmp_path / "cut"), PROMPTS)
     expected = restricted_logits(source, chosen.kept, 2, semantics)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert (
-        open_pack(write_pack(open_source(str(tmp_path / "cut")), open_store(str(tmp_path / "again"))).url)
-        .manifest()
-        .top_k
-        == 2
-    )
+    assert pack_of(tmp_path / "cut", tmp_path / "again").manifest().top_k == 2
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if "plain" in name or row.family in ("olmoe",)])
@@ -128,7 +121,7 @@ def test_a_ragged_cut_is_for_packs_only(tmp_path: Path) -> None:
     chosen = cut_to(source, "4/8", spread="ragged", target="premoe", allocation="shared", seed=2)
     assert sorted(chosen.layer_experts) == [7, 9]
     export(source, chosen, str(tmp_path / "cut"))
-    again = open_pack(write_pack(open_source(str(tmp_path / "cut")), open_store(str(tmp_path / "again"))).url)
+    again = pack_of(tmp_path / "cut", tmp_path / "again")
     assert again.manifest().layer_experts == chosen.layer_experts
     found = restricted_logits(again, again.manifest().exists, 4)
     torch.testing.assert_close(found, restricted_logits(source, chosen.kept, 4), rtol=1e-5, atol=1e-5)
@@ -137,7 +130,7 @@ def test_a_ragged_cut_is_for_packs_only(tmp_path: Path) -> None:
 
 def test_an_uneven_pack_is_cut_to_what_every_layer_has(tmp_path: Path) -> None:
     checkpoint = prune(tiny_checkpoint(tmp_path, "mixtral"), (16, 10))
-    source = open_pack(write_pack(open_source(str(checkpoint)), open_store(str(tmp_path / "store"))).url)
+    source = pack_of(checkpoint, tmp_path / "store")
     with pytest.raises(InvalidInput, match="the layers would keep 12/10 experts"):
         cut_to(source, "4/12")
     chosen = cut_to(source, "4/10")
@@ -175,7 +168,7 @@ def test_predicted_blocks_are_said_to_be_gone(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path, "deepseek_v3")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
-    source = open_pack(write_pack(open_source(str(folder)), open_store(str(tmp_path / "store"))).url)
+    source = pack_of(folder, tmp_path / "store")
     export(source, cut_to(source, "4/8"), str(tmp_path / "cut"))
     assert json.loads((tmp_path / "cut/config.json").read_text())["num_nextn_predict_layers"] == 0
     assert "Multi-token prediction" in (tmp_path / "cut/README.md").read_text()
