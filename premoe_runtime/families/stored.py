@@ -101,12 +101,24 @@ def as_stored(model: MoeModel, names: Collection[str]) -> MoeModel:
 
 def every_stored(model: MoeModel) -> MoeModel:
     """The model with every weight of its skeleton in its number format that may be in it."""
-    return _stored(model, lambda numbers, name, known: True)
+    return _stored(model, _fits)
 
 
 def as_configured(model: MoeModel) -> MoeModel:
     """The model with those weights of its skeleton in its number format that its config means: all that it can say."""
-    return _stored(model, lambda numbers, name, known: known.linear and numbers.converts(name.removesuffix(".weight")))
+
+    def meant(numbers: NumberFormat, name: str, known: SkeletonTensor) -> bool:
+        return known.linear and numbers.converts(name.removesuffix(".weight")) and _fits(numbers, name, known)
+
+    return _stored(model, meant)
+
+
+def _fits(numbers: NumberFormat, name: str, known: SkeletonTensor) -> bool:
+    """Whether the format can have a weight of this shape; tools leave those alone that it cannot."""
+    try:
+        return bool(numbers.tensors(name, known.shape))
+    except InvalidInput:
+        return False
 
 
 def _stored(model: MoeModel, chosen: Callable[[NumberFormat, str, SkeletonTensor], bool]) -> MoeModel:

@@ -98,6 +98,16 @@ class NumberSpec(_Frozen):
     """``quant_method`` of config.json."""
     block: tuple[BlockSide, BlockSide]
     """Rows and columns of weights that share a scale; 0: all."""
+    bits: int = _later(0, ge=0, le=8)
+    """Of an integer; 0 for formats whose numbers have one width."""
+    packed: bool = _later(False)
+    """Whether compressed-tensors packs integers into words."""
+    symmetric: bool = _later(True)
+    """Whether compressed-tensors has no zero points."""
+    by_importance: bool = _later(False)
+    """Whether compressed-tensors says of every column which group it is in."""
+    zeros_less: int = _later(0, ge=0, le=1)
+    """What GPTQ stores zero points less by."""
 
 
 class BlobField(_Frozen):

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import torch
 
 PACKED, BYTES = "pack-quantized", ("int-quantized", "naive-quantized")
+_ACTIVATIONS = frozenset(
+    f"{what}_{kind}" for what in ("input", "output", "q", "k", "v") for kind in ("scale", "zero_point", "global_scale")
+)
 LINEAR = "Linear"
 """The target that means every linear layer."""
 MAX_REPEATS = 5
@@ -152,6 +155,12 @@ class CompressedIntegers(NumberFormat):
 
     def converts(self, module: str) -> bool:
         return any(_means(one, module) for one in self.targets) and not any(_means(one, module) for one in self.kept)
+
+    def needless(self, name: str) -> str:
+        last = name.rpartition(".")[2]
+        if last in _ACTIVATIONS:
+            return "of quantised activations or keys and values, which are not quantised here"
+        return "zero points of symmetric weights" if self.spec.symmetric and last == "weight_zero_point" else ""
 
     def fault(self, name: str, dtype: str, data: Data) -> str:
         if name.endswith("_g_idx"):

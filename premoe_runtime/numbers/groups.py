@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.numbers.scales import Data, scale_fault
+from premoe_runtime.numbers.scales import ZERO, Data, scale_fault
 
 ALL = 0
 """As a group's size: every column."""
@@ -27,19 +27,19 @@ def even_groups(weight: str, columns: int, size: int, title: str) -> int:
 
 
 def index_fault(data: Data, size: int) -> str:
-    """Why an i32 list of every column's group is none; empty when it is, or was never set."""
+    """What of an i32 list is no column's group; empty when all are, or none was ever set."""
     found = np.frombuffer(data, "<i4")
     if (found == -1).all() or not found.size:
         return ""
     groups = num_groups(found.size, size)
     wrong = found[(found < 0) | (found >= groups)]
-    return f"column group {wrong[0]}, outside of the {groups} groups there are" if wrong.size else ""
+    return f"group {wrong[0]} for a column, and there are {groups}" if wrong.size else ""
 
 
 def scales_fault(dtype: str, data: Data) -> str:
-    """Why floats are no scales of groups; empty when they are. Those of tiny weights may be zero, but not all."""
+    """What of these floats is no scale of a group; empty when all are. Some may be zero, where weights are tiny."""
     fault = scale_fault(dtype, data)
-    return "" if fault == "zero" and np.frombuffer(data, np.uint8).any() else fault
+    return "" if fault == ZERO and np.frombuffer(data, np.uint8).any() else fault
 
 
 def divided(weight: str, what: str, size: int, by: int, title: str) -> int:

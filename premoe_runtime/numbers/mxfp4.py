@@ -69,4 +69,8 @@ class Mxfp4(NumberFormat):
         return made.to(torch.bfloat16).flatten(-2).to(dtype)
 
     def fault(self, name: str, dtype: str, data: Data) -> str:
-        return "NaN (255)" if name.endswith("_scales") and (np.frombuffer(data, np.uint8) == _NAN).any() else ""
+        return (
+            "a scale that is NaN (255)"
+            if name.endswith("_scales") and (np.frombuffer(data, np.uint8) == _NAN).any()
+            else ""
+        )

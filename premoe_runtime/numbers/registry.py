@@ -6,24 +6,24 @@ from collections.abc import Mapping
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import NumberSpec
+from premoe_runtime.numbers.awq import Awq
+from premoe_runtime.numbers.compressed import CompressedIntegers
 from premoe_runtime.numbers.fp8 import Fp8
+from premoe_runtime.numbers.gptq import Gptq
 from premoe_runtime.numbers.mxfp4 import Mxfp4
 from premoe_runtime.numbers.spec import NumberFormat
 
-FORMATS: Mapping[str, type[NumberFormat]] = {one.method: one for one in (Fp8, Mxfp4)}
+FORMATS: Mapping[str, type[NumberFormat]] = {one.method: one for one in (Awq, CompressedIntegers, Fp8, Gptq, Mxfp4)}
 _CODEBOOK = "its weights are codes of a learnt codebook, for which there is no arithmetic here"
 _LIBRARY = "its tensors have the layout of one library's kernels, and no published form outside of them"
 REFUSED: Mapping[str, str] = {
     "aqlm": _CODEBOOK,
     "auto-round": "it packs in the layouts of others; export the model as AWQ or GPTQ",
-    "awq": "not yet",
     "bitnet": "its layers compute with ternary weights and rounded activations, not with dequantised weights",
     "bitsandbytes": _LIBRARY,
-    "compressed-tensors": "not yet",
     "eetq": _LIBRARY,
     "fbgemm_fp8": "it bounds activations by input_scale_ub, so that dequantised weights give other answers",
     "fp_quant": "it rotates activations before every layer, so that dequantised weights give other answers",
-    "gptq": "not yet",
     "higgs": _CODEBOOK,
     "hqq": _LIBRARY,
     "modelopt": "its scales are nested in two levels, which no file here reads",

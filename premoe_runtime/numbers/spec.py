@@ -75,7 +75,11 @@ class NumberFormat(ABC):
         """dtype[rows, columns] of the tensors ``names`` lists: bit for bit what transformers makes of them."""
 
     def fault(self, name: str, dtype: str, data: Data) -> str:
-        """Why a stored tensor of this name cannot hold these values; empty when it can."""
+        """What a stored tensor of this name cannot hold, and these values do; empty when there is no such."""
+        return ""
+
+    def needless(self, name: str) -> str:
+        """Why no weight needs a tensor of this name; empty when there is no such reason."""
         return ""
 
     def converts(self, module: str) -> bool:

@@ -130,6 +130,8 @@ def _needless(name: str, model: MoeModel, predicted_blocks: int) -> str:
     block = re.fullmatch(re.escape(model.spec.layers) + r"\.(\d+)\..*", name)
     if _MTP.fullmatch(name) or (block and model.num_blocks <= int(block[1]) < model.num_blocks + predicted_blocks):
         return "multi-token prediction"
+    if model.numbers is not None and (why := model.numbers.needless(name)):
+        return why
     module = name.rpartition(".")[0].rpartition(".")[2]
     return "computed anew from the config" if module in model.recomputed else ""
 
@@ -161,7 +163,7 @@ def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> No
             )
         raise InvalidInput(
             f"{where}: unexpected tensor {name} for a {model.family} with {slots_text(model.layer_experts)} experts a "
-            f"layer (variants of the family are not supported)",
+            f"layer ({_variant(name, model)})",
             reason="UNEXPECTED_TENSOR",
         )
     tied = {name for name, one in model.skeleton.items() if one.optional}
@@ -178,6 +180,17 @@ def _hint(tensor: TensorInfo, model: MoeModel, own: tuple[str, ...]) -> str:
         return f" (config.json says {model.numbers.title})"
     first, *others = model.numbers.names(tensor.name)
     return f" ({' and '.join(others)} is missing)" if first == tensor.name else ""
+
+
+def _variant(name: str, model: MoeModel) -> str:
+    """Why a checkpoint may have a tensor that its model has not."""
+    numbers = model.numbers
+    if numbers is not None and any(name in numbers.names(router) for router in model.routers):
+        return "routers must not be quantised; quantise the model without them"
+    fused = {f"{prefix}.{field.fused}" for prefix in model.experts_memory for field in model.spec.fields}
+    if numbers is not None and name in fused:
+        return f"config.json says {numbers.title}, whose experts are stored one by one"
+    return "variants of the family are not supported"
 
 
 class _StoredExperts(NamedTuple):

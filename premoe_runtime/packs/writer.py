@@ -261,7 +261,7 @@ class Packer:
         numbers = self.checkpoint.model.numbers
         if numbers is not None and (fault := numbers.fault(tensor.name, tensor.dtype, data)):
             raise CorruptData(
-                f"{self.checkpoint.store.url}: tensor {tensor.name} holds a scale that is {fault}; "
+                f"{self.checkpoint.store.url}: tensor {tensor.name} holds {fault}; "
                 "download or quantise the model again",
                 reason="SCALES_INVALID",
             )

@@ -6,7 +6,6 @@ are written here from the formats' definitions, and their plain weights come fro
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -19,12 +18,12 @@ import torch
 from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.quantization import QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams
-from safetensors.torch import load_file, save_file
 
-from premoe_runtime.packs.checkpoint import INDEX_FILE, SINGLE_FILE
+from support.quantised import Tensors, read, write
 from support.tiny import tiny_checkpoint
 
-Tensors = dict[str, torch.Tensor]
+LINEAR = r".*(_proj|\.w[123])"
+"""Names of the linear layers of blocks, routers aside."""
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Column of every nibble of a word, lowest bits first."""
 
@@ -174,11 +173,11 @@ class Quantised(NamedTuple):
     plain: Path
 
 
-Write = Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]
+Compress = Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]
 """Of a module's name and its weight: what is stored for it, and the weight that this stands for."""
 
 
-def write_of(config: Mapping[str, Any]) -> Write:
+def compress_of(config: Mapping[str, Any]) -> Compress:
     """The writer of a ``quantization_config``."""
     method = config["quant_method"]
     if method == "compressed-tensors":
@@ -189,7 +188,7 @@ def write_of(config: Mapping[str, Any]) -> Write:
     else:
         bits, size, symmetric = config["bits"], config["group_size"], config.get("sym", False)
 
-    def write(module: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    def compress(module: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         random = np.random.default_rng(len(module))
         order = random.permutation(weight.shape[1]) if config.get("desc_act", method != "awq") else None
         made = rounded(weight, bits=bits, group_size=size, symmetric=symmetric, dtype=weight.dtype, order=order)
@@ -199,7 +198,7 @@ def write_of(config: Mapping[str, Any]) -> Write:
             stored = awq(module, made) if method == "awq" else compressed_by_importance(module, made, bits=bits)
         return stored, made.plain()
 
-    return write
+    return compress
 
 
 def quantised(
@@ -207,29 +206,16 @@ def quantised(
     config: Mapping[str, Any],
     family: str = "qwen3_moe",
     dtype: torch.dtype = torch.bfloat16,
-    only: str = r".*(_proj|\.w[123])",
+    only: str = LINEAR,
     **overrides: Any,
 ) -> Quantised:
-    """A tiny random checkpoint whose modules named ``only`` are quantised as ``config`` says, in two shards."""
-    made = Quantised(folder / "stored", folder / "plain")
-    checkpoint = tiny_checkpoint(folder / "whole", family, dtype, **overrides)
-    for target in made:
-        shutil.copytree(checkpoint, target, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
-    whole: Tensors = {}
-    for shard in checkpoint.glob("*.safetensors"):
-        whole |= load_file(shard)
-    stored, plain, write = dict(whole), dict(whole), write_of(config)
-    for name in whole:
+    """A tiny random checkpoint whose modules named ``only`` are quantised as ``config`` says."""
+    plain = tiny_checkpoint(folder / "plain", family, dtype, **overrides)
+    whole = read(plain)
+    kept, stored, compress = dict(whole), dict(whole), compress_of(config)
+    for name, weight in whole.items():
         module = name.removesuffix(".weight")
-        if re.fullmatch(only, module) and whole[name].ndim == 2:
-            parts, plain[name] = write(module, stored.pop(name))
+        if re.fullmatch(only, module) and weight.ndim == 2:
+            parts, kept[name] = compress(module, stored.pop(name))
             stored |= parts
-    save_file(plain, made.plain / SINGLE_FILE, metadata={"format": "pt"})
-    halves = [dict(sorted(stored.items())[half::2]) for half in (0, 1)]
-    index = {name: f"model-{half}.safetensors" for half, part in enumerate(halves) for name in part}
-    for half, part in enumerate(halves):
-        save_file(part, made.stored / f"model-{half}.safetensors", metadata={"format": "pt"})
-    (made.stored / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    described = json.loads((made.stored / "config.json").read_text())
-    (made.stored / "config.json").write_text(json.dumps({**described, "quantization_config": config}))
-    return made
+    return Quantised(write(shutil.copytree(plain, folder / "stored"), stored, config), write(plain, kept, None))

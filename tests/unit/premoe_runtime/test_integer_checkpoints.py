@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from support.engines import EXPERTS, LAYERS, prompt
-from support.integers import Quantised, compressed_config, quantised
+from support.integers import LINEAR, Quantised, compressed_config, quantised
 from support.oracle import experts_of, masked_routers, random_kept, stock_logits
 from support.profiles import write_examples
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -36,7 +36,7 @@ class Case(NamedTuple):
     config: Mapping[str, Any]
     dtype: torch.dtype = torch.bfloat16
     family: str = "qwen3_moe"
-    only: str = r".*(_proj|\.w[123])"
+    only: str = LINEAR
 
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False, "lm_head": False}
