@@ -25,6 +25,7 @@ from premoe_runtime.packs.contents import WEIGHT_DTYPES
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 SUITE = "tests/unit/premoe_runtime/test_every_family.py"
 NUMBERS_SUITE = "tests/unit/premoe_runtime/test_number_formats.py"
+INTEGERS_SUITE = "tests/unit/premoe_runtime/test_integer_checkpoints.py"
 PACKAGE = "premoe_runtime.families"
 HEAD = f"""# Model families
 
@@ -38,7 +39,13 @@ greedy answers equal `generate` in float32.
 
 Formats of weights: {", ".join(WEIGHT_DTYPES)}, and what a row names: packs keep those tensors as they are, and the
 engine computes with what it dequantises of them on arrival, bit for bit what transformers makes of them
-([test_number_formats.py](../{NUMBERS_SUITE})). Engine: `hf`.
+([test_number_formats.py](../{NUMBERS_SUITE})), or what compressed-tensors does and the definitions of AWQ and GPTQ say
+([test_integer_checkpoints.py](../{INTEGERS_SUITE})). Engine: `hf`.
+
+Of `compressed-tensors`: `pack-quantized` and `int-quantized`, 4 and 8 bits, by group or channel, with or without zero
+points, also where columns were grouped by importance. Of `gptq`: 4 and 8 bits, both versions of zero points, also by
+importance. Of `awq`: `gemm`. Only weights are dequantised: activations and the cache of keys and values stay in the
+model's dtype, so a W8A8 checkpoint is computed a little more exactly than by kernels that round activations.
 """
 
 

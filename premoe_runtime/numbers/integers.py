@@ -22,7 +22,8 @@ def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
 
 def unpacked_awq(words: torch.Tensor, count: int) -> torch.Tensor:
     """uint8[n, count] of i32[n, count / 8] in AWQ's order."""
-    return unpacked(words, 4, count).unflatten(-1, (-1, 8))[..., AWQ_ORDER].flatten(-2)
+    eights = unpacked(words, 4, count).reshape(len(words), -1, len(AWQ_ORDER))
+    return eights[..., AWQ_ORDER].flatten(-2)
 
 
 def weights(
@@ -38,7 +39,7 @@ def weights(
         found = values.to(scales.dtype)
         found -= zeros[:, index] if isinstance(zeros, torch.Tensor) else zeros
         return found.mul_(scales[:, index])
-    runs = values.to(scales.dtype).unflatten(-1, (scales.shape[1], -1))
+    runs = values.to(scales.dtype).reshape(*scales.shape, -1)
     runs -= zeros[..., None] if isinstance(zeros, torch.Tensor) else zeros
     return runs.mul_(scales[..., None]).flatten(-2)
 

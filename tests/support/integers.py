@@ -148,7 +148,7 @@ def compressed(module: str, weight: torch.Tensor, group: Mapping[str, Any]) -> t
     """What compressed-tensors stores for a linear weight, and what the library makes of it again."""
     scheme = QuantizationScheme.model_validate(group)
     assert scheme.weights is not None
-    by_group = weight.unflatten(-1, (-1, scheme.weights.group_size or weight.shape[1]))
+    by_group = weight.reshape(len(weight), -1, scheme.weights.group_size or weight.shape[1])
     scale, zero = calculate_qparams(by_group.amin(-1), by_group.amax(-1), scheme.weights)
     compressor = BaseCompressor.get_value_from_registry(group["format"])
     stored = compressor.compress({"weight": weight, "weight_scale": scale, "weight_zero_point": zero}, scheme)

@@ -7,18 +7,21 @@ bit. For what transformers can dequantise itself, its model is that one too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from support.engines import EXPERTS, LAYERS, prompt
+from support.engines import EXPERTS, LAYERS, Collector, Started, prompt
 from support.integers import LINEAR, Quantised, compressed_config, quantised
 from support.oracle import experts_of, masked_routers, random_kept, stock_logits
 from support.profiles import write_examples
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, PreTrainedModel
 
+from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import load_slot_model
+from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.offline.calibration import read_calibration
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
@@ -26,7 +29,11 @@ from premoe_runtime.packs.reader import PackReader, open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.verify import verify_pack
 from premoe_runtime.packs.writer import write_pack
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.plan import STAGING_BYTES
 from premoe_runtime.residency.swap import bring
+from premoe_runtime.serving.front import Front
+from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_runtime.storage import open_store
 
 
@@ -130,3 +137,26 @@ def test_it_is_profiled_and_served(tmp_path: Path, case: Case) -> None:
     examples = read_calibration(write_examples(tmp_path / "calibration.jsonl", "capitals", 4))
     profile = measure_profile(load_full_model(source), examples, task="capitals", max_tokens=64)
     assert profile.state.chosen.sum(-1).sum(-1).tolist() == [profile.tokens * source.manifest().top_k] * LAYERS
+    slots, kept, asked = load_slot_model(source, slots=8), kept_of(3), prompt(20)
+    arena = HostArena(slots.store.shape.blob_bytes, STAGING_BYTES)
+    front = Front(HfEngine(slots, arena), slots.store.shape, arena, source, retry_seconds=())
+    with closing(front):
+        answer = Collector()
+        pattern = KeptPattern("specialist", kept.numpy())
+        request = Request("one", pattern, source.manifest().top_k, tuple(asked), SamplingParams(max_tokens=8))
+        front.generate(request, Started(answer), answer)
+        tokens = answer.wait().tokens
+    oracle, given = stock_model(checkpoint.plain, dtype=case.dtype), torch.tensor([asked])
+    with masked_routers(oracle, FAMILIES[case.family], kept):
+        whole = oracle.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=8, do_sample=False)
+    assert tokens == whole[0, len(asked) :].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.parametrize("case", ["compressed int4", "compressed int4, deepseek like kimi"])
+def test_transformers_dequantises_it_to_the_same_weights(tmp_path: Path, case: str) -> None:
+    checkpoint = written(tmp_path, CASES[case])
+    theirs = stock_model(checkpoint.stored, quantization_config=CompressedTensorsConfig(dequantize=True))
+    ours = dict(stock_model(checkpoint.plain).named_parameters())
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs.get_parameter(name)), name
