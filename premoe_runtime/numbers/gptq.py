@@ -9,7 +9,7 @@ from premoe_runtime.formats.manifest import NumberSpec
 from premoe_runtime.numbers.groups import SCALES, divided, groups_text, index_fault, num_groups, scales_fault
 from premoe_runtime.numbers.scales import Data
 from premoe_runtime.numbers.settings import GroupSize, Settings, parse_settings
-from premoe_runtime.numbers.spec import NumberFormat, StoredTensor, unsupported
+from premoe_runtime.numbers.spec import ZEROS, NumberFormat, StoredTensor, unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,9 @@ class Gptq(NumberFormat):
         values = unpacked(words.T, self.spec.bits, len(index))
         points = (unpacked(zeros, self.spec.bits, scales.shape[1]) + self.spec.zeros_less) & (2**self.spec.bits - 1)
         return weights(values, scales.T, points.T, index).to(dtype)
+
+    def needless(self, name: str) -> str:
+        return ZEROS if name.endswith(".bias") else ""
 
     def fault(self, name: str, dtype: str, data: Data) -> str:
         if name.endswith(".g_idx"):

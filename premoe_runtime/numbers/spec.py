@@ -19,6 +19,8 @@ from premoe_runtime.numbers.scales import Data
 if TYPE_CHECKING:
     import torch
 
+ZEROS = "a bias of zeros, which some tools give every layer"
+"""Why no weight needs a tensor that must be zero to be left out."""
 UNNAMED = ("lm_head",)
 """What formats leave alone when a config does not say what they left alone."""
 
@@ -79,7 +81,7 @@ class NumberFormat(ABC):
         return ""
 
     def needless(self, name: str) -> str:
-        """Why no weight needs a tensor of this name; empty when there is no such reason."""
+        """Why no weight needs a tensor of this name that the model has not; empty when there is no such reason."""
         return ""
 
     def converts(self, module: str) -> bool:

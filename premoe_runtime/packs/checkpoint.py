@@ -14,6 +14,7 @@ from premoe_runtime.families.spec import ExpertField, MoeModel
 from premoe_runtime.families.stored import as_stored
 from premoe_runtime.formats import safetensors
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
+from premoe_runtime.numbers.spec import ZEROS
 from premoe_runtime.packs.consistency import unlikely_dtype
 from premoe_runtime.packs.contents import (
     LeftOut,
@@ -25,11 +26,14 @@ from premoe_runtime.packs.contents import (
     with_experts_found,
 )
 from premoe_runtime.packs.impostors import START_BYTES, refuse_impostor, refuse_non_weights
+from premoe_runtime.packs.ranges import read_ahead
 from premoe_runtime.packs.source import is_skeleton_file
 from premoe_runtime.storage import ObjectInfo, Store
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+ZEROS_AHEAD = 8
+"""Small reads at a time, which cost a store's answer each."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -123,12 +127,24 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
                 check_generation(found, store.at(path))
     model, tensors, stale = _read_tensors(store, sizes, model)
     kept, needless = match(tensors, model, _predicted_blocks(config, store.at("config.json")), store.url)
+    _check_zeros(store, [tensors[name] for name, why in needless if why == ZEROS])
     left_out = (*side, *(LeftOut(name, "stale entry of the index") for name in stale), *needless)
     dtypes = experts_dtypes(kept, model, store.url)
     checkpoint = Checkpoint(store, config, model, computed_dtype(dtypes, model), dtypes, kept, left_out)
     if unlikely := unlikely_dtype(checkpoint.dtype, model, checkpoint.skeleton()):
         raise InvalidInput(f"{store.url}: {unlikely}; make them agree", reason="DTYPE_UNSUPPORTED")
     return checkpoint
+
+
+def _check_zeros(store: Store, tensors: Sequence[TensorInfo]) -> None:
+    """Raise InvalidInput (UNEXPECTED_TENSOR) for one with a byte that is not zero. Reads all of them."""
+    contents = read_ahead(tensors, lambda one: store.get_range(one.file, one.offset, one.num_bytes), ZEROS_AHEAD)
+    for tensor, data in zip(tensors, contents, strict=True):
+        if any(data):
+            raise InvalidInput(
+                f"{store.url}: unexpected tensor {tensor.name}, which is not zero (its layer has no bias)",
+                reason="UNEXPECTED_TENSOR",
+            )
 
 
 def is_side_file(path: str) -> bool:

@@ -49,8 +49,17 @@ class Case(NamedTuple):
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False, "lm_head": False}
 CASES: Mapping[str, Case] = {
     "gptq 4": Case({**GPTQ, "checkpoint_format": "gptq"}, torch.float16),
-    "gptq 8, by importance, asymmetric": Case(
-        {**GPTQ, "bits": 8, "sym": False, "desc_act": True, "checkpoint_format": "gptq", "group_size": -1}
+    "gptq 8, by importance, asymmetric, with its head": Case(
+        {
+            **GPTQ,
+            "bits": 8,
+            "sym": False,
+            "desc_act": True,
+            "checkpoint_format": "gptq",
+            "group_size": -1,
+            "lm_head": True,
+        },
+        only=rf"{LINEAR}|lm_head",
     ),
     "gptq 4, second version, by importance, asymmetric": Case(
         {**GPTQ, "sym": False, "desc_act": True, "checkpoint_format": "gptq_v2"}, torch.float16
@@ -73,7 +82,11 @@ CASES: Mapping[str, Case] = {
     "compressed int4, by importance": Case(
         compressed_config("pack-quantized", bits=4, group_size=32, actorder="group")
     ),
-    "compressed int8, packed": Case(compressed_config("pack-quantized", bits=8, group_size=None)),
+    "compressed int8, deepseek with its shared experts": Case(
+        compressed_config("pack-quantized", bits=8, group_size=None),
+        family="deepseek_v3",
+        only=rf"{LINEAR}|.*kv_a_proj_with_mqa",
+    ),
     "compressed int8, mixtral": Case(
         compressed_config("int-quantized", bits=8, group_size=None, ignore=("re:.*block_sparse_moe.gate",)),
         family="mixtral",
@@ -153,7 +166,14 @@ def test_it_is_profiled_and_served(tmp_path: Path, case: Case) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
-@pytest.mark.parametrize("case", ["compressed int4", "compressed int4, deepseek like kimi"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "compressed int4",
+        "compressed int8, deepseek with its shared experts",
+        "compressed int4, deepseek like kimi",
+    ],
+)
 def test_transformers_dequantises_it_to_the_same_weights(tmp_path: Path, case: str) -> None:
     checkpoint = written(tmp_path, CASES[case])
     theirs = stock_model(checkpoint.stored, quantization_config=CompressedTensorsConfig(dequantize=True))

@@ -150,6 +150,17 @@ def test_what_is_of_activations_and_caches_is_left_out(tmp_path: Path) -> None:
     assert {name for name, _ in result.dropped} == extra
 
 
+def test_biases_that_old_tools_give_every_layer_are_left_out_where_they_are_zero(tmp_path: Path) -> None:
+    checkpoint = quantised(tmp_path, GPTQ).stored
+    tensors = read(checkpoint)
+    extra = {f"{module}.bias": torch.zeros(32, dtype=torch.bfloat16) for module in (GATE, QUERY)}
+    result = pack(tmp_path, write(checkpoint, tensors | extra, GPTQ))
+    assert {name for name, _ in result.dropped} == extra.keys()
+    extra[f"{GATE}.bias"][5] = 1e-3
+    with pytest.raises(InvalidInput, match=f"unexpected tensor {GATE}.bias, which is not zero"):
+        pack(tmp_path, write(checkpoint, tensors | extra, GPTQ))
+
+
 @pytest.mark.parametrize("family", ["granitemoe", "gpt_oss"])
 def test_families_whose_experts_are_fused_have_no_integers(tmp_path: Path, family: str) -> None:
     checkpoint = quantised(tmp_path, PACKED, family, only="nothing").stored
