@@ -12,9 +12,10 @@ from unittest import mock
 import pytest
 import torch
 from support.exports import PROMPTS, pack_of, random_pattern, restricted_logits
+from support.integers import compressed_config, quantised
 from support.oracle import stock_logits
 from support.quantised import fp8_checkpoint, mxfp4_checkpoint, read
-from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config
+from transformers import AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config, Mxfp4Config
 
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.offline.export.cut import cut, kept_by, usual_spread
@@ -31,6 +32,10 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Path], Any]] = {
         lambda folder: mxfp4_checkpoint(folder, hidden_size=64, intermediate_size=96),
         Mxfp4Config(dequantize=True),
     ),
+    "compressed-tensors int4": (
+        lambda folder: quantised(folder, compressed_config("pack-quantized", bits=4, group_size=32)).stored,
+        CompressedTensorsConfig(dequantize=True),
+    ),
 }
 
 
@@ -41,6 +46,7 @@ def _unasked() -> Iterator[None]:
         yield
 
 
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 @pytest.mark.parametrize("numbers", CHECKPOINTS)
 def test_a_quantised_checkpoint_is_cut_without_touching_its_numbers(tmp_path: Path, numbers: str) -> None:
     make, dequantise = CHECKPOINTS[numbers]

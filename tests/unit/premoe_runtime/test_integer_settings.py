@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from support.integers import compressed_config
 
+from premoe_runtime.families.registry import read_model
+from premoe_runtime.families.stored import as_configured, skeleton_bytes
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.numbers.registry import numbers_of, read_numbers
 from premoe_runtime.numbers.spec import NumberFormat
+from premoe_runtime.packs.layout import blob_layout
 
 GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True, "version": "gemm"}
@@ -125,3 +129,51 @@ def test_patterns_say_what_is_left_alone() -> None:
 def test_shapes_that_make_no_words_or_groups_are_refused(config: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="which do not make words or groups of"):
         numbers(config).tensors("x.weight", (20, 100))
+
+
+QWEN3_30B = {
+    "model_type": "qwen3_moe",
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "vocab_size": 151_936,
+    "tie_word_embeddings": False,
+}
+KIMI_K2 = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 64,
+    "n_routed_experts": 384,
+    "num_experts_per_tok": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "moe_intermediate_size": 2048,
+    "intermediate_size": 18_432,
+    "first_k_dense_replace": 1,
+    "vocab_size": 163_840,
+    "tie_word_embeddings": False,
+}
+KIMI = compressed_config(
+    "pack-quantized",
+    bits=4,
+    group_size=32,
+    ignore=("re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"),
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "quantised", "gigabytes"), [(QWEN3_30B, GPTQ, 16.9), (KIMI_K2, KIMI, 594.0)], ids=["Qwen3", "Kimi-K2"]
+)
+def test_configs_alone_say_how_large_shipped_checkpoints_are(
+    config: dict[str, Any], quantised: dict[str, Any], gigabytes: float
+) -> None:
+    model = read_model(json.dumps({**config, "quantization_config": quantised}).encode())
+    experts = sum(model.layer_experts) * blob_layout(model, "BF16").blob_bytes
+    assert (experts + skeleton_bytes(as_configured(model), "BF16")) / 1e9 == pytest.approx(gigabytes, rel=0.005)
