@@ -69,8 +69,7 @@ class Awq(NumberFormat):
         from premoe_runtime.numbers.integers import unpacked_awq, weights
 
         words, zeros, scales = stored
-        rows = scales.shape[1]
-        return weights(unpacked_awq(words, rows).T.contiguous(), scales.T, unpacked_awq(zeros, rows).T).to(dtype)
+        return weights(unpacked_awq(words), scales.T, unpacked_awq(zeros)).to(dtype)
 
     def fault(self, name: str, dtype: str, data: Data) -> str:
         return scales_fault(dtype, data) if name.endswith(".scales") else ""

@@ -16,14 +16,20 @@ def unpacked(words: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     """uint8[n, count] of i32[n, w], lowest bits first; ``bits`` is 4 or 8, so that no value crosses a byte."""
     octets = words.contiguous().view(torch.uint8)
     if bits == 4:
-        octets = torch.stack((octets & 15, octets >> 4), dim=-1).flatten(-2)
+        pairs = octets.new_empty((*octets.shape, 2))  # filled in place: half the time of stacking
+        pairs[..., 0] = octets & 15
+        pairs[..., 1] = octets >> 4
+        octets = pairs.flatten(-2)
     return octets[:, :count]
 
 
-def unpacked_awq(words: torch.Tensor, count: int) -> torch.Tensor:
-    """uint8[n, count] of i32[n, count / 8] in AWQ's order."""
-    eights = unpacked(words, 4, count).reshape(len(words), -1, len(AWQ_ORDER))
-    return eights[..., AWQ_ORDER].flatten(-2)
+def unpacked_awq(words: torch.Tensor) -> torch.Tensor:
+    """uint8[8 w, n] of i32[n, w] in AWQ's order: turned, so that columns become rows."""
+    turned = words.T.contiguous()
+    eights = torch.empty((len(turned), len(AWQ_ORDER), len(words)), dtype=torch.uint8, device=words.device)
+    for column, place in enumerate(AWQ_ORDER):
+        eights[:, column] = (turned >> 4 * place) & 15
+    return eights.flatten(0, 1)
 
 
 def weights(
