@@ -41,7 +41,7 @@ def weights(
     """
     zeros = zeros.to(scales.dtype) if isinstance(zeros, torch.Tensor) else zeros
     if groups is not None and not _are_runs(groups, scales.shape[1]):
-        index = groups.long()
+        index = groups.long().clamp(0, scales.shape[1] - 1)  # packing refuses others; a forged pack must not end us
         found = values.to(scales.dtype)
         found -= zeros[:, index] if isinstance(zeros, torch.Tensor) else zeros
         return found.mul_(scales[:, index])

@@ -12,6 +12,8 @@ from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 WEIGHT_DTYPES = ("BF16", "F16", "F32")
+_QUANTISED = ("qweight", "qzeros", "g_idx", "scales", "_packed", "_scale", "_scale_inv", "_zero_point")
+"""How names of tensors end that only number formats have."""
 _MTP = re.compile(r"(model\.)?mtp\b.*")
 
 
@@ -190,6 +192,10 @@ def _variant(name: str, model: MoeModel) -> str:
     fused = {f"{prefix}.{field.fused}" for prefix in model.experts_memory for field in model.spec.fields}
     if numbers is not None and name in fused:
         return f"config.json says {numbers.title}, whose experts are stored one by one"
+    if numbers is not None and name.startswith(model.experts_prefix) and name.endswith(".weight"):
+        return f"config.json says {numbers.title}, so every weight of a routed expert must be stored so"
+    if numbers is None and name.endswith(_QUANTISED):
+        return "config.json has no quantization_config"
     return "variants of the family are not supported"
 
 

@@ -75,6 +75,13 @@ def cut(name: str, columns: int) -> Callable[[Tensors], object]:
             "mlp.experts.gate_up_proj .*GPTQ .* experts are stored one by one",
             "UNEXPECTED_TENSOR",
         ),
+        (
+            AWQ,
+            lambda tensors: tensors.update({f"{GATE}.weight": torch.zeros(32, 64)}) or tensors.pop(f"{GATE}.qweight"),
+            InvalidInput,
+            f"{GATE}.weight .*AWQ .* so every weight of a routed expert must be stored so",
+            "UNEXPECTED_TENSOR",
+        ),
         (AWQ, drop(f"{GATE}.qzeros"), CorruptData, rf"{GATE}.qzeros is missing \(.* AWQ", "TENSOR_MISSING"),
         (PACKED, drop(f"{GATE}.weight_scale"), CorruptData, "weight_scale is missing", "TENSOR_MISSING"),
         (PACKED, drop(f"{QUERY}.weight_shape"), CorruptData, "q_proj.weight_shape is missing", "TENSOR_MISSING"),
@@ -139,6 +146,14 @@ def test_groups_and_widths_other_than_the_config_says(
     with pytest.raises(CorruptData, match=message) as error:
         pack(tmp_path, checkpoint)
     assert error.value.reason == "TENSOR_SHAPE"
+
+
+@pytest.mark.parametrize("config", [GPTQ, AWQ, PACKED])
+def test_a_config_that_says_nothing_of_integers(tmp_path: Path, config: Mapping[str, Any]) -> None:
+    checkpoint = quantised(tmp_path, config).stored
+    configure(checkpoint, quantization_config=None)
+    with pytest.raises(InvalidInput, match=r"unexpected tensor .* \(config.json has no quantization_config\)"):
+        pack(tmp_path, checkpoint)
 
 
 def test_what_is_of_activations_and_caches_is_left_out(tmp_path: Path) -> None:

@@ -54,6 +54,26 @@ def test_gptq(layout: str, bits: int, group_size: int, symmetric: bool, ordered:
     assert 0 < (made.float() - weight()).abs().max() < (0.5 if bits == 4 else 0.05)
 
 
+def test_values_are_rounded_to_the_dtype_of_their_scales_first() -> None:
+    found = numbers(quant_method="gptq", bits=4, group_size=16)
+    integers = rounded(weight(), bits=4, group_size=16, symmetric=False, dtype=torch.float16)
+    stored = gptq("x", integers, bits=4, second=False)
+    assert torch.equal(dequantised(found, stored, torch.bfloat16), integers.plain().bfloat16())
+
+
+@pytest.mark.parametrize("group", [4, -7, 2**31 - 1])
+def test_a_forged_group_harms_nothing_but_its_column(group: int) -> None:
+    found = numbers(quant_method="gptq", bits=4, group_size=16)
+    integers = rounded(weight(), bits=4, group_size=16, symmetric=True, dtype=torch.float32, order=order())
+    stored = gptq("x", integers, bits=4, second=False)
+    forged = stored["x.g_idx"].clone()
+    forged[5] = group
+    made = dequantised(found, {**stored, "x.g_idx": forged}, torch.float32)
+    columns = torch.arange(64) != 5
+    assert torch.equal(made[:, columns], integers.plain()[:, columns])
+    assert made.isfinite().all()
+
+
 @each_dtype
 @pytest.mark.parametrize("group_size", [16, 64, -1])
 def test_awq(group_size: int, dtype: torch.dtype) -> None:
