@@ -46,6 +46,9 @@ Of `compressed-tensors`: `pack-quantized` and `int-quantized`, 4 and 8 bits, by 
 points, also where columns were grouped by importance. Of `gptq`: 4 and 8 bits, both versions of zero points, also by
 importance. Of `awq`: `gemm`. Only weights are dequantised: activations and the cache of keys and values stay in the
 model's dtype, so a W8A8 checkpoint is computed a little more exactly than by kernels that round activations.
+
+Code of a checkpoint is never run. A tokenizer that is code, as Kimi-K2's, is refused; make a `tokenizer.json` of its
+vocabulary (of tiktoken's: transformers' `TikTokenConverter`) and put it beside, without `auto_map`.
 """
 
 
@@ -86,7 +89,9 @@ def page() -> str:
     for name, spec in sorted(FAMILIES.items()):
         models, _, _ = (import_module(f"{PACKAGE}.{name}").__doc__ or "").partition(":")
         router = arithmetic(spec.router(CONFIG_MAPPING[name]()))
-        rows.append(f"| `{name}` | {models} | {router} | {stored(spec)} | {numbers(spec)} |")
+        known = f"{router} | {stored(spec)} | {numbers(spec) or 'none'} |"
+        rows.append(f"| `{name}` | {models} | {known}")
+        rows += [f"| `{alias}` | read as `{name}`, without its code | {known}" for alias in spec.aliases]
     other = ["## Number formats that are refused", "", "| `quant_method` | why |", "|---|---|"]
     other += [f"| `{name}` | {why} |" for name, why in sorted(METHODS_REFUSED.items())]
     refused = ["## Refused, and why", "", "| type | why |", "|---|---|"]

@@ -28,4 +28,5 @@ SPEC = FamilySpec(
     fields=gated_experts(gate="gate_proj", up="up_proj", down="down_proj"),
     correction="e_score_correction_bias",
     ships_code=True,
+    aliases=("kimi_k2",),
 )

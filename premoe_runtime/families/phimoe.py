@@ -1,4 +1,4 @@
-"""Phi-mini-MoE, Phi-3.5-MoE without longrope: sparsemixer, two experts, each weighed among those nearly as good."""
+"""Phi-mini-MoE, Phi-3.5-MoE: sparsemixer, two experts, each weighed among those nearly as good."""
 
 from typing import Any
 
@@ -18,4 +18,5 @@ SPEC = FamilySpec(
     fields=gated_experts(gate="w1", up="w3", down="w2"),
     router_module="router",
     ships_code=True,
+    longrope=True,
 )

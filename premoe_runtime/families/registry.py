@@ -14,11 +14,16 @@ from premoe_runtime.families import (
     gpt_oss,
     granitemoe,
     hunyuan_v1_moe,
+    jamba,
+    lfm2_moe,
+    minimax,
+    minimax_m2,
     mixtral,
     olmoe,
     phimoe,
     qwen2_moe,
     qwen3_moe,
+    qwen3_next,
 )
 from premoe_runtime.families.refused import REFUSED
 from premoe_runtime.families.spec import FamilySpec, MoeModel
@@ -41,8 +46,15 @@ FAMILIES: Mapping[str, FamilySpec] = {
         flex_olmo,
         hunyuan_v1_moe,
         phimoe,
+        minimax_m2,
+        lfm2_moe,
+        qwen3_next,
+        minimax,
+        jamba,
     )
 }
+ALIASES: Mapping[str, str] = {alias: spec.name for spec in FAMILIES.values() for alias in spec.aliases}
+"""Model types that stock classes do not know → the family that they are."""
 
 
 def parse_json_object(data: bytes, where: str) -> dict[str, object]:
@@ -57,12 +69,12 @@ def parse_json_object(data: bytes, where: str) -> dict[str, object]:
 
 
 def parse_config(config: bytes, where: str = "config.json") -> tuple[FamilySpec, dict[str, object]]:
-    """The family and the fields of a ``config.json``.
+    """The family and the fields of a ``config.json``, as its stock class reads them (see ``as_stock``).
 
     Raises InvalidInput for files that are no JSON object (CONFIG_INVALID), families that are not supported
     (UNKNOWN_FAMILY), custom code (REMOTE_CODE) and number formats that are not (QUANTISED, NUMBERS_UNSUPPORTED).
     """
-    data = parse_json_object(config, where)
+    data = as_stock(parse_json_object(config, where))
     model_type = data.get("model_type")
     if isinstance(model_type, str) and model_type in REFUSED:
         raise InvalidInput(
@@ -78,6 +90,13 @@ def parse_config(config: bytes, where: str = "config.json") -> tuple[FamilySpec,
         )
     read_numbers(data.get("quantization_config"), where)
     return spec, data
+
+
+def as_stock(data: Mapping[str, object]) -> dict[str, object]:
+    """A config under the model type that stock classes know."""
+    model_type = data.get("model_type")
+    known = ALIASES.get(model_type, model_type) if isinstance(model_type, str) else model_type
+    return {**data, "model_type": known} if "model_type" in data else dict(data)
 
 
 def read_model(config: bytes, where: str = "config.json") -> MoeModel:
@@ -104,8 +123,13 @@ def refuse_remote_code(data: Mapping[str, object], where: str) -> None:
     code = data.get("auto_map")
     if code:
         names = sorted(str(name) for name in code) if isinstance(code, dict) else [str(code)]
+        way = "use a checkpoint of a supported family without custom code"
+        if where.endswith("tokenizer_config.json"):
+            way = (
+                "make a tokenizer.json of its vocabulary (of tiktoken's: transformers' TikTokenConverter), "
+                "put it beside, remove auto_map and set tokenizer_class to PreTrainedTokenizerFast"
+            )
         raise InvalidInput(
-            f"{where}: auto_map ({', '.join(names)}) asks for code from the checkpoint, which is never run; "
-            "use a checkpoint of a supported family without custom code",
+            f"{where}: auto_map ({', '.join(names)}) asks for code from the checkpoint, which is never run; {way}",
             reason="REMOTE_CODE",
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
+from premoe_runtime.families.state import BlockState
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.numbers.spec import NumberFormat
@@ -61,7 +62,7 @@ class FamilySpec:
     ``layers``: the list of transformer blocks; ``sparse``: a block's sparse part, where ``router_module`` and
     ``experts_module`` are. ``router_returns``: what the sparse part expects of its router, in order. In the router:
     ``router_weight`` [E, H], ``router_bias`` [E] of the logits, ``correction`` [E] or [1, E] of the choice; empty
-    where the family has none.
+    where the family has none. ``handed_correction``: one that the sparse part holds and hands to its router.
     """
 
     name: str
@@ -76,6 +77,22 @@ class FamilySpec:
     router_weight: str = "weight"
     router_bias: str = ""
     correction: str = ""
+    handed_correction: str = ""
+    float32: tuple[str, ...] = ()
+    """Last names of tensors that the class declares so, whatever the model's dtype."""
+    aliases: tuple[str, ...] = ()
+    """Other model types that are this family with other numbers."""
+    chooser: str = ""
+    """The sparse part's own function of hidden states and what its router returned, where that is logits alone: it
+    returns ``router_returns``, which here the router has made already."""
+    rotary: str = "rotary_emb"
+    """In the decoder; empty where it has none."""
+    last_norm: str = "norm"
+    """In the decoder, before the head."""
+    state: Callable[[Any], BlockState] | None = None
+    """What blocks that keep no keys and values keep, by the stock configuration."""
+    longrope: bool = False
+    """Whether its class computes a sequence anew, under the long factors, once it outgrows longrope's short ones."""
     embedding_factor: str = ""
     """The config's field that embeddings are multiplied by before the first block; empty for none."""
     ships_code: bool = False
@@ -90,6 +107,12 @@ class FamilySpec:
             for name in (self.router_weight, self.router_bias, self.correction)
         )
         return RouterTensors(weight, bias, None if correction is None else correction.squeeze(0))
+
+    def bias_paths(self, corrected: bool) -> tuple[str, ...]:
+        """Paths from the sparse part to a router's biases; ``corrected``: whether this router has a correction."""
+        inside = [self.router_bias, *([self.correction] if corrected else [])]
+        handed = [self.handed_correction] if corrected and self.handed_correction else []
+        return (*(f"{self.router_module}.{name}" for name in inside if name), *handed)
 
 
 @dataclass(frozen=True, slots=True)

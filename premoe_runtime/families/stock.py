@@ -57,14 +57,20 @@ def stock_config(spec: FamilySpec, data: Mapping[str, Any], where: str) -> PreTr
         blocks = config.num_hidden_layers
     if not 1 <= blocks <= MAX_BLOCKS:
         raise InvalidInput(f"{where}: num_hidden_layers {blocks} is outside 1 to {MAX_BLOCKS}", reason="CONFIG_INVALID")
-    kind = (config.rope_parameters or {}).get("rope_type")
-    if kind in LENGTH_DEPENDENT_ROPE:
+    kind = (rope_of(config) or {}).get("rope_type")
+    if kind in LENGTH_DEPENDENT_ROPE and not (kind == "longrope" and spec.longrope):
         raise InvalidInput(
             f"{where}: rope type {kind} changes with the longest sequence of a batch, so that answers would depend on "
             "their neighbours; it is not supported",
             reason="ROPE_UNSUPPORTED",
         )
     return config
+
+
+def rope_of(config: PreTrainedConfig) -> Mapping[str, Any] | None:
+    """Rotary parameters of a configuration; None where positions are in no other way than by order."""
+    found: Mapping[str, Any] | None = getattr(config, "rope_parameters", None)
+    return found
 
 
 def generation_config(data: Mapping[str, Any], where: str) -> GenerationConfig:
@@ -96,8 +102,8 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
     if not blocks:
         raise InvalidInput(f"{where}: no block is a MoE block; there is nothing to prune", reason="CONFIG_INVALID")
     on_disk = _disk_names(model)
-    memory = [f"{spec.layers}.{block}.{spec.sparse}.{spec.experts_module}" for block in blocks]
-    routers = [f"{spec.layers}.{block}.{spec.sparse}.{spec.router_module}" for block in blocks]
+    parts = [f"{spec.layers}.{block}.{spec.sparse}" for block in blocks]
+    memory = [f"{part}.{spec.experts_module}" for part in parts]
     experts, shapes = _experts(model.get_submodule(memory[0]), spec)
     with refusals("config", where):
         top_k, router = _one_number(config.num_experts_per_tok), spec.router(config)
@@ -118,7 +124,7 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
         top_k=top_k,
         layer_experts=(experts,) * len(blocks),
         hidden_size=config.hidden_size,
-        context=context_length(config.max_position_embeddings, config.rope_parameters),
+        context=context_length(config.max_position_embeddings, rope_of(config)),
         num_blocks=config.num_hidden_layers,
         blocks=blocks,
         experts_prefix=prefixes,
@@ -126,9 +132,9 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
         fused_on_disk=tuple(
             {field.fused: on_disk(f"{name}.{field.fused}") for field in fields if field.fused} for name in memory
         ),
-        routers=tuple(on_disk(f"{name}.{spec.router_weight}") for name in routers),
+        routers=tuple(on_disk(f"{part}.{spec.router_module}.{spec.router_weight}") for part in parts),
         router_biases=tuple(
-            tuple(on_disk(f"{name}.{bias}") for bias in (spec.router_bias, spec.correction) if bias) for name in routers
+            tuple(on_disk(f"{part}.{path}") for path in spec.bias_paths(router.bias)) for part in parts
         ),
         fields=fields,
         shapes=shapes,
@@ -171,7 +177,7 @@ def _skeleton(
             shape=tuple(tensor.shape),
             optional=name in model.all_tied_weights_keys,
             own_dtype=bool(router.match(name) or wide.search(name)),
-            float32=bool(strict.search(name)),
+            float32=bool(strict.search(name)) or name.rpartition(".")[2] in spec.float32,
             linear=isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Linear),
         )
         for name, tensor in model.state_dict().items()

@@ -73,6 +73,8 @@ class RouterSpec(_Frozen):
     """dtype of the combine weights handed to the experts: Mixtral keeps float32, Qwen and OLMoE cast back."""
     logits_dtype: Literal["model", "float32"] = _later("model")
     """dtype that logits are computed in: that of the router's weights, or always float32 (DeepSeek, GLM, ERNIE)."""
+    scores_dtype: Literal["float32", "model"] = _later("float32")
+    """dtype of scores and of the arithmetic of weights: float32, or the logits' own (LFM2)."""
     bias: bool = _later(False)
     """Experts are chosen by score + correction bias; weights never contain the bias."""
     groups: int = _later(1, ge=1, le=32_767)
@@ -82,6 +84,8 @@ class RouterSpec(_Frozen):
     """A group counts by the sum of its two best (then other groups are -inf), or by its best (then they are 0)."""
     floor: float = _later(0.0, ge=0.0)
     """Least sum that ``renormalise`` divides by."""
+    offset: float = _later(0.0, ge=0.0)
+    """Added to the sum that ``renormalise`` divides by."""
     jitter: float = _later(0.0, ge=0.0)
     """Of ``sparsemixer``: an expert is weighed against those whose logits are nearer than twice this, relatively."""
     ranked: bool = _later(True)

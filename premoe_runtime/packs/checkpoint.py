@@ -9,7 +9,13 @@ import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
-from premoe_runtime.families.registry import check_generation, parse_json_object, read_model, refuse_remote_code
+from premoe_runtime.families.registry import (
+    as_stock,
+    check_generation,
+    parse_json_object,
+    read_model,
+    refuse_remote_code,
+)
 from premoe_runtime.families.spec import ExpertField, MoeModel
 from premoe_runtime.families.stored import as_stored
 from premoe_runtime.formats import safetensors
@@ -57,6 +63,7 @@ class Checkpoint:
 
     store: Store
     config: bytes
+    """As stock classes read it: the file, but for another name of its family."""
     model: MoeModel
     dtype: str
     """What the routed experts are computed in."""
@@ -114,7 +121,7 @@ def open_checkpoint(store: Store, files: Sequence[ObjectInfo]) -> Checkpoint:
     for path in sorted(sizes):
         if is_skeleton_file(path) or path == INDEX_FILE:
             refuse_impostor(store.get_range(path, 0, min(START_BYTES, sizes[path])), store.at(path))
-    config = store.get("config.json")
+    config = _stock_config(store)
     model = read_model(config, store.at("config.json"))
     if parse_json_object(config, store.at("config.json")).get("auto_map"):
         side.append(LeftOut("auto_map of config.json", "code of the checkpoint, which is never run"))
@@ -145,6 +152,13 @@ def _check_zeros(store: Store, tensors: Sequence[TensorInfo]) -> None:
                 f"{store.url}: unexpected tensor {tensor.name}, which is not zero (its layer has no bias)",
                 reason="UNEXPECTED_TENSOR",
             )
+
+
+def _stock_config(store: Store) -> bytes:
+    config = store.get("config.json")
+    data = parse_json_object(config, store.at("config.json"))
+    known = as_stock(data)
+    return config if known == data else json.dumps(known, indent=2, sort_keys=True).encode()
 
 
 def is_side_file(path: str) -> bool:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from premoe_runtime.engines.hf.router import router_logits
 from premoe_runtime.families.registry import FAMILIES
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.signature import signature
 from premoe_runtime.probing.attention import with_blockwise
@@ -48,8 +48,8 @@ class Prober:
         self._max_tokens = max_tokens or int(self._config.max_position_embeddings)
         self._device = decoder.embed_tokens.weight.device
         self._embedding: nn.Module = decoder.embed_tokens
-        self._rotary: nn.Module = decoder.rotary_emb
         spec = FAMILIES[manifest.family]
+        self._rotary: nn.Module | None = getattr(decoder, spec.rotary) if spec.rotary else None
         self._factor: float = getattr(self._config, spec.embedding_factor) if spec.embedding_factor else 1.0
         self._blocks = [
             *(_probing_copy(block) for block in decoder.layers[:first]),
@@ -68,7 +68,8 @@ class Prober:
     def signature(self, token_ids: Sequence[int], indices: Sequence[int] | None = None) -> npt.NDArray[np.float32]:
         """f32[E], unit length: mean over the tokens at ``indices`` (default: all) of √softmax(router logits).
 
-        Raises InvalidInput for an empty or over-long prompt, an unknown token id, or indices outside the prompt.
+        Raises InvalidInput for an empty or over-long prompt, an unknown token id, or indices outside the prompt, and
+        CorruptData for logits that are not finite.
         """
         chosen = list(range(len(token_ids)) if indices is None else indices)
         self._check(token_ids, chosen)
@@ -77,6 +78,10 @@ class Prober:
         with self._lock, torch.inference_mode():
             logits = self._router_logits(torch.tensor([needed], device=self._device))
             probabilities = torch.softmax(logits[chosen].float(), dim=-1).cpu().numpy()
+        if not np.isfinite(probabilities).all():
+            raise CorruptData(
+                "the first router's logits are not finite; the weights may be damaged", reason="LOGITS_INVALID"
+            )
         return signature([probabilities], self._experts)
 
     def _check(self, token_ids: Sequence[int], indices: list[int]) -> None:
@@ -102,7 +107,7 @@ class Prober:
         hidden = hidden if self._factor == 1.0 else hidden * self._factor
         length = input_ids.shape[1]
         positions = torch.arange(length, device=self._device)[None]
-        rotary = self._rotary(hidden, position_ids=positions)
+        rotary = None if self._rotary is None else self._rotary(hidden, position_ids=positions)
         try:
             for block in self._blocks:
                 hidden = block(hidden, attention_mask=None, position_ids=positions, position_embeddings=rotary)
@@ -122,6 +127,10 @@ class _StandIn(nn.Module):
 def _probing_copy(block: nn.Module, **replaced: nn.Module) -> nn.Module:
     """The block with other attention and what is ``replaced``; all other modules are the original's."""
     made = object.__new__(type(block))
-    modules = {**block._modules, "self_attn": with_blockwise(block.get_submodule("self_attn")), **replaced}
-    made.__dict__ = {**block.__dict__, "_modules": modules}
+    attention = block._modules.get("self_attn")
+    if attention is not None and hasattr(
+        attention, "config"
+    ):  # else the block keeps state: linear in the prompt as it is
+        replaced["self_attn"] = with_blockwise(attention)
+    made.__dict__ = {**block.__dict__, "_modules": {**block._modules, **replaced}}
     return made

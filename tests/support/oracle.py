@@ -55,25 +55,32 @@ def masked_selection(kept: torch.Tensor, rows: torch.Tensor) -> Iterator[Masked]
 def masked_routers(model: PreTrainedModel, spec: FamilySpec, kept: torch.Tensor) -> Iterator[Masked]:
     """While open, the routers of any family's stock model choose among ``kept``, bool[L, E], only.
 
-    Each router runs twice, without and with its mask. That is put where the family chooses: into the correction bias,
-    into the scores before groups are cut (``torch.Tensor.softmax``), or into what ``topk`` or ``sparsemixer`` sees.
+    Each router runs twice, without and with its mask. That is put where the family chooses: into the correction bias
+    (the router's, or what its block hands it), into the scores before groups are cut (``torch.Tensor.softmax``), or
+    into what ``topk`` or ``sparsemixer`` sees.
     """
     seen, ids = Masked(), spec.router_returns.index("ids")
     sparse = [stock.sparse_part(model, spec, block) for block in range(model.config.num_hidden_layers)]
-    routers = [part.get_submodule(spec.router_module) for part in sparse if part is not None]
+    choosers = [
+        (part, spec.chooser) if spec.chooser else (part.get_submodule(spec.router_module), "forward")
+        for part in sparse
+        if part is not None
+    ]
 
-    def masked(router: Any, forward: Any, allowed: torch.Tensor, hidden: torch.Tensor) -> Any:
-        free = forward(hidden)
-        with _masked(router, spec, allowed):
-            found = forward(hidden)
+    def masked(router: Any, choose: Any, allowed: torch.Tensor, *given: torch.Tensor) -> Any:
+        free = choose(*given)
+        if spec.handed_correction and given[1] is not None:
+            found = choose(given[0], given[1].masked_fill(~allowed, -torch.inf))
+        else:
+            with _masked(router, spec, allowed):
+                found = choose(*given)
         seen.changed.append((found[ids].sort(-1).values != free[ids].sort(-1).values).any(-1))
         return found
 
     with ExitStack() as stack:
-        for router, allowed in zip(routers, kept, strict=True):
-            stack.enter_context(
-                mock.patch.object(router, "forward", partial(masked, router, router.forward, allowed), create=True)
-            )
+        for (owner, name), allowed in zip(choosers, kept, strict=True):
+            choose = partial(masked, owner, getattr(owner, name), allowed)
+            stack.enter_context(mock.patch.object(owner, name, choose, create=True))
         yield seen
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -117,7 +118,9 @@ def tiny_model(
         model = AutoModelForCausalLM.from_config(tiny_config(family, **overrides), attn_implementation=attention)
         model = model.to(dtype).eval()
         for name, tensor in model.state_dict(keep_vars=True).items():
-            if name.endswith("e_score_correction_bias"):  # zero in stock classes, float32 in files of any dtype
+            if name.endswith(
+                ("e_score_correction_bias", "expert_bias")
+            ):  # zero in stock classes, float32 in files of any dtype
                 tensor.data = 0.1 * torch.randn(tensor.shape)
             elif name.endswith("_proj_bias"):
                 tensor.data = torch.randn(tensor.shape).to(dtype)
@@ -135,14 +138,22 @@ def tiny_checkpoint(
     *,
     seed: int = 0,
     shards: int = 2,
+    called: str = "",
     **overrides: Any,
 ) -> Path:
-    """Write ``tmp_path/<family>`` as ``save_pretrained`` does: at least ``shards`` shards, config, tokenizer."""
+    """Write ``tmp_path/<family>`` as ``save_pretrained`` does: at least ``shards`` shards, config, tokenizer.
+
+    ``called``: another name that config.json gives the family, with code of its own.
+    """
     model = tiny_model(family, dtype, seed=seed, **overrides)
     folder = tmp_path / family
     num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
     model.save_pretrained(folder, max_shard_size=num_bytes // shards if shards > 1 else num_bytes * 2)
     tiny_tokenizer().save_pretrained(folder)
+    if called:
+        place = folder / "config.json"
+        config = json.loads(place.read_text())
+        place.write_text(json.dumps(config | {"model_type": called, "auto_map": {"AutoConfig": "configuration.Other"}}))
     return folder
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """A sequence that may run: ``remaining`` tokens are not in its KV yet (1 while it decodes)."""
+    """A sequence that may run: ``remaining`` tokens are not in its KV yet (1 while it decodes), or no token is."""
 
     index: int
     remaining: int
+    begun: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +54,22 @@ def plan_step(pending: Sequence[Pending], prefill_tokens: int) -> StepPlan:
         width = width or count
         prefill.append(Share(item.index, count))
     return StepPlan(decode, tuple(prefill))
+
+
+def plan_apart(pending: Sequence[Pending], prefill_tokens: int, *, whole: bool) -> tuple[tuple[Share, ...], ...]:
+    """The forwards of a step of a model with state, into which no padding may go: every piece of a prompt has its own.
+
+    A sequence that begins decodes with nobody: it has no state to read. ``whole``: prompts are not cut; one that is
+    longer than ``prefill_tokens`` waits until it is first.
+    """
+    decode = tuple(Share(item.index, 1) for item in pending if item.remaining == 1 and item.begun)
+    forwards, room = [decode] if decode else [], prefill_tokens
+    for item in pending:
+        if item.remaining == 1 and item.begun:
+            continue
+        count = item.remaining if whole else min(item.remaining, room)
+        if room < max(count, 1) and room < prefill_tokens:
+            break
+        forwards.append((Share(item.index, count),))
+        room -= count
+    return tuple(forwards)

@@ -34,7 +34,7 @@ from premoe_runtime.engines.grammar import Grammars, Matcher
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.engines.hf.running import RunningSequences
-from premoe_runtime.engines.hf.step import StepRunner, kv_shape
+from premoe_runtime.engines.hf.step import StepRunner, kept_state, kv_shape
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.residency.copier import Copier, Copy
 from premoe_runtime.residency.host_arena import HostArena
@@ -83,7 +83,7 @@ class HfEngine:
         context = context or min(DEFAULT_CONTEXT, longest)
         self.limits = RequestLimits(context, int(config.vocab_size), slot_model.manifest.top_k)
         self._store = slot_model.store
-        self._pool = KVPool(kv_shape(slot_model), rows=max_sequences, context=context)
+        self._pool = KVPool(kv_shape(slot_model), rows=max_sequences, context=context, kept=kept_state(slot_model))
         self._sequences = RunningSequences(
             StepRunner(slot_model, self._pool),
             self._pool,
@@ -91,6 +91,7 @@ class HfEngine:
             eos_ids(slot_model),
             prefill_tokens=prefill_tokens,
             parked_bytes=self._pool.num_bytes if parked_bytes is None else parked_bytes,
+            short_tokens=slot_model.short_tokens,
         )
         if self._store.device.type == "cuda":
             arena.lock_pages()

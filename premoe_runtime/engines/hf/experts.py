@@ -36,7 +36,7 @@ def _gate(stock: nn.Module) -> Gate:
             return (up + 1) * (gate * torch.sigmoid(gate * alpha))
 
         return clamped
-    act_fn = stock.get_submodule("act_fn")
+    act_fn: Callable[[torch.Tensor], torch.Tensor] = stock.act_fn  # type: ignore[assignment]  # module or function
     return lambda gate, up: act_fn(gate) * up
 
 

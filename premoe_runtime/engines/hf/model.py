@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from premoe_runtime.engines.hf import attention
 from premoe_runtime.engines.hf.experts import slot_experts
+from premoe_runtime.engines.hf.rotary import follow_lengths
 from premoe_runtime.engines.hf.router import RestrictedRouter
 from premoe_runtime.engines.hf.skeleton import fill_skeleton
 from premoe_runtime.engines.hf.step_state import Recorder, StepState
@@ -51,6 +52,12 @@ class SlotModel:
     @property
     def device(self) -> torch.device:
         return self.store.device
+
+    @property
+    def short_tokens(self) -> int | None:
+        """Longest sequence under longrope's short factors, beyond which all its keys are others; None: no limit."""
+        rope = stock.rope_of(self.model.config.get_text_config()) or {}
+        return rope["original_max_position_embeddings"] if rope.get("rope_type") == "longrope" else None
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -109,9 +116,13 @@ def load_slot_model(
             spec.router_module,
             RestrictedRouter(layer, spec, manifest.router, router, store.lut[layer], state),
         )
+        if spec.chooser:
+            setattr(sparse, spec.chooser, lambda hidden_states, routed: routed)
         stock_experts = getattr(sparse, spec.experts_module)
         setattr(sparse, spec.experts_module, slot_experts(store.arenas[layer], stock_experts))
     fill_skeleton(model, facts, source, device=store.device, dtype=dtype or torch_dtype(manifest.dtype))
+    if spec.longrope:
+        follow_lengths(model.get_decoder().rotary_emb)
     return SlotModel(model, store, state, source)
 
 

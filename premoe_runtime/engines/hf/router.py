@@ -52,7 +52,7 @@ def route(
     so a token's weights are, bit for bit, those of a stock router with that top-k. ``mass`` is the share of the full
     router's scores that lies on kept experts.
     """
-    values = logits.float()
+    values = logits if spec.scores_dtype == "model" else logits.float()
     full = _scores(spec, values)
     scores = _sliced(spec, values, full, rules)
     choice = _choice(spec, logits if spec.score == "sparsemixer" else scores, rules, bias)
@@ -124,7 +124,7 @@ def _pick(
     if spec.renormalise:
         # Kept experts may all have scores that underflow.
         floor = max(spec.floor, torch.finfo(torch.float32).tiny)
-        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(floor)
+        weights = weights / (weights.sum(dim=-1, keepdim=True) + spec.offset).clamp_min(floor)
     return weights * spec.scale if spec.scale != 1.0 else weights, ids
 
 
@@ -167,15 +167,19 @@ class RestrictedRouter(nn.Module):
         self.layer, self.family, self.spec = layer, family, spec
         self._lut, self._state = lut, state
 
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits [T, n], weights [T, k] and, as ids, slots i64[T, k], in the order that the family's block expects."""
+    def forward(self, hidden_states: torch.Tensor, correction: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        """Logits [T, n], weights [T, k] and, as ids, slots i64[T, k], in the order that the family's block expects.
+
+        ``correction``: [n], where the block holds it and not the router.
+        """
         state, tensors = self._state, self.family.router_tensors(self)
         hidden = hidden_states.reshape(-1, hidden_states.shape[-1])
         if self.layer == 0:
             state.take(hidden.shape[0])
         logits = router_logits(self.spec, hidden, tensors.weight, tensors.bias)
         dtype = hidden.dtype if self.spec.logits_dtype == "float32" else None
-        routing = route(self.spec, logits, state.layers[self.layer], bias=tensors.correction, dtype=dtype)
+        bias = tensors.correction if correction is None else correction
+        routing = route(self.spec, logits, state.layers[self.layer], bias=bias, dtype=dtype)
         state.masses[self.layer] = routing.mass
         if state.recorder is not None:
             state.recorder(self.layer, logits.float(), routing.ids, routing.weights)

@@ -9,7 +9,7 @@ import torch
 
 from premoe_runtime.engines.base import Logprobs, StepReport, Submit, TokenEvent
 from premoe_runtime.engines.grammar import Matcher, constrain
-from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
+from premoe_runtime.engines.hf.batch import Pending, Share, plan_apart, plan_step
 from premoe_runtime.engines.hf.kv import KVPool
 from premoe_runtime.engines.hf.sequence import RunningSequence
 from premoe_runtime.engines.hf.step import Chunk, StepRunner
@@ -36,10 +36,12 @@ class RunningSequences:
         *,
         prefill_tokens: int,
         parked_bytes: int,
+        short_tokens: int | None = None,
     ) -> None:
         self._runner, self._pool, self._text, self._eos_ids = runner, pool, TokenText(tokenizer), eos_ids
         self._prefill_tokens = prefill_tokens
         self._parked_room = parked_bytes
+        self._short_tokens = short_tokens
         self._sequences: dict[str, RunningSequence] = {}
         self._events: list[tuple[str, TokenEvent]] = []
         self._steps = self._prompt_tokens = self._completion_tokens = 0
@@ -52,7 +54,9 @@ class RunningSequences:
         """Raises Conflict for an id in use. One with a grammar runs once ``compiled`` has brought it."""
         if request.request_id in self._sequences:
             raise Conflict(f"request id {request.request_id!r} is in use", reason="REQUEST_ID_IN_USE")
-        self._sequences[request.request_id] = RunningSequence(request, self._text, self._eos_ids, self._pool.context)
+        self._sequences[request.request_id] = RunningSequence(
+            request, self._text, self._eos_ids, self._pool.context, self._short_tokens
+        )
 
     def compiled(self, request: Submit, matcher: Matcher | Exception) -> None:
         """The grammar of a sequence, which may have ended meanwhile."""
@@ -89,9 +93,13 @@ class RunningSequences:
         ready = [s for s in self._sequences.values() if s.can_run and s.row is not None]
         if not ready:
             return
-        plan = plan_step([Pending(i, s.remaining) for i, s in enumerate(ready)], self._prefill_tokens)
+        pending = [Pending(i, s.remaining, s.computed > 0) for i, s in enumerate(ready)]
+        if (state := self._pool.state) is not None:
+            forwards = plan_apart(pending, self._prefill_tokens, whole=state.whole_prompts)
+        else:
+            forwards = plan_step(pending, self._prefill_tokens).forwards
         self._steps += 1
-        for shares in plan.forwards:
+        for shares in forwards:
             batch = sorted(((ready[share.index], share) for share in shares), key=lambda pair: pair[0].row or 0)
             self._forward(batch)
 
@@ -135,7 +143,7 @@ class RunningSequences:
 
     def _park(self, sequence: RunningSequence) -> None:
         assert sequence.row is not None, "only a sequence with a row has KV to park"
-        num_bytes = sequence.computed * self._pool.shape.token_bytes
+        num_bytes = self._pool.row_bytes(sequence.computed)
         if num_bytes > self._parked_room:
             sequence.computed = 0
             return
@@ -239,6 +247,7 @@ def chunk_of(sequence: RunningSequence, share: Share) -> Chunk:
         pattern_row=sequence.request.pattern_row,
         active=sequence.request.active,
         every=sequence.wants_every_logit,
+        length=len(sequence.tokens),
     )
 
 

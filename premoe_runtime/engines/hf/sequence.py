@@ -16,7 +16,10 @@ from premoe_runtime.engines.sampling import Sampler
 
 
 class RunningSequence:
-    """Tokens, text and place in memory of one sequence. ``computed`` tokens are in its KV."""
+    """Tokens, text and place in memory of one sequence. ``computed`` tokens are in its KV.
+
+    With more than ``short_tokens`` tokens its keys are others: then all are computed again.
+    """
 
     def __init__(
         self,
@@ -24,10 +27,12 @@ class RunningSequence:
         text: TokenText,
         eos_ids: frozenset[int],
         context: int,
+        short_tokens: int | None = None,
     ) -> None:
         self.request = request
         self.tokens = list(request.token_ids)
         self.computed = 0
+        self._short_tokens = short_tokens
         self.row: int | None = None
         self.parked: ParkedKV | None = None
         self.paused = False
@@ -108,6 +113,8 @@ class RunningSequence:
 
     def _accept(self, token: int) -> TokenEvent:
         self._first_token_ns = self._first_token_ns or time.time_ns()
+        if len(self.tokens) == self._short_tokens:
+            self.computed = 0
         self.tokens.append(token)
         self.completion_tokens += 1
         complete = self.matcher is not None and self.matcher.accept(token)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from premoe_runtime.engines.hf.experts import SlotExperts
 from premoe_runtime.engines.hf.model import SlotModel
+from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.offline.batches import Batch
 from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
@@ -93,6 +94,7 @@ def weigh(
 def margin_gradient(model: SlotModel, batch: Batch, samples: Sequence[Sample], output: Tensor) -> Tensor:
     """Gradient [B, T, H] of the margin of all predicted tokens at the last layer's ``output`` [B, T, H]."""
     decoder, head = model.model.get_decoder(), model.model.get_output_embeddings()
+    norm = decoder.get_submodule(FAMILIES[model.manifest.family].last_norm)
     rows, places, wanted = targets(batch.token_ids, samples)
     gradient = torch.zeros_like(output)
     for start in range(0, len(rows), HEAD_TOKENS):
@@ -100,7 +102,7 @@ def margin_gradient(model: SlotModel, batch: Batch, samples: Sequence[Sample], o
         at = rows[part], places[part]
         with torch.enable_grad():
             hidden = output[at].detach().requires_grad_()
-            total = margin(head(decoder.norm(hidden)).float(), wanted[part])
+            total = margin(head(norm(hidden)).float(), wanted[part])
         gradient[at] = torch.autograd.grad(total, hidden)[0]
     return gradient
 

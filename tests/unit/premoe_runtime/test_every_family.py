@@ -5,6 +5,7 @@ Always against the family's unmodified stock class, masked from outside: bit for
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from support.profiles import write_examples
 from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.families import stock
@@ -40,7 +42,11 @@ def checkpoint_of(folder: Path, row: Row, dtype: torch.dtype) -> Path:
 
 
 def stock_model(checkpoint: Path, dtype: torch.dtype) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=dtype, experts_implementation="grouped_mm")
+    data = json.loads((checkpoint / "config.json").read_text())
+    config = CONFIG_MAPPING[checkpoint.name].from_dict(data | {"model_type": checkpoint.name, "auto_map": {}})
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, config=config, dtype=dtype, experts_implementation="grouped_mm", trust_remote_code=False
+    )
     return model.eval().requires_grad_(False)
 
 
@@ -103,7 +109,9 @@ def test_its_profile_counts_what_the_stock_routers_choose(tmp_path: Path, row: R
     first = stock.sparse_part(oracle, spec, model.manifest.layers[0].block)
     assert first is not None
     first.get_submodule(spec.router_module).register_forward_hook(
-        lambda module, given, output: seen.append(output[spec.router_returns.index("logits")])
+        lambda module, given, output: seen.append(
+            output if spec.chooser else output[spec.router_returns.index("logits")]
+        )
     )
     stock_logits(oracle, torch.tensor([asked]))
     mean = seen[0].float().softmax(-1).sqrt().mean(0)
@@ -113,20 +121,27 @@ def test_its_profile_counts_what_the_stock_routers_choose(tmp_path: Path, row: R
 @each_row
 def test_it_serves_what_the_masked_stock_model_generates(tmp_path: Path, row: Row) -> None:
     with hf_bench(
-        tmp_path, family=row.family, overrides=dict(row.overrides), rows=2, kept_per_layer=13, prefill_tokens=16
+        tmp_path, family=row.family, overrides=dict(row.overrides), rows=2, kept_per_layer=row.kept, prefill_tokens=16
     ) as bench:
-        top_k = bench.slot_model.manifest.top_k
+        top_k, router = bench.slot_model.manifest.top_k, bench.slot_model.manifest.router
         together = [
             bench.submit(prompt(9 + 12 * index, index), row=index, active=top_k, max_tokens=12) for index in range(2)
         ]
-        assert int(bench.kept.reshape(-1, 4, 4).sum(-1).min()) >= 2  # or the stock class drops a group
+        assert (
+            router.groups == 1 or int(bench.kept.reshape(-1, 4, 4).sum(-1).min()) >= 2
+        )  # or the stock class drops a group
         served = [one.wait().tokens for one in together]
         oracle = stock_model(bench.folder, torch.float32)
         for index, tokens in enumerate(served):
             asked = torch.tensor([prompt(9 + 12 * index, index)])
             with masked_routers(oracle, FAMILIES[row.family], bench.kept[index]) as seen:
                 whole = oracle.generate(
-                    asked, attention_mask=torch.ones_like(asked), max_new_tokens=12, do_sample=False
+                    asked,
+                    attention_mask=torch.ones_like(asked),
+                    max_new_tokens=12,
+                    do_sample=False,
+                    # With a cache, Phi-MoE's class forgets all but the last token where longrope's factors change.
+                    use_cache=not bench.slot_model.short_tokens,
                 )
             assert seen.share_changed >= 0.3
             assert tokens == whole[0, asked.shape[1] :].tolist()

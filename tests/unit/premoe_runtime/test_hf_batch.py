@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from premoe_runtime.engines.hf.batch import Pending, Share, plan_step
+from premoe_runtime.engines.hf.batch import Pending, Share, plan_apart, plan_step
 
 
 def pending(*remaining: int) -> list[Pending]:
@@ -42,3 +42,13 @@ def test_bounds(remaining: list[int], budget: int) -> None:
         assert width * len(plan.prefill) <= max(budget, width)
         assert width <= budget
         assert all(2 * share.count >= width for share in plan.prefill)
+
+
+def test_with_state_pieces_of_prompts_run_alone_and_beginners_decode_with_nobody() -> None:
+    items = [Pending(0, 1), Pending(1, 1, begun=False), Pending(2, 40), Pending(3, 1), Pending(4, 4), Pending(5, 9)]
+    forwards = plan_apart(items, 16, whole=False)
+    assert forwards == ((Share(0, 1), Share(3, 1)), (Share(1, 1),), (Share(2, 15),))
+    assert plan_apart(items[4:], 16, whole=False) == ((Share(4, 4),), (Share(5, 9),))
+    assert plan_apart(items[1:], 16, whole=True)[1:] == ((Share(1, 1),),)  # then 40 tokens at once
+    assert plan_apart(items[2:3], 16, whole=True) == ((Share(2, 40),),)
+    assert plan_apart([], 16, whole=False) == ()

@@ -103,6 +103,35 @@ def test_logits_that_are_not_numbers_fail_the_sequence(bench: HfBench, monkeypat
     assert isinstance(bench.run(prompt(8), max_tokens=3).last.error, CorruptData)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [("qwen3_moe", {}), ("deepseek_v3", {}), ("gpt_oss", {}), ("phimoe", {}), ("qwen3_next", {})],
+)
+def test_a_prompt_whose_router_logits_are_not_finite_fails_alone(
+    tmp_path: Path, family: str, overrides: dict[str, object], value: float
+) -> None:
+    with hf_bench(tmp_path, family=family, overrides=overrides, kept_per_layer=13, prefill_tokens=32) as bench:
+        active = bench.slot_model.manifest.top_k
+
+        def run() -> list[list[int]]:
+            jobs = [bench.submit(prompt(6, seed=s), row=s, active=active, max_tokens=8) for s in range(2)]
+            return [job.wait().tokens for job in jobs]
+
+        expected = run()
+        bad = next(
+            token
+            for token in range(256)
+            if token not in {t for row in expected for t in row} | {*prompt(6, 0), *prompt(6, 1)}
+        )
+        bench.slot_model.model.get_input_embeddings().weight[bad] = value
+        failing = bench.submit([*prompt(3, seed=5), bad, 2], row=2, active=active, max_tokens=8)
+        assert run() == expected
+        assert isinstance(failing.wait().last.error, CorruptData)
+        assert "not finite" in str(failing.last.error)
+        assert run() == expected
+
+
 def test_a_failed_sequence_leaves_nothing_in_its_row(bench: HfBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A masked NaN would still spoil the product with the values of a longer neighbour's columns."""
     assert isinstance(bench.engine, HfEngine)
@@ -155,7 +184,7 @@ def test_a_context_beyond_the_models_own_is_refused_not_cut(tmp_path: Path) -> N
 
 
 def test_parked_rows_come_back_as_they_were() -> None:
-    pool = KVPool(KVShape(3, 2, 4, 4, torch.float32, torch.device("cpu")), rows=2, context=6)
+    pool = KVPool(KVShape(range(3), 2, 4, 4, torch.float32, torch.device("cpu")), rows=2, context=6)
     row = pool.take()
     for index in range(3):
         for half in pool.layer(index):
@@ -217,7 +246,7 @@ def test_attention_over_the_pool_equals_attention_one_by_one(
     generator = torch.Generator().manual_seed(seed)
     starts, counts = [start for start, _ in chunks], [1 if decode else count for _, count in chunks]
     width, rows = max(counts), rows[: len(chunks)]
-    pool = KVPool(KVShape(1, heads[1], 8, 8, torch.float32, torch.device("cpu")), rows=6, context=48)
+    pool = KVPool(KVShape(range(1), heads[1], 8, 8, torch.float32, torch.device("cpu")), rows=6, context=48)
     for half in pool.layer(0):
         half.copy_(torch.randn(half.shape, generator=generator) * 9)
     offsets = torch.arange(width) - torch.tensor([[width - count] for count in counts])

@@ -31,6 +31,9 @@ STOCK: dict[str, tuple[str, dict[str, Any]]] = {
     "sigmoid and bias, best two of each group": ("deepseek_v3", {}),
     "sigmoid and bias, not renormalised": ("deepseek_v3", {"norm_topk_prob": False, "routed_scaling_factor": 0.5}),
     "sigmoid and bias, one group": ("glm4_moe", {}),
+    "sigmoid and bias of the block": ("minimax_m2", {}),
+    "sigmoid in the model's dtype": ("lfm2_moe", {}),
+    "sigmoid in the model's dtype, no bias": ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),
     "softmax and bias": ("ernie4_5_moe", {}),
     "softmax of the chosen": ("granitemoe", {}),
     "softmax in float32": ("hunyuan_v1_moe", {}),
@@ -71,12 +74,14 @@ def test_it_is_the_stock_router_masked_from_outside(kind: str, dtype: torch.dtyp
     assert sparse is not None
     router = sparse.get_submodule(family.router_module)
     spec, tensors = family.router(tiny_config(name, **overrides)), family.router_tensors(router)
+    handed = [getattr(sparse, family.handed_correction, None)] if family.handed_correction else []
     hidden = torch.randn(400, HIDDEN, generator=torch.Generator().manual_seed(1)).to(dtype)
     for kept in (torch.ones(EXPERTS, dtype=torch.bool), two_of_each_group(2), two_of_each_group(3)):
         with torch.no_grad(), masked_routers(model, family, kept.expand(2, -1)) as seen:
-            given = dict(zip(family.router_returns, router(hidden), strict=True))
+            given = dict(zip(family.router_returns, router(hidden, *handed), strict=True))
         top_k = given["ids"].shape[-1]
-        found = run(spec, given["logits"], kept, bias=tensors.correction, active=top_k, dtype=dtype)
+        bias = handed[0] if handed else tensors.correction
+        found = run(spec, given["logits"], kept, bias=bias, active=top_k, dtype=dtype)
         assert torch.equal(found.ids, given["ids"])
         assert torch.equal(found.weights, given["weights"])
         assert found.weights.dtype == given["weights"].dtype
