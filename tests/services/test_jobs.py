@@ -187,7 +187,7 @@ def layers_staged(store: Store) -> int:
 
 
 BAD_PACKS: dict[str, tuple[str, tuple[str, ...], int, str, str]] = {
-    "unknown family": ("family", (), 2, "UNKNOWN_FAMILY", "models of type 'kimi_k2' cannot be packed"),
+    "unknown family": ("family", (), 2, "UNKNOWN_FAMILY", "models of type 'nemotron_h' cannot be packed"),
     "missing checkpoint": ("missing", (), 3, "CHECKPOINT_NOT_FOUND", "no such folder, or an empty one"),
     "another id": ("good", ("--expect", "blake3:" + "0" * 64), 4, "MODEL_ID_MISMATCH", "is expected"),
     "damaged": ("damaged", (), 5, "HEADER_INVALID", "truncated"),
@@ -201,7 +201,7 @@ def test_bad_sources_are_told_in_the_last_words(
 ) -> None:
     kind, options, code, reason, message = case
     if kind == "family":
-        (source / "config.json").write_text(json.dumps({**config(), "model_type": "kimi_k2"}))
+        (source / "config.json").write_text(json.dumps({**config(), "model_type": "nemotron_h"}))
     elif kind == "missing":
         shutil.rmtree(source)
     elif kind == "damaged":

@@ -130,7 +130,7 @@ def test_verify_names_the_first_bad_object_and_lists_all_with_json(source: Path,
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [
-        ({"model_type": "kimi_k2"}, 2, "models of type 'kimi_k2' cannot be packed"),
+        ({"model_type": "nemotron_h"}, 2, "models of type 'nemotron_h' cannot be packed"),
         ({"auto_map": {"AutoConfig": "x.Y"}}, 2, "never run"),
         ({"hidden_act": "nope"}, 2, "transformers refuses the config"),
         ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, 2, "rope type dynamic"),
