@@ -201,3 +201,22 @@ def _recomputed(model: PreTrainedModel) -> frozenset[str]:
         if buffers and not module.state_dict() and not next(module.parameters(), None):
             found.add(name.rpartition(".")[2])
     return frozenset(found)
+
+
+def probed(model: PreTrainedModel, facts: MoeModel) -> Callable[[str], bool]:
+    """Whether a probe reads a parameter, by its name in the module tree: embedding, first blocks, first router."""
+    spec, first = facts.spec, facts.blocks[0]
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    whole = (f"{embedding}.", *(f"{spec.layers}.{block}." for block in range(first + 1)))
+    sparse = f"{spec.layers}.{first}.{spec.sparse}."
+    router = f"{sparse}{spec.router_module}."
+    # A tied embedding may be stored under its other name.
+    pairs = model.all_tied_weights_keys.items()
+    tied = {name for pair in pairs if f"{embedding}.weight" in pair for name in pair}
+
+    def reads(name: str) -> bool:
+        if name.startswith(sparse):
+            return name.startswith(router)
+        return name.startswith(whole) or name in tied
+
+    return reads

@@ -18,7 +18,7 @@ from premoe_local.console import CommandError, from_exception
 _SECTIONS: dict[str, dict[str, str]] = {
     "Prepare a model": {
         "pack": "Turn a checkpoint into a pack in object storage, or verify one.",
-        "size": "Say which budgets, slots and contexts fit into a memory size.",
+        "size": "Say what a model takes at which budgets, and what fits into a memory size.",
     },
     "Find the experts of a task": {
         "profile": "Measure which experts tasks' prompts use; list and remove profiles.",

@@ -27,7 +27,8 @@ from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns.library import live_set_id, store_of
-from premoe_runtime.offline.sizing import settled_context, shape_of
+from premoe_runtime.offline.sizing.bill import settled_context
+from premoe_runtime.offline.sizing.shape import shape_of
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import Store
 

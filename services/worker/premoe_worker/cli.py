@@ -18,7 +18,8 @@ from premoe_servicekit.tls import Tls
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.offline.sizing import settled_context, shape_of
+from premoe_runtime.offline.sizing.bill import settled_context
+from premoe_runtime.offline.sizing.shape import shape_of
 from premoe_worker.adapters.expert_store import GrpcExpertSource, open_source
 from premoe_worker.adapters.retrieval import GrpcRetrieval
 from premoe_worker.limits import Limits, check_limits, model_name

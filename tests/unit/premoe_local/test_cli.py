@@ -174,7 +174,7 @@ def test_the_options_of_a_default_subcommand_are_shown() -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["size", "x"], "Missing option '--memory'"),
+        (["size"], "Missing argument 'MODEL'"),
         (["size", "x", "--memory", "1GiB", "--nope"], "No such option"),
         (["profile", "x", "--task", "a", "--data", "b", "--limit", "0"], "0 is not in the range"),
         (["patterns", "plot", "x"], "Missing option '--out'"),

@@ -4,7 +4,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
+from support.hub import hub
 from support.profiles import packed_model
+
+CONFIGS = Path(__file__).parents[2] / "fixtures" / "configs"
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,66 @@ def test_json_names_the_largest_budget_that_fits(store: str) -> None:
     assert all(fit["total"] <= document["memory"] for fit in document["fits"])
 
 
+def test_without_a_memory_size_accelerators_are_counted(store: str) -> None:
+    result = run(store)
+    assert result.exit_code == 0, result.output
+    assert "Accelerators" in result.stdout
+    row = next(line for line in result.stdout.splitlines() if "RTX-4090" in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][2:] == ["1"] * 4
+    assert "fits" not in result.stdout
+    document = json.loads(run(store, "--json").stdout)
+    assert document["memory"] is None
+    assert document["fits"][0]["devices"]["H200"] == 1
+
+
+def test_an_accelerator_names_a_memory_size(store: str) -> None:
+    document = json.loads(run(store, "--gpu", "rtx-4090", "--json").stdout)
+    assert document["memory"] == (24_564 << 20) - (1 << 30)
+
+
+def test_a_child_engine_is_counted(store: str) -> None:
+    thread, process = (json.loads(run(store, "--engine", kind, "--json").stdout) for kind in ("thread", "process"))
+    assert thread["probed"] == 0
+    # The embedding of 264 rows of 64 numbers in float32 is most of it.
+    assert process["probed"] > 264 * 64 * 4
+    assert process["fits"][0]["total"] == thread["fits"][0]["total"] + process["probed"]
+    assert process["fits"][0]["host"] - thread["fits"][0]["host"] == 850 << 20
+
+
+def test_a_pack_in_another_number_format(store: str) -> None:
+    stored, asked = (json.loads(run(store, *more, "--json").stdout) for more in ((), ("--dtype", "bf16")))
+    assert (stored["numbers"], asked["numbers"]) == ("fp32", "bf16")
+    assert asked["blob"] == stored["blob"] // 2
+
+
+@pytest.mark.parametrize("how", ["file", "folder"])
+def test_a_config_alone_is_enough(how: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_bytes((CONFIGS / "pangu-ultra-moe.json").read_bytes())
+    result = run(str(config if how == "file" else tmp_path), "--budget", "8/128", "--budget", "4/64")
+    assert result.exit_code == 0, result.output
+    rows = [line for line in result.stdout.splitlines() if "8/128" in line or "4/64" in line]
+    assert "360.7 GiB" in rows[1]
+    assert "number format: bf16" in result.stderr
+    assert "sized, not servable: transformers has no class for it" in result.stderr
+
+
+def test_packed_numbers_are_told_as_stored_and_as_held() -> None:
+    result = run(str(CONFIGS / "deepseek-r1.json"), "--memory", "1TB", "--budget", "8/64")
+    assert result.exit_code == 0, result.output
+    assert "fp8, scales of 128 x 128, the rest bf16, 42.0 MiB an expert as stored" in result.stderr
+    assert "the hf engine holds it as bf16, 84.0 MiB a slot" in result.stderr
+
+
+def test_a_config_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_bytes((CONFIGS / "pangu-ultra-moe.json").read_bytes())
+    with hub(tmp_path) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
+        result = run("hf://org/name", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["numbers"] == "bf16"
+
+
 def test_nothing_that_fits_is_an_error(store: str) -> None:
     result = run(store, "--memory", "10KiB", "--json")
     assert (result.exit_code, result.stderr.count("\n")) == (7, 1)
@@ -54,6 +117,10 @@ def test_nothing_that_fits_is_an_error(store: str) -> None:
         (["--memory", "1GiB", "--context", "9999"], 2, "outside 1 to 1024"),
         (["--memory", "1GiB", "--context", "0"], 2, "outside 1 to 1024"),
         (["--memory", "1GiB", "--batch", "0"], 2, "rows is 0"),
+        (["--memory", "0"], 2, "memory is 0"),
+        (["--memory", "1GiB", "--gpu", "H100"], 2, "give one of them"),
+        (["--gpu", "abacus"], 2, "device 'abacus' is not known"),
+        (["--dtype", "int3"], 2, "'int3' is not one of"),
     ],
 )
 def test_bad_input_is_one_line(store: str, arguments: list[str], code: int, what: str) -> None:
@@ -62,6 +129,31 @@ def test_bad_input_is_one_line(store: str, arguments: list[str], code: int, what
     assert what in result.stderr
     assert result.stdout == ""
     assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "what"),
+    [
+        ("config.json", "{", 2, "is not JSON"),
+        ("config.json", "[]", 2, "is not a JSON object"),
+        ("config.json", '{"model_type": "llama"}', 2, "without experts"),
+        ("model.safetensors", "x", 2, "is no config.json"),
+    ],
+)
+def test_files_that_are_no_config_are_one_line(name: str, content: str, code: int, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    result = run(str(tmp_path / name))
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert what in result.stderr
+    assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
+
+
+def test_a_hub_name_without_its_scheme_is_told_so() -> None:
+    result = run("org/name")
+    assert (result.exit_code, result.stderr) == (
+        3,
+        "error: org/name: no such file or folder; a model of a hub is hf://org/name\n",
+    )
 
 
 def test_no_pack_no_answer(tmp_path: Path) -> None:

@@ -12,18 +12,23 @@ from support.tiny import tiny_checkpoint, tiny_config
 from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.offline.sizing import PROCESS_BYTES, Shape, SizeRequest, shape_of, size
+from premoe_runtime.offline.sizing.bill import PROCESS_BYTES, SizeRequest, size
+from premoe_runtime.offline.sizing.shape import Shape, shape_of
 from premoe_runtime.residency.plan import STAGING_BYTES
 
 SHAPE = Shape(
     top_k=4,
     layer_experts=(64,) * 10,
     blob_bytes=1000,
+    slot_blob_bytes=1000,
+    stored_skeleton_bytes=50_000,
     skeleton_bytes=50_000,
     kv_token_bytes=10,
     activation_token_bytes=5,
     logits_row_bytes=100,
     max_context=2048,
+    numbers="bf16",
+    held="bf16",
 )
 
 
@@ -37,7 +42,25 @@ def test_the_bill_is_the_sum_of_its_parts() -> None:
     assert fit.fits
     assert fit.reason == ""
     assert report.all_experts == 64 * 10_000
+    assert fit.weights == 50_000 + 16 * 10_000
     assert report.largest == fit
+
+
+def test_slots_hold_numbers_unpacked_and_the_host_holds_them_as_stored() -> None:
+    packed = replace(SHAPE, blob_bytes=500 * 10**6, slot_blob_bytes=10**9, stored_skeleton_bytes=30_000)
+    report = size(packed, SizeRequest(memory=None, budgets=(Budget(4, 16),), context=100, rows=3))
+    fit = report.fits[0]
+    assert (fit.weights, fit.experts) == (30_000 + 160 * 500 * 10**6, 180 * 10**9)
+    assert fit.host == 180 * 500 * 10**6 + 10 * 100 * 3 + PROCESS_BYTES
+    assert report.all_experts == 640 * 500 * 10**6
+    assert report.skeleton == 50_000
+
+
+def test_without_a_memory_size_everything_fits() -> None:
+    report = size(SHAPE, SizeRequest(memory=None))
+    assert report.memory is None
+    assert report.max_slots == SHAPE.num_experts
+    assert all(fit.fits and fit.max_context == SHAPE.max_context for fit in report.fits)
 
 
 @given(st.integers(4, 64), st.integers(0, 70), st.integers(0, 2**32 - 1))

@@ -1,9 +1,11 @@
-"""`premoe size`: which budgets, slots and contexts fit into a memory size, or why not."""
+"""`premoe size`: what a model takes at which budgets, which of them fit into a memory size, or why not."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal, get_args
 
 import click
 
@@ -11,19 +13,42 @@ from premoe_local.console import CommandError, human_bytes, json_option, note, p
 from premoe_runtime.formats.allocation import Splits, slots_text
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
 from premoe_runtime.formats.choices import Allocation
-from premoe_runtime.formats.errors import NotFound
+from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.offline.patterns import library
-from premoe_runtime.offline.sizing import DEFAULT_ROWS, SizeReport, SizeRequest, shape_of, size
+from premoe_runtime.offline.sizing.bill import DEFAULT_ROWS, SizeReport, SizeRequest, size
+from premoe_runtime.offline.sizing.devices import DEVICES, RESERVED_BYTES, device
+from premoe_runtime.offline.sizing.numbers import DTYPES, WHAT_IF, Numbers, stated_numbers, what_if
+from premoe_runtime.offline.sizing.outline import outline_of
+from premoe_runtime.offline.sizing.shape import Shape, outlined_shape, shape_of
+from premoe_runtime.packs.hub import HUB
 from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.storage import open_store
+
+CONFIG_FILE = "config.json"
+LARGEST_CONFIG = 16 << 20
 
 
 @click.command("size")
 @click.argument("model")
-@click.option("--memory", required=True, help="Accelerator memory, for example 24GiB.")
+@click.option("--memory", help="Accelerator memory, for example 24GiB.  [default: a table of accelerators]")
+@click.option("--gpu", help="Memory of an accelerator, for example H200 or RTX-4090.")
 @click.option("--budget", "budgets", multiple=True, help="a/b, repeatable.  [default: all, 3/4, 1/2, 1/4, 1/8]")
 @click.option("--context", type=int, help="Tokens per sequence.  [default: the model's, at most 4096]")
 @click.option("--batch", type=int, default=DEFAULT_ROWS, show_default=True, help="Sequences at once.")
 @click.option("--spare", type=int, default=DEFAULT_SPARE_SLOTS, show_default=True, help="Spare slots a layer.")
+@click.option(
+    "--dtype",
+    type=click.Choice([*DTYPES, *WHAT_IF]),
+    help="What if the weights were stored so?  [default: as the pack or the config says]",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(("thread", "process")),
+    default="thread",
+    show_default=True,
+    help="As `premoe-worker --engine`: a child process takes memory of its own.",
+)
 @click.option(
     "--allocation",
     type=click.Choice(get_args(Allocation)),
@@ -34,61 +59,94 @@ from premoe_runtime.packs.reader import open_pack
 @json_option
 def command(
     model: str,
-    memory: str,
+    memory: str | None,
+    gpu: str | None,
     budgets: tuple[str, ...],
     context: int | None,
     batch: int,
     spare: int,
+    dtype: str | None,
+    engine: Literal["thread", "process"],
     allocation: Allocation,
     as_json: bool,
 ) -> None:
-    """Say which budgets, slots and contexts fit into a memory size.
+    """Say what budgets, slots and contexts take, and which fit into a memory size.
 
-    MODEL is a pack (…/models/<id>) or an object store with one pack. Counts the skeleton, slots × layers × blob,
-    keys and values of all sequences, and the workspace of one step; nothing is loaded. What the process takes in
-    main memory comes beside it, also where the device is a CPU. Exit code 7 when none of the budgets fits.
+    MODEL is a config.json, a checkpoint's folder or hf://org/name, of which nothing but config.json is read; or a pack
+    (…/models/<id>), or an object store with one pack. Counts the skeleton, slots × layers × expert, keys and values of
+    all sequences, and the workspace of one step; nothing is loaded. `weights` are those of the kept experts and the
+    skeleton as they are stored. What the process takes in main memory comes beside it, also where the device is a
+    CPU. Without --memory and --gpu a second table says how many accelerators hold each budget, by memory alone. Exit
+    code 7 when none of the budgets fits.
     """
-    reader = open_pack(model)
-    manifest = reader.manifest()
+    shape, splits = _shape(model, dtype, engine == "process", allocation)
     request = SizeRequest(
-        memory=parse_bytes(memory),
+        memory=_memory(memory, gpu),
         budgets=tuple(Budget.parse(text) for text in budgets),
         context=context,
         rows=batch,
         spare=spare,
-        splits=_splits(model, manifest.weights_id) if allocation == "shared" else None,
+        splits=splits,
+        engine=engine,
     )
-    report = size(shape_of(manifest, reader.read_file("skeleton/config.json")), request)
+    report = size(shape, request)
     if as_json:
-        print_json(_document(report))
+        print_json(_document(report, shape))
     else:
-        _print(report)
-    if report.largest is None:
+        _print(report, shape)
+    if report.memory is not None and report.largest is None:
         raise CommandError(f"no budget fits into {human_bytes(report.memory)}: {report.fits[-1].reason}", 7)
 
 
-def _print(report: SizeReport) -> None:
-    rows = [
-        (
-            fit.budget,
-            slots_text(fit.layer_slots),
-            human_bytes(fit.experts),
-            human_bytes(fit.total),
-            human_bytes(fit.host),
-            "yes" if fit.fits else "no",
-            fit.max_context if fit.max_context else "-",
-            fit.reason,
-        )
-        for fit in report.fits
-    ]
-    columns = ("budget", "slots a layer", "experts", "in all", "main memory", "fits", "longest context", "why not")
-    title = f"{human_bytes(report.memory)} for {report.rows} sequences of {report.context} tokens"
-    print_table(title, columns, rows)
-    note(
-        f"skeleton {human_bytes(report.skeleton)}, keys and values {human_bytes(report.kv)}, "
-        f"workspace {human_bytes(report.workspace)}; at most {report.max_slots} slots a layer fit; "
-        f"all experts take {human_bytes(report.all_experts)}"
-    )
+def _memory(memory: str | None, gpu: str | None) -> int | None:
+    if memory is not None and gpu is not None:
+        raise click.UsageError("--memory and --gpu both say how much there is; give one of them.")
+    if gpu is not None:
+        return device(gpu).num_bytes - RESERVED_BYTES
+    return None if memory is None else parse_bytes(memory)
+
+
+def _shape(model: str, dtype: str | None, probed: bool, allocation: Allocation) -> tuple[Shape, Splits | None]:
+    """Byte counts of a pack or of a config, and how the pack's live pattern set shares its budgets."""
+    config = _config(model)
+    if config is not None:
+        outline = outline_of(config, model)
+        stated = stated_numbers(outline.data, model) if dtype is None else _asked(dtype, outline.data, model)
+        return outlined_shape(outline, stated), None
+    reader = open_pack(model)
+    manifest, config = reader.manifest(), reader.read_file(f"skeleton/{CONFIG_FILE}")
+    shape = shape_of(manifest, config)
+    if dtype is not None or probed:
+        outline = replace(outline_of(config, CONFIG_FILE), layer_experts=manifest.layer_experts)
+        if dtype is not None:
+            shape = outlined_shape(outline, _asked(dtype, outline.data, CONFIG_FILE))
+        else:
+            shape = replace(shape, probed_bytes=outlined_shape(outline, Numbers(manifest.dtype)).probed_bytes)
+    return shape, _splits(model, manifest.weights_id) if allocation == "shared" else None
+
+
+def _asked(dtype: str, data: Mapping[str, object], where: str) -> Numbers:
+    """What ``--dtype`` says; beside numbers with scales the others stay as the config says."""
+    plain = {key: value for key, value in data.items() if key != "quantization_config"}
+    return what_if(dtype, stated_numbers(plain, where).dtype)
+
+
+def _config(model: str) -> bytes | None:
+    """A config that is there without a pack; None for whatever a pack may lie in."""
+    path = Path(model)
+    if path.is_file():
+        if path.suffix != ".json" or path.stat().st_size > LARGEST_CONFIG:
+            raise InvalidInput(f"{model} is no config.json; give that file, or its folder", reason="CONFIG_INVALID")
+        return path.read_bytes()
+    if model.startswith(HUB):
+        return open_source(model).store.get(CONFIG_FILE)
+    store = open_store(model)
+    if store.exists(CONFIG_FILE):
+        return store.get(CONFIG_FILE)
+    if not path.exists() and "://" not in model:
+        hub = f"; a model of a hub is hf://{model}" if model.count("/") == 1 and not model.startswith(".") else ""
+        raise NotFound(f"{model}: no such file or folder{hub}", reason="MODEL_NOT_FOUND")
+    return None
 
 
 def _splits(model: str, weights_id: str) -> Splits | None:
@@ -99,7 +157,78 @@ def _splits(model: str, weights_id: str) -> Splits | None:
         return None
 
 
-def _document(report: SizeReport) -> dict[str, object]:
+def _print(report: SizeReport, shape: Shape) -> None:
+    bounded = report.memory is not None
+    rows = [
+        (
+            fit.budget,
+            slots_text(fit.layer_slots),
+            human_bytes(fit.weights),
+            human_bytes(fit.experts),
+            human_bytes(fit.total),
+            human_bytes(fit.host),
+            ("yes" if fit.fits else "no") if bounded else "",
+            (fit.max_context or "-") if bounded else "",
+            fit.reason,
+        )
+        for fit in report.fits
+    ]
+    columns = (
+        "budget",
+        "slots a layer",
+        "weights",
+        "in slots",
+        "in all",
+        "main memory",
+        "fits",
+        "longest context",
+        "why not",
+    )
+    room = f"{human_bytes(report.memory)} for " if report.memory is not None else ""
+    print_table(f"{room}{report.rows} sequences of {report.context} tokens", columns, rows)
+    if not bounded:
+        _print_devices(report)
+    probed = f" and once more {human_bytes(report.probed)} for the prober" if report.probed else ""
+    note(
+        f"skeleton {human_bytes(report.skeleton)}{probed}, keys and values {human_bytes(report.kv)}, "
+        f"workspace {human_bytes(report.workspace)}; at most {report.max_slots} slots a layer fit; "
+        f"all experts take {human_bytes(report.all_experts)} as stored"
+    )
+    if shape.numbers == shape.held:
+        note(f"number format: {shape.numbers}")
+    else:
+        note(
+            f"number format: {shape.numbers}, {human_bytes(shape.blob_bytes)} an expert as stored; the hf engine holds "
+            f"it as {shape.held}, {human_bytes(shape.slot_blob_bytes)} a slot"
+        )
+    if shape.unserved:
+        note(f"sized, not servable: {shape.unserved}")
+
+
+def _print_devices(report: SizeReport) -> None:
+    rows = [(one.name, f"{one.mib / 1024:.0f} GiB", *(one.needed(fit.total) for fit in report.fits)) for one in DEVICES]
+    print_table("Accelerators", ("name", "memory", *(str(fit.budget) for fit in report.fits)), rows)
+    note("accelerators are counted by memory alone: the hf engine runs on one; more need an engine that shares layers")
+
+
+def _document(report: SizeReport, shape: Shape) -> dict[str, object]:
     largest = report.largest
-    fits = [{**asdict(fit), "budget": str(fit.budget)} for fit in report.fits]
-    return {**asdict(report), "fits": fits, "largest": None if largest is None else str(largest.budget)}
+    fits = [
+        {
+            **asdict(fit),
+            "budget": str(fit.budget),
+            "devices": {one.name: one.needed(fit.total) for one in DEVICES},
+        }
+        for fit in report.fits
+    ]
+    return {
+        **asdict(report),
+        "numbers": shape.numbers,
+        "held": shape.held,
+        "stored_skeleton": shape.stored_skeleton_bytes,
+        "blob": shape.blob_bytes,
+        "slot_blob": shape.slot_blob_bytes,
+        "unserved": shape.unserved,
+        "fits": fits,
+        "largest": None if largest is None else str(largest.budget),
+    }
