@@ -75,6 +75,8 @@ class SizeReport:
     probed: int
     """What a prober beside a child's engine holds of the skeleton once more."""
     kv: int
+    state: int
+    """What blocks without keys and values keep of all sequences, however long they are."""
     workspace: int
     all_experts: int
     """Bytes of all expert blobs: what the host tier holds when nothing is to be read twice."""
@@ -95,10 +97,10 @@ def size(shape: Shape, request: SizeRequest) -> SizeReport:
     Raises InvalidInput: a budget that the model cannot run, a context beyond the model's, counts below 1.
     """
     context = _check(shape, request)
-    kv = shape.context_token_bytes * context * request.rows
+    kv, state = shape.context_token_bytes * context * request.rows, shape.state_bytes * request.rows
     workspace = (STEP_TOKENS + request.rows) * shape.activation_token_bytes + request.rows * shape.logits_row_bytes
     probed = shape.probed_bytes if request.engine == "process" else 0
-    rest = _memory(request) - shape.skeleton_bytes - probed - kv - workspace
+    rest = _memory(request) - shape.skeleton_bytes - probed - kv - state - workspace
     max_slots = shape.num_experts if rest >= shape.experts_bytes else max(0, rest // shape.slot_bytes)
     budgets = request.budgets or usual_budgets(shape.top_k, shape.num_experts)
     report = SizeReport(
@@ -108,6 +110,7 @@ def size(shape: Shape, request: SizeRequest) -> SizeReport:
         skeleton=shape.skeleton_bytes,
         probed=probed,
         kv=kv,
+        state=state,
         workspace=workspace,
         all_experts=shape.stored_experts_bytes,
         max_slots=max_slots,
@@ -122,7 +125,7 @@ def _fit(shape: Shape, request: SizeRequest, budget: Budget, report: SizeReport)
     if request.splits is not None:
         layer_slots = request.splits.layer_slots(budget.kept, slots - budget.kept)
     experts = sum(layer_slots) * shape.slot_blob_bytes
-    base = report.skeleton + report.probed + experts + report.workspace
+    base = report.skeleton + report.probed + experts + report.state + report.workspace
     room = _memory(request) - base
     longest = max(0, room // (shape.context_token_bytes * request.rows)) if room > 0 else 0
     longest = min(longest, shape.max_context) if shape.max_context else longest
@@ -134,7 +137,8 @@ def _fit(shape: Shape, request: SizeRequest, budget: Budget, report: SizeReport)
         layer_slots=layer_slots,
         weights=shape.weights_bytes(budget.kept),
         experts=experts,
-        host=whole_host_bytes(shape.blob_bytes, sum(layer_slots))
+        host=whole_host_bytes(shape.slot_blob_bytes, sum(layer_slots))
+        + report.state
         + report.kv * shape.kv_token_bytes // shape.context_token_bytes
         + processes * PROCESS_BYTES,
         total=base + report.kv,

@@ -76,21 +76,26 @@ class SizedConfig(BaseModel):
         return self.max_position_embeddings and context_length(self.max_position_embeddings, rope)
 
 
-class SparseConfig(SizedConfig):
-    """Beside it the layers of a decoder of the usual kind: attention, then one MLP or experts and shared ones."""
+class UsualConfig(SizedConfig):
+    """All that decides the size of a decoder whose blocks are attention, then one MLP or experts and shared ones.
+
+    Nothing has a default that a model of another size could have: stock configurations have those of one model.
+    """
 
     intermediate_size: Dimension
     moe_intermediate_size: Dimension
-    experts: int = Field(
+    n_routed_experts: int = Field(
         ge=1,
         le=32_767,
         validation_alias=_also("n_routed_experts", "num_routed_experts", "num_experts", "num_local_experts"),
     )
-    top_k: int = Field(ge=1, validation_alias=_also("num_experts_per_tok", "num_experts_per_token"))
-    shared_experts: int = Field(0, ge=0, le=32_767, validation_alias=_also("n_shared_experts", "num_shared_experts"))
-    dense_layers: int = Field(0, ge=0, le=10_000, validation_alias=_also("first_k_dense_replace", "num_dense_layers"))
+    num_experts_per_tok: int = Field(ge=1)
+    n_shared_experts: int = Field(0, ge=0, le=32_767, validation_alias=_also("n_shared_experts", "num_shared_experts"))
+    first_k_dense_replace: int = Field(
+        0, ge=0, le=10_000, validation_alias=_also("first_k_dense_replace", "num_dense_layers")
+    )
     tie_word_embeddings: bool = False
-    sandwich_norm: bool = False
+    attention_bias: bool = False
 
 
 def read_fields(cls: type[ConfigT], data: bytes | Mapping[str, object], where: str) -> ConfigT:

@@ -84,7 +84,7 @@ def test_a_config_alone_is_enough(how: str, tmp_path: Path) -> None:
 def test_packed_numbers_are_told_as_stored_and_as_held() -> None:
     result = run(str(CONFIGS / "deepseek-r1.json"), "--memory", "1TB", "--budget", "8/64")
     assert result.exit_code == 0, result.output
-    assert "fp8, scales of 128 x 128, the rest bf16, 42.0 MiB an expert as stored" in result.stderr
+    assert "FP8 (e4m3, blocks of 128 x 128), the rest bf16, 42.0 MiB an expert as stored" in result.stderr
     assert "the hf engine holds it as bf16, 84.0 MiB a slot" in result.stderr
 
 

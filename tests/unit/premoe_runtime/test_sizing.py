@@ -46,12 +46,12 @@ def test_the_bill_is_the_sum_of_its_parts() -> None:
     assert report.largest == fit
 
 
-def test_slots_hold_numbers_unpacked_and_the_host_holds_them_as_stored() -> None:
+def test_slots_and_host_hold_numbers_unpacked_and_packs_as_stored() -> None:
     packed = replace(SHAPE, blob_bytes=500 * 10**6, slot_blob_bytes=10**9, stored_skeleton_bytes=30_000)
     report = size(packed, SizeRequest(memory=None, budgets=(Budget(4, 16),), context=100, rows=3))
     fit = report.fits[0]
     assert (fit.weights, fit.experts) == (30_000 + 160 * 500 * 10**6, 180 * 10**9)
-    assert fit.host == 180 * 500 * 10**6 + 10 * 100 * 3 + PROCESS_BYTES
+    assert fit.host == 180 * 10**9 + 10 * 100 * 3 + PROCESS_BYTES
     assert report.all_experts == 640 * 500 * 10**6
     assert report.skeleton == 50_000
 

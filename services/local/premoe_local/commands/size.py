@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,6 +9,7 @@ from typing import Literal, get_args
 import click
 
 from premoe_local.console import CommandError, human_bytes, json_option, note, parse_bytes, print_json, print_table
+from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.allocation import Splits, slots_text
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
 from premoe_runtime.formats.choices import Allocation
@@ -17,9 +17,8 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.offline.patterns import library
 from premoe_runtime.offline.sizing.bill import DEFAULT_ROWS, SizeReport, SizeRequest, size
 from premoe_runtime.offline.sizing.devices import DEVICES, RESERVED_BYTES, device
-from premoe_runtime.offline.sizing.numbers import DTYPES, WHAT_IF, Numbers, stated_numbers, what_if
-from premoe_runtime.offline.sizing.outline import outline_of
-from premoe_runtime.offline.sizing.shape import Shape, outlined_shape, shape_of
+from premoe_runtime.offline.sizing.numbers import DTYPES, WHAT_IF, name_of
+from premoe_runtime.offline.sizing.shape import Shape, shape_of
 from premoe_runtime.packs.hub import HUB
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
@@ -110,25 +109,27 @@ def _shape(model: str, dtype: str | None, probed: bool, allocation: Allocation) 
     """Byte counts of a pack or of a config, and how the pack's live pattern set shares its budgets."""
     config = _config(model)
     if config is not None:
-        outline = outline_of(config, model)
-        stated = stated_numbers(outline.data, model) if dtype is None else _asked(dtype, outline.data, model)
-        return outlined_shape(outline, stated), None
+        return _configured(config, model, dtype), None
     reader = open_pack(model)
     manifest, config = reader.manifest(), reader.read_file(f"skeleton/{CONFIG_FILE}")
     shape = shape_of(manifest, config)
-    if dtype is not None or probed:
-        outline = replace(outline_of(config, CONFIG_FILE), layer_experts=manifest.layer_experts)
-        if dtype is not None:
-            shape = outlined_shape(outline, _asked(dtype, outline.data, CONFIG_FILE))
-        else:
-            shape = replace(shape, probed_bytes=outlined_shape(outline, Numbers(manifest.dtype)).probed_bytes)
+    family = FAMILIES.get(manifest.family)
+    if dtype is not None or probed or manifest.numbers is not None or (family is not None and family.state is not None):
+        own = name_of(manifest.dtype) if manifest.numbers is None else None
+        told = replace(_configured(config, CONFIG_FILE, dtype or own), layer_experts=manifest.layer_experts)
+        if dtype is None:
+            told = replace(told, blob_bytes=shape.blob_bytes, stored_skeleton_bytes=shape.stored_skeleton_bytes)
+        if own is not None and dtype is None:
+            told = replace(told, skeleton_bytes=shape.skeleton_bytes)
+        shape = told
     return shape, _splits(model, manifest.weights_id) if allocation == "shared" else None
 
 
-def _asked(dtype: str, data: Mapping[str, object], where: str) -> Numbers:
-    """What ``--dtype`` says; beside numbers with scales the others stay as the config says."""
-    plain = {key: value for key, value in data.items() if key != "quantization_config"}
-    return what_if(dtype, stated_numbers(plain, where).dtype)
+def _configured(config: bytes, where: str, dtype: str | None) -> Shape:
+    # Imported here: torch takes seconds, which only those wait for whose pack does not say it all.
+    from premoe_runtime.offline.sizing.configured import shape_of_config
+
+    return shape_of_config(config, where, dtype)
 
 
 def _config(model: str) -> bytes | None:
@@ -188,9 +189,10 @@ def _print(report: SizeReport, shape: Shape) -> None:
     print_table(f"{room}{report.rows} sequences of {report.context} tokens", columns, rows)
     if not bounded:
         _print_devices(report)
+    state = f", state {human_bytes(report.state)}" if report.state else ""
     probed = f" and once more {human_bytes(report.probed)} for the prober" if report.probed else ""
     note(
-        f"skeleton {human_bytes(report.skeleton)}{probed}, keys and values {human_bytes(report.kv)}, "
+        f"skeleton {human_bytes(report.skeleton)}{probed}, keys and values {human_bytes(report.kv)}{state}, "
         f"workspace {human_bytes(report.workspace)}; at most {report.max_slots} slots a layer fit; "
         f"all experts take {human_bytes(report.all_experts)} as stored"
     )
