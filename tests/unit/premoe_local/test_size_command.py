@@ -6,6 +6,13 @@ from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
 from support.hub import hub
 from support.profiles import packed_model
+from support.quantised import fp8_checkpoint
+
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
+from premoe_runtime.residency.slot_layout import SlotLayout
+from premoe_runtime.storage import open_store
 
 CONFIGS = Path(__file__).parents[2] / "fixtures" / "configs"
 
@@ -86,6 +93,19 @@ def test_packed_numbers_are_told_as_stored_and_as_held() -> None:
     assert result.exit_code == 0, result.output
     assert "FP8 (e4m3, blocks of 128 x 128), the rest bf16, 42.0 MiB an expert as stored" in result.stderr
     assert "the hf engine holds it as bf16, 84.0 MiB a slot" in result.stderr
+
+
+def test_a_packed_checkpoint_is_told_as_its_engine_holds_it(tmp_path: Path) -> None:
+    """The pack says what is stored; slots and host tier hold what is made of it, which the engine's own layout says."""
+    url = f"file://{tmp_path / 'store'}"
+    write_pack(open_source(str(fp8_checkpoint(tmp_path / "model", "qwen3_moe"))), open_store(url))
+    manifest = open_pack(url).manifest()
+    document = json.loads(run(url, "--budget", "4/16", "--json").stdout)
+    held = SlotLayout.of(manifest, None).held.blob_bytes
+    assert (document["blob"], document["slot_blob"]) == (manifest.layout.blob_bytes, held)
+    assert document["blob"] < document["slot_blob"]
+    assert document["fits"][0]["experts"] == manifest.num_blobs * held
+    assert document["numbers"].startswith("FP8 (e4m3")
 
 
 def test_a_config_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
