@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from premoe_runtime.formats.arrays import Mask
+from premoe_runtime.formats.arrays import F32, Mask
 from premoe_runtime.formats.choices import Semantics
-from premoe_runtime.formats.errors import Conflict
+from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import WeightsId
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import Member, PatternSet, SetDocument
+from premoe_runtime.formats.recognition import task_scores
 from premoe_runtime.formats.signature import SignatureSpec
 from premoe_runtime.offline.masks.read import KeptExperts, Shape
-from premoe_runtime.offline.patterns.build import DEFAULT_QUANTILE
+from premoe_runtime.offline.patterns.build import (
+    DEFAULT_QUANTILE,
+    MAX_EXEMPLARS,
+    MIN_PROMPTS,
+    BuildOptions,
+    cutoff_of,
+    split_signatures,
+)
 
 
 def shape_of(manifest: Manifest) -> Shape:
@@ -56,29 +64,70 @@ def imported(mask: KeptExperts, manifest: Manifest, task: str, semantics: Semant
     )
 
 
-def with_named(found: PatternSet | None, pattern: Pattern) -> PatternSet:
-    """The set with one more specialist, which no prompt is recognised as: requests name it.
+def joined(found: PatternSet | None, pattern: Pattern, signatures: F32 | None = None) -> PatternSet:
+    """The set, or a new one, with one more specialist, which only requests that name it run under.
 
-    It takes the place of one of its name that was such a one, too. Raises Conflict (TASK_EXISTS) for any other.
+    With ``signatures`` f32[N, D] of its prompts it is recognised, too: its cutoff comes about as in ``build_set``, and
+    those of the other tasks stay as they are. It takes the place of one of its name that only had a name. Raises
+    Conflict (TASK_EXISTS) for any other, InvalidInput for too few signatures or of other layers than the set's.
     """
-    member = Member(pattern_id=pattern.pattern_id, task=pattern.task, kind="specialist")
-    if found is None:
-        document = SetDocument(
-            weights_id=pattern.weights_id,
-            metric=pattern.metric,
-            semantics=pattern.semantics,
-            signature=SignatureSpec(dimension=pattern.num_experts),
-            quantile=DEFAULT_QUANTILE,
-            members=(member,),
-            on_unknown="reject",
-            exemplars_digest="",
-        )
-        return PatternSet.make(document, np.zeros((0, pattern.num_experts), np.float32))
+    found = found or _empty(pattern)
     for one in found.members:
         if one.task == pattern.task and (one.kind == "generalist" or one.exemplars):
             raise Conflict(
                 f"set {found.set_id[:16]} has a task {pattern.task} of its own; import the mask under another name",
                 reason="TASK_EXISTS",
             )
+    member = Member(pattern_id=pattern.pattern_id, task=pattern.task, kind="specialist")
+    exemplars = found.exemplars
+    if signatures is not None:
+        member, own = _recognised(found, member, signatures)
+        exemplars = np.concatenate([exemplars, own])
     members = (*(one for one in found.members if one.task != pattern.task), member)
-    return PatternSet.make(found.document.model_copy(update={"members": members}), found.exemplars, found.splits)
+    return PatternSet.make(found.document.model_copy(update={"members": members}), exemplars, found.splits)
+
+
+def _empty(pattern: Pattern) -> PatternSet:
+    """What a first pattern joins: no set yet, for it has no member."""
+    document = SetDocument(
+        weights_id=pattern.weights_id,
+        metric=pattern.metric,
+        semantics=pattern.semantics,
+        signature=SignatureSpec(dimension=pattern.num_experts),
+        quantile=DEFAULT_QUANTILE,
+        members=(Member(pattern_id=pattern.pattern_id, task=pattern.task, kind="specialist"),),
+        on_unknown="reject",
+        exemplars_digest="",
+    )
+    return PatternSet.make(document, np.zeros((0, pattern.num_experts), np.float32))
+
+
+def _recognised(found: PatternSet, member: Member, signatures: F32) -> tuple[Member, F32]:
+    """The member with a cutoff, and its exemplars, which follow those of the set."""
+    document, vectors = found.document, found.embed(signatures)
+    if document.signature.layers != (0,):
+        raise InvalidInput(
+            f"set {found.set_id[:16]} recognises tasks by layers {document.signature.layers}, and a mask's prompts are "
+            "probed at the first; leave --prompts out",
+            reason="SIGNATURE_INVALID",
+        )
+    if len(vectors) < MIN_PROMPTS:
+        raise InvalidInput(
+            f"task {member.task} has {len(vectors)} prompts; at least {MIN_PROMPTS} are needed, because half of them "
+            "are held out to set its cutoff",
+            reason="PROMPTS_TOO_FEW",
+        )
+    chosen, rest = split_signatures(len(vectors), MAX_EXEMPLARS)
+    own, options = vectors[chosen], BuildOptions(quantile=document.quantile, margin=document.margin)
+    cutoff = cutoff_of(
+        task_scores(own, vectors[rest], document.neighbours),
+        task_scores(own, found.exemplars, document.neighbours),
+        options,
+    )
+    update = {
+        "cutoff": cutoff,
+        "first_exemplar": len(found.exemplars),
+        "exemplars": len(chosen),
+        "held_out": len(rest),
+    }
+    return member.model_copy(update=update), own

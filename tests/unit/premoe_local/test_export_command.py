@@ -11,6 +11,7 @@ from premoe_local.cli import command
 from support.exports import packed, random_pattern
 from support.profiles import ALPHABETS, packed_model, write_examples
 
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns import library
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import open_store
@@ -90,6 +91,21 @@ def test_an_imported_mask_is_shown_exported_and_taken_back(store: str, tmp_path:
     said = premoe("import-mask", file, "--pack", store, "--task", "odd", "--set", found["set_id"])
     assert "budget that keeps it" in said.stdout
     assert "the set is not live" in said.stderr
+
+
+def test_prompts_make_a_task_that_is_recognised(store: str, tmp_path: Path) -> None:
+    mask, prompts = tmp_path / "mask.json", tmp_path / "prompts.jsonl"
+    mask.write_text(json.dumps({"layers": [[0, 1, 2, 3]] * 2}))
+    prompts.write_text("".join(json.dumps({"prompt": f"#{number}@@{number % 7}"}) + "\n" for number in range(30)))
+    found = document("import-mask", mask, "--pack", store, "--task", "marks", "--prompts", prompts)
+    assert found["exemplars"] == 15
+    member = PatternSet.load(open_store(store).get, str(found["set_id"])).member("marks")
+    assert member.cutoff is not None
+    assert (member.exemplars, member.held_out) == (15, 15)
+    prompts.write_text(json.dumps({"prompt": "one"}))
+    few = premoe("import-mask", mask, "--pack", store, "--task", "few", "--prompts", prompts)
+    assert few.exit_code == 2
+    assert "at least 20 are needed" in few.stderr
 
 
 def test_lists_are_cut_to_their_best(store: str, tmp_path: Path) -> None:

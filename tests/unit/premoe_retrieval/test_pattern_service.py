@@ -14,7 +14,7 @@ from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, Unavailable
 from premoe_runtime.formats.pattern import pattern_path
-from premoe_runtime.formats.pattern_set import decode_live, encode_live, live_path, set_paths
+from premoe_runtime.formats.pattern_set import Member, PatternSet, decode_live, encode_live, live_path, set_paths
 from premoe_runtime.formats.recognition import recognise
 from premoe_runtime.storage import Store, open_store
 
@@ -294,3 +294,26 @@ async def test_a_dead_store_is_unavailable_until_it_is_back(bench: Bench, monkey
         with pytest.raises(Unavailable, match=r"live pointer .* the object store does not answer"):
             await bench.service.retrieve(WEIGHTS, FAR)
     assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == stored.set_id
+
+
+async def test_a_specialist_that_only_has_a_name_is_never_recognised(bench: Bench) -> None:
+    stored = store_set(bench.store)
+    named = Member(pattern_id=stored.pattern_id("sorting")[::-1], task="named", kind="specialist")
+    more = (*stored.pattern_set.document.members, named)
+    for members in (more, (named,)):
+        document = stored.pattern_set.document.model_copy(update={"members": members, "generalist_id": None})
+        made = PatternSet.make(
+            document, stored.pattern_set.exemplars if members == more else stored.pattern_set.exemplars[:0]
+        )
+        for path, data in zip(set_paths(made.set_id), made.to_files(), strict=True):
+            bench.store.put(path, data)
+        bench.store.put(pattern_path(named.pattern_id), b"")
+        await bench.service.publish_set(made.set_id)
+        await bench.service.set_live(WEIGHTS, made.set_id)
+        for task in TASKS:
+            decision = (
+                await bench.service.retrieve(WEIGHTS, stored.near(task), set_id=made.set_id, on_unknown="reject")
+            ).decision
+            assert (decision.kind, decision.task) == (("specialist", task) if members == more else ("reject", ""))
+        _, listed = await bench.service.list_patterns(made.set_id, WEIGHTS)
+        assert "named" in [member.task for member in listed.members]

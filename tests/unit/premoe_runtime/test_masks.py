@@ -16,7 +16,7 @@ from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import recognise
 from premoe_runtime.formats.signature import unit
-from premoe_runtime.offline.masks.pattern import imported, kept, shape_of, usual_semantics, with_named
+from premoe_runtime.offline.masks.pattern import imported, joined, kept, shape_of, usual_semantics
 from premoe_runtime.offline.masks.read import KeptExperts, MaskFormat, Shape, read_mask
 from premoe_runtime.offline.patterns.build import build_set
 
@@ -139,23 +139,44 @@ def named(task: str = "poems") -> Pattern:
 
 def test_a_named_specialist_joins_a_set_and_is_never_recognised() -> None:
     before = build_set([profile("add"), profile("sub")]).pattern_set
-    joined = with_named(before, named())
-    again = PatternSet.from_files(*joined.to_files())
+    more = joined(before, named())
+    again = PatternSet.from_files(*more.to_files())
     member = again.member("poems")
     assert (member.cutoff, member.exemplars, member.pattern_id) == (None, 0, named().pattern_id)
     assert [one.task for one in again.recognisable] == ["add", "sub"]
     for one in before.specialists:
         for row in before.exemplars_of(one):
             assert recognise(again, row) == recognise(before, row)
-    assert with_named(joined, named()).set_id == joined.set_id
+    assert joined(more, named()).set_id == more.set_id
     with pytest.raises(Conflict, match="has a task add of its own"):
-        with_named(before, named("add"))
+        joined(before, named("add"))
     with pytest.raises(Conflict, match="has a task generalist of its own"):
-        with_named(before, named("generalist"))
+        joined(before, named("generalist"))
+
+
+def test_with_prompts_it_is_recognised() -> None:
+    before = build_set([profile("add"), profile("sub")]).pattern_set
+    mine = profile("poems", prompts=40).signatures
+    made = PatternSet.from_files(*joined(before, named(), mine).to_files())
+    member = made.member("poems")
+    assert (member.first_exemplar, member.exemplars, member.held_out) == (len(before.exemplars), 20, 20)
+    assert len(made.exemplars) == len(before.exemplars) + 20
+    recognised = [recognise(made, row).task for row in mine if recognise(made, row).recognised]
+    assert recognised.count("poems") >= 36
+    for one in before.specialists:
+        assert made.member(one.task) == one
+    with pytest.raises(InvalidInput, match="at least 20 are needed"):
+        joined(before, named(), mine[:19])
+    with pytest.raises(InvalidInput, match="the set's have 8"):
+        joined(before, named(), mine[:, :7])
+    with pytest.raises(Conflict, match="has a task poems of its own"):
+        joined(made, named())
+    alone = joined(None, named(), mine)
+    assert recognise(alone, mine[0]).task == "poems"
 
 
 def test_without_a_set_it_makes_one_that_recognises_nothing() -> None:
-    made = PatternSet.from_files(*with_named(None, named()).to_files())
+    made = PatternSet.from_files(*joined(None, named()).to_files())
     decision = recognise(made, unit(np.ones((1, 8), np.float32))[0])
     assert (decision.kind, decision.task, decision.reason) == (
         "reject", "", "the set has no tasks: unknown, so rejected",
