@@ -197,7 +197,8 @@ Command = Submit | Cancel | Pause | Resume | Retire | Load | StopLoad | Publish 
 class StepReport:
     """After every step, and whenever a sequence ended: counters since start, what runs now, and new output.
 
-    ``kv_used``: share of the KV rows that sequences hold, 0 to 1.
+    ``kv_used``: share of the KV rows that sequences hold, 0 to 1. ``compiled``: sequences that wait for their grammar
+    no longer, since the last report.
     """
 
     steps: int = 0
@@ -207,6 +208,7 @@ class StepReport:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     events: tuple[tuple[str, TokenEvent], ...] = ()
+    compiled: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,11 @@ class Group:
         """Whether anybody still waits for it."""
         return bool(self.loads) or any(request.error is None for request in self.requests.values())
 
+    @property
+    def idle(self) -> bool:
+        """Whether no step can run for it: all of its requests wait for their grammars."""
+        return not self.loads and bool(self.requests) and all(r.compiling for r in self.requests.values())
+
     def names(self) -> frozenset[str]:
         """Ids under which the pattern was asked for."""
         return frozenset({self.pattern.id} | {request.pattern.id for request in self.requests.values()})

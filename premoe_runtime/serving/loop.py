@@ -199,6 +199,9 @@ class ServingLoop:
     def _note_step(self, report: StepReport) -> None:
         self._requests.last = report
         self._admission.running = report.running
+        for request_id in report.compiled:
+            if (compiled := self._requests.get(request_id)) is not None:
+                compiled.compiling = False
         for request_id, event in report.events:
             request = self._requests.get(request_id)
             if request is None:

@@ -40,7 +40,7 @@ class OpenRequests:
         """Give it to the engine; its group runs."""
         asked = request.asked
         assert group.row is not None, "a running pattern has a mask row"
-        request.submitted = True
+        request.submitted, request.compiling = True, bool(asked.grammar)
         kv = kv_key(group.key, asked.active, self._weights_id, asked.salt)
         self._engine.post(
             Submit(asked.request_id, asked.token_ids, group.row, asked.active, asked.sampling, kv, asked.grammar)

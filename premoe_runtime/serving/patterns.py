@@ -156,7 +156,11 @@ class Patterns:
         """Begin the next pattern's turn, if it is somebody's."""
         if self._swaps.current is not None:
             return
-        waiting = [group for group in self._groups.in_state(State.WAITING) if group.wanted and group.need.ready]
+        waiting = [
+            group
+            for group in self._groups.in_state(State.WAITING)
+            if group.wanted and group.need.ready and not group.idle
+        ]
         if not waiting:
             return
         move = next_move(
@@ -250,4 +254,4 @@ class Patterns:
 
 
 def contender(group: Group) -> Contender:
-    return Contender(group.key, group.pattern.kept, group.since)
+    return Contender(group.key, group.pattern.kept, group.since, group.idle)

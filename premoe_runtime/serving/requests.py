@@ -119,6 +119,8 @@ class OpenRequest:
     context: contextvars.Context
     place: Place
     submitted: bool = False
+    compiling: bool = False
+    """Whether the engine has it and still makes its grammar."""
     started: bool = False
     ended: bool = False
     error: Exception | None = None

@@ -25,11 +25,15 @@ DEFAULT_QUANTUM = 16
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A pattern with unfinished requests. ``since``: ticket drawn when it began to wait or run; lower is longer ago."""
+    """A pattern with unfinished requests. ``since``: ticket drawn when it began to wait or run; lower is longer ago.
+
+    ``idle``: no step runs for it, though it runs: all of its requests wait for something else.
+    """
 
     key: str
     kept: KeptTable
     since: int
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +66,7 @@ def next_move(
     ``steps`` were run since the pattern that the last turn began with was published. Every contender alone fits
     ``slots``. The head of the queue (waiting longest) begins a turn as soon as it fits beside the running ones, or once
     theirs is over; of the running ones those stay that fit beside it and the others that can follow at once. Nobody
-    overtakes the head: a younger one's swap would make it wait longer.
+    overtakes the head: a younger one's swap would make it wait longer. Who is idle has no turn that could be cut short.
     """
     queue = sorted(waiting, key=lambda contender: contender.since)
     if not queue:
@@ -70,14 +74,16 @@ def next_move(
     occupied = [contender.kept for contender in running]
     if union_fits([*occupied, queue[0].kept], slots):
         return Move(queue[0].key)
-    if steps < quantum:
+    over = [contender for contender in running if steps >= quantum or contender.idle]
+    chosen = [contender.kept for contender in running if steps < quantum and not contender.idle]
+    chosen.append(queue[0].kept)
+    if not union_fits(chosen, slots):
         return WAIT
-    chosen = [queue[0].kept]
     for contender in queue[1:]:
         if union_fits([*chosen, contender.kept], slots):
             chosen.append(contender.kept)
     paused: list[str] = []
-    for contender in sorted(running, key=lambda contender: contender.since):
+    for contender in sorted(over, key=lambda contender: contender.since):
         if union_fits([*chosen, contender.kept], slots):
             chosen.append(contender.kept)
         else:

@@ -360,9 +360,12 @@ class FrontBench:
         slots = self.front.residency().slots
         return frozenset(ExpertId(layer, e) for layer, row in enumerate(slots) for e in row if e >= 0)
 
-    def request(self, pattern: KeptPattern, token_ids: list[int], active: int = TOP_K, **sampling: Any) -> Request:
+    def request(
+        self, pattern: KeptPattern, token_ids: list[int], active: int = TOP_K, grammar: str = "", **sampling: Any
+    ) -> Request:
         self._serial += 1
-        return Request(f"m{self._serial}", pattern, active, tuple(token_ids), SamplingParams(**sampling))
+        number, params = f"m{self._serial}", SamplingParams(**sampling)
+        return Request(number, pattern, active, tuple(token_ids), params, grammar=grammar)
 
     def submit(
         self,

@@ -44,6 +44,7 @@ class RunningSequences:
         self._short_tokens = short_tokens
         self._sequences: dict[str, RunningSequence] = {}
         self._events: list[tuple[str, TokenEvent]] = []
+        self._compiled: list[str] = []
         self._steps = self._prompt_tokens = self._completion_tokens = 0
 
     @property
@@ -67,6 +68,7 @@ class RunningSequences:
             self._fail(sequence, matcher)
         else:
             sequence.matcher = matcher
+            self._compiled.append(request.request_id)
 
     def wants(self, request: Submit) -> bool:
         """Whether it is still to be answered. Any thread."""
@@ -106,6 +108,7 @@ class RunningSequences:
     def report(self) -> StepReport:
         """What happened since the last report."""
         events, self._events = tuple(self._events), []
+        compiled, self._compiled = tuple(self._compiled), []
         running = sum(s.row is not None and s.can_run for s in self._sequences.values())
         return StepReport(
             steps=self._steps,
@@ -115,6 +118,7 @@ class RunningSequences:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             events=events,
+            compiled=compiled,
         )
 
     def _of(self, request_ids: frozenset[str]) -> list[RunningSequence]:

@@ -74,6 +74,21 @@ def test_nobody_overtakes_the_head_of_the_queue() -> None:
     assert next_move(contenders(a=(A, 1)), waiting, (3, 3), steps=99).start == "b"
 
 
+def test_who_only_waits_for_something_else_keeps_no_turn() -> None:
+    idle = Contender("a", A, 1, idle=True)
+    assert next_move([idle], contenders(b=(B, 2)), (3, 3), steps=0) == Move("b", ("a",))
+    assert next_move([idle], contenders(b=(B, 2)), (4, 4), steps=0) == Move("b")
+    assert next_move([idle], [], (3, 3), steps=0) == WAIT
+
+
+def test_the_turns_of_others_are_not_cut_short_beside_one_that_is_idle() -> None:
+    idle, small = Contender("a", A, 1, idle=True), table((2,), (3,))
+    running = [idle, *contenders(d=(small, 2))]
+    assert next_move(running, contenders(b=(B, 3)), (3, 3), steps=0) == Move("b", ("a",))
+    assert next_move([idle, *contenders(d=(B, 2))], contenders(c=(C, 3)), (3, 3), steps=0) == Move("c", ("a",))
+    assert next_move([idle, *contenders(d=(B, 2))], contenders(c=(C, 3)), (2, 2), steps=0) == WAIT
+
+
 def test_without_anybody_waiting_nobody_is_paused() -> None:
     assert next_move(contenders(a=(A, 1)), [], (2, 2), steps=10_000) == WAIT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from premoe_worker.domain import AnswerFormat, Ask
 from support.engines import (
     EXPERTS,
     LAYERS,
@@ -22,8 +24,10 @@ from support.engines import (
     pattern,
     prompt,
 )
+from support.grammars import grammar_of
 
 from premoe_runtime.engines.base import TokenEvent
+from premoe_runtime.engines.grammar import Grammars, Matcher
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.serving.requests import KeptPattern
@@ -169,6 +173,27 @@ def test_a_short_request_is_served_while_a_long_one_of_another_pattern_runs(
     assert not long.ended.is_set()
     long.cancel()
     assert long.wait().last.finish == "cancelled"
+
+
+def test_a_request_that_waits_for_its_grammar_holds_no_other_pattern_up(
+    opened: Callable[..., ManagedBench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_, hold = Grammars.compile, Hold()
+
+    def held(grammars: Grammars, text: str) -> Matcher:
+        hold()
+        return compile_(grammars, text)
+
+    monkeypatch.setattr(Grammars, "compile", held)
+    bench = opened(slots=6, quantum=4)
+    wanted = grammar_of(Ask("", format=AnswerFormat(json.dumps({"const": [1]}), strict=True)))
+    shaped, _ = bench.submit(A, prompt(7), grammar=wanted, max_tokens=40)
+    hold.wait()
+    assert len(bench.run(B, prompt(7), max_tokens=12).tokens) == 12
+    assert len(bench.run(A, prompt(7), max_tokens=12).tokens) == 12, "a neighbour without a grammar waits for none"
+    assert not shaped.events
+    hold.go()
+    assert json.loads(shaped.wait().text) == [1]
 
 
 @pytest.mark.parametrize(("fault", "error"), [("failing", Unavailable), ("corrupt", CorruptData)])

@@ -83,6 +83,8 @@ class ScriptedEngine:
     rows: dict[int, frozenset[ExpertId]] = field(default_factory=dict)
     sequences: dict[str, Submit] = field(default_factory=dict)
     paused: set[str] = field(default_factory=set)
+    compiling: set[str] = field(default_factory=set)
+    compiled: list[str] = field(default_factory=list)
     tokens: dict[str, int] = field(default_factory=dict)
     copy: Copy | None = None
     stop: bool = False
@@ -113,6 +115,8 @@ class ScriptedEngine:
                 assert request_id not in self.sequences
                 assert command.kv_key
                 self.sequences[request_id] = command
+                if command.grammar:
+                    self.compiling.add(request_id)
             case Cancel(ids):
                 for request_id in ids & self.sequences.keys():
                     events.append((request_id, TokenEvent(finish="cancelled")))
@@ -144,7 +148,7 @@ class ScriptedEngine:
 
     def step(self, ends: bool) -> None:
         """One token for every sequence that runs; the first of them may end."""
-        running = [request for key, request in self.sequences.items() if key not in self.paused]
+        running = [self.sequences[key] for key in self._running()]
         if not running:
             return
         self.steps += 1
@@ -158,6 +162,14 @@ class ScriptedEngine:
             if last:
                 self._forget(request.request_id)
         self._report(events)
+
+    def compile(self, number: int) -> None:
+        """One of the grammars that sequences wait for is there."""
+        if self.compiling:
+            done = sorted(self.compiling)[number % len(self.compiling)]
+            self.compiling.remove(done)
+            self.compiled.append(done)
+            self._report([])
 
     def end_copy(self, written: int, torn: bool) -> None:
         if self.copy is None:
@@ -181,10 +193,15 @@ class ScriptedEngine:
     def _forget(self, request_id: str) -> None:
         del self.sequences[request_id]
         self.paused.discard(request_id)
+        self.compiling.discard(request_id)
+
+    def _running(self) -> list[str]:
+        return [key for key in self.sequences if key not in self.paused | self.compiling]
 
     def _report(self, events: list[tuple[str, TokenEvent]]) -> None:
-        running = len(self.sequences.keys() - self.paused)
-        self.post_report(StepReport(self.steps, running, len(self.paused), events=tuple(events)))
+        running, waiting = len(self._running()), len(self.sequences) - len(self._running())
+        compiled, self.compiled = tuple(self.compiled), []
+        self.post_report(StepReport(self.steps, running, waiting, events=tuple(events), compiled=compiled))
 
 
 @dataclass
@@ -257,14 +274,14 @@ class ServingMachine(RuleBasedStateMachine):
         self.loop._patterns.note_changed()  # any retry is due
         self.loop.decide(time.monotonic() + 1)
 
-    @rule(pattern=st.integers(0, len(PATTERNS) - 1))
-    def ask(self, pattern: int) -> None:
+    @rule(pattern=st.integers(0, len(PATTERNS) - 1), grammar=st.sampled_from(["", "", "g"]))
+    def ask(self, pattern: int, grammar: str) -> None:
         try:
             place = self.admission.enter()
         except Exhausted:
             assert self.loop.unfinished >= MAX_WAITING
             return
-        request = Request(f"r{len(self.asked)}", PATTERNS[pattern], 1, (1, 2))
+        request = Request(f"r{len(self.asked)}", PATTERNS[pattern], 1, (1, 2), grammar=grammar)
         asked = Asked(OpenRequest(request, lambda report: None, lambda event: None, contextvars.Context(), place))
         asked.request.on_started, asked.request.on_event = asked.started.append, asked.on_event
         self.asked.append(asked)
@@ -289,6 +306,12 @@ class ServingMachine(RuleBasedStateMachine):
     def step(self, ends: bool, heard: bool) -> None:
         self.engine.boundary()
         self.engine.step(ends)
+        if heard:
+            self.turn()
+
+    @rule(number=st.integers(0, 9), heard=st.booleans())
+    def compile(self, number: int, heard: bool) -> None:
+        self.engine.compile(number)
         if heard:
             self.turn()
 
@@ -347,6 +370,7 @@ class ServingMachine(RuleBasedStateMachine):
             self.engine.end_copy(99, False)
             self.turn()
             self.engine.boundary()
+            self.engine.compile(0)
             self.engine.step(True)
             self.turn()
             answered = drained.done() and all(future.done() for future in self.futures)
