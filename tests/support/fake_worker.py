@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
+from premoe_servicekit.abilities import ABILITIES
 from premoe_servicekit.server import RpcServer, registration
 from premoe_servicekit.settings import ServerSettings
 from premoe_servicekit.tls import tls_of
@@ -33,6 +34,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
     preloaded: tuple[str, ...] = ()
     preload_problem: str = ""
     recommended: worker_pb2.Sampling | None = None
+    abilities: tuple[str, ...] = ABILITIES
     fault: PremoeError | None = None
     fault_after: int = 0
     """Deltas before ``fault``; 0 raises it before the first event."""
@@ -104,6 +106,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
             preloaded=self.preloaded,
             preload_problem=self.preload_problem,
             recommended=self.recommended,
+            abilities=self.abilities,
         )
 
 

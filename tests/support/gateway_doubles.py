@@ -27,6 +27,7 @@ from premoe_gateway.domain import (
     Tokens,
     WorkerState,
 )
+from premoe_servicekit.abilities import ABILITIES
 
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.ranking import Ranking
@@ -52,6 +53,7 @@ class EchoWorker:
             experts=1,
             context_length=64,
             budget="1/1",
+            abilities=frozenset(ABILITIES),
         )
 
     async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:

@@ -255,6 +255,8 @@ class WorkerState:
     split_problem: str = ""
     """Why its slots do not spread as the live pattern set says; empty when they do."""
     recommended: Recommended = Recommended()
+    abilities: frozenset[str] = frozenset()
+    """What it may be asked for beyond plain answers."""
 
     @property
     def load(self) -> int:

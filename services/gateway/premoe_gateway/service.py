@@ -26,6 +26,7 @@ from premoe_gateway.domain import (
     WorkerState,
 )
 from premoe_gateway.ports import Retrieval, Worker
+from premoe_gateway.routing.abilities import needs
 from premoe_gateway.routing.conversations import Conversations
 from premoe_gateway.routing.members import Member, Members
 from premoe_gateway.routing.rank import rank
@@ -107,7 +108,7 @@ class Gateway:
         if ask.pattern:
             return Recognition(await self._named(ask.pattern, await self._weights_of(ask.model)))
         started = time.perf_counter()
-        signature, weights_id = await self._ask(ask.model, "probe", lambda worker: worker.probe(ask, self._timeout_s))
+        signature, weights_id = await self._ask(ask, "probe", lambda worker: worker.probe(ask, self._timeout_s))
         probed = time.perf_counter()
         retrieval = self._retriever()
         with tracer().start_as_current_span("retrieve") as span:
@@ -165,13 +166,15 @@ class Gateway:
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool = False) -> Tokens:
         """The tokens that a prompt is for a model. Raises NotFound (model), InvalidInput, Unavailable."""
         return await self._ask(
-            model, "tokenize", lambda worker: worker.tokenize(model, prompt, plain=plain, timeout_s=self._timeout_s)
+            Ask(model, prompt, Sampling()),
+            "tokenize",
+            lambda worker: worker.tokenize(model, prompt, plain=plain, timeout_s=self._timeout_s),
         )
 
     async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of tokens. Raises what ``tokenize`` raises."""
         return await self._ask(
-            model,
+            Ask(model, "", Sampling()),
             "tokenize",
             lambda worker: worker.detokenize(model, ids, skip_special=skip_special, timeout_s=self._timeout_s),
         )
@@ -192,16 +195,16 @@ class Gateway:
             raise Unavailable("no worker answers", reason="NO_WORKER")
         return names.pop()
 
-    async def _ask(self, model: str, call: str, ask: Callable[[Worker], Awaitable[_T]]) -> _T:
+    async def _ask(self, ask: Ask, call: str, answer: Callable[[Worker], Awaitable[_T]]) -> _T:
         """What the idlest worker answers, or another one when that has gone or has no room."""
         failed: set[Worker] = set()
         while True:
-            member = await self._choose(Ask(model, "", Sampling()), None, failed)
+            member = await self._choose(ask, None, failed)
             try:
                 with member.called() as worker:
-                    return await ask(worker)
+                    return await answer(worker)
             except (Unavailable, Exhausted) as error:
-                if not await self._another(member, model, failed, error):
+                if not await self._another(member, ask.model, failed, error):
                     raise
                 self.retries[call] += 1
 
@@ -219,7 +222,7 @@ class Gateway:
         pattern_id = "" if choice is None else choice.pattern_id
         ranking = await self._rankings.of(pattern_id) if several else None
         talked = self._conversations.worker_of(ask.model, ask.prompt) if several else ""
-        serving = {member.worker.address: member for member in await self._members.serving(ask.model)}
+        serving = {member.worker.address: member for member in await self._able(ask)}
         ranked = rank(
             member.candidate(pattern_id, ranking, talked=address == talked)
             for address, member in serving.items()
@@ -228,6 +231,18 @@ class Gateway:
         if not ranked:
             raise Unavailable(f"no worker for {ask.model} answers", reason="NO_WORKER")
         return serving[ranked[0].address]
+
+    async def _able(self, ask: Ask) -> list[Member]:
+        """Workers that know all that a request asks for. Raises InvalidInput: none does; what ``serving`` raises."""
+        serving, needed = await self._members.serving(ask.model), needs(ask)
+        able = [member for member in serving if member.knows(needed)]
+        if not able:
+            raise InvalidInput(
+                f"no worker of {ask.model!r} knows {', '.join(sorted(needed))}: they are of an older version than this "
+                "gateway; upgrade them, or leave it out of the request",
+                reason="ABILITY_MISSING",
+            )
+        return able
 
     async def _next(
         self, events: AsyncGenerator[Event, None], member: Member, ask: Ask, failed: Set[Worker], *, began: bool

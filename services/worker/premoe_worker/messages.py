@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from premoe.worker.v1 import worker_pb2
+from premoe_servicekit.abilities import ABILITIES
 
 from premoe_runtime.engines.base import FinishReason
 from premoe_runtime.engines.params import SamplingParams
@@ -156,6 +157,7 @@ def residency(
             min_p=recommended.min_p,
             repetition_penalty=recommended.repetition_penalty,
         ),
+        abilities=ABILITIES,
     )
 
 

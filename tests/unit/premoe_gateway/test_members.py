@@ -21,18 +21,22 @@ from premoe_gateway.domain import (
     StoredPattern,
     Swap,
     Tokens,
+    Tool,
+    Tools,
     Turn,
     WorkerState,
 )
 from premoe_gateway.routing import members as members_module
 from premoe_gateway.service import Gateway
+from premoe_servicekit.abilities import ABILITIES
 
 from premoe_runtime.formats.choices import OnUnknown
-from premoe_runtime.formats.errors import Exhausted, Forbidden, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.errors import Exhausted, Forbidden, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ranking import Ranking
 
 FULL_QUEUE = Exhausted("4 requests are waiting already; try again later", reason="QUEUE_FULL")
 GONE = Unavailable("connection refused")
+TOOLS = Tools((Tool("add", "", "", strict=False),))
 SILENT = Unavailable("no answer in 2 s", reason="DEADLINE_EXCEEDED")
 
 
@@ -47,6 +51,7 @@ class Scripted:
     fault_after: int = 0
     """Events before it."""
     state_fault: PremoeError | None = None
+    abilities: frozenset[str] = frozenset(ABILITIES)
     asleep: asyncio.Event = field(default_factory=asyncio.Event)
     """Cleared by ``freeze``: nothing is answered until it is set again."""
     asked: list[Ask] = field(default_factory=list)
@@ -74,6 +79,7 @@ class Scripted:
             experts=8,
             context_length=64,
             budget="1/2",
+            abilities=self.abilities,
         )
 
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
@@ -123,10 +129,12 @@ async def over(*workers: Scripted) -> Gateway:
     return gateway
 
 
-async def answer(gateway: Gateway, prompt: Prompt = "text", pattern_id: str = "p") -> str:
+async def answer(
+    gateway: Gateway, prompt: Prompt = "text", pattern_id: str = "p", sampling: Sampling = Sampling()
+) -> str:
     """Who answered."""
     choice = PatternChoice("specialist", pattern_id)
-    events = [event async for event in gateway.generate(Ask("m", prompt, Sampling()), choice)]
+    events = [event async for event in gateway.generate(Ask("m", prompt, sampling), choice)]
     assert [type(event) for event in events] == [Started, Delta, Finished]
     return "".join(event.text for event in events if isinstance(event, Delta))
 
@@ -237,6 +245,41 @@ async def test_the_only_worker_is_waited_for_however_late_it_is(monkeypatch: pyt
     assert not asking.done()
     slow.asleep.set()
     assert await asking == "a"
+
+
+async def test_the_only_worker_answers_though_it_is_late_with_its_state_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A busy machine makes it late; nobody else could answer."""
+    busy = Scripted("a")
+    gateway = await over(busy)
+    busy.state_fault = SILENT
+    for _ in range(2):
+        await gateway.refresh()
+        assert await answer(gateway) == "a"
+    assert gateway.healthy() == []
+    gateway.add(Scripted("b"))
+    await gateway.refresh()
+    assert await answer(gateway) == "b"
+    gateway.remove("b")
+    monkeypatch.setattr(members_module, "SILENCE_S", 0.0)
+    await gateway.refresh()
+    with pytest.raises(Unavailable, match="no worker"):
+        await answer(gateway)
+
+
+async def test_requests_go_to_workers_that_know_what_they_ask_for() -> None:
+    """Of an older version: it passes over fields that it does not know, and says nothing of abilities."""
+    older, newer = Scripted("a", abilities=frozenset()), Scripted("b", running=9)
+    gateway = await over(older, newer)
+    assert await answer(gateway) == "a"
+    assert await answer(gateway, sampling=Sampling(min_p=0.5)) == "b"
+    await gateway.recognise(Ask("m", "text", Sampling(), tools=TOOLS))
+    assert (older.probed, newer.probed) == (0, 1)
+    gateway.remove("b")
+    with pytest.raises(InvalidInput, match="no worker of 'm' knows end_tokens, min_p: they are of an older version"):
+        await answer(gateway, sampling=Sampling(min_p=0.5, ignore_eos=True))
+    assert await answer(gateway) == "a"
 
 
 async def test_a_worker_that_is_stopping_answers_until_another_one_is_known() -> None:

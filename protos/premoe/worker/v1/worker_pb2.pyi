@@ -1035,6 +1035,7 @@ class GetResidencyResponse(_message.Message):
     ALLOCATION_FIELD_NUMBER: _builtins.int
     SPLIT_PROBLEM_FIELD_NUMBER: _builtins.int
     RECOMMENDED_FIELD_NUMBER: _builtins.int
+    ABILITIES_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     weights_id: _builtins.str
@@ -1089,6 +1090,12 @@ class GetResidencyResponse(_message.Message):
         repetition_penalty.
         """
 
+    @_builtins.property
+    def abilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What requests may ask of it beyond plain answers, by name (premoe_servicekit/abilities.py). A caller asks for nothing
+        that is not listed: an older worker passes over fields that it does not know.
+        """
+
     def __init__(
         self,
         *,
@@ -1113,10 +1120,11 @@ class GetResidencyResponse(_message.Message):
         allocation: _builtins.str = ...,
         split_problem: _builtins.str = ...,
         recommended: Global___Sampling | None = ...,
+        abilities: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["recommended", b"recommended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

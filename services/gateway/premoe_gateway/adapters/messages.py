@@ -131,6 +131,7 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         budget=residency.budget,
         split_problem=residency.split_problem,
         recommended=_recommended(residency),
+        abilities=frozenset(residency.abilities),
     )
 
 

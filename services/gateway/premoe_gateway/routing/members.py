@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from premoe_servicekit.abilities import Ability
+
 from premoe_gateway.domain import WorkerState
 from premoe_gateway.ports import Worker
 from premoe_gateway.routing.rank import Candidate, missing_share
@@ -20,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 1.0
 """Seconds after which a worker that has not said its state yet is sent no request that another one could take."""
+SILENCE_S = 20.0
+"""Seconds after which a worker that has said nothing is sent nothing at all."""
 _REMEMBERED_PATTERNS = 8
 
 Ranking = Sequence[Sequence[int]]
@@ -33,8 +37,9 @@ class Member:
     worker: Worker
     state: WorkerState | None = None
     """What it said last; None while it does not serve."""
-    leaving: bool = False
-    """Whether it is stopping: it says so while it still answers, for whoever knows of no other worker yet."""
+    spare: bool = False
+    """Whether it is asked only where nobody else is known: it is stopping, which it says while it still answers, or has
+    been late with its state for a short while, as a busy worker may be."""
     recent: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED_PATTERNS))
     """Patterns that it ran lately, newest first."""
     in_flight: int = 0
@@ -51,10 +56,15 @@ class Member:
     """Why it does not let us in, as it was last logged."""
     _asking: asyncio.Task[None] | None = None
     _asked_at: float = 0.0
+    _heard_at: float = 0.0
 
     def has_weights(self, weights_id: str) -> bool:
         """Whether it serves these weights; empty: any."""
         return self.state is not None and weights_id in ("", self.state.weights_id)
+
+    def knows(self, abilities: frozenset[Ability]) -> bool:
+        """Whether it may be asked for them."""
+        return self.state is not None and abilities <= self.state.abilities
 
     @contextmanager
     def called(self) -> Iterator[Worker]:
@@ -109,12 +119,14 @@ class Member:
         try:
             with self.called() as worker:
                 self.state = self._followed(await worker.state())
-            self.leaving = self._failed = self._full = False
+            self._heard_at = time.monotonic()
+            self.spare = self._failed = self._full = False
             self.silent.clear()
             self._refusal = ""
         except PremoeError as error:
-            self.leaving = self.state is not None and error.reason == "NOT_SERVING"
-            if not self.leaving:
+            late = error.reason == "DEADLINE_EXCEEDED" and time.monotonic() < self._heard_at + SILENCE_S
+            self.spare = self.state is not None and (late or error.reason == "NOT_SERVING")
+            if not self.spare:
                 self.state = None
             if isinstance(error, Forbidden) and str(error) != self._refusal:
                 self._refusal = str(error)
@@ -181,13 +193,13 @@ class Members:
     def known(self) -> list[tuple[str, WorkerState | None]]:
         """Every worker's address and what it said last; None while it does not serve. Any thread."""
         members = sorted(self._members.items())
-        return [(address, None if member.leaving else member.state) for address, member in members]
+        return [(address, None if member.spare else member.state) for address, member in members]
 
     def of(self, model: str) -> list[Member]:
-        """Healthy workers of a model, by address; where there are none, those that are stopping."""
+        """Healthy workers of a model, by address; where there are none, those that stop or are late."""
         members = (member for _, member in sorted(self._members.items()))
         found = [member for member in members if member.state is not None and member.state.model == model]
-        return [member for member in found if not member.leaving] or found
+        return [member for member in found if not member.spare] or found
 
     async def serving(self, model: str) -> list[Member]:
         """Healthy workers of a model, at least one; asks again before it says that there are none.
