@@ -186,5 +186,12 @@ def test_text_to_tokens_and_back(mesh: Mesh) -> None:
         assert found["tokens"] == TOKENIZER(rendered, add_special_tokens=False)["input_ids"]
         refused = http.post("/detokenize", json={"tokens": [99999]})
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tokens")
-        refused = http.post("/tokenize", json={"prompt": "x" * 100_000})
-        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded")
+        echo = {"model": mesh.model_name, "prompt": [5] * 257, "echo": True, "max_tokens": 1}
+        for path, body in (
+            ("/tokenize", {"prompt": "x" * 100_000}),
+            ("/detokenize", {"tokens": [5] * 257}),
+            ("/v1/completions", echo),
+        ):
+            refused = http.post(path, json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "context_length_exceeded"), path
+        assert http.post("/detokenize", json={"tokens": [5] * 256}).status_code == 200

@@ -77,13 +77,13 @@ class ServedModel:
         rendered = encode_prompt(self._tokenizer, turns, self._room, fields=fields_of, tools=[*map(listed, tools)])
         return Encoded(rendered.token_ids, rendered.span)
 
-    def decode(self, token_ids: tuple[int, ...], *, skip_special: bool) -> str:
+    def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
         """Text of tokens. Raises InvalidInput for ids outside the vocabulary."""
         vocabulary = self.engine.limits.vocabulary
         if not all(0 <= token < vocabulary for token in token_ids):
             raise InvalidInput(f"tokens holds ids outside 0 … {vocabulary - 1}", reason="TOKENS_INVALID")
         text: str = self._tokenizer.decode(
-            token_ids, skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+            list(token_ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
         )
         return text
 

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import cached_property, lru_cache, partial
@@ -136,9 +136,15 @@ class Worker:
         names = self.model.tokens.names(list(encoded.token_ids))
         return Tokens(encoded.token_ids, tuple(names), self.model.engine.limits.context)
 
-    async def detokenize(self, token_ids: tuple[int, ...], *, skip_special: bool, model: str) -> str:
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special: bool, model: str) -> str:
         """Their text. Raises what ``tokenize`` raises."""
         self._check_model(model)
+        if len(token_ids) > (longest := self.model.engine.limits.context):
+            raise InvalidInput(
+                f"this model's maximum context length is {longest} tokens, but {len(token_ids)} are sent; send them in "
+                "parts",
+                reason="CONTEXT_LENGTH_EXCEEDED",
+            )
         return await self._encoding.run(self.model.decode, token_ids, skip_special=skip_special)
 
     async def load_pattern(self, pattern_id: str) -> SwapReport:

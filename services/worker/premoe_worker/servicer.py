@@ -58,7 +58,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     async def Detokenize(
         self, request: worker_pb2.DetokenizeRequest, context: Context
     ) -> worker_pb2.DetokenizeResponse:
-        text = await self._worker.detokenize(tuple(request.ids), skip_special=request.skip_special, model=request.model)
+        text = await self._worker.detokenize(request.ids, skip_special=request.skip_special, model=request.model)
         return worker_pb2.DetokenizeResponse(text=text)
 
     async def GetResidency(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from typing import Literal
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from premoe_gateway.domain import (
+    Ask,
     Delta,
     Event,
     Finished,
@@ -18,7 +21,10 @@ from premoe_gateway.domain import (
     TokenLogprob,
 )
 from premoe_gateway.echo import Echo, echoed
-from premoe_gateway.openai.logprobs import Shape
+from premoe_gateway.http.app import create_app
+from premoe_gateway.openai.logprobs import Likelihoods, Shape, grow
+from premoe_gateway.service import Gateway
+from support.gateway_doubles import MODEL, EchoWorker, OneTask
 
 
 def place(text: bytes, logprob: float | None = -0.5, *, special: bool = False, top: int = 0) -> PlaceLogprobs:
@@ -53,6 +59,44 @@ def test_a_completion_s_lists() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_pieces_make_the_object_of_the_whole(kind: Literal["chat", "text"]) -> None:
+    places = [place(b"a", None), place(b"\xc3", top=2), place(b"\xa9"), place(b"<s>", special=True), place(b"b")]
+    shape = Shape(kind, "a")
+    told = shape.of(())
+    for start in range(0, len(places), 2):
+        grow(told, shape.of(places[start : start + 2]))
+    assert told == Shape(kind, "a").of(places)
+
+
+async def test_those_of_a_long_prompt_are_shaped_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two pieces streams of others go on."""
+    pieces, of = [], Shape.of
+
+    def counted(shape: Shape, places: Sequence[PlaceLogprobs]) -> Likelihoods:
+        pieces.append(len(places))
+        return of(shape, places)
+
+    monkeypatch.setattr(Shape, "of", counted)
+    gateway = Gateway([LongPrompt()], OneTask(), on_unknown=None, timeout_s=30)
+    await gateway.refresh()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(gateway)), base_url="http://gateway") as http:
+        body = {"model": MODEL, "prompt": [65] * 4, "echo": True, "logprobs": 1, "max_tokens": 0}
+        answer = (await http.post("/v1/completions", json=body)).json()
+    assert len(answer["choices"][0]["logprobs"]["tokens"]) == 10 * 256
+    assert max(pieces) == 256
+
+
+class LongPrompt(EchoWorker):
+    """Says as much of its prompt as a worker does at a time, ten times."""
+
+    async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
+        yield Started(choice, 2560, Swap(0, 0, 0.0))
+        for _ in range(10):
+            yield Delta("", prompt_logprobs=(place(b"A", top=1),) * 256)
+        yield Finished("stop", 2560, 1, 1.0, 0.0, 0.0)
+
+
 def test_special_tokens_take_room_only_where_the_prompt_names_them() -> None:
     begin, end = place(b"<s>", special=True), place(b"</s>", special=True)
     places = [begin, place(b"a"), end, place(b"b"), end]
@@ -68,7 +112,7 @@ def test_offsets_lie_where_the_text_of_a_token_begins_however_it_is_cut(text: st
         pieces.append(whole[:size])
         whole = whole[size:]
     shape = Shape("text")
-    offsets: list[int] = []
+    offsets: list[object] = []
     for piece in pieces:
         found = shape.of([place(piece)])["text_offset"]
         assert isinstance(found, list)

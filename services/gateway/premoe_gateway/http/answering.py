@@ -15,13 +15,13 @@ from typing import Any, Literal, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from premoe_gateway.domain import Called, Delta, Event, Finished, PlaceLogprobs, Recognition, ToolCall
+from premoe_gateway.domain import Called, Delta, Event, Finished, Recognition, ToolCall
 from premoe_gateway.echo import echoed
 from premoe_gateway.http.bodies import parsed
 from premoe_gateway.http.refusals import unforeseen
 from premoe_gateway.http.tracing import describe
 from premoe_gateway.openai import answers
-from premoe_gateway.openai.logprobs import Shape
+from premoe_gateway.openai.logprobs import Shape, grow
 from premoe_gateway.openai.requests import Order
 from premoe_gateway.openai.response_writer import Writer
 from premoe_gateway.openai.responses import ResponseOrder, renamed
@@ -87,17 +87,19 @@ async def _sequences(gateway: Gateway, head: answers.Head, order: Order) -> list
 
 async def _choice(sequence: Sequence) -> answers.Choice:
     text, calls = list[str](), list[ToolCall]()
-    places: list[PlaceLogprobs] = []
+    shape = sequence.shape
+    logprobs = None if shape is None else shape.of(())
     async with aclosing(sequence.events) as events:
         await sequence.begin()
         async for event in events:
             if isinstance(event, Delta):
                 text.append(event.text)
-                places += event.logprobs
+                if shape is not None and logprobs is not None:
+                    # Piece by piece: those of a long prompt take too long at once.
+                    grow(logprobs, shape.of(event.logprobs))
             elif isinstance(event, Called):
                 calls.append(event.call)
             elif isinstance(event, Finished):
-                logprobs = None if sequence.shape is None else sequence.shape.of(places)
                 said, started = "".join(text), sequence.started
                 return answers.Choice(
                     sequence.prompt, said, started, event, sequence.recognition, logprobs, tuple(calls)

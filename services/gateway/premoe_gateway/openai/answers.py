@@ -6,7 +6,7 @@ router's probability mass it kept, and what had to be moved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -80,7 +80,7 @@ class Choice:
     started: Started
     finished: Finished
     recognition: Recognition
-    logprobs: Json | None = None
+    logprobs: Mapping[str, object] | None = None
     calls: tuple[ToolCall, ...] = ()
 
     @property
@@ -123,7 +123,7 @@ def opening(head: Head, index: int) -> Json | None:
     return _chunk(head, index, {"role": "assistant", "content": ""}, None) if head.kind == "chat" else None
 
 
-def piece(head: Head, index: int, text: str, logprobs: Json | None) -> Json:
+def piece(head: Head, index: int, text: str, logprobs: Mapping[str, object] | None) -> Json:
     """A chunk of text, with the log probabilities of the tokens that have come."""
     return _chunk(head, index, {"content": text} if head.kind == "chat" else text, None, logprobs)
 
@@ -225,7 +225,9 @@ def _shown(text: str) -> str:
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 3] + "..."
 
 
-def _chunk(head: Head, index: int, content: object, finish: str | None, logprobs: Json | None = None) -> Json:
+def _chunk(
+    head: Head, index: int, content: object, finish: str | None, logprobs: Mapping[str, object] | None = None
+) -> Json:
     key = "delta" if head.kind == "chat" else "text"
     choice = {"index": index, key: content, "finish_reason": finish, "logprobs": logprobs}
     return {**head.base(chunk=True), "choices": [choice]}

@@ -9,6 +9,8 @@ from typing import Literal
 from premoe_gateway.domain import PlaceLogprobs, TokenLogprob
 
 Json = dict[str, object]
+Likelihoods = dict[str, list[object] | None]
+"""A `logprobs` object."""
 
 _LEAST = -9999.0
 """What others say for a token that cannot be; JSON has no infinity."""
@@ -27,7 +29,7 @@ class Shape:
         self._offset = 0
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def of(self, places: Sequence[PlaceLogprobs]) -> Json:
+    def of(self, places: Sequence[PlaceLogprobs]) -> Likelihoods:
         """The `logprobs` object of the next tokens."""
         if self._kind == "chat":
             return {"content": [_entry(place) for place in places], "refusal": None}
@@ -49,6 +51,13 @@ class Shape:
         elif name and self._prompt.startswith(name, offset):
             self._offset += len(name)
         return offset
+
+
+def grow(told: Likelihoods, piece: Likelihoods) -> None:
+    """Add those of the next tokens."""
+    for name, values in piece.items():
+        if (known := told[name]) is not None and values is not None:
+            known += values
 
 
 def _entry(place: PlaceLogprobs) -> Json:
