@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,7 @@ def test_the_demo_reports_what_it_measured(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert not list(work.iterdir())
     assert set(psutil.Process().children()) <= before
+    assert re.search(r"^console: http://127\.0\.0\.1:\d+/ while prompts are sent$", err, re.MULTILINE)
     assert "Requests" in out
     assert "In all, at budget 4/16" in out
     document = json.loads(report.read_text())

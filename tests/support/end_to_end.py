@@ -16,7 +16,7 @@ from premoe_local import tasks
 from premoe_servicekit.roles import Role, identity
 
 from support.certificates import Authority
-from support.charts import CHART, CRD_CHART, install
+from support.charts import CHART, CRD_CHART, install, merged
 from support.cluster_fixtures import create_namespace, delete_namespace, restrict
 from support.jaeger import Jaeger, running_jaeger
 from support.node import Node
@@ -167,36 +167,56 @@ def running_release(ground: Ground, *, mutual_tls: bool = False) -> Iterator[Rel
 
     Within the node's network.
     """
-    node, cluster = ground.node, ground.node.control_plane
+    with prepared_namespace(ground) as namespace:
+        if mutual_tls:
+            apply(ground.node, namespace, certificates(namespace, Authority()))
+        tls = {"tls": {"mode": "Secret", "secretName": TLS_SECRET}} if mutual_tls else {}
+        release = installed(ground, namespace, f"{STORE}/{namespace}", tls)
+        apply(ground.node, namespace, *map(calibration, TASKS), pruned_model())
+        release.wait_served()
+        yield release
+
+
+@contextmanager
+def prepared_namespace(ground: Ground) -> Iterator[str]:
+    """A namespace with what a release expects there; deleted at the end. Within the node's network."""
+    cluster = ground.node.control_plane
     namespace = create_namespace(cluster, "e2e")
-    store = f"{STORE}/{namespace}"
     restrict(cluster, namespace)
-    apply(node, namespace, *prerequisites(namespace, ground.backends))
+    apply(ground.node, namespace, *prerequisites(namespace, ground.backends))
+    yield namespace
+    with ground.node.network():
+        delete_namespace(cluster, namespace)
+
+
+def installed(ground: Ground, namespace: str, store: str, changed: dict[str, Any]) -> Release:
+    """Install the chart with changed values over the object store at ``store``, and wait for its Deployments.
+
+    Raises AssertionError with findings.
+    """
     chosen = {
-        **values(node, ground.jaeger.otlp_endpoint),
+        **values(ground.node, ground.jaeger.otlp_endpoint),
         "objectStore": {"url": store, "existingSecret": STORE_SECRET},
         # Each release has its own namespace, and leaves the others' PrunedModels alone.
         "watchNamespaces": [namespace],
         "tests": {"model": MODEL, "prompt": prompts(1)[0]},
     }
-    if mutual_tls:
-        apply(node, namespace, certificates(namespace))
-        chosen["tls"] = {"mode": "Secret", "secretName": TLS_SECRET}
-    install(cluster, CHART, namespace, chosen)
-    wait_rollout(node, namespace, ["premoe-operator", "premoe-retrieval", "premoe-expert-store", "premoe-gateway"])
-    apply(node, namespace, *map(calibration, TASKS), pruned_model())
-    release = Release(node, namespace, ground.backends, ground.jaeger, store)
-    release.wait_served()
-    yield release
-    with node.network():
-        delete_namespace(cluster, namespace)
+    chosen = merged(chosen, changed)
+    install(ground.node.control_plane, CHART, namespace, chosen)
+    enabled = ["operator"] if chosen["operator"].get("enabled", True) else []
+    deployed = [f"premoe-{name}" for name in (*enabled, "retrieval", "expert-store", "gateway")]
+    wait_rollout(ground.node, namespace, deployed)
+    return Release(ground.node, namespace, ground.backends, ground.jaeger, store)
 
 
-def certificates(namespace: str) -> dict[str, Any]:
-    """A Secret with one certificate for all parts of a release, and its authority."""
-    authority = Authority()
+def certificates(namespace: str, authority: Authority, *services: str) -> dict[str, Any]:
+    """A Secret with one certificate for all parts of a release, and its authority.
+
+    ``services``: those that other releases call by their own names.
+    """
     uris = [identity(f"premoe.{namespace}", role) for role in Role]
-    pair = authority.issue(f"premoe.{namespace}.svc", addresses=(), uris=uris)
+    names = [f"premoe.{namespace}.svc", *(f"{service}.{namespace}.svc" for service in services)]
+    pair = authority.issue(*names, addresses=(), uris=uris)
     content = {"tls.crt": pair.cert, "tls.key": pair.key, "ca.crt": authority.pem}
     return secret(TLS_SECRET, {name: pem.decode() for name, pem in content.items()})
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from support.charts import CHART, helm, install
 from support.end_to_end import MODEL, Release, prompts
+from support.metrics import scrape
 from support.node import CTR
 from support.node_release import describe, wait_rollout
 from support.open_loop import Load, Request
@@ -18,6 +22,7 @@ from support.process_group import wait_until
 
 CLUSTER_DNS = "10.96.0.10:53"
 TIMEOUT_S = 180.0
+SCRAPE_S = 0.5
 NEXT_VERSION = {
     "logLevel": "debug",
     "worker": {"image": {"tag": "next"}, "extraEnv": [{"name": "NEXT_VERSION", "value": "1"}]},
@@ -116,6 +121,32 @@ def kill_worker(release: Release) -> Kill:
 
     _wait(release, recovered, "the killed worker")
     return Kill(name, at, time.monotonic() - at)
+
+
+@contextmanager
+def scraping(release: Release, count: int) -> Iterator[list[float]]:
+    """Read the gateway's metrics again and again; yields how many workers it said were up, each time.
+
+    Before and after there are ``count``. Raises AssertionError, and what a scrape raises.
+    """
+    address, seen, ended = f"{release.address('gateway')}:50054", list[float](), threading.Event()
+
+    def up() -> float:
+        return scrape(address).value("premoe:gateway_worker_up")
+
+    def read() -> None:
+        while not ended.wait(SCRAPE_S):
+            seen.append(up())
+
+    _wait(release, lambda: up() == count, f"{count} workers in the gateway's metrics")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        try:
+            yield seen
+        finally:
+            ended.set()
+        reading.result()
+    _wait(release, lambda: up() == count, f"{count} workers in the gateway's metrics again")
 
 
 def workers(release: Release) -> dict[str, Worker]:

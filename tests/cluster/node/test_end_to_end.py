@@ -11,11 +11,11 @@ from support.cluster_fixtures import once_a_run
 from support.control_plane import KubectlFailed
 from support.end_to_end import MAX_TOKENS, MODEL, TASKS, Ground, Release, prompts, running_release
 from support.end_to_end_fixtures import ground, release
-from support.node_fixtures import node, probe_image, shared_node
+from support.node_fixtures import node, node_namespace, probe_image, shared_node
 from support.node_pods import apply, execute, python_pod, wait_ready
 from support.process_group import wait_until
 
-__all__ = ["ground", "node", "probe_image", "release", "shared_node"]
+__all__ = ["ground", "node", "node_namespace", "probe_image", "release", "shared_node"]
 
 pytestmark = [pytest.mark.node, pytest.mark.slow, pytest.mark.timeout(900)]
 BACKENDS = ("versitygw", "redis")
@@ -32,6 +32,18 @@ try:
 except TimeoutError:
     print("dropped")
 """
+SCRAPES = """
+import urllib.request
+print(urllib.request.urlopen("http://{host}:{port}/metrics", timeout=30).read().decode())
+"""
+METRICS = {
+    "operator": (8080, "premoe_operator_leader gauge"),
+    "retrieval": (50054, "premoe:retrieval_exemplars gauge"),
+    "expert-store": (50054, "premoe:store_read_bytes_total counter"),
+    "gateway": (50054, "premoe:gateway_worker_up gauge"),
+    "worker": (50054, "premoe:num_requests_running gauge"),
+}
+"""Each one's port and a metric of its own."""
 _TLS_RELEASE = pytest.StashKey[Release]()
 
 
@@ -132,6 +144,17 @@ def test_policies_let_only_the_release_in(release: Release, probe_image: str) ->
         for component, port in doors
     }
     assert found == {door: "open" if door == ("gateway", 8000) else "dropped" for door in doors}
+
+
+def test_metrics_of_every_component_are_read_from_another_namespace(
+    release: Release, node_namespace: str, probe_image: str
+) -> None:
+    """As a Prometheus of the cluster does, through every policy; who may is `networkPolicy.ingress.metrics`."""
+    apply(release.node, node_namespace, python_pod("prometheus"))
+    wait_ready(release.node, node_namespace, "prometheus")
+    for component, (port, metric) in METRICS.items():
+        code = SCRAPES.format(host=release.address(component), port=port)
+        assert f"# TYPE {metric}\n" in execute(release.node, node_namespace, "prometheus", code), component
 
 
 def test_everything_runs_in_a_restricted_namespace(release: Release, probe_image: str) -> None:

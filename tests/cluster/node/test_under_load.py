@@ -24,6 +24,7 @@ from support.under_load import (
     roll_back,
     roll_workers,
     scale,
+    scraping,
     set_workers,
     upgrade_operator,
     workers,
@@ -102,8 +103,9 @@ def test_an_upgrade_of_the_operator_fails_no_request_and_leaves_workers_alone(
 
 
 def test_a_killed_worker_fails_only_what_it_was_answering(four_workers: Release, tmp_path: Path) -> None:
-    with open_loop(load(four_workers, RATE, LONG), tmp_path) as client:
+    with scraping(four_workers, 4) as seen, open_loop(load(four_workers, RATE, LONG), tmp_path) as client:
         kill = kill_worker(four_workers)
+    assert min(seen) < 4, "the gateway's metrics tell of the worker that is gone"
     assert kill.recovered_s < RECOVERY_S
     for request in client.failed():
         assert request.in_flight(kill.at) or kill.at < request.started < kill.at + AFTER_KILL_S, show(client)
