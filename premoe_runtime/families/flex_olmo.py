@@ -7,4 +7,5 @@ SPEC = FamilySpec(
     name="flex_olmo",
     router=lambda config: RouterSpec(score="softmax", renormalise=config.norm_topk_prob),
     fields=gated_experts(gate="gate_proj", up="up_proj", down="down_proj"),
+    reshapes_output="normalises what its experts give before it adds it",
 )

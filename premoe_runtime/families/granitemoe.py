@@ -15,4 +15,5 @@ SPEC = FamilySpec(
     router_returns=("ids", "weights", "logits"),
     embedding_factor="embedding_multiplier",
     always_fused=True,
+    reshapes_output="multiplies what its experts give before it adds it",
 )

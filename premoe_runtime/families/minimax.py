@@ -18,4 +18,5 @@ SPEC = FamilySpec(
     router=lambda config: RouterSpec(score="softmax", renormalise=True, weights_dtype="float32"),
     fields=gated_experts(gate="w1", up="w3", down="w2"),
     state=_state,
+    reshapes_output="multiplies what its experts give before it adds it",
 )

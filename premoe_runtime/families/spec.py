@@ -99,6 +99,8 @@ class FamilySpec:
     """Official checkpoints name Python code of their own in config.json (auto_map), which the stock class replaces."""
     always_fused: bool = False
     """Whether checkpoints that others load hold all experts of a layer in one tensor a field, never one by one."""
+    reshapes_output: str = ""
+    """What a block does to its sparse part's output before it adds it to the stream; empty for nothing."""
 
     def router_tensors(self, router: Any) -> RouterTensors:
         """Those of a router module."""

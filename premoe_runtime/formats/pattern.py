@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Annotated, Literal, cast, get_args
 
 import numpy as np
+from pydantic import Field
 
 from premoe_runtime.formats import allocation as layers
 from premoe_runtime.formats import arrays
@@ -17,11 +19,11 @@ from premoe_runtime.formats.choices import Allocation, Semantics
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import PatternId, WeightsId
 
-Metric = Literal["impact", "peu", "seer", "norm", "tcess", "counts", "random", "imported"]
+_METRIC = r"[a-z0-9][a-z0-9.@_-]{0,63}"
+Metric = Annotated[str, Field(pattern=f"^{_METRIC}$")]
+"""Name of the score that ranks. Any: whoever serves a pattern needs its ranking, not how it came about."""
 PatternKind = Literal["specialist", "generalist"]
 
-METRICS: tuple[Metric, ...] = tuple(name for name in get_args(Metric) if name != "imported")
-"""Those that rank a profile's experts; an imported pattern has the order that others gave it."""
 GENERALIST_TASK = "generalist"
 
 
@@ -145,7 +147,7 @@ class Pattern:
             weights_id=WeightsId(_text(metadata, "weights_id", where)),
             task=_text(metadata, "task", where),
             kind=cast("PatternKind", _choice(metadata, "kind", get_args(PatternKind), where)),
-            metric=cast("Metric", _choice(metadata, "metric", get_args(Metric), where)),
+            metric=_metric(metadata, where),
             semantics=cast("Semantics", _choice(metadata, "semantics", get_args(Semantics), where)),
             allocation=cast(
                 "Allocation", _choice({"allocation": "uniform"} | metadata, "allocation", get_args(Allocation), where)
@@ -208,6 +210,13 @@ def _text(metadata: dict[str, str], key: str, where: str) -> str:
         raise _corrupt(where, f"metadata lacks {key!r}")
     if not value.isprintable():
         raise _corrupt(where, f"metadata {key!r} cannot be printed")
+    return value
+
+
+def _metric(metadata: dict[str, str], where: str) -> Metric:
+    value = _text(metadata, "metric", where)
+    if not re.fullmatch(_METRIC, value):
+        raise _corrupt(where, f"metadata 'metric' is {value[:80]!r}, which is no name of a score")
     return value
 
 

@@ -18,6 +18,7 @@ from premoe_runtime.formats.recognition import task_scores
 from premoe_runtime.formats.signature import unit
 from premoe_runtime.offline.patterns.derive import generalist, mean_retained_mass, specialist
 from premoe_runtime.offline.profile.record import Profile, check_same_weights, merge
+from premoe_runtime.offline.profile.scores import find, has
 
 MIN_PROMPTS = 20
 MAX_EXEMPLARS = 128
@@ -25,8 +26,6 @@ DEFAULT_QUANTILE = 0.985
 WIDE_QUANTILE = 0.9
 MARGIN = 0.25
 NEAREST_OTHERS = 0.99
-COMPARABLE = frozenset({"impact"})
-"""Metrics whose scores carry the scale of their layer, so that experts of different layers compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +101,9 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
 
 def settle(options: BuildOptions, profiles: Sequence[Profile]) -> tuple[Metric, Allocation]:
     """The metric and the allocation that a set of these profiles is built with."""
-    metric = options.metric or ("impact" if all(profile.state.has_impact for profile in profiles) else "peu")
-    return metric, options.allocation or ("shared" if metric in COMPARABLE else "uniform")
+    usual = "impact" if all(has(profile.state, "impact") for profile in profiles) else "peu"
+    metric = find(options.metric or usual).name
+    return metric, options.allocation or ("shared" if find(metric).comparable else "uniform")
 
 
 def split_signatures(count: int, max_exemplars: int) -> tuple[list[int], list[int]]:

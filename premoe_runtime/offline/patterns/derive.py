@@ -10,7 +10,7 @@ from premoe_runtime.formats.arrays import F64, existing
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern, PatternKind
 from premoe_runtime.offline.profile.record import Profile, check_same_weights
-from premoe_runtime.offline.profile.scores import counts, retained_mass, scores
+from premoe_runtime.offline.profile.scores import counts, find, retained_mass, scores
 
 
 def specialist(profile: Profile, metric: Metric = "peu", *, seed: int = 0) -> Pattern:
@@ -21,8 +21,8 @@ def specialist(profile: Profile, metric: Metric = "peu", *, seed: int = 0) -> Pa
 def generalist(profiles: Sequence[Profile], metric: Metric = "peu", *, seed: int = 0) -> Pattern:
     """The ranking of the tasks' mean score: a task counts once, however long its texts (unlike PreMoE v3, eq. 11).
 
-    Impact, whose scale differs between tasks, counts as a share of the task's total. Raises InvalidInput for mixed
-    weights.
+    Scores of gradients, whose scale differs between tasks, count as shares of the task's total. Raises InvalidInput for
+    mixed weights.
     """
     check_same_weights(profiles)
     return _pattern(profiles, GENERALIST_TASK, "generalist", metric, seed)
@@ -42,7 +42,7 @@ def overlap(patterns: Sequence[Pattern], budget: Budget) -> F64:
 
 def _pattern(profiles: Sequence[Profile], task: str, kind: PatternKind, metric: Metric, seed: int) -> Pattern:
     each = [scores(profile.state, metric, seed=seed) for profile in profiles]
-    if metric == "impact" and len(each) > 1:
+    if find(metric).comparable and len(each) > 1:
         each = [score / max(score.sum(), np.finfo(np.float64).tiny) for score in each]
     return Pattern.from_scores(
         np.where(existing(profiles[0].layer_experts), np.mean(each, axis=0), -np.inf),

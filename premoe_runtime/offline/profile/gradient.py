@@ -11,21 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from premoe_runtime.engines.hf.experts import SlotExperts
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.families.registry import FAMILIES
-from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.offline.batches import Batch
 from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
 from premoe_runtime.offline.profile.samples import Sample, targets
+from premoe_runtime.offline.profile.seen import Gradients
+from premoe_runtime.offline.profile.watch import experts_of, one_by_one, place_of
 
-LEAST_REST = 0.02
-"""Least weight left to the other experts: one with nearly all of it would count without bound."""
 HEAD_TOKENS = 1024
 """Answer tokens whose logits are in memory at once."""
 
@@ -47,15 +45,8 @@ class Trace:
     output: Tensor | None = None
 
 
-@dataclass(slots=True)
-class _Routed:
-    """One MoE layer's routing in its second computation: ids, weights, each expert's output [T, k, H], their sum."""
-
-    layer: int = -1
-    ids: Tensor = field(default_factory=lambda: torch.empty(0))
-    weights: Tensor = field(default_factory=lambda: torch.empty(0))
-    each: Tensor = field(default_factory=lambda: torch.empty(0))
-    output: Tensor | None = None
+Objective = Literal["gradient", "loss"]
+"""What is taken back through the layers: the answers' margin, or their cross-entropy."""
 
 
 @contextmanager
@@ -82,19 +73,36 @@ def traced(model: SlotModel) -> Iterator[Trace]:
 
 
 def weigh(
-    model: SlotModel, batch: Batch, samples: Sequence[Sample], trace: Trace, accumulator: ProfileAccumulator
+    model: SlotModel,
+    batch: Batch,
+    samples: Sequence[Sample],
+    trace: Trace,
+    accumulator: ProfileAccumulator,
+    places: Sequence[str] = (),
 ) -> None:
-    """Add one batch's impact to ``accumulator``; ``trace`` is that of its forward pass, which ran just before."""
+    """Add how one batch's answers depend on the experts; ``trace`` is that of its forward pass, which ran just before.
+
+    One backward pass for each objective that sums are taken of.
+    """
     assert trace.output is not None
-    gradient = margin_gradient(model, batch, samples, trace.output)
-    while trace.calls:
-        gradient = weigh_layer(model, trace.calls.pop(), gradient, batch, accumulator)
+    for objective in objectives(accumulator):
+        gradient = answers_gradient(model, batch, samples, trace.output, objective)
+        for call in reversed(trace.calls):
+            gradient = weigh_layer(model, call, gradient, batch, accumulator, objective, places)
 
 
-def margin_gradient(model: SlotModel, batch: Batch, samples: Sequence[Sample], output: Tensor) -> Tensor:
-    """Gradient [B, T, H] of the margin of all predicted tokens at the last layer's ``output`` [B, T, H]."""
+def objectives(accumulator: ProfileAccumulator) -> list[Objective]:
+    """Those that sums are taken of."""
+    return [objective for objective in get_args(Objective) if accumulator.needs(objective)]
+
+
+def answers_gradient(
+    model: SlotModel, batch: Batch, samples: Sequence[Sample], output: Tensor, objective: Objective = "gradient"
+) -> Tensor:
+    """Gradient [B, T, H] of the objective over all predicted tokens at the last layer's ``output`` [B, T, H]."""
     decoder, head = model.model.get_decoder(), model.model.get_output_embeddings()
     norm = decoder.get_submodule(FAMILIES[model.manifest.family].last_norm)
+    total_of = {"gradient": margin, "loss": cross_entropy}[objective]
     rows, places, wanted = targets(batch.token_ids, samples)
     gradient = torch.zeros_like(output)
     for start in range(0, len(rows), HEAD_TOKENS):
@@ -102,7 +110,7 @@ def margin_gradient(model: SlotModel, batch: Batch, samples: Sequence[Sample], o
         at = rows[part], places[part]
         with torch.enable_grad():
             hidden = output[at].detach().requires_grad_()
-            total = margin(head(norm(hidden)).float(), wanted[part])
+            total = total_of(head(norm(hidden)).float(), wanted[part])
         gradient[at] = torch.autograd.grad(total, hidden)[0]
     return gradient
 
@@ -118,74 +126,71 @@ def margin(logits: Tensor, wanted: Tensor) -> Tensor:
     return (own[:, 0] - rest).sum()
 
 
+def cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Sum over tokens of the wanted one's -log p; logits f32[N, V], wanted i64[N]."""
+    return nn.functional.cross_entropy(logits, wanted, reduction="sum")
+
+
 def weigh_layer(
-    model: SlotModel, call: LayerCall, gradient: Tensor, batch: Batch, accumulator: ProfileAccumulator
+    model: SlotModel,
+    call: LayerCall,
+    gradient: Tensor,
+    batch: Batch,
+    accumulator: ProfileAccumulator,
+    objective: Objective = "gradient",
+    places: Sequence[str] = (),
 ) -> Tensor:
     """Compute one layer again; from the gradient at its output [B, T, H], return that at its input.
 
     What the layer's experts are worth is added to ``accumulator`` on the way (a dense layer adds nothing).
     """
-    with torch.enable_grad(), _apart(model, call.layer) as routed:
+    with torch.enable_grad(), _routed(model, call.layer) as routed:
         hidden = call.hidden.detach().requires_grad_()
         output = _hidden(call.layer(hidden, **call.arguments))
     if routed.output is None:
         return _gradients(output, gradient, hidden)[0]
     before, at_routed = _gradients(output, gradient, hidden, routed.output)
     valid = batch.valid.flatten()
-    weights, each = routed.weights[valid].detach().float(), routed.each[valid].float()
-    accumulator.weigh(
-        routed.layer,
+    seen = Gradients(
+        accumulator.router,
         routed.ids[valid],
-        change(model.manifest.router, weights, each),
-        weights * each.norm(dim=-1),
-        at_routed.reshape(-1, at_routed.shape[-1])[valid].float().norm(dim=-1),
+        routed.weights[valid].detach(),
+        routed.each[valid],
+        at_routed.reshape(-1, at_routed.shape[-1])[valid],
     )
+    accumulator.add_gradients(routed.layer, seen, objective, place_of(batch, places))
     return before
 
 
-def change(router: RouterSpec, weights: Tensor, each: Tensor) -> Tensor:
-    """f32[T, k]: norm of the change of the routed output Σ w f if one expert went; weights [T, k], each [T, k, H].
+@dataclass(slots=True)
+class _Routed:
+    """One MoE layer's routing in its second computation: ids, weights, each expert's output [T, k, H], their sum."""
 
-    Where weights are renormalised, the others take over what it had: Δ = g / (1 - g) · (s f - y), with s = Σ w and
-    g = w / s. Elsewhere, and where it is alone, only its own part goes.
-    """
-    moved = each
-    if (router.renormalise or router.score == "topk_softmax") and weights.shape[-1] > 1:
-        total = weights.sum(dim=-1, keepdim=True)
-        moved = total[..., None] * each - (weights[..., None] * each).sum(dim=1, keepdim=True)
-        share = weights / total
-        weights = share / (1 - share).clamp(min=LEAST_REST)
-    found: Tensor = weights * torch.linalg.vector_norm(moved, dim=-1)
-    return found
+    layer: int = -1
+    ids: Tensor = field(default_factory=lambda: torch.empty(0))
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+    each: Tensor = field(default_factory=lambda: torch.empty(0))
+    output: Tensor | None = None
+
+    def record(self, layer: int, _logits: Tensor, ids: Tensor, weights: Tensor) -> None:
+        self.layer, self.ids, self.weights = layer, ids, weights
+
+    def told(self, _taken: Tensor, each: Tensor, output: Tensor) -> None:
+        self.each, self.output = each.detach(), output
 
 
 @contextmanager
-def _apart(model: SlotModel, layer: nn.Module) -> Iterator[_Routed]:
-    """Let the layer's experts answer one by one, and see what they and the router did; same sum, same cost."""
-    routed = _Routed()
-    experts = next((module for module in layer.modules() if isinstance(module, SlotExperts)), None)
+def _routed(model: SlotModel, layer: nn.Module) -> Iterator[_Routed]:
+    """See what the layer's router and experts do."""
+    routed, experts = _Routed(), experts_of(layer)
     if experts is None:
         yield routed
         return
-
-    def record(index: int, _logits: Tensor, ids: Tensor, weights: Tensor) -> None:
-        routed.layer, routed.ids, routed.weights = index, ids, weights
-
-    def forward(hidden: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-        tokens, ranks = slots.shape
-        alone = torch.ones_like(weights).reshape(-1, 1)
-        each = SlotExperts.forward(experts, hidden.repeat_interleave(ranks, dim=0), slots.reshape(-1, 1), alone)
-        each = each.view(tokens, ranks, -1)
-        routed.each = each.detach()
-        routed.output = (weights[..., None] * each).sum(dim=1).to(hidden.dtype)
-        return routed.output
-
-    model.record(record)
-    experts.forward = forward  # type: ignore[method-assign,assignment]
+    model.record(routed.record)
     try:
-        yield routed
+        with one_by_one(experts, routed.told):
+            yield routed
     finally:
-        del experts.forward
         model.record(None)
 
 

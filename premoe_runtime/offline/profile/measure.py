@@ -1,9 +1,9 @@
-"""The profile pass over calibration text, with every expert resident: one forward, and one backward for impact."""
+"""The profile pass over calibration text, with every expert resident: forward, and backward where a score needs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
+from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.errors import InvalidInput
@@ -23,6 +24,8 @@ from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
 from premoe_runtime.offline.profile.gradient import traced, weigh
 from premoe_runtime.offline.profile.record import Calibration, Profile
 from premoe_runtime.offline.profile.samples import encode_examples, with_own_answers
+from premoe_runtime.offline.profile.scores import USUAL, refuse_family, sums_of
+from premoe_runtime.offline.profile.watch import watched
 from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.residency.swap import bring
 
@@ -76,33 +79,42 @@ def measure_profile(
     where: str = "calibration",
     layers: tuple[int, ...] = (0,),
     max_tokens: int = MAX_TOKENS,
-    impact: bool = True,
+    scores: Sequence[str] = USUAL,
     advance: Advance = lambda _: None,
     passed_over: Callable[[str], None] = lambda place: None,
 ) -> Profile:
     """Run prompts and answers through the full model; collect routing sums, impact and prompt signatures.
 
     ``model`` needs slots for all experts and gets them filled. ``answers`` are those given, the model's own, or none:
-    then every token counts as answer. ``impact=False`` leaves the backward pass out, a third of the time. ``layers``
-    are the signature layers; ``advance`` is told how many examples each batch had, ``passed_over`` what is not used
-    and why. Raises InvalidInput (see ``encode_examples``), CorruptData, Unavailable.
+    then every token counts as answer. ``scores``: what the profile can be ranked by later; no sum is taken that none of
+    them needs, and those of gradients take a backward pass, twice the time of the forward one. ``layers`` are the
+    signature layers; ``advance`` is told how many examples each batch had, ``passed_over`` what is not used and why.
+    Raises InvalidInput (see ``encode_examples``, ``refuse_family``), CorruptData, Unavailable.
     """
+    refuse_family(scores, FAMILIES[model.manifest.family])
     samples = encode_examples(model, examples, answers=answers, where=where, passed_over=passed_over)
     make_full(model)
     if answers == "own":
         samples = with_own_answers(model, samples, max_tokens)
     manifest = model.manifest
     accumulator = ProfileAccumulator(
-        manifest.num_layers, manifest.num_experts, manifest.router, device=str(model.device)
+        manifest.num_layers,
+        manifest.num_experts,
+        manifest.router,
+        sums=sums_of(scores),
+        vocabulary=model.model.get_input_embeddings().num_embeddings,
+        device=str(model.device),
     )
+    backward = accumulator.needs("gradient", "loss")
     signatures = np.zeros((len(samples), len(layers) * manifest.num_experts), np.float32)
     tokens = [sample.token_ids for sample in samples]
     for indices in plan_batches([len(ids) for ids in tokens], max_tokens):
         batch = pad(tokens, indices, device=model.device)
-        with traced(model) if impact else nullcontext() as trace:
-            probabilities = _forward(model, batch, accumulator, layers)
+        places = [f"{where}:{samples[index].line}" for index in indices]
+        with traced(model) if backward else nullcontext() as trace:
+            probabilities = _forward(model, batch, accumulator, layers, places)
         if trace is not None:
-            weigh(model, batch, [samples[index] for index in indices], trace, accumulator)
+            weigh(model, batch, [samples[index] for index in indices], trace, accumulator, places)
         for row, index in enumerate(indices):
             span = samples[index].prompt.span
             parts = [part[row, span.start : span.stop] for part in probabilities]
@@ -129,27 +141,18 @@ def measure_profile(
 
 
 @torch.no_grad()
-def _forward(model: SlotModel, batch: Batch, accumulator: ProfileAccumulator, layers: tuple[int, ...]) -> list[F32]:
+def _forward(
+    model: SlotModel, batch: Batch, accumulator: ProfileAccumulator, layers: tuple[int, ...], places: Sequence[str]
+) -> list[F32]:
     """One forward; returns the router's softmax f32[B, T, n] at the signature layers, in their order."""
-    valid = batch.valid.flatten()
     found: dict[int, F32] = {}
 
-    def record(layer: int, logits: Tensor, ids: Tensor, weights: Tensor) -> None:
-        accumulator.add(layer, logits[valid], ids[valid], weights[valid])
+    def keep(layer: int, logits: Tensor, ids: Tensor, weights: Tensor) -> None:
         if layer in layers:
             p = torch.softmax(logits, dim=-1).view(*batch.token_ids.shape, -1)
             found[layer] = p.cpu().numpy()
 
-    with _recording(model, record):
+    with watched(model, batch, accumulator, places, also=keep):
         # The head is not needed: only the last position goes through it.
         model.model(input_ids=batch.token_ids, use_cache=False, logits_to_keep=1)
     return [found[layer] for layer in layers]
-
-
-@contextmanager
-def _recording(model: SlotModel, record: Callable[[int, Tensor, Tensor, Tensor], None]) -> Iterator[None]:
-    model.record(record)
-    try:
-        yield
-    finally:
-        model.record(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -16,9 +16,12 @@ from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.ids import WeightsId
 from premoe_runtime.formats.signature import SignatureSpec
 from premoe_runtime.offline.calibration import Answers
-from premoe_runtime.offline.profile.state import P_BINS, ProfileState, pooled
+from premoe_runtime.offline.profile.scores import SUMS
+from premoe_runtime.offline.profile.state import BASE, ProfileState, pooled
 
-_SINCE_2 = {"norm", "impact", "weighed"}
+FORMAT = "premoe-profile/3"
+OLDER = ("premoe-profile/1", "premoe-profile/2")
+"""Formats with one fixed list of sums, which are read as what they hold of today's."""
 
 
 class Calibration(BaseModel):
@@ -38,6 +41,7 @@ class Profile:
 
     layer_experts  experts of every MoE layer; what the arrays have beyond them stands for none
     signatures     f32[N, D], one unit row per calibration prompt, in the file's order
+    stored_id      id of the file of an older format that it was read from, whose bytes would not be written today
     """
 
     weights_id: WeightsId
@@ -49,11 +53,12 @@ class Profile:
     state: ProfileState
     signatures: F32
     tool: str = ""
+    stored_id: str = ""
 
     @property
     def profile_id(self) -> str:
         """blake3 of the file."""
-        return arrays.digest(self.to_bytes())
+        return self.stored_id or arrays.digest(self.to_bytes())
 
     @property
     def samples(self) -> int:
@@ -65,7 +70,7 @@ class Profile:
 
     def to_bytes(self) -> bytes:
         metadata = {
-            "format": "premoe-profile/2",
+            "format": FORMAT,
             "weights_id": self.weights_id,
             "task": self.task,
             "top_k": str(self.top_k),
@@ -76,15 +81,18 @@ class Profile:
         if len(set(self.layer_experts)) > 1:
             # Left out otherwise: the arrays say it, and profiles keep the ids they had before layers could differ.
             metadata["layer_experts"] = json.dumps(list(self.layer_experts))
-        tensors = {field.name: getattr(self.state, field.name) for field in fields(self.state)}
+        tensors = {one.name: table for one, table in self.state.sums.items()}
         return arrays.encode({**tensors, "signatures": self.signatures}, metadata)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, where: str = "profile") -> Profile:
-        """Read a profile file. Raises CorruptData."""
+        """Read a profile file, of this format or an older one. Raises CorruptData."""
         tensors, metadata = arrays.decode(data, where=where)
         signatures = tensors.pop("signatures", None)
-        state = _state(tensors, where)
+        named = metadata.get("format", "")
+        if named not in (FORMAT, *OLDER):
+            raise _corrupt(where, f"format {named[:40]!r} is none that this version reads; profile the task again")
+        state = _state(_older(tensors, where) if named in OLDER else tensors, where)
         try:
             calibration = TypeAdapter(tuple[Calibration, ...]).validate_json(metadata.get("calibration", ""))
             spec = SignatureSpec.model_validate_json(metadata.get("signature", ""))
@@ -94,8 +102,8 @@ class Profile:
             )
         except (ValidationError, ValueError) as error:
             raise _corrupt(where, "metadata is incomplete or malformed") from error
-        named = metadata.get("weights_id") and metadata.get("task", "").strip()
-        if not (named and calibration and metadata["task"].isprintable()):
+        whose = metadata.get("weights_id") and metadata.get("task", "").strip()
+        if not (whose and calibration and metadata["task"].isprintable()):
             raise _corrupt(where, "metadata lacks weights_id, task or calibration")
         if len(experts) != state.shape[0] or not top_k <= min(experts) <= max(experts) == state.shape[1]:
             raise _corrupt(where, f"arrays are of shape {list(state.shape)}, but layers have {list(experts)} experts")
@@ -111,6 +119,7 @@ class Profile:
             state=state,
             signatures=cast("F32", signatures),
             tool=metadata.get("tool", ""),
+            stored_id=arrays.digest(data) if metadata["format"] in OLDER else "",
         )
 
     @classmethod
@@ -129,7 +138,7 @@ def profile_path(profile_id: str) -> str:
 
 
 def merge(profiles: Sequence[Profile]) -> Profile:
-    """One task's profiles as one: sums are added exactly, signatures follow each other.
+    """One task's profiles as one: the sums that all have are added exactly, signatures follow each other.
 
     Raises InvalidInput when they differ in weights, task, top-k or signature definition.
     """
@@ -170,25 +179,28 @@ def check_same_weights(profiles: Sequence[Profile]) -> None:
             )
 
 
+def _older(tensors: dict[str, arrays.Array], where: str) -> dict[str, arrays.Array]:
+    """An older format's arrays as today's: tokens were counted by bin, and what was not measured was zero."""
+    tensors = dict(tensors)
+    chosen, weighed = tensors.pop("chosen", None), tensors.pop("weighed", None)
+    if chosen is None or chosen.ndim != 3:
+        raise _corrupt(where, "array 'chosen' is missing or of the wrong shape")
+    if weighed is None or not np.array_equal(weighed, tensors.get("tokens", ())):
+        tensors = {name: table for name, table in tensors.items() if name not in ("norm", "impact")}
+    return {**tensors, "counts": np.asarray(cast("arrays.I64", chosen).sum(axis=-1))}
+
+
 def _state(tensors: dict[str, arrays.Array], where: str) -> ProfileState:
-    names = {field.name for field in fields(ProfileState)}
-    if tensors.keys() == names - _SINCE_2 and tensors["soft"].ndim == 2:
-        # A profile of the first format: router statistics alone, which is what one without gradients holds.
-        layers = tensors["soft"].shape[0]
-        tensors = {name: np.zeros_like(tensors["soft"]) for name in _SINCE_2} | tensors
-        tensors["weighed"] = np.zeros(layers, np.int64)
-    if tensors.keys() != names or tensors["soft"].ndim != 2 or 0 in tensors["soft"].shape:
-        raise _corrupt(where, f"arrays are {sorted(tensors)}, expected {sorted(names)}")
-    if tensors["utility"].shape != (*tensors["soft"].shape, P_BINS):  # before as much is allocated
-        raise _corrupt(where, f"array 'utility' has the wrong dtype or shape (bins of p: {P_BINS})")
-    wanted = ProfileState.zeros(*tensors["soft"].shape)
-    for name in names:
-        expected = getattr(wanted, name)
-        if tensors[name].dtype != expected.dtype or tensors[name].shape != expected.shape:
-            raise _corrupt(where, f"array {name!r} has the wrong dtype or shape (bins of p: {P_BINS})")
-        if not np.isfinite(cast("F32", tensors[name])).all():
+    unknown, missing = tensors.keys() - SUMS.keys(), {one.name for one in BASE} - tensors.keys()
+    if unknown or missing or tensors["soft"].ndim != 2 or 0 in tensors["soft"].shape:
+        raise _corrupt(where, f"arrays are {sorted(tensors)}, which is no profile of this version")
+    layers, experts = tensors["soft"].shape
+    for name, table in tensors.items():
+        if table.dtype != SUMS[name].dtype or not SUMS[name].fits(table.shape, layers, experts):
+            raise _corrupt(where, f"array {name!r} has the wrong dtype or shape")
+        if not np.isfinite(cast("F32", table)).all():
             raise _corrupt(where, f"array {name!r} is not finite")
-    return ProfileState(**cast("dict[str, arrays.F64]", tensors))  # type: ignore[arg-type]
+    return ProfileState({one: tensors[name] for name, one in SUMS.items() if name in tensors})
 
 
 def _corrupt(where: str, what: str) -> CorruptData:

@@ -24,6 +24,8 @@ class Sample:
 
     prompt: Prompt
     answer: tuple[int, ...]
+    line: int = 0
+    """Where it stands in its file."""
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -68,7 +70,7 @@ def _sample(model: SlotModel, example: Example, answers: Answers) -> Sample:
     answer: tuple[int, ...] = ()
     if answers == "given" and example.answer is not None:
         answer = (*encode_text(model.tokenizer, example.answer), *end_token(model))
-    sample = Sample(prompt, answer)
+    sample = Sample(prompt, answer, example.line)
     context = context_of(model)
     if context is not None and len(sample.token_ids) > context:
         raise InvalidInput(

@@ -28,6 +28,7 @@ from premoe_runtime.offline.evaluation import (
     retained_accuracy,
 )
 from premoe_runtime.offline.patterns.derive import generalist, specialist
+from premoe_runtime.offline.profile.criteria.gradients import IMPACT
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.offline.prompts import encode_prompt, encode_text
@@ -134,7 +135,7 @@ def weighed(task: str, first: float) -> Profile:
     """A profile whose first layer matters ``first`` times as much as its second."""
     made = profile(task)
     impact = np.outer([first, 1.0], 2.0 ** -np.arange(8))
-    return replace(made, state=replace(made.state, impact=impact, weighed=made.state.tokens))
+    return replace(made, state=replace(made.state, sums={**made.state.sums, IMPACT: impact}))
 
 
 def test_one_task_alone_has_no_wrong_specialist_nor_a_set_without_one_a_generalist() -> None:

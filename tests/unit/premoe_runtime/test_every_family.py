@@ -24,6 +24,7 @@ from premoe_runtime.families import stock
 from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.offline.calibration import read_calibration
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
+from premoe_runtime.offline.profile.state import COUNTS
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
@@ -102,7 +103,7 @@ def test_its_profile_counts_what_the_stock_routers_choose(tmp_path: Path, row: R
     model, oracle = load_full_model(MemorySource(checkpoint)), stock_model(checkpoint, torch.float32)
     examples = read_calibration(write_examples(tmp_path / "calibration.jsonl", "capitals", 6))
     profile = measure_profile(model, examples, task="capitals", max_tokens=128)
-    assert profile.state.chosen.sum(-1).sum(-1).tolist() == [profile.tokens * model.manifest.top_k] * LAYERS
+    assert profile.state[COUNTS].sum(-1).tolist() == [profile.tokens * model.manifest.top_k] * LAYERS
     asked = prompt(30)
     found = Prober(load_probing_model(model.source), model.manifest).signature(asked)
     spec, seen = FAMILIES[row.family], []

@@ -25,6 +25,7 @@ from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.offline.calibration import read_calibration
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
+from premoe_runtime.offline.profile.state import COUNTS
 from premoe_runtime.packs.reader import PackReader, open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.verify import verify_pack
@@ -149,7 +150,7 @@ def test_it_is_profiled_and_served(tmp_path: Path, case: Case) -> None:
     source = packed(tmp_path, checkpoint.stored)
     examples = read_calibration(write_examples(tmp_path / "calibration.jsonl", "capitals", 4))
     profile = measure_profile(load_full_model(source), examples, task="capitals", max_tokens=64)
-    assert profile.state.chosen.sum(-1).sum(-1).tolist() == [profile.tokens * source.manifest().top_k] * LAYERS
+    assert profile.state[COUNTS].sum(-1).tolist() == [profile.tokens * source.manifest().top_k] * LAYERS
     slots, kept, asked = load_slot_model(source, slots=8), kept_of(3), prompt(20)
     arena = HostArena(slots.store.shape.blob_bytes, STAGING_BYTES)
     front = Front(HfEngine(slots, arena), slots.store.shape, arena, source, retry_seconds=())

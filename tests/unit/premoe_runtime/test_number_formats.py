@@ -25,6 +25,7 @@ from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import NumberSpec
 from premoe_runtime.offline.calibration import read_calibration
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
+from premoe_runtime.offline.profile.state import COUNTS
 from premoe_runtime.packs.reader import PackReader, open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.verify import verify_pack
@@ -151,8 +152,8 @@ def test_its_profile_and_its_probe_are_those_of_the_dequantised_model(tmp_path: 
     plain = write(checkpoint, dict(dequantised(row, checkpoint, torch.float32).state_dict()), None)
     expected = load_full_model(packed(plain, tmp_path / "other"))
     assert expected.manifest.numbers is None
-    assert measure_profile(expected, examples, task="capitals", max_tokens=128).state.chosen.tolist() == (
-        profile.state.chosen.tolist()
+    assert measure_profile(expected, examples, task="capitals", max_tokens=128).state[COUNTS].tolist() == (
+        profile.state[COUNTS].tolist()
     )
     probes = [
         Prober(load_probing_model(one.source, dtype=torch.float32), one.manifest).signature(prompt(30)).tolist()

@@ -128,7 +128,7 @@ def test_a_file_whose_ranking_is_not_the_scores_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"metric": "magic"}, "metadata 'metric' is 'magic'"),
+        ({"metric": "mag ic"}, "metadata 'metric' is 'mag ic', which is no name of a score"),
         ({"kind": ""}, "lacks 'kind'"),
         ({"semantics": "other"}, "expected one of selection, slice"),
         ({"profiles": "[1]"}, "not a list of ids"),

@@ -17,18 +17,19 @@ from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats import arrays
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
-from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.offline.calibration import Answers, Example, read_calibration
 from premoe_runtime.offline.patterns.derive import generalist, specialist
 from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
-from premoe_runtime.offline.profile.gradient import change, margin
+from premoe_runtime.offline.profile.criteria.gradients import IMPACT
+from premoe_runtime.offline.profile.gradient import margin
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
 from premoe_runtime.offline.profile.record import Profile, merge
 from premoe_runtime.offline.profile.samples import encode_examples, with_own_answers
-from premoe_runtime.offline.profile.scores import GRADIENT_METRICS, scores
+from premoe_runtime.offline.profile.scores import ROUTER_ONLY, USUAL, scores, sums_of
+from premoe_runtime.offline.profile.seen import Gradients, change
+from premoe_runtime.offline.profile.state import P_BINS
 
 COUNT = 8
-ROUTER_METRICS: tuple[Metric, ...] = ("peu", "seer", "tcess", "counts")
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -93,8 +94,7 @@ def test_impact_is_what_the_formula_says_on_the_stock_class(
     for sample in encode_examples(model, examples, answers="given", where="test"):
         sums = plain_impact(folder, sample.token_ids, len(sample.answer))
         expected += torch.stack(sums).numpy()
-    assert profile.state.has_impact
-    assert np.allclose(profile.state.impact, expected, rtol=2e-3, atol=1e-9)
+    assert np.allclose(profile.state[IMPACT], expected, rtol=2e-3, atol=1e-9)
     assert np.allclose(scores(profile.state, "impact"), expected / profile.tokens, rtol=2e-3, atol=1e-9)
 
 
@@ -102,54 +102,85 @@ def test_the_backward_pass_changes_no_other_statistic_and_can_be_left_out(
     qwen: SlotModel, examples: list[Example]
 ) -> None:
     whole = measure_profile(qwen, examples, task="capitals")
-    router_only = measure_profile(qwen, examples, task="capitals", impact=False)
-    assert not router_only.state.has_impact
-    for metric in ROUTER_METRICS:
+    router_only = measure_profile(qwen, examples, task="capitals", scores=ROUTER_ONLY)
+    for metric in ROUTER_ONLY:
         assert np.array_equal(scores(whole.state, metric), scores(router_only.state, metric))
     assert np.array_equal(whole.signatures, router_only.signatures)
-    for metric in GRADIENT_METRICS:
-        with pytest.raises(InvalidInput, match="profile the task again"):
+    for metric in ("impact", "norm"):
+        with pytest.raises(InvalidInput, match=f"profile the task again with --score {metric}"):
             scores(router_only.state, metric)
 
 
 def test_documents_merge_into_one_pass(qwen: SlotModel, examples: list[Example]) -> None:
     whole = measure_profile(qwen, examples, task="capitals")
     parts = merge([measure_profile(qwen, [example], task="capitals") for example in examples])
-    assert np.allclose(parts.state.impact, whole.state.impact, rtol=1e-4)
+    assert np.allclose(parts.state[IMPACT], whole.state[IMPACT], rtol=1e-4)
     assert np.array_equal(specialist(parts, "impact").ranking, specialist(whole, "impact").ranking)
-    router_only = measure_profile(qwen, examples, task="capitals", impact=False)
-    assert not merge([whole, router_only]).state.has_impact
+    router_only = measure_profile(qwen, examples, task="capitals", scores=ROUTER_ONLY)
+    assert merge([whole, router_only]).state.sums.keys() == router_only.state.sums.keys()
 
 
 def test_any_budget_is_a_prefix_of_what_the_file_keeps(qwen: SlotModel, examples: list[Example]) -> None:
     profile = measure_profile(qwen, examples, task="capitals")
     again = Profile.from_bytes(profile.to_bytes())
-    assert np.array_equal(again.state.impact, profile.state.impact)
+    assert np.array_equal(again.state[IMPACT], profile.state[IMPACT])
     assert np.array_equal(specialist(again, "impact").scores, np.float32(scores(profile.state, "impact")))
 
 
-def test_a_profile_of_the_first_format_is_read_as_one_without_gradients() -> None:
-    data = router_profile().to_bytes()
-    tensors, metadata = arrays.decode(data, where="test")
-    for name in ("impact", "norm", "weighed"):
-        del tensors[name]
-    old = Profile.from_bytes(arrays.encode(tensors, metadata | {"format": "premoe-profile/1"}))
-    assert np.array_equal(specialist(old, "peu").ranking, specialist(router_profile(), "peu").ranking)
+def older_file(profile: Profile, version: int, *, weighed: bool) -> bytes:
+    """What an older version wrote of the same measurement: tokens by bin, and zeros for what was not measured."""
+    tensors, metadata = arrays.decode(profile.to_bytes(), where="test")
+    counts = tensors.pop("counts")
+    tensors["chosen"] = np.zeros((*counts.shape, P_BINS), np.int64)
+    tensors["chosen"][..., 7] = counts
+    if version == 2:
+        zeros = np.zeros(counts.shape)
+        tensors = {"norm": zeros, "impact": zeros, **tensors}
+        tensors["weighed"] = tensors["tokens"] if weighed else np.zeros_like(tensors["tokens"])
+    return arrays.encode(tensors, metadata | {"format": f"premoe-profile/{version}"})
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_profiles_without_gradients_are_read_as_what_they_hold(version: int) -> None:
+    made = router_profile()
+    data = older_file(made, version, weighed=False)
+    old = Profile.from_bytes(data)
+    assert old.profile_id == arrays.digest(data) != made.profile_id
+    assert old.state.sums.keys() == made.state.sums.keys()
+    for metric in ROUTER_ONLY:
+        assert np.array_equal(scores(old.state, metric), scores(made.state, metric))
     with pytest.raises(InvalidInput, match="profile the task again"):
         specialist(old, "impact")
+
+
+def test_an_older_profile_with_gradients_ranks_as_before(qwen: SlotModel, examples: list[Example]) -> None:
+    made = measure_profile(qwen, examples, task="capitals")
+    old = Profile.from_bytes(older_file(made, 2, weighed=True))
+    for metric in USUAL:
+        assert np.array_equal(specialist(old, metric).ranking, specialist(made, metric).ranking)
+    both = merge([old, made])
+    assert both.state[IMPACT].tolist() == (2 * made.state[IMPACT]).tolist()
+    assert Profile.from_bytes(both.to_bytes()).profile_id == both.profile_id
+
+
+def test_a_profile_of_a_later_format_is_refused_by_its_name() -> None:
+    tensors, metadata = arrays.decode(router_profile().to_bytes(), where="test")
+    with pytest.raises(
+        CorruptData, match="format 'premoe-profile/9' is none that this version reads; profile the task"
+    ):
+        Profile.from_bytes(arrays.encode(tensors, metadata | {"format": "premoe-profile/9"}))
 
 
 @pytest.mark.parametrize("answers", ["own", "none"])
 def test_answers_are_the_models_own_or_every_token(qwen: SlotModel, examples: list[Example], answers: Answers) -> None:
     profile = measure_profile(qwen, examples, task="capitals", answers=answers)
     prompts = sum(len(s.prompt.token_ids) for s in encode_examples(qwen, examples, answers="none", where="test"))
-    assert profile.state.has_impact
-    assert (profile.state.impact.sum(axis=1) > 0).all()
+    assert (profile.state[IMPACT].sum(axis=1) > 0).all()
     assert profile.tokens > prompts if answers == "own" else profile.tokens == prompts
 
 
 def test_own_answers_are_what_greedy_decoding_writes(qwen: SlotModel, examples: list[Example]) -> None:
-    measure_profile(qwen, examples, task="capitals", impact=False)  # brings every expert in
+    measure_profile(qwen, examples, task="capitals", scores=ROUTER_ONLY)  # brings every expert in
     samples = encode_examples(qwen, examples, answers="own", where="test")
     together = with_own_answers(qwen, samples)
     assert [s.answer for s in together] == [with_own_answers(qwen, [s])[0].answer for s in samples]
@@ -200,17 +231,18 @@ def test_change_is_bounded_and_simple_where_nothing_is_shared() -> None:
 
 
 def test_gradients_that_are_not_finite_are_told() -> None:
-    accumulator = ProfileAccumulator(1, 4, RouterSpec(score="softmax", renormalise=True))
-    ids = torch.zeros(1, 1, dtype=torch.long)
-    with pytest.raises(CorruptData, match="gradients of MoE layer 0 are not finite"):
-        accumulator.weigh(0, ids, torch.ones(1, 1), torch.ones(1, 1), torch.tensor([torch.nan]))
+    router = RouterSpec(score="softmax", renormalise=True)
+    accumulator = ProfileAccumulator(1, 4, router, sums=sums_of(["impact"]))
+    ids, gradient = torch.zeros(1, 1, dtype=torch.long), torch.full((1, 3), torch.nan)
+    with pytest.raises(CorruptData, match="token 0: gradients of MoE layer 0 are not finite"):
+        accumulator.add_gradients(0, Gradients(router, ids, torch.ones(1, 1), torch.ones(1, 1, 3), gradient))
 
 
 def test_a_generalist_by_impact_takes_shares_of_each_tasks_total() -> None:
     def weighed(task: str, impact: list[float]) -> Profile:
         made = router_profile(task)
-        state = replace(made.state, impact=np.tile(np.array(impact + [0.0] * 4), (2, 1)), weighed=made.state.tokens)
-        return replace(made, state=state)
+        sums = {**made.state.sums, IMPACT: np.tile(np.array(impact + [0.0] * 4), (2, 1))}
+        return replace(made, state=replace(made.state, sums=sums))
 
     loud, quiet = weighed("loud", [800.0, 100.0, 50.0, 50.0]), weighed("quiet", [0.1, 0.2, 0.6, 0.1])
     assert np.allclose(generalist([loud, quiet], "impact").scores[0, :4], [0.225, 0.075, 0.1625, 0.0375])

@@ -14,16 +14,17 @@ from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.formats.pattern import METRICS
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.batches import pad, plan_batches
 from premoe_runtime.offline.calibration import Example, Message, PassedOver, read_calibration
 from premoe_runtime.offline.patterns.build import BuildOptions, build_set
 from premoe_runtime.offline.patterns.derive import specialist
 from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
+from premoe_runtime.offline.profile.criteria.router import UTILITY
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
 from premoe_runtime.offline.profile.record import Profile, merge
-from premoe_runtime.offline.profile.scores import scores
+from premoe_runtime.offline.profile.scores import ROUTER_ONLY, USUAL, scores
+from premoe_runtime.offline.profile.state import COUNTS, TOKENS
 from premoe_runtime.offline.prompts import Prompt, Span, encode_prompt, encode_text
 from premoe_runtime.probing.prober import Prober
 
@@ -68,9 +69,9 @@ def test_the_pass_sums_what_the_stock_routers_choose(tmp_path: Path, family: Fam
         with torch.no_grad():
             stock(input_ids=torch.tensor([prompt + answer]))
     expected = accumulator.state()
-    assert profile.state.tokens.tolist() == expected.tokens.tolist()
-    assert profile.tokens == int(expected.tokens[0])
-    assert profile.state.chosen.sum(-1).tolist() == expected.chosen.sum(-1).tolist()
+    assert profile.state[TOKENS].tolist() == expected[TOKENS].tolist()
+    assert profile.tokens == int(expected[TOKENS][0])
+    assert profile.state[COUNTS].tolist() == expected[COUNTS].tolist()
     for metric in ("peu", "seer", "tcess"):
         assert np.allclose(scores(profile.state, metric), scores(expected, metric), atol=2e-3)
     assert profile.layer_experts == ((9, 16) if uneven else (16, 16))
@@ -85,7 +86,7 @@ def test_two_halves_merged_rank_like_one_pass_over_the_same_batches(tmp_path: Pa
         measure_profile(model, part, task="capitals", max_tokens=4 * 24) for part in (examples[:12], examples[12:])
     ]
     merged = merge(halves)
-    assert np.array_equal(merged.state.utility, one.state.utility)
+    assert np.array_equal(merged.state[UTILITY], one.state[UTILITY])
     for metric in ("peu", "seer", "tcess", "counts"):
         assert np.array_equal(specialist(merged, metric).ranking, specialist(one, metric).ranking)
     assert np.array_equal(merged.signatures, one.signatures)
@@ -146,7 +147,7 @@ def test_a_profile_of_uneven_layers_makes_patterns_of_what_exists(tmp_path: Path
             mask = pattern.kept(Budget(4, kept), slots)
             assert mask.sum() == total
             assert not (mask & ~model.manifest.exists).any()
-    for metric in METRICS:
+    for metric in (*USUAL, "random"):
         pattern = specialist(profiles[0], metric)
         assert not (pattern.kept(Budget(4, 16)) ^ model.manifest.exists).any()
     (retention,) = [one for one in built.pattern_set.document.generalist_retention if one.budget == "4/16"]
@@ -173,7 +174,7 @@ def test_a_short_first_layer_is_probed_as_profiled(tmp_path: Path) -> None:
 
 def test_a_profile_that_contradicts_its_arrays_is_refused(tmp_path: Path) -> None:
     _, model = uneven_model(tmp_path)
-    profile = measure_profile(model, examples_of(tmp_path, count=4), task="capitals", impact=False)
+    profile = measure_profile(model, examples_of(tmp_path, count=4), task="capitals", scores=ROUTER_ONLY)
     for wrong in ((9, 15), (9, 17), (9, 16, 16), (3, 16)):
         with pytest.raises(CorruptData, match="but layers have"):
             Profile.from_bytes(replace(profile, layer_experts=wrong).to_bytes())
@@ -199,7 +200,7 @@ def test_examples_that_no_request_could_be_are_left_out_and_counted(tmp_path: Pa
     with_long = measure_profile(model, [*good, long], task="a", where="cal.jsonl", passed_over=unused)
     assert with_long.samples == 4
     assert re.fullmatch(r"cal\.jsonl:7: \d+ tokens exceed the model's context of 1024", unused.places[0])
-    assert (with_long.state.chosen == measure_profile(model, good, task="a").state.chosen).all()
+    assert (with_long.state[COUNTS] == measure_profile(model, good, task="a").state[COUNTS]).all()
     model.tokenizer.chat_template = (
         "{{ raise_exception('no') if messages[0]['content'] == '' else messages[0]['content'] }}"
     )

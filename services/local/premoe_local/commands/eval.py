@@ -10,11 +10,12 @@ import click
 
 from premoe_local.console import json_option, note, print_json, print_table, progress
 from premoe_local.full_model import full_model
+from premoe_local.score_option import score_names
 from premoe_local.task_files import task_files
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.pattern import METRICS, Metric
+from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.formats.pattern_set import PatternSet, Retention
 from premoe_runtime.offline.calibration import PassedOver, read_calibration
 from premoe_runtime.offline.patterns import library
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     "--metric",
     "metrics",
     multiple=True,
-    type=click.Choice(METRICS),
-    help="Compare rankings by this metric, uniform and shared over layers, instead of the set's own; repeatable.",
+    callback=score_names,
+    help="Compare rankings by this score (`premoe scores`), uniform and shared over layers, instead of the set's own; "
+    "repeatable.",
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples of each task.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random pattern.")

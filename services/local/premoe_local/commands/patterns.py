@@ -11,10 +11,11 @@ import click
 from premoe_local.console import json_option, note, print_json, print_table
 from premoe_local.output_file import write_file
 from premoe_local.pattern_store import list_, pattern_document, remove, set_live
+from premoe_local.score_option import score_name
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS as SPARE
 from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.choices import Allocation, OnUnknown
-from premoe_runtime.formats.pattern import METRICS, Metric, Pattern
+from premoe_runtime.formats.pattern import Metric, Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns import library, upkeep
 from premoe_runtime.offline.patterns.build import (
@@ -50,8 +51,8 @@ for subcommand in (list_, set_live, remove):
 @click.option("--profiles", "names", multiple=True, help="Profile id or task, repeatable.  [default: all]")
 @click.option(
     "--metric",
-    type=click.Choice(METRICS),
-    help="Score that ranks.  [default: impact; peu where a profile has no gradients]",
+    callback=score_name,
+    help="Score that ranks (`premoe scores`).  [default: impact; peu where a profile has no gradients]",
 )
 @click.option(
     "--allocation",

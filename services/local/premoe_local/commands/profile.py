@@ -14,8 +14,11 @@ import click
 from premoe_local.console import Progress, date, json_option, note, print_json, print_table, progress
 from premoe_local.default_group import DefaultGroup
 from premoe_local.full_model import full_model
+from premoe_local.score_option import score_names
 from premoe_local.task_files import task_files
+from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.offline.calibration import Answers, Example, PassedOver, check_task, read_calibration
+from premoe_runtime.offline.profile.scores import ROUTER_ONLY, USUAL, refuse_family
 
 if TYPE_CHECKING:
     from premoe_runtime.engines.hf.model import SlotModel
@@ -46,7 +49,7 @@ class How:
     """How prompts are run."""
 
     answers: Answers
-    router_only: bool
+    scores: tuple[str, ...]
     threads: int | None
     device: str
     dtype: str
@@ -54,7 +57,8 @@ class How:
     @property
     def variant(self) -> str:
         """What makes profiles of the same text differ."""
-        return " ".join(["router-only"] * self.router_only + [self.dtype] * (self.dtype != "auto"))
+        named = {USUAL: [], ROUTER_ONLY: ["router-only"]}.get(self.scores, [f"scores {' '.join(sorted(self.scores))}"])
+        return " ".join([*named, *[self.dtype] * (self.dtype != "auto")])
 
 
 @click.group("profile", cls=DefaultGroup, default="measure", no_args_is_help=True)
@@ -85,7 +89,18 @@ def command() -> None:
     show_default=True,
     help="Run prompts with the answers in the file, with the model's own, or alone (open text: every token counts).",
 )
-@click.option("--router-only", is_flag=True, help="Leave the backward pass out: quicker, but no ranking by impact.")
+@click.option(
+    "--score",
+    "scores",
+    multiple=True,
+    callback=score_names,
+    help=f"Measure what this score needs (`premoe scores`), repeatable.  [default: {', '.join(USUAL)}]",
+)
+@click.option(
+    "--router-only",
+    is_flag=True,
+    help=f"Measure {', '.join(ROUTER_ONLY)}: no backward pass, quicker, but no ranking by impact.",
+)
 @click.option("--to", help="Object store to write to.  [default: the one MODEL lies in]")
 @click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples of each task.")
 @click.option("--skip", type=click.IntRange(min=0), default=0, help="Leave out this many examples first.")
@@ -104,6 +119,7 @@ def measure(
     tasks: tuple[str, ...],
     data: Path | None,
     answers: str,
+    scores: tuple[str, ...],
     router_only: bool,
     to: str | None,
     limit: int | None,
@@ -114,7 +130,9 @@ def measure(
     as_json: bool,
 ) -> None:
     """Measure profiles; `premoe profile --help` says how."""
-    how = How(cast("Answers", answers), router_only, threads, device, dtype)
+    if scores and router_only:
+        raise click.UsageError("--router-only is a choice of scores: give it or --score")
+    how = How(cast("Answers", answers), scores or (ROUTER_ONLY if router_only else USUAL), threads, device, dtype)
     unused = PassedOver()
     jobs = [
         Job(task, file, read_calibration(file, answers=how.answers, limit=limit, skip=skip, passed_over=unused))
@@ -152,7 +170,9 @@ def _profiles(
     from premoe_runtime.packs.reader import open_pack
 
     store, reader = store_of(model, to), open_pack(model)
-    weights_id = reader.manifest().weights_id
+    weights_id, family = reader.manifest().weights_id, FAMILIES.get(reader.manifest().family)
+    if family is not None:
+        refuse_family(how.scores, family)
     wanted = [Measurement.of(weights_id, job.task, how.answers, job.examples, how.variant) for job in jobs]
     found = {one.task: find_profile(store, one) for one in wanted}
     missing = [job for job in jobs if found[job.task] is None]
@@ -181,7 +201,7 @@ def _measure(slot_model: SlotModel, job: Job, how: How, bar: Progress, unused: P
         task=job.task,
         answers=how.answers,
         where=str(job.data),
-        impact=not how.router_only,
+        scores=how.scores,
         advance=bar.advance,
         passed_over=unused,
     )

@@ -19,7 +19,7 @@ from premoe_servicekit.termination import failure, write_last_words
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
-from premoe_runtime.formats.pattern import METRICS, Metric
+from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.offline.calibration import Answers
 from premoe_runtime.offline.patterns.build import BuildOptions
 from premoe_worker.jobs import work
@@ -100,7 +100,7 @@ def profile(
 @model_option
 @tasks_option
 @answers_option
-@click.option("--metric", type=click.Choice(METRICS), help="Score that ranks.  [default: impact, else peu]")
+@click.option("--metric", help="Score that ranks.  [default: impact, else peu]")
 @click.option("--budget", "budgets", multiple=True, help="a/b at which to record the generalist, repeatable.")
 @click.option("--on-unknown", type=click.Choice(get_args(OnUnknown)), default="generalist", show_default=True)
 def patterns(
