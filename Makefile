@@ -93,6 +93,7 @@ check: install ## Formatting, lint, types, architecture contracts, stubs up to d
 	@$(BIN)/python tools/chart_readme.py --check
 	@$(BIN)/python tools/metrics_page.py --check
 	@$(BIN)/python tools/families_page.py --check
+	@$(BIN)/python tools/scores_page.py --check
 
 .PHONY: fmt
 fmt: install ## Format and fix what can be fixed

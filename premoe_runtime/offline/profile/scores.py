@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 import blake3
@@ -14,7 +14,7 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.offline.profile.criteria import gradients, outputs, router, weights
 from premoe_runtime.offline.profile.criteria.score import Score
-from premoe_runtime.offline.profile.state import BASE, COUNTS, MASS, TOKENS, ProfileState, Sum
+from premoe_runtime.offline.profile.state import BASE, COUNTS, MASS, TOKENS, Needs, ProfileState, Sum
 
 RANDOM = Score(
     "random", "a hash of seed, layer and expert", "baseline", (), lambda state: random_scores(state.shape, 0)
@@ -30,6 +30,17 @@ ROUTER_ONLY = tuple(name for name in USUAL if SCORES[name].needs == ("router",))
 SUMS: Mapping[str, Sum] = {one.name: one for one in (*BASE, *(s for score in SCORES.values() for s in score.sums))}
 """Every sum by its name."""
 _NAMED = {**SCORES} | {alias: score for score in SCORES.values() for alias in score.aliases}
+
+
+NEEDS: Mapping[Needs, str] = {
+    "router": "a forward pass",
+    "outputs": "a forward pass, outputs",
+    "stream": "a forward pass, outputs",
+    "gradient": "a backward pass",
+    "loss": "a backward pass of its own",
+    "weights": "weights",
+}
+"""What a score takes, in words."""
 
 
 def find(name: str) -> Score:
@@ -66,6 +77,11 @@ def refusal(score: Score, family: FamilySpec) -> str:
     if "stream" in score.needs and family.reshapes_output:
         return f"a block {family.reshapes_output}, so what the experts gave cannot be told apart in its output"
     return ""
+
+
+def not_of(score: Score, families: Iterable[FamilySpec]) -> list[str]:
+    """Names of the families that cannot give the score."""
+    return [family.name for family in families if refusal(score, family)]
 
 
 def has(state: ProfileState, metric: Metric) -> bool:
