@@ -27,7 +27,8 @@ measured for {", ".join(USUAL)}.
 Of equal scores, the expert with more combine weight comes first, then the one that more tokens chose, then the lower
 id. Scores marked *shared* carry the scale of their layer, so budgets are shared over the layers by them; with others,
 every layer keeps equally many unless `--allocation shared` is given. Where a paper leaves something open, the formula
-says what was chosen. Each is tested against a plain reading of its formula on the stock class of transformers
+says what was chosen; so does the sign of MC-Suite's criteria, of which the paper tries both ends. Each is tested
+against a plain reading of its formula on the stock class of transformers
 ([test_scores.py](../tests/unit/premoe_runtime/test_scores.py)).
 
 s: raw logits; C: the experts that the router chose; p: softmax of s over C; g: combine weight; f: the expert's output;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern
 from premoe_runtime.formats.pattern_set import Member, PatternSet, Retention, SetDocument
 from premoe_runtime.formats.recognition import task_scores
 from premoe_runtime.formats.signature import unit
+from premoe_runtime.offline.patterns.bounds import Bounds
 from premoe_runtime.offline.patterns.derive import generalist, mean_retained_mass, specialist
 from premoe_runtime.offline.profile.record import Profile, check_same_weights, merge
 from premoe_runtime.offline.profile.scores import find, has
@@ -35,6 +36,7 @@ class BuildOptions:
     exemplars  at most this many calibration prompts a task are stored; never more than half of them
     budgets    at which the generalist's retained mass is recorded; by default the usual ones
     metric     None: impact where every profile weighs it, else PEU
+    bounds     what every pattern keeps at any budget
     allocation how budgets spread over the layers; None: shared where the metric compares between layers
     """
 
@@ -46,6 +48,7 @@ class BuildOptions:
     exemplars: int = MAX_EXEMPLARS
     neighbours: int = 5
     seed: int = 0
+    bounds: Bounds = field(default_factory=Bounds)
     budgets: tuple[Budget, ...] = ()
     on_unknown: OnUnknown = "generalist"
 
@@ -69,12 +72,17 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
     _check(profiles, options)
     tasks = by_task(profiles)
     metric, allocation = settle(options, tasks)
+    options.bounds.check(tasks[0].layer_experts, options.budgets, allocation)
     derived = [specialist(profile, metric, seed=options.seed) for profile in tasks]
     derived.append(generalist(tasks, metric, seed=options.seed))
-    *specialists, pool = (replace(pattern, allocation=allocation) for pattern in derived)
+    *specialists, pool = (replace(options.bounds.applied(each), allocation=allocation) for each in derived)
     splits = [_split(profile, options) for profile in tasks]
     cutoffs = [_cutoff(index, splits, options) for index in range(len(tasks))]
-    budgets = options.budgets or usual_budgets(tasks[0].top_k, pool.num_experts)
+    budgets = options.budgets or tuple(
+        budget
+        for budget in usual_budgets(tasks[0].top_k, pool.num_experts)
+        if options.bounds.allows(budget, tasks[0].layer_experts, allocation)
+    )
     document = SetDocument(
         weights_id=tasks[0].weights_id,
         metric=metric,

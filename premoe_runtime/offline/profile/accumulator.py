@@ -180,4 +180,4 @@ def _check(values: Tensor, what: str, layer: int, place: PlaceOf) -> None:
 
 def _rounded(values: Tensor, bits: int) -> Tensor:
     """Round to multiples of 2^-bits, which float64 then adds exactly in any order."""
-    return torch.round(torch.ldexp(values, torch.tensor(bits))).ldexp(torch.tensor(-bits))
+    return torch.round(values * 2.0**bits) * 2.0**-bits

@@ -86,7 +86,9 @@ class _Watch:
         self, model: SlotModel, batch: Batch, accumulator: ProfileAccumulator, place: PlaceOf, also: Recorder
     ) -> None:
         self._model, self._accumulator, self._place, self._also = model, accumulator, place, also
-        self._valid, self._token_ids = batch.valid.flatten(), batch.token_ids[batch.valid]
+        # A mask copies what it selects, and outputs of experts are the largest tensors there are.
+        self._valid = slice(None) if bool(batch.valid.all()) else batch.valid.flatten()
+        self._token_ids = batch.token_ids[batch.valid]
         self._layer = -1
         self._ids = self._weights = torch.empty(0)
         self._waiting: tuple[Outputs, Tensor] | None = None

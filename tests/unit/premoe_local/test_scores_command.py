@@ -71,3 +71,26 @@ def test_wrong_scores_are_refused_before_anything_is_read(
     assert refused.exit_code == 2
     assert refused.output.startswith(message)
     assert refused.output.count("\n") == 1
+
+
+def test_bounds_hold_in_the_set_and_impossible_ones_write_nothing(store: str, tmp_path: Path) -> None:
+    target = f"file://{tmp_path / 'target'}"
+    data = write_examples(tmp_path / "vowels.jsonl", "vowels", 20)
+    assert run("profile", store, "--task", f"vowels={data}", "--to", target, "--router-only").exit_code == 0
+    build = ("patterns", "build", target, store, "--metric", "seer", "--json")
+    refused = run(*build, "--pin", "1:99")
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1)
+    assert "expert 99 of MoE layer 1 cannot be pinned: this layer has 16 experts" in refused.output
+    refused = run(*build, "--most", "4", "--budget", "4/8")
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1)
+    assert "budget 4/8 keeps 8 experts a layer, but the bounds ask for 4 to 4" in refused.output
+    assert not open_store(target).list("sets")
+    built = run(*build, "--pin", "0:3,15", "--pin", "1:0")
+    assert built.exit_code == 0, built.output
+    set_id = json.loads(built.stdout)["set_id"]
+    shown = json.loads(run("patterns", "show", target, "vowels", "--set", set_id, "--budget", "2/4", "--json").stdout)
+    assert {3, 15} <= set(shown["layers"][0])
+    assert 0 in shown["layers"][1]
+    table = run(*build[:-1], "--most", "8")
+    assert table.exit_code == 0, table.output
+    assert "4/12" not in table.stdout

@@ -13,16 +13,18 @@ from premoe_local.output_file import write_file
 from premoe_local.pattern_store import list_, pattern_document, remove, set_live
 from premoe_local.score_option import score_name
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS as SPARE
-from premoe_runtime.formats.budget import Budget, usual_budgets
+from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.pattern import Metric, Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns import library, upkeep
+from premoe_runtime.offline.patterns.bounds import Bounds
 from premoe_runtime.offline.patterns.build import (
     DEFAULT_QUANTILE,
     MARGIN,
     MAX_EXEMPLARS,
     BuildOptions,
+    BuiltSet,
     build_set,
     usable,
 )
@@ -59,6 +61,9 @@ for subcommand in (list_, set_live, remove):
     type=click.Choice(get_args(Allocation)),
     help="Budgets take the best experts of all layers, or equally many a layer.  [default: shared by impact]",
 )
+@click.option("--pin", "pins", multiple=True, metavar="LAYER:EXPERT,…", help="Experts always kept, repeatable.")
+@click.option("--least", type=click.IntRange(min=0), default=0, show_default=True, help="Fewest experts of any layer.")
+@click.option("--most", type=click.IntRange(min=1), help="Most experts of any layer.  [default: all]")
 @click.option(
     "--quantile",
     type=float,
@@ -91,6 +96,9 @@ def build(
     names: tuple[str, ...],
     metric: Metric | None,
     allocation: Allocation | None,
+    pins: tuple[str, ...],
+    least: int,
+    most: int | None,
     quantile: float,
     margin: float,
     exemplars: int,
@@ -112,6 +120,7 @@ def build(
         margin=margin,
         exemplars=exemplars,
         seed=seed,
+        bounds=Bounds.parse(pins, least, most),
         budgets=tuple(Budget.parse(text) for text in budgets),
         on_unknown=cast("OnUnknown", on_unknown),
     )
@@ -129,7 +138,7 @@ def build(
     for text in (*left_out, *built.notes):
         note(f"note: {text}")
     _print_set(built.pattern_set, f"Pattern set {set_id}" + (" (live)" if set_live else ""))
-    _print_masses(built.patterns, profiles, options)
+    _print_masses(built, profiles)
 
 
 @command.command("show")
@@ -226,8 +235,8 @@ def _print_set(found: PatternSet, title: str) -> None:
         print_table("Experts and slots of the layers", ("kept a layer", "experts", f"slots, {SPARE} spare"), splits)
 
 
-def _print_masses(patterns: Sequence[Pattern], profiles: Sequence[Profile], options: BuildOptions) -> None:
-    budgets = options.budgets or usual_budgets(profiles[0].top_k, patterns[0].num_experts)
+def _print_masses(built: BuiltSet, profiles: Sequence[Profile]) -> None:
+    budgets = [Budget.parse(each.budget) for each in built.pattern_set.document.generalist_retention]
     by_task: dict[str, list[Profile]] = {}
     for profile in profiles:
         by_task.setdefault(profile.task, []).append(profile)
@@ -236,7 +245,7 @@ def _print_masses(patterns: Sequence[Pattern], profiles: Sequence[Profile], opti
             pattern.task,
             *(f"{mean_retained_mass(pattern, by_task.get(pattern.task, profiles), budget):.3f}" for budget in budgets),
         )
-        for pattern in patterns
+        for pattern in built.patterns
     ]
     print_table("Router mass kept", ("pattern", *(str(budget) for budget in budgets)), rows)
 
