@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.manifest import NumberSpec
+from premoe_runtime.formats.manifest import Manifest, NumberSpec
 from premoe_runtime.numbers.awq import Awq
 from premoe_runtime.numbers.compressed import CompressedIntegers
 from premoe_runtime.numbers.fp8 import Fp8
@@ -52,6 +52,14 @@ def read_numbers(config: object, where: str = "config.json") -> NumberFormat | N
         f"give one in {', '.join(sorted(FORMATS))}, bf16, fp16 or fp32",
         reason="QUANTISED",
     )
+
+
+def told(manifest: Manifest) -> str:
+    """How a model's weights are stored and what they become, for people; empty where they are computed with as stored.
+
+    Raises InvalidInput as ``numbers_of`` does.
+    """
+    return f"{numbers_of(manifest.numbers).title}, dequantised to {manifest.dtype}" if manifest.numbers else ""
 
 
 def numbers_of(spec: NumberSpec) -> NumberFormat:

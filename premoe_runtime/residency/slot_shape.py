@@ -9,6 +9,7 @@ import torch
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.numbers.registry import numbers_of
 from premoe_runtime.residency.ledger import slots_of_layers
 from premoe_runtime.residency.slot_layout import SlotLayout
 
@@ -51,6 +52,14 @@ class SlotShape:
     def blob_bytes(self) -> int:
         """Bytes of one blob in a slot."""
         return self.layout.blob_bytes
+
+    @property
+    def skeleton_bytes(self) -> int:
+        """About those of the skeleton in memory: what is in the experts' number format grows as they do."""
+        numbers, layout = self.manifest.numbers, self.layout
+        if numbers is None or numbers_of(numbers).experts_only:
+            return self.manifest.skeleton_bytes
+        return self.manifest.skeleton_bytes * layout.blob_bytes // layout.stored.blob_bytes
 
     @property
     def device_bytes(self) -> int:

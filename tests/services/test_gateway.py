@@ -51,6 +51,7 @@ async def test_chat_recognises_the_task_and_says_what_it_did() -> None:
         "reason": "scripted",
         "retained_mass": 0.75,
         "swap": {"blobs_loaded": 3, "bytes_loaded": 12288, "milliseconds": 1.5},
+        "numbers": "FP8, dequantised to BF16",
         "first_token_ms": 4.0,
         "decode_ms": 8.0,
     }

@@ -72,6 +72,7 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
             retained_mass=0.75,
             first_token_ms=4.0,
             decode_ms=8.0,
+            numbers="FP8, dequantised to BF16",
         )
         yield worker_pb2.GenerateResponse(finished=finished)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
@@ -22,6 +23,7 @@ from premoe_runtime.families.registry import FAMILIES, parse_config, parse_json_
 from premoe_runtime.families.spec import MoeModel
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.numbers.registry import numbers_of
 from premoe_runtime.packs.consistency import contradiction, refuse
 from premoe_runtime.residency.blob_fields import torch_dtype
 from premoe_runtime.residency.slot_shape import SlotShape
@@ -30,6 +32,7 @@ from premoe_runtime.residency.source import ExpertSource
 
 CONFIG_FILE = "skeleton/config.json"
 GENERATION_FILE = "skeleton/generation_config.json"
+log = logging.getLogger(__name__)
 
 
 class SlotModel:
@@ -106,7 +109,9 @@ def load_slot_model(
     manifest = source.manifest()
     model, facts = bare_model(source)
     spec = facts.spec
-    store = SlotStore(SlotShape.of(manifest, slots=slots, max_rows=max_rows, dtype=dtype), device)
+    shape = SlotShape.of(manifest, slots=slots, max_rows=max_rows, dtype=dtype)
+    _say_numbers(shape, dtype or torch_dtype(manifest.dtype))
+    store = SlotStore(shape, device)
     state = StepState(store.mask, store.sliced, manifest.top_k, manifest.layer_experts)
     for layer, block in enumerate(facts.blocks):
         sparse: Any = stock.sparse_part(model, spec, block)
@@ -124,6 +129,18 @@ def load_slot_model(
     if spec.longrope:
         follow_lengths(model.get_decoder().rotary_emb)
     return SlotModel(model, store, state, source)
+
+
+def _say_numbers(shape: SlotShape, dtype: torch.dtype) -> None:
+    """One line of the log about weights that are not computed with as they are stored."""
+    if shape.manifest.numbers is not None:
+        log.info(
+            "weights are stored as %s and dequantised to %s on arrival: an expert's %d bytes become %d",
+            numbers_of(shape.manifest.numbers).title,
+            str(dtype).removeprefix("torch."),
+            shape.layout.stored.blob_bytes,
+            shape.blob_bytes,
+        )
 
 
 def bare_model(source: ExpertSource) -> tuple[PreTrainedModel, MoeModel]:

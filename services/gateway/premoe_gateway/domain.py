@@ -220,6 +220,8 @@ class Finished:
     retained_mass: float
     first_token_ms: float
     decode_ms: float
+    numbers: str = ""
+    """How the weights are stored and what they were computed in; empty where that is the same."""
 
 
 Event = Started | Delta | Called | Finished
@@ -257,6 +259,8 @@ class WorkerState:
     recommended: Recommended = Recommended()
     abilities: frozenset[str] = frozenset()
     """What it may be asked for beyond plain answers."""
+    numbers: str = ""
+    """How its weights are stored and what they are computed in; empty where that is the same."""
 
     @property
     def load(self) -> int:

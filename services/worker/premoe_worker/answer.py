@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Iterator
 from opentelemetry import trace
 
 from premoe_runtime.engines.base import TokenEvent
+from premoe_runtime.numbers.registry import told
 from premoe_runtime.serving.admission import Place
 from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import Request
@@ -35,7 +36,7 @@ class Answer:
         self._choice = choice
         self._prompt_tokens = prompt_tokens
         self._received_ns = received_ns
-        self._completion_tokens = 0
+        self._completion_tokens, self._numbers = 0, ""
         self._loop = asyncio.get_running_loop()
         self._queue: asyncio.Queue[SwapReport | TokenEvent] = asyncio.Queue()
 
@@ -43,7 +44,7 @@ class Answer:
         self, model: ServedModel, request: Request, place: Place | None = None
     ) -> AsyncGenerator[Event, None]:
         swap = SwapSpan(self._choice)
-        started = False
+        started, self._numbers = False, told(model.manifest)
         # The front copies this context: what is fetched for us becomes part of the swap span.
         with trace.use_span(swap.span, end_on_exit=False):
             handle = model.front.generate(request, self._put, self._put, place)
@@ -115,6 +116,7 @@ class Answer:
             retained_mass=event.retained_mass or 0.0,
             first_token_ms=(first_ns - self._received_ns) / 1e6 if first_ns else 0.0,
             decode_ms=(timings.finished_ns - first_ns) / 1e6 if timings and first_ns else 0.0,
+            numbers=self._numbers,
         )
         if timings is not None:
             record_steps(timings, finished)

@@ -157,6 +157,8 @@ class Finished:
     retained_mass: float
     first_token_ms: float
     decode_ms: float
+    numbers: str = ""
+    """How the weights are stored and what they were computed in; empty where that is the same."""
 
 
 Event = Started | Delta | Called | Finished

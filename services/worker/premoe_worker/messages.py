@@ -11,6 +11,7 @@ from premoe_runtime.engines.base import FinishReason
 from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.numbers.registry import told
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_worker.adapters.retrieval import DECISIONS, POLICIES
 from premoe_worker.domain import (
@@ -150,6 +151,7 @@ def residency(
         preload=preload.wanted,
         preloaded=preload.done,
         preload_problem=preload.problem,
+        numbers=told(manifest),
         recommended=worker_pb2.Sampling(
             temperature=recommended.temperature,
             top_p=recommended.top_p,
@@ -220,4 +222,5 @@ def _finished(event: Finished) -> worker_pb2.Finished:
         retained_mass=event.retained_mass,
         first_token_ms=event.first_token_ms,
         decode_ms=event.decode_ms,
+        numbers=event.numbers,
     )

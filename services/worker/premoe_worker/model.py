@@ -130,5 +130,5 @@ def _host_bytes(shape: SlotShape, settings: WorkerSettings) -> int:
     left = available_memory()
     if device_kind(settings.device) == "cpu":
         # Not taken yet: the skeleton is still to be read, and slots take their pages when they are written.
-        left -= shape.device_bytes + sum(file.num_bytes for file in shape.manifest.skeleton)
+        left -= shape.device_bytes + shape.skeleton_bytes
     return default_host_bytes(shape.blob_bytes, sum(shape.slots), left)

@@ -118,6 +118,14 @@ LIES: dict[str, tuple[Lie, str]] = {
     "config: width": (config(moe_intermediate_size=16), "its blobs are not as its config.json says"),
     "config: heads": (config(num_attention_heads=2), "by its config.json"),
     "config: blocks": (config(mlp_only_layers=[1]), "its list of MoE blocks"),
+    "number format": (
+        says(numbers={"method": "fp8", "block": [128, 128]}),
+        "its number format is method='fp8'.*, that of its config.json is None",
+    ),
+    "config: number format": (
+        config(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]}),
+        "its number format is None, that of its config.json is method='fp8'",
+    ),
     "foreign skeleton": (
         skeleton(lambda tensors: tensors.update({"model.norm.weight": torch.ones(32)})),
         "has shape .32.",

@@ -6,6 +6,7 @@ Always against transformers' own dequantised model of the same folder, masked fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -13,29 +14,39 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.engines import prompt
+from support.engines import Collector, Started, prompt
 from support.oracle import experts_of, masked_routers, random_kept, stock_logits
 from support.profiles import write_examples
-from support.quantised import fp8_checkpoint, mxfp4_checkpoint, read, write
+from support.quantised import FP8, configure, fp8_checkpoint, mxfp4_checkpoint, read, write
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Mxfp4Config, PreTrainedModel
 
+from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import load_slot_model
-from premoe_runtime.families.registry import FAMILIES
+from premoe_runtime.engines.params import SamplingParams
+from premoe_runtime.families.registry import FAMILIES, read_model
+from premoe_runtime.families.stored import as_configured
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import NumberSpec
+from premoe_runtime.numbers.registry import numbers_of, told
 from premoe_runtime.offline.calibration import read_calibration
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
 from premoe_runtime.offline.profile.state import COUNTS
+from premoe_runtime.packs.layout import blob_layout
 from premoe_runtime.packs.reader import PackReader, open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.verify import verify_pack
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.probing.prober import Prober
 from premoe_runtime.probing.weights import load_probing_model
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.plan import STAGING_BYTES
 from premoe_runtime.residency.swap import bring
+from premoe_runtime.serving.front import Front
+from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_runtime.storage import open_store
 
 LAYERS, EXPERTS = 2, 16
+CONFIGS = Path(__file__).parents[2] / "fixtures" / "configs"
 WIDE: dict[str, Any] = {"hidden_size": 256, "moe_intermediate_size": 128}
 
 
@@ -160,3 +171,77 @@ def test_its_profile_and_its_probe_are_those_of_the_dequantised_model(tmp_path: 
         for one in (model, expected)
     ]
     assert probes[0] == probes[1]
+
+
+@each_row
+def test_it_serves_what_the_masked_dequantised_model_generates_and_says_so(
+    tmp_path: Path, row: Row, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint = row.checkpoint(tmp_path)
+    source = packed(checkpoint, tmp_path)
+    with caplog.at_level("INFO", logger="premoe_runtime.engines.hf.model"):
+        slots = load_slot_model(source, slots=13, dtype=torch.float32)
+    stored, held = source.manifest().layout.blob_bytes, slots.store.shape.blob_bytes
+    title = numbers_of(row.spec).title
+    (line,) = [one.getMessage() for one in caplog.records if one.name == "premoe_runtime.engines.hf.model"]
+    assert line == (
+        f"weights are stored as {title} and dequantised to float32 on arrival: an expert's {stored} bytes become {held}"
+    )
+    assert held > stored
+    assert told(source.manifest()) == f"{title}, dequantised to BF16"
+    kept, asked = random_kept(LAYERS, 4, 4, 3, 7).reshape(LAYERS, EXPERTS), prompt(20)
+    arena = HostArena(slots.store.shape.blob_bytes, STAGING_BYTES)
+    front = Front(HfEngine(slots, arena), slots.store.shape, arena, source, retry_seconds=())
+    with closing(front):
+        answer = Collector()
+        pattern = KeptPattern("specialist", kept.numpy())
+        request = Request("one", pattern, source.manifest().top_k, tuple(asked), SamplingParams(max_tokens=8))
+        front.generate(request, Started(answer), answer)
+        tokens = answer.wait().tokens
+    oracle, given = dequantised(row, checkpoint, torch.float32), torch.tensor([asked])
+    with masked_routers(oracle, FAMILIES[row.family], kept):
+        whole = oracle.generate(given, attention_mask=torch.ones_like(given), max_new_tokens=8, do_sample=False)
+    assert tokens == whole[0, len(asked) :].tolist()
+
+
+def test_blocks_that_a_weight_does_not_fill_are_cut_off() -> None:
+    """DeepSeek's kv_a_proj_with_mqa has 576 rows: four blocks and a half, which transformers 5.19 does not read."""
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(9, 10, generator=random).to(torch.float8_e4m3fn)
+    scales = torch.rand(3, 3, generator=random) + 0.5
+    made = numbers_of(NumberSpec(method="fp8", block=(4, 4))).dequantise([weight, scales], torch.bfloat16)
+    for row in range(9):
+        for column in range(10):
+            value = weight[row, column].float() * scales[row // 4, column // 4]
+            assert made[row, column] == value.to(torch.bfloat16)
+
+
+def test_blocks_of_multi_token_prediction_are_left_out_with_their_scales(tmp_path: Path) -> None:
+    checkpoint = ROWS["deepseek_v3 fp8"].checkpoint(tmp_path)
+    tensors = read(checkpoint)
+    extra = {
+        name.replace(".layers.2.", ".layers.3."): one.clone() for name, one in tensors.items() if ".layers.2." in name
+    }
+    whole = write_pack(open_source(str(checkpoint)), open_store((tmp_path / "store").as_uri())).manifest
+    configure(write(checkpoint, tensors | extra, FP8), num_nextn_predict_layers=1)
+    result = write_pack(open_source(str(checkpoint)), open_store((tmp_path / "store").as_uri()))
+    assert result.manifest.weights_id == whole.weights_id
+    assert {name for name, why in result.dropped if why == "multi-token prediction"} == extra.keys()
+
+
+def test_deepseek_r1_as_its_config_says_it() -> None:
+    """Its own config.json, whose code the stock class replaces; figures are those of its files."""
+    model = as_configured(read_model((CONFIGS / "deepseek-r1.json").read_bytes()))
+    assert (len(model.blocks), model.num_experts, model.stated_dtype) == (58, 256, "BF16")
+    layout = blob_layout(model, "BF16")
+    assert [(field.name, field.dtype, field.shape) for field in layout.fields[:2]] == [
+        ("gate_proj.weight", "F8_E4M3", (2048, 7168)),
+        ("gate_proj.weight_scale_inv", "F32", (16, 56)),
+    ]
+    assert layout.blob_bytes == 3 * (2048 * 7168 + 16 * 56 * 4) + 1536  # to a multiple of 4096
+    attention = "model.layers.0.self_attn."
+    assert model.skeleton[f"{attention}kv_a_proj_with_mqa.weight_scale_inv"].shape == (5, 56)
+    assert model.skeleton[f"{attention}kv_a_proj_with_mqa.weight"].dtypes == ("F8_E4M3",)
+    assert f"{attention}kv_a_layernorm.weight_scale_inv" not in model.skeleton
+    plain = {"lm_head.weight", "model.embed_tokens.weight", "model.layers.3.mlp.gate.weight"}
+    assert not any(model.skeleton[name].dtypes for name in plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -60,6 +61,7 @@ async def run(texts: Sequence[str], last: TokenEvent | None, *, single: bool = F
 
 class ScriptedModel:
     tokens = None  # nobody asks for log probabilities
+    manifest = SimpleNamespace(numbers=None)
 
     def __init__(self, front: ScriptedFront) -> None:
         self.front = front

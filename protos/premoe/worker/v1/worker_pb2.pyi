@@ -713,6 +713,7 @@ class Finished(_message.Message):
     RETAINED_MASS_FIELD_NUMBER: _builtins.int
     FIRST_TOKEN_MS_FIELD_NUMBER: _builtins.int
     DECODE_MS_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Why."""
     prompt_tokens: _builtins.int
@@ -725,6 +726,8 @@ class Finished(_message.Message):
     """Milliseconds from request to first token."""
     decode_ms: _builtins.float
     """Milliseconds from first token to last."""
+    numbers: _builtins.str
+    """How the weights are stored and what they were computed in; empty where that is the same."""
     def __init__(
         self,
         *,
@@ -734,10 +737,11 @@ class Finished(_message.Message):
         retained_mass: _builtins.float = ...,
         first_token_ms: _builtins.float = ...,
         decode_ms: _builtins.float = ...,
+        numbers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "decode_ms", b"decode_ms", "first_token_ms", b"first_token_ms", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "retained_mass", b"retained_mass"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_tokens", b"completion_tokens", "decode_ms", b"decode_ms", "first_token_ms", b"first_token_ms", "numbers", b"numbers", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "retained_mass", b"retained_mass"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1036,6 +1040,7 @@ class GetResidencyResponse(_message.Message):
     SPLIT_PROBLEM_FIELD_NUMBER: _builtins.int
     RECOMMENDED_FIELD_NUMBER: _builtins.int
     ABILITIES_FIELD_NUMBER: _builtins.int
+    NUMBERS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     weights_id: _builtins.str
@@ -1068,6 +1073,8 @@ class GetResidencyResponse(_message.Message):
     """How the budget's experts spread over the layers: "shared" or "uniform"."""
     split_problem: _builtins.str
     """Why its slots do not spread over the layers as the live pattern set says, one line; empty when they do, or need not."""
+    numbers: _builtins.str
+    """How the weights are stored and what they are computed in; empty where that is the same."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerResidency]:
         """One entry per MoE layer."""
@@ -1121,10 +1128,11 @@ class GetResidencyResponse(_message.Message):
         split_problem: _builtins.str = ...,
         recommended: Global___Sampling | None = ...,
         abilities: _abc.Iterable[_builtins.str] | None = ...,
+        numbers: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["recommended", b"recommended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "numbers", b"numbers", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -132,6 +132,7 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         split_problem=residency.split_problem,
         recommended=_recommended(residency),
         abilities=frozenset(residency.abilities),
+        numbers=residency.numbers,
     )
 
 
@@ -208,4 +209,5 @@ def _finished(finished: worker_pb2.Finished) -> Finished:
         retained_mass=finished.retained_mass,
         first_token_ms=finished.first_token_ms,
         decode_ms=finished.decode_ms,
+        numbers=finished.numbers,
     )

@@ -163,6 +163,7 @@ def record(started: Started, finished: Finished, recognition: Recognition) -> Js
         "score": choice.score if recognised else None,
         "reason": choice.reason,
         "retained_mass": finished.retained_mass,
+        "numbers": finished.numbers or None,
         "swap": {
             "blobs_loaded": started.swap.blobs_loaded,
             "bytes_loaded": started.swap.bytes_loaded,
@@ -185,6 +186,7 @@ def model(state: WorkerState, created: int) -> Json:
         "layer_slots": list(state.layer_slots),
         "split_problem": state.split_problem,
         "experts_per_layer": state.experts,
+        "numbers": state.numbers or None,
     }
     return {
         "id": state.model,

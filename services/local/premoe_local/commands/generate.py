@@ -233,6 +233,7 @@ def _document(answer: Answer) -> dict[str, object]:
         "score": pattern.score,
         "reason": pattern.reason,
         "retained_mass": finished.retained_mass,
+        "numbers": finished.numbers or None,
         "swap": {
             "blobs_loaded": swap.blobs_loaded,
             "bytes_loaded": swap.bytes_loaded,
