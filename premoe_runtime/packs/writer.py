@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import blake3
 
@@ -71,6 +72,15 @@ def write_pack(source: Source, store: Store, progress: Progress | None = None) -
         resumed_layers=packer.resumed_layers,
         dropped=checkpoint.dropped,
     )
+
+
+class _Blob(NamedTuple):
+    """A blob as it is written. ``tensors``: blake3 of each canonical tensor in it, by name."""
+
+    data: bytearray
+    digest: str
+    checks: tuple[int, ...]
+    tensors: dict[str, str]
 
 
 @dataclass(slots=True)
@@ -213,8 +223,7 @@ class Packer:
 
     def write_layer(self, layer: int, file: str) -> LayerRecord:
         """Stage one MoE layer's expert file."""
-        model, blob_bytes = self.checkpoint.model, self.layout.blob_bytes
-        experts = model.layer_experts[layer]
+        experts, blob_bytes = self.checkpoint.model.layer_experts[layer], self.layout.blob_bytes
         header = lay.expert_file_header(experts, blob_bytes)
         digests: list[str] = []
         checks: list[tuple[int, ...]] = []
@@ -222,20 +231,27 @@ class Packer:
         depth = min(AHEAD_BYTES // blob_bytes, AHEAD_BLOBS)
         with self.staging.store.writer(self.staging.path(file)) as out:
             out.write(header)
-            blobs = read_ahead(range(experts), lambda expert: self._blob(layer, expert), depth)
-            for expert, blob in enumerate(blobs):
-                digests.append(blake3.blake3(blob).hexdigest())
-                checks.append(piece_checks(blob))
-                for part in lay.expert_parts(model, self.layout, layer, expert):
-                    view = memoryview(blob)[part.offset : part.offset + part.num_bytes]
-                    tensors[part.name] = blake3.blake3(view).hexdigest()
-                out.write(blob)
+            # Hashed where they are read, beside the writing of the one before.
+            for blob in read_ahead(range(experts), lambda expert: self._blob(layer, expert), depth):
+                digests.append(blob.digest)
+                checks.append(blob.checks)
+                tensors |= blob.tensors
+                out.write(blob.data)
                 self.progress.advance(blob_bytes)
         size = len(header) + experts * blob_bytes
         self.bytes_written += size
         return LayerRecord(num_bytes=size, tensors=tensors, digests=tuple(digests), checks=tuple(checks))
 
-    def _blob(self, layer: int, expert: int) -> bytearray:
+    def _blob(self, layer: int, expert: int) -> _Blob:
+        """One expert's blob and what identifies it. Raises CorruptData: its scales."""
+        data, tensors = self._read(layer, expert), {}
+        for part in lay.expert_parts(self.checkpoint.model, self.layout, layer, expert):
+            view = memoryview(data)[part.offset : part.offset + part.num_bytes]
+            self._check(part, view)
+            tensors[part.name] = blake3.blake3(view).hexdigest()
+        return _Blob(data, blake3.blake3(data).hexdigest(), piece_checks(data), tensors)
+
+    def _read(self, layer: int, expert: int) -> bytearray:
         """One expert's blob, read from wherever its fields lie; what no field fills stays zero."""
         blob = bytearray(self.layout.blob_bytes)
         reads: list[Read] = []
@@ -251,9 +267,6 @@ class Packer:
         read_all(self.checkpoint.store, reads)
         for spec, place, data in turned:
             blob[place.offset : place.offset + place.num_bytes] = lay.straighten(spec, place, data)
-        if not self.checkpoint.model.plain:
-            for part in lay.expert_parts(self.checkpoint.model, self.layout, layer, expert):
-                self._check(part, memoryview(blob)[part.offset : part.offset + part.num_bytes])
         return blob
 
     def _check(self, tensor: TensorInfo, data: bytes | memoryview) -> None:

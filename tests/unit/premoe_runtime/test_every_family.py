@@ -35,7 +35,9 @@ from premoe_runtime.storage import open_store
 
 LAYERS, EXPERTS = 2, 16
 each_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
+each_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=("fp32", "bf16", "fp16")
+)
 
 
 def checkpoint_of(folder: Path, row: Row, dtype: torch.dtype) -> Path:
@@ -84,7 +86,7 @@ def test_a_packed_model_equals_the_masked_stock_model_before_and_after_a_swap(
 
 
 @each_row
-@each_dtype
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
 def test_with_every_expert_it_is_the_stock_model(tmp_path: Path, row: Row, dtype: torch.dtype) -> None:
     checkpoint = checkpoint_of(tmp_path, row, dtype)
     slots, oracle = load_slot_model(MemorySource(checkpoint), slots=EXPERTS), stock_model(checkpoint, dtype)
