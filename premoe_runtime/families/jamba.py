@@ -26,6 +26,5 @@ SPEC = FamilySpec(
     chooser="route_tokens_to_experts",
     ships_code=True,
     rotary="",
-    last_norm="final_layernorm",
     state=_state,
 )

@@ -19,6 +19,5 @@ SPEC = FamilySpec(
     handed_correction="expert_bias",
     float32=("expert_bias",),
     rotary="pos_emb",
-    last_norm="embedding_norm",
     state=lambda config: BlockState(window=Held((config.hidden_size, config.conv_L_cache))),
 )

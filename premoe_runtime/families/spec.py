@@ -87,8 +87,6 @@ class FamilySpec:
     returns ``router_returns``, which here the router has made already."""
     rotary: str = "rotary_emb"
     """In the decoder; empty where it has none."""
-    last_norm: str = "norm"
-    """In the decoder, before the head."""
     state: Callable[[Any], BlockState] | None = None
     """What blocks that keep no keys and values keep, by the stock configuration."""
     longrope: bool = False

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.arrays import F32, F64
 from premoe_runtime.formats.errors import InvalidInput
 
 
@@ -36,13 +36,24 @@ def signature(probabilities: Sequence[F32], experts: int) -> F32:
     ``probabilities`` holds f32[T, n] per layer of n experts: the full router's softmax at the tokens that matter.
     Returns f32[len(layers) * experts]; what a layer has fewer is 0. Raises InvalidInput when there are no tokens.
     """
-    if not probabilities or probabilities[0].shape[0] == 0:
-        raise InvalidInput("a signature needs at least one token of the user's turn", reason="PROMPT_EMPTY")
-    means = [np.sqrt(np.maximum(layer.astype(np.float64), 0)).mean(axis=0) for layer in probabilities]
-    return unit(np.concatenate([np.pad(mean, (0, experts - len(mean))) for mean in means]).astype(np.float32))
+    if not probabilities:
+        raise _empty()
+    return unit(np.concatenate([mean_root(layer, experts) for layer in probabilities]).astype(np.float32))
+
+
+def mean_root(probabilities: F32, experts: int) -> F64:
+    """One layer's part of a ``signature`` before it is scaled: f64[experts], the mean of √p over f32[T, n]."""
+    if not len(probabilities):
+        raise _empty()
+    mean = np.sqrt(np.maximum(probabilities.astype(np.float64), 0)).mean(axis=0)
+    return np.pad(mean, (0, experts - len(mean)))
 
 
 def unit(vectors: F32) -> F32:
     """Scale the last axis to length 1; zero vectors stay zero."""
     norms = np.linalg.norm(vectors.astype(np.float64), axis=-1, keepdims=True)
     return (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+
+
+def _empty() -> InvalidInput:
+    return InvalidInput("a signature needs at least one token of the user's turn", reason="PROMPT_EMPTY")

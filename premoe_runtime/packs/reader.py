@@ -73,6 +73,19 @@ class PackReader:
                 return data
         raise NotFound(f"pack {self.url} has no file {path}", reason="PACK_FILE_NOT_FOUND")
 
+    def check_file(self, file: PackFile) -> None:
+        """Read a file part by part, however large, and compare it with its digest. Raises CorruptData, Unavailable."""
+        path, whole = self.path(file.path), blake3.blake3()
+        try:
+            size = self.store.head(path).size
+            for offset in range(0, size, READ_PART_BYTES):
+                part = self.store.get_range(path, offset, min(READ_PART_BYTES, size - offset))
+                self._count(len(part))
+                whole.update(part)
+        except NotFound as error:
+            raise self._incomplete(f"{file.path} is missing") from error
+        _check(file, size, whole.hexdigest(), self.url)
+
     def fetch(
         self,
         experts: Sequence[ExpertId],
@@ -196,12 +209,16 @@ class _Group:
 
 def check_file(file: PackFile, data: bytes, where: str) -> None:
     """Raise CorruptData when a pack file has another length or digest than the manifest says."""
-    if len(data) != file.num_bytes:
+    _check(file, len(data), blake3.blake3(data).hexdigest(), where)
+
+
+def _check(file: PackFile, num_bytes: int, digest: str, where: str) -> None:
+    if num_bytes != file.num_bytes:
         raise CorruptData(
-            f"pack {where}: {file.path} has {len(data)} bytes, expected {file.num_bytes}; pack the model again",
+            f"pack {where}: {file.path} has {num_bytes} bytes, expected {file.num_bytes}; pack the model again",
             reason="BAD_LENGTH",
         )
-    if blake3.blake3(data).hexdigest() != file.digest:
+    if digest != file.digest:
         raise CorruptData(
             f"pack {where}: {file.path} does not match its digest; pack the model again", reason="BAD_DIGEST"
         )

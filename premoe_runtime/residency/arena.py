@@ -38,12 +38,15 @@ class SlotArena:
     """Room for ``slots`` blobs of one layer on the device.
 
     ``data``: uint8[slots, blob_bytes]. Zeroed at the start, so that memory on the CPU is only taken by slots that were
-    written, and no kernel ever reads a NaN from a slot that never held an expert.
+    written, and no kernel ever reads a NaN from a slot that never held an expert. ``within``: an arena whose first
+    slots these are, for layers that are never resident together.
     """
 
-    def __init__(self, slots: int, layout: BlobLayout, device: torch.device) -> None:
+    def __init__(
+        self, slots: int, layout: BlobLayout, device: torch.device, *, within: SlotArena | None = None
+    ) -> None:
         self.layout = layout
-        self.data = zeroed(slots, layout.blob_bytes, device)
+        self.data: torch.Tensor = zeroed(slots, layout.blob_bytes, device) if within is None else within.data[:slots]
 
     @property
     def num_bytes(self) -> int:

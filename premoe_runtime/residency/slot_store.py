@@ -29,15 +29,18 @@ class SlotStore:
     and entry E is the "no expert" sentinel. ``mask``: f32[L, P, E], 0 where a row keeps an expert *and* it is
     published, else -inf. ``sliced``: bool[P]. Their addresses never change. Tables are written by ``retire``,
     ``publish`` and ``set_row`` only, between two steps, on the engine's thread; bytes of slots by one
-    copy at a time, of slots that the tables do not name.
+    copy at a time, of slots that the tables do not name. ``one_layer``: all layers share the room of the largest, so
+    that experts of one layer may be resident at a time.
     """
 
-    def __init__(self, shape: SlotShape, device: str | torch.device = "cpu") -> None:
+    def __init__(self, shape: SlotShape, device: str | torch.device = "cpu", *, one_layer: bool = False) -> None:
         self.shape = shape
         self.device = torch.device(device)
         self.slots, max_rows = shape.slots, shape.max_rows
         self.num_layers, self.num_experts = shape.num_layers, shape.num_experts
-        self.arenas = [SlotArena(count, shape.layout.held, self.device) for count in self.slots]
+        held = shape.layout.held
+        room = SlotArena(max(self.slots), held, self.device) if one_layer else None
+        self.arenas = [SlotArena(count, held, self.device, within=room) for count in self.slots]
         self.lut = self._absent().to(self.device)
         self.mask = torch.full((self.num_layers, max_rows, self.num_experts), -torch.inf, device=self.device)
         self.sliced = torch.zeros(max_rows, dtype=torch.bool, device=self.device)

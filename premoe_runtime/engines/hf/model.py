@@ -108,10 +108,17 @@ def load_slot_model(
     """
     manifest = source.manifest()
     model, facts = bare_model(source)
-    spec = facts.spec
     shape = SlotShape.of(manifest, slots=slots, max_rows=max_rows, dtype=dtype)
     _say_numbers(shape, dtype or torch_dtype(manifest.dtype))
     store = SlotStore(shape, device)
+    state = put_slots_in(model, facts, store)
+    fill_skeleton(model, facts, source, device=store.device, dtype=dtype or torch_dtype(manifest.dtype))
+    return SlotModel(model, store, state, source)
+
+
+def put_slots_in(model: PreTrainedModel, facts: MoeModel, store: SlotStore) -> StepState:
+    """Put the store's slots and restricted routers in the place of every MoE layer's own; what steps run under."""
+    manifest, spec = store.shape.manifest, facts.spec
     state = StepState(store.mask, store.sliced, manifest.top_k, manifest.layer_experts)
     for layer, block in enumerate(facts.blocks):
         sparse: Any = stock.sparse_part(model, spec, block)
@@ -125,10 +132,9 @@ def load_slot_model(
             setattr(sparse, spec.chooser, lambda hidden_states, routed: routed)
         stock_experts = getattr(sparse, spec.experts_module)
         setattr(sparse, spec.experts_module, slot_experts(store.arenas[layer], stock_experts))
-    fill_skeleton(model, facts, source, device=store.device, dtype=dtype or torch_dtype(manifest.dtype))
     if spec.longrope:
         follow_lengths(model.get_decoder().rotary_emb)
-    return SlotModel(model, store, state, source)
+    return state
 
 
 def _say_numbers(shape: SlotShape, dtype: torch.dtype) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,11 +14,13 @@ from premoe_runtime.families.stored import every_stored
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.safetensors import Tensor, parse_file
 from premoe_runtime.packs.consistency import refuse, skeleton_contradiction
-from premoe_runtime.packs.contents import WEIGHT_DTYPES
+from premoe_runtime.packs.contents import WEIGHT_DTYPES, TensorInfo
 from premoe_runtime.residency.blob_fields import TORCH_DTYPES, torch_dtype
 from premoe_runtime.residency.source import ExpertSource
 
 _DTYPES = TORCH_DTYPES | {"F64": torch.float64, "BOOL": torch.bool}
+Entry = Tensor | TensorInfo
+"""A tensor as a file's header describes it."""
 
 
 def read_tensors(data: bytes, where: str) -> Iterator[tuple[Tensor, torch.Tensor]]:
@@ -33,9 +34,25 @@ def read_tensors(data: bytes, where: str) -> Iterator[tuple[Tensor, torch.Tensor
             raise CorruptData(
                 f"{where}: dtype {tensor.dtype} of {tensor.name} cannot be run", reason="SKELETON_INVALID"
             )
-        copy = torch.empty(tensor.shape, dtype=_DTYPES[tensor.dtype])
-        copy.reshape(-1).view(torch.uint8).numpy()[:] = np.frombuffer(data, np.uint8, tensor.num_bytes, tensor.offset)
+        copy = empty_tensor(tensor)
+        bytes_of(copy)[:] = memoryview(data)[tensor.offset : tensor.offset + tensor.num_bytes]
         yield tensor, copy
+
+
+def empty_tensor(described: Entry) -> torch.Tensor:
+    """A tensor of that dtype and shape in main memory, its bytes still to be read."""
+    return torch.empty(described.shape, dtype=_DTYPES[described.dtype])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The dtype as safetensors files name it."""
+    return next(name for name, known in _DTYPES.items() if known == dtype)
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous tensor in main memory, shared and writable."""
+    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return view
 
 
 def fill_skeleton(
@@ -54,28 +71,55 @@ def fill_skeleton(
     Parameters whose name in the module tree is not ``wanted`` stay on the meta device. Raises CorruptData when the
     skeleton does not fit the model, after as much of it as does.
     """
-    stored, found = torch_dtype(source.manifest().dtype), list[Tensor]()
-    weights = _Weights(facts)
-    missing = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
-    for file in source.manifest().skeleton:
-        if not file.path.endswith(".safetensors"):
+    manifest = source.manifest()
+    tensors = (
+        tensor
+        for file in manifest.skeleton
+        if file.path.endswith(".safetensors")
+        for tensor in read_tensors(source.read_file(file.path), file.path)
+    )
+    stored = torch_dtype(manifest.dtype)
+    found = place(model, facts, tensors, stored=stored, device=device, dtype=dtype, wanted=wanted)
+    refuse(skeleton_contradiction(manifest, facts, found))
+    make_ready(model, facts, device=device, dtype=dtype)
+
+
+def place(
+    model: nn.Module,
+    facts: MoeModel,
+    tensors: Iterable[tuple[Entry, torch.Tensor]],
+    *,
+    stored: torch.dtype,
+    device: torch.device,
+    dtype: torch.dtype,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> list[Entry]:
+    """Make tensors of the skeleton the model's and return which these were; ``stored``: the dtype of experts.
+
+    Tensors that stand for one weight follow each other. What is not of this model is left for
+    ``skeleton_contradiction`` to refuse.
+    """
+    weights, found = _Weights(facts), list[Entry]()
+    for entry, tensor in tensors:
+        found.append(entry)
+        known = weights.known(entry)
+        if known is None or entry.shape != known.shape:
+            continue  # to be refused with all that is wrong in sight
+        name = known.makes or known.memory
+        if not wanted(name):
             continue
-        for entry, tensor in read_tensors(source.read_file(file.path), file.path):
-            found.append(entry)
-            known = weights.known(entry)
-            if known is None or entry.shape != known.shape:
-                continue  # to be refused with all that is wrong in sight
-            name = known.makes or known.memory
-            if not wanted(name):
-                continue
-            own = known.own_dtype and not known.makes and tensor.dtype != stored
-            kept = torch.promote_types(tensor.dtype, dtype) if own else dtype
-            kept = torch.float32 if known.float32 else kept
-            weight = weights.made(known, tensor, kept) if known.makes else tensor
-            if weight is not None:
-                _assign(model, name, weight.to(device=device, dtype=kept))
-                missing.discard(name)
-    refuse(skeleton_contradiction(source.manifest(), facts, found))
+        own = known.own_dtype and not known.makes and tensor.dtype != stored
+        kept = torch.promote_types(tensor.dtype, dtype) if own else dtype
+        kept = torch.float32 if known.float32 else kept
+        weight = weights.made(known, tensor, kept) if known.makes else tensor
+        if weight is not None:
+            assign(model, name, weight.to(device=device, dtype=kept))
+    return found
+
+
+def make_ready(model: PreTrainedModel, facts: MoeModel, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Fill what is in no file, tie weights, and say in the config what the model is. Placed tensors stay."""
+    missing = {name for name, tensor in model.state_dict().items() if tensor.is_meta}
     _fill_buffers(model, device)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     for parameter in model.parameters():
@@ -93,7 +137,7 @@ class _Weights:
         self._plain, self._stored, self._numbers = facts.skeleton, every_stored(facts).skeleton, facts.numbers
         self._parts: dict[str, dict[str, torch.Tensor]] = {}
 
-    def known(self, entry: Tensor) -> SkeletonTensor | None:
+    def known(self, entry: Entry) -> SkeletonTensor | None:
         """By its name, or its dtype, a tensor stands for a weight together with others, or it is the weight."""
         plain, part = self._plain.get(entry.name), self._stored.get(entry.name)
         return plain if plain is not None and entry.dtype in WEIGHT_DTYPES else part
@@ -110,7 +154,7 @@ class _Weights:
         return self._numbers.dequantise([parts[name] for name in names], dtype)
 
 
-def _assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def assign(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     parent_name, _, leaf = name.rpartition(".")
     parent = model.get_submodule(parent_name)
     if leaf in parent._parameters:

@@ -2,106 +2,44 @@
 
 The forward pass keeps the input of every decoder layer. From the last layer to the first, each is then computed again
 with a graph of its own, takes the gradient of the answers' margin at its output and hands on that at its input. One
-layer's graph and one layer's weights are needed at a time: ``weigh_layer`` takes one layer and one batch, so that a
-pass that reads weights layer by layer can call it for all batches of a layer before it goes to the next.
+layer's graph and one layer's weights are needed at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from premoe_runtime.engines.hf.calls import LayerCall, logits_of
 from premoe_runtime.engines.hf.model import SlotModel
-from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.offline.batches import Batch
-from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
+from premoe_runtime.offline.profile.accumulator import PlaceOf, ProfileAccumulator
 from premoe_runtime.offline.profile.samples import Sample, targets
 from premoe_runtime.offline.profile.seen import Gradients
-from premoe_runtime.offline.profile.watch import experts_of, one_by_one, place_of
+from premoe_runtime.offline.profile.watch import experts_of, one_by_one
 
 HEAD_TOKENS = 1024
 """Answer tokens whose logits are in memory at once."""
-
-
-@dataclass(slots=True)
-class LayerCall:
-    """One decoder layer as the forward pass called it: its input [B, T, H] and its other arguments."""
-
-    layer: nn.Module
-    hidden: Tensor
-    arguments: Mapping[str, Any]
-
-
-@dataclass(slots=True)
-class Trace:
-    """What a forward pass leaves for the backward one: the layers' calls, and the last layer's output [B, T, H]."""
-
-    calls: list[LayerCall] = field(default_factory=list)
-    output: Tensor | None = None
 
 
 Objective = Literal["gradient", "loss"]
 """What is taken back through the layers: the answers' margin, or their cross-entropy."""
 
 
-@contextmanager
-def traced(model: SlotModel) -> Iterator[Trace]:
-    """Keep the decoder layers' inputs of the forward pass that runs inside."""
-    trace = Trace()
-    layers = model.model.get_decoder().layers
-
-    def before(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        named = dict(named)
-        hidden = arguments[0] if arguments else named.pop("hidden_states")
-        trace.calls.append(LayerCall(layer, hidden, named))
-
-    def after(_layer: nn.Module, _arguments: Any, output: Any) -> None:
-        trace.output = _hidden(output)
-
-    handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    handles.append(layers[-1].register_forward_hook(after))
-    try:
-        yield trace
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def weigh(
-    model: SlotModel,
-    batch: Batch,
-    samples: Sequence[Sample],
-    trace: Trace,
-    accumulator: ProfileAccumulator,
-    places: Sequence[str] = (),
-) -> None:
-    """Add how one batch's answers depend on the experts; ``trace`` is that of its forward pass, which ran just before.
-
-    One backward pass for each objective that sums are taken of.
-    """
-    assert trace.output is not None
-    for objective in objectives(accumulator):
-        gradient = answers_gradient(model, batch, samples, trace.output, objective)
-        for call in reversed(trace.calls):
-            gradient = weigh_layer(model, call, gradient, batch, accumulator, objective, places)
-
-
-def objectives(accumulator: ProfileAccumulator) -> list[Objective]:
+def objectives(accumulator: ProfileAccumulator) -> tuple[Objective, ...]:
     """Those that sums are taken of."""
-    return [objective for objective in get_args(Objective) if accumulator.needs(objective)]
+    return tuple(objective for objective in get_args(Objective) if accumulator.needs(objective))
 
 
 def answers_gradient(
     model: SlotModel, batch: Batch, samples: Sequence[Sample], output: Tensor, objective: Objective = "gradient"
 ) -> Tensor:
     """Gradient [B, T, H] of the objective over all predicted tokens at the last layer's ``output`` [B, T, H]."""
-    decoder, head = model.model.get_decoder(), model.model.get_output_embeddings()
-    norm = decoder.get_submodule(FAMILIES[model.manifest.family].last_norm)
     total_of = {"gradient": margin, "loss": cross_entropy}[objective]
     rows, places, wanted = targets(batch.token_ids, samples)
     gradient = torch.zeros_like(output)
@@ -110,7 +48,7 @@ def answers_gradient(
         at = rows[part], places[part]
         with torch.enable_grad():
             hidden = output[at].detach().requires_grad_()
-            total = total_of(head(norm(hidden)).float(), wanted[part])
+            total = total_of(logits_of(model.model, hidden).float(), wanted[part])
         gradient[at] = torch.autograd.grad(total, hidden)[0]
     return gradient
 
@@ -134,19 +72,22 @@ def cross_entropy(logits: Tensor, wanted: Tensor) -> Tensor:
 def weigh_layer(
     model: SlotModel,
     call: LayerCall,
+    hidden: Tensor,
     gradient: Tensor,
     batch: Batch,
     accumulator: ProfileAccumulator,
     objective: Objective = "gradient",
-    places: Sequence[str] = (),
+    place: PlaceOf = "token {}".format,
 ) -> Tensor:
-    """Compute one layer again; from the gradient at its output [B, T, H], return that at its input.
+    """Compute one layer again from its input ``hidden``; from the gradient at its output, return that at its input.
+
+    All three are [B, T, H].
 
     What the layer's experts are worth is added to ``accumulator`` on the way (a dense layer adds nothing).
     """
     with torch.enable_grad(), _routed(model, call.layer) as routed:
-        hidden = call.hidden.detach().requires_grad_()
-        output = _hidden(call.layer(hidden, **call.arguments))
+        hidden = hidden.detach().requires_grad_()
+        output = call(hidden)
     if routed.output is None:
         return _gradients(output, gradient, hidden)[0]
     before, at_routed = _gradients(output, gradient, hidden, routed.output)
@@ -158,7 +99,7 @@ def weigh_layer(
         routed.each[valid],
         at_routed.reshape(-1, at_routed.shape[-1])[valid],
     )
-    accumulator.add_gradients(routed.layer, seen, objective, place_of(batch, places))
+    accumulator.add_gradients(routed.layer, seen, objective, place)
     return before
 
 
@@ -197,9 +138,3 @@ def _routed(model: SlotModel, layer: nn.Module) -> Iterator[_Routed]:
 def _gradients(output: Tensor, gradient: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     found: tuple[Tensor, ...] = torch.autograd.grad(output, inputs, gradient)
     return found
-
-
-def _hidden(output: Any) -> Tensor:
-    """Decoder layers give their hidden states alone, or first of a tuple."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -79,17 +79,24 @@ def _sample(model: SlotModel, example: Example, answers: Answers) -> Sample:
     return sample
 
 
-def with_own_answers(model: SlotModel, samples: Sequence[Sample], max_tokens: int = MAX_TOKENS) -> list[Sample]:
-    """The same prompts with what the full model writes greedily, up to ``OWN_TOKENS`` or the end of its context."""
-    context = context_of(model)
-    answered = list(samples)
+def own_answers(
+    model: SlotModel,
+    samples: Sequence[Sample],
+    max_tokens: int = MAX_TOKENS,
+    known: Mapping[int, tuple[int, ...]] | None = None,
+) -> Iterator[dict[int, tuple[int, ...]]]:
+    """What the full model writes greedily, up to ``OWN_TOKENS`` or the end of its context, by the sample's index.
+
+    Batch by batch; of those whose answers are ``known`` nothing is asked.
+    """
+    context, known = context_of(model), known or {}
     prompts = [sample.prompt.token_ids for sample in samples]
     for indices in plan_batches([len(ids) + OWN_TOKENS for ids in prompts], max_tokens):
+        if known.keys() >= set(indices):
+            continue
         room = OWN_TOKENS if context is None else context - max(len(prompts[index]) for index in indices)
-        if room > 0:
-            for index, answer in zip(indices, _written(model, [prompts[i] for i in indices], room), strict=True):
-                answered[index] = replace(samples[index], answer=answer)
-    return answered
+        written = _written(model, [prompts[i] for i in indices], room) if room > 0 else [()] * len(indices)
+        yield dict(zip(indices, written, strict=True))
 
 
 def targets(token_ids: Tensor, samples: Sequence[Sample]) -> tuple[Tensor, Tensor, Tensor]:

@@ -33,24 +33,20 @@ def nowhere(layer: int, logits: Tensor, ids: Tensor, weights: Tensor) -> None:
 @contextmanager
 def watched(
     model: SlotModel,
+    layer: nn.Module,
     batch: Batch,
     accumulator: ProfileAccumulator,
-    places: Sequence[str] = (),
+    place: PlaceOf,
     also: Recorder = nowhere,
 ) -> Iterator[None]:
-    """Add what the layers do that run inside on ``batch``; ``also`` is told of the routers, padding included.
-
-    ``places`` name the batch's prompts, row by row, in messages.
-    """
-    watch = _Watch(model, batch, accumulator, place_of(batch, places), also)
+    """Add what a decoder layer does that runs inside on ``batch``; ``also`` is told of its router, padding included."""
+    watch = _Watch(model, batch, accumulator, place, also)
+    experts = experts_of(layer)
     with ExitStack() as stack:
         model.record(watch.routed)
         stack.callback(model.record, None)
-        if accumulator.needs("outputs", "stream", "weights"):
-            for layer in model.model.get_decoder().layers:
-                experts = experts_of(layer)
-                if experts is not None:
-                    stack.enter_context(watch.experts(layer, experts))
+        if experts is not None and accumulator.needs("outputs", "stream", "weights"):
+            stack.enter_context(watch.experts(layer, experts))
         yield
 
 

@@ -24,7 +24,7 @@ from premoe_runtime.offline.profile.criteria.gradients import IMPACT
 from premoe_runtime.offline.profile.gradient import margin
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
 from premoe_runtime.offline.profile.record import Profile, merge
-from premoe_runtime.offline.profile.samples import encode_examples, with_own_answers
+from premoe_runtime.offline.profile.samples import Sample, encode_examples, own_answers
 from premoe_runtime.offline.profile.scores import ROUTER_ONLY, USUAL, scores, sums_of
 from premoe_runtime.offline.profile.seen import Gradients, change
 from premoe_runtime.offline.profile.state import P_BINS
@@ -179,11 +179,16 @@ def test_answers_are_the_models_own_or_every_token(qwen: SlotModel, examples: li
     assert profile.tokens > prompts if answers == "own" else profile.tokens == prompts
 
 
+def answered(model: SlotModel, samples: list[Sample]) -> list[Sample]:
+    written = {index: answer for found in own_answers(model, samples) for index, answer in found.items()}
+    return [replace(sample, answer=written[index]) for index, sample in enumerate(samples)]
+
+
 def test_own_answers_are_what_greedy_decoding_writes(qwen: SlotModel, examples: list[Example]) -> None:
     measure_profile(qwen, examples, task="capitals", scores=ROUTER_ONLY)  # brings every expert in
     samples = encode_examples(qwen, examples, answers="own", where="test")
-    together = with_own_answers(qwen, samples)
-    assert [s.answer for s in together] == [with_own_answers(qwen, [s])[0].answer for s in samples]
+    together = answered(qwen, samples)
+    assert [s.answer for s in together] == [answered(qwen, [s])[0].answer for s in samples]
     for sample in together:
         with torch.no_grad():
             logits = qwen.model(input_ids=torch.tensor([sample.token_ids])).logits[0]

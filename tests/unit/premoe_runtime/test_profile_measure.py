@@ -182,7 +182,7 @@ def test_a_profile_that_contradicts_its_arrays_is_refused(tmp_path: Path) -> Non
 
 def test_progress_is_told_and_the_recorder_is_taken_off(tmp_path: Path) -> None:
     _, model = folder_and_model(tmp_path)
-    told: list[int] = []
+    told: list[float] = []
     measure_profile(model, examples_of(tmp_path), task="capitals", max_tokens=100, advance=told.append)
     assert sum(told) == 24
     assert len(told) > 1

@@ -1,0 +1,122 @@
+"""Whether a model is profiled in memory or layer by layer: arithmetic over its manifest and its tensors' shapes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from premoe_runtime.engines.hf.blocks import block_of
+from premoe_runtime.engines.hf.device import device_kind
+from premoe_runtime.engines.hf.model import bare_model
+from premoe_runtime.families.spec import MoeModel
+from premoe_runtime.formats.errors import Exhausted
+from premoe_runtime.formats.manifest import BlobLayout
+from premoe_runtime.offline.batches import MAX_TOKENS
+from premoe_runtime.offline.profile.gradient import HEAD_TOKENS
+from premoe_runtime.offline.profile.measure import arithmetic
+from premoe_runtime.offline.sizing import PROCESS_BYTES
+from premoe_runtime.residency.blob_fields import torch_dtype
+from premoe_runtime.residency.host_tier import available_memory
+from premoe_runtime.residency.plan import STAGING_BYTES
+from premoe_runtime.residency.slot_layout import SlotLayout
+from premoe_runtime.residency.source import ExpertSource
+from premoe_runtime.storage import READ_PART_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes of memory that profiling takes: with all layers there, or one at a time."""
+
+    whole: int
+    one_layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a model is profiled, and a sentence why."""
+
+    by_layers: bool
+    why: str
+
+
+def choose_way(
+    source: ExpertSource, *, memory: int | None, device: str = "cpu", dtype: str = "auto", backward: bool = True
+) -> Way:
+    """In memory where that fits, else layer by layer.
+
+    ``memory``: bytes that profiling may take of the device's memory (on the CPU: that the process may take); None:
+    what is free. Raises Exhausted when not even one layer fits into what was given; what is free is an estimate, and
+    refuses nothing.
+    """
+    needed = room(source, arithmetic(device, dtype), backward=backward)
+    if memory is None:
+        there, process, given = _free(device), 0, "are free"
+    else:
+        there, process, given = memory, PROCESS_BYTES if device_kind(device) == "cpu" else 0, "are given"
+    whole, one_layer = needed.whole + process, needed.one_layer + process
+    if whole <= there:
+        return Way(
+            by_layers=False, why=f"the model is profiled in memory: it takes {_mib(whole)}, {_mib(there)} {given}"
+        )
+    if memory is not None and one_layer > there:
+        raise Exhausted(
+            f"profiling this model takes {_mib(one_layer)} even layer by layer, but {_mib(there)} {given}; give more "
+            "memory",
+            reason="MEMORY_TOO_SMALL",
+        )
+    return Way(
+        by_layers=True,
+        why=f"the model is profiled layer by layer, in {_mib(one_layer)}: as a whole it takes {_mib(whole)}, and "
+        f"{_mib(there)} {given}",
+    )
+
+
+def room(source: ExpertSource, dtype: torch.dtype | None, *, backward: bool) -> Room:
+    """What profiling takes beside the process itself; ``dtype`` None: the checkpoint's.
+
+    Raises what ``bare_model`` raises.
+    """
+    manifest = source.manifest()
+    _, facts = bare_model(source)
+    held = dtype or torch_dtype(manifest.dtype)
+    layout = SlotLayout.of(manifest, dtype)
+    blob_bytes = layout.blob_bytes
+    skeleton: Counter[int | None] = Counter()
+    for tensor in facts.skeleton.values():
+        skeleton[block_of(facts, tensor.memory)] += 0 if tensor.optional else prod(tensor.shape) * held.itemsize
+    blobs = dict(zip(facts.blocks, (count * blob_bytes for count in manifest.layer_experts), strict=True))
+    ends = skeleton.pop(None, 0)
+    work = _workspace(layout.held, facts, held.itemsize, backward=backward)
+    work += max(STAGING_BYTES, 2 * blob_bytes) + 2 * max(READ_PART_BYTES, manifest.layout.blob_bytes)
+    inputs = facts.num_blocks * MAX_TOKENS * manifest.hidden_size * held.itemsize * backward
+    return Room(
+        whole=ends + skeleton.total() + sum(blobs.values()) + inputs + work,
+        one_layer=ends + max(skeleton[block] + blobs.get(block, 0) for block in range(facts.num_blocks)) + work,
+    )
+
+
+def _workspace(layout: BlobLayout, facts: MoeModel, item: int, *, backward: bool) -> int:
+    """Of one batch: hidden states in several copies, and each token's copies through its experts.
+
+    A backward pass takes two and a half times as much (measured), or the head does.
+    """
+    hidden, rows = facts.hidden_size, max(field.shape[0] for field in layout.fields)
+    vocabulary = max(tensor.shape[0] for tensor in facts.skeleton.values() if block_of(facts, tensor.memory) is None)
+    token = item * (16 * hidden + facts.top_k * (3 * hidden + 2 * rows))
+    if not backward:
+        return MAX_TOKENS * token
+    return max(5 * MAX_TOKENS * token // 2, 6 * HEAD_TOKENS * vocabulary * 4)
+
+
+def _free(device: str) -> int:
+    if device_kind(device) == "cuda":
+        free: int = torch.cuda.mem_get_info(device)[0]
+        return free
+    return available_memory()
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{-(-num_bytes >> 20)} MiB"
