@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from premoe_worker.jobs import cli
 from support.checkpoints import checkpoint, config, tensors, write
 from support.hub import COMMIT, hub
@@ -23,6 +24,9 @@ from support.servers import S3Server, s3_server
 from support.tiny import tiny_checkpoint
 
 from premoe_runtime.offline.patterns.library import find_set
+from premoe_runtime.offline.profile.room import room
+from premoe_runtime.offline.profile.scores import USUAL
+from premoe_runtime.offline.sizing.bill import PROCESS_BYTES
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.verify import verify_pack
 from premoe_runtime.storage import Store, open_store
@@ -280,6 +284,50 @@ def test_an_indexed_job_profiles_its_tasks_and_the_next_one_sets_them_live(
     assert job(tmp_path, "patterns", store_url, *two, *options, "--answers", "none").words["reason"] == (
         "PROFILE_NOT_FOUND"
     )
+
+
+TERMINATED = """
+import os, signal
+from premoe_runtime.offline.profile.unfinished import Unfinished
+from premoe_worker.jobs.cli import main
+
+save = Unfinished.save
+Unfinished.save = lambda *arguments: (save(*arguments), os.kill(os.getpid(), signal.SIGTERM))
+main()
+"""
+
+
+def test_a_profile_that_was_stopped_goes_on_and_a_model_too_large_is_read_layer_by_layer(
+    packed: tuple[str, str], s3: S3Server, tmp_path: Path
+) -> None:
+    pack, store = open_pack(packed[0]), open_store(s3.url)
+    for info in open_store(packed[0]).list(f"models/{pack.manifest().model_id}"):
+        store.put(info.path, open_store(packed[0]).get(info.path))
+    tasks = tasks_file(tmp_path, "digits", samples=300)
+    write_examples(tmp_path / "digits.jsonl", "digits", 300)
+    model = ("--model-id", packed[1], "--tasks", tasks)
+    log = tmp_path / "log"
+    stopped = subprocess.run(
+        [sys.executable, "-c", TERMINATED, "profile", s3.url, *map(str, model)],
+        capture_output=True,
+        text=True,
+        env=environ({"PREMOE_TERMINATION_LOG": str(log), "JOB_COMPLETION_INDEX": "0"}),
+        timeout=200,
+        check=False,
+    )
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr
+    assert json.loads(log.read_text())["reason"] == "STOPPED"
+    assert len(store.list("unfinished")) == 1
+    ended = job(tmp_path, "profile", s3.url, *model, index=0)
+    assert ended.code == 0, ended.output
+    assert "the profile that was stopped goes on behind step 1" in ended.output
+    assert store.list("unfinished") == []
+
+    needed = room(pack, torch.float32, USUAL)
+    memory = PROCESS_BYTES + (needed.whole + needed.one_layer) // 2
+    streamed = job(tmp_path, "profile", packed[0], *model, "--memory", memory, "--spool", tmp_path / "spool", index=0)
+    assert "the model is profiled layer by layer" in streamed.output
+    assert streamed.words == ended.words
 
 
 def test_calibration_data_in_s3(s3: S3Server, packed: tuple[str, str], tmp_path: Path) -> None:

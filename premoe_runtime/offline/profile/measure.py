@@ -109,8 +109,8 @@ def measure_profile(
     gradients take a backward pass, twice the time of the forward one. ``layers`` are the signature layers.
     With ``unfinished`` a run that was stopped goes on behind its last finished batch, or layer; to clear that is the
     caller's. ``advance`` is told how many examples each batch had (layer by layer: parts of them), ``stage`` what is
-    run, ``passed_over`` what is not used and why. Raises InvalidInput (see ``encode_examples``, ``refuse_family``), CorruptData,
-    Unavailable, and what ``open_spool`` raises.
+    run, ``passed_over`` what is not used and why. Raises InvalidInput (see ``encode_examples``, ``refuse_family``),
+    CorruptData, Unavailable, and what ``open_spool`` raises.
     """
     refuse_family(scores, FAMILIES[model.manifest.family])
     samples = encode_examples(model, examples, answers=answers, where=where, passed_over=passed_over)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -13,11 +14,14 @@ from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.engines.hf.model import bare_model
 from premoe_runtime.families.spec import MoeModel
 from premoe_runtime.formats.errors import Exhausted
-from premoe_runtime.formats.manifest import BlobLayout
+from premoe_runtime.formats.manifest import BlobLayout, Manifest
 from premoe_runtime.offline.batches import MAX_TOKENS
+from premoe_runtime.offline.profile.accumulator import WORD
 from premoe_runtime.offline.profile.gradient import HEAD_TOKENS
 from premoe_runtime.offline.profile.measure import arithmetic
-from premoe_runtime.offline.sizing import PROCESS_BYTES
+from premoe_runtime.offline.profile.scores import USUAL, sums_of
+from premoe_runtime.offline.profile.state import P_BINS
+from premoe_runtime.offline.sizing.bill import PROCESS_BYTES
 from premoe_runtime.residency.blob_fields import torch_dtype
 from premoe_runtime.residency.host_tier import available_memory
 from premoe_runtime.residency.plan import STAGING_BYTES
@@ -43,7 +47,7 @@ class Way:
 
 
 def choose_way(
-    source: ExpertSource, *, memory: int | None, device: str = "cpu", dtype: str = "auto", backward: bool = True
+    source: ExpertSource, *, memory: int | None, device: str = "cpu", dtype: str = "auto", scores: Sequence[str] = USUAL
 ) -> Way:
     """In memory where that fits, else layer by layer.
 
@@ -51,7 +55,7 @@ def choose_way(
     what is free. Raises Exhausted when not even one layer fits into what was given; what is free is an estimate, and
     refuses nothing.
     """
-    needed = room(source, arithmetic(device, dtype), backward=backward)
+    needed = room(source, arithmetic(device, dtype), scores)
     if memory is None:
         there, process, given = _free(device), 0, "are free"
     else:
@@ -74,7 +78,7 @@ def choose_way(
     )
 
 
-def room(source: ExpertSource, dtype: torch.dtype | None, *, backward: bool) -> Room:
+def room(source: ExpertSource, dtype: torch.dtype | None, scores: Sequence[str]) -> Room:
     """What profiling takes beside the process itself; ``dtype`` None: the checkpoint's.
 
     Raises what ``bare_model`` raises.
@@ -89,7 +93,10 @@ def room(source: ExpertSource, dtype: torch.dtype | None, *, backward: bool) -> 
         skeleton[block_of(facts, tensor.memory)] += 0 if tensor.optional else prod(tensor.shape) * held.itemsize
     blobs = dict(zip(facts.blocks, (count * blob_bytes for count in manifest.layer_experts), strict=True))
     ends = skeleton.pop(None, 0)
-    work = _workspace(layout.held, facts, held.itemsize, backward=backward)
+    needs = {each.needs for each in sums_of(scores)}
+    backward = bool(needs & {"gradient", "loss"})
+    work = _workspace(layout.held, facts, held.itemsize, apart=needs != {"router"}, backward=backward)
+    work += _tables(manifest, facts, scores)
     work += max(STAGING_BYTES, 2 * blob_bytes) + 2 * max(READ_PART_BYTES, manifest.layout.blob_bytes)
     inputs = facts.num_blocks * MAX_TOKENS * manifest.hidden_size * held.itemsize * backward
     return Room(
@@ -98,17 +105,27 @@ def room(source: ExpertSource, dtype: torch.dtype | None, *, backward: bool) -> 
     )
 
 
-def _workspace(layout: BlobLayout, facts: MoeModel, item: int, *, backward: bool) -> int:
+def _workspace(layout: BlobLayout, facts: MoeModel, item: int, *, apart: bool, backward: bool) -> int:
     """Of one batch: hidden states in several copies, and each token's copies through its experts.
 
-    A backward pass takes two and a half times as much (measured), or the head does.
+    Where experts answer one by one, and back, it is two and a half times as much (measured), or what the head takes.
     """
     hidden, rows = facts.hidden_size, max(field.shape[0] for field in layout.fields)
-    vocabulary = max(tensor.shape[0] for tensor in facts.skeleton.values() if block_of(facts, tensor.memory) is None)
     token = item * (16 * hidden + facts.top_k * (3 * hidden + 2 * rows))
-    if not backward:
-        return MAX_TOKENS * token
-    return max(5 * MAX_TOKENS * token // 2, 6 * HEAD_TOKENS * vocabulary * 4)
+    experts = MAX_TOKENS * token * (5 if apart else 2) // 2
+    return max(experts, 6 * HEAD_TOKENS * _vocabulary(facts) * 4) if backward else experts
+
+
+def _vocabulary(facts: MoeModel) -> int:
+    return max(tensor.shape[0] for tensor in facts.skeleton.values() if block_of(facts, tensor.memory) is None)
+
+
+def _tables(manifest: Manifest, facts: MoeModel, scores: Sequence[str]) -> int:
+    """Of the sums themselves, on the device and in main memory: wide ones hold many numbers of every expert."""
+    words = -(-_vocabulary(facts) // WORD)
+    wide = {"vector": manifest.hidden_size, "pairs": manifest.num_experts, "binned": P_BINS, "words": words}
+    rows = manifest.num_layers * manifest.num_experts
+    return 2 * sum(8 * rows * wide.get(each.place, 1) for each in sums_of(scores))
 
 
 def _free(device: str) -> int:

@@ -14,12 +14,12 @@ from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.arrays import F32, F64
 from premoe_runtime.formats.signature import mean_root, unit
 from premoe_runtime.offline.batches import Batch, pad, plan_batches
-from premoe_runtime.offline.profile.accumulator import ProfileAccumulator
+from premoe_runtime.offline.profile.accumulator import PlaceOf, ProfileAccumulator
 from premoe_runtime.offline.profile.gradient import Objective, answers_gradient, objectives, weigh_layer
 from premoe_runtime.offline.profile.samples import Sample
 from premoe_runtime.offline.profile.scores import sums_of
 from premoe_runtime.offline.profile.state import ProfileState
-from premoe_runtime.offline.profile.watch import PlaceOf, place_of, watched
+from premoe_runtime.offline.profile.watch import place_of, watched
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,9 +104,7 @@ class Run:
         samples = [self._samples[index] for index in batch.indices]
         return answers_gradient(self.model, batch, samples, output, objective)
 
-    def backward(
-        self, call: LayerCall, hidden: Tensor, gradient: Tensor, batch: Batch, objective: Objective
-    ) -> Tensor:
+    def backward(self, call: LayerCall, hidden: Tensor, gradient: Tensor, batch: Batch, objective: Objective) -> Tensor:
         """Gradient at a layer's input from that at its output; what its experts are worth is added up."""
         place = self._place(batch)
         return weigh_layer(self.model, call, hidden, gradient, batch, self._accumulator, objective, place)

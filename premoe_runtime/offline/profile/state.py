@@ -110,7 +110,7 @@ class ProfileState:
         return ProfileState({s: s.joined(table, other.sums[s]) for s, table in self.sums.items() if s in other.sums})
 
     def followed_by(self, rest: ProfileState) -> ProfileState:
-        """This part of a measurement and the rest of it: what one of them had not begun with is the other's."""
+        """Two parts of one measurement: a sum that one of them did not begin with is the other's."""
         both = {**rest.sums, **self.sums}
         return ProfileState({s: self.plus(rest)[s] if s in self and s in rest else table for s, table in both.items()})
 

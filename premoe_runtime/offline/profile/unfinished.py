@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import blake3
 import numpy as np
 
 from premoe_runtime.formats import arrays
+from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.errors import CorruptData, NotFound
 from premoe_runtime.offline.profile.run import Sums
 from premoe_runtime.offline.profile.scores import SUMS
@@ -115,5 +117,6 @@ def _decode(data: bytes, where: str) -> tuple[str, Stopped]:
     for index, length in lengths:
         answers[index], tokens = tuple(tokens[:length]), tokens[length:]
     means = found.pop("means", None)
-    sums = None if means is None else Sums(ProfileState({SUMS[name]: table for name, table in found.items()}), means)
+    state = ProfileState({SUMS[name]: table for name, table in found.items()})
+    sums = None if means is None else Sums(state, cast("F64", means))
     return metadata["settings"], Stopped(int(metadata["done"]), sums, answers)

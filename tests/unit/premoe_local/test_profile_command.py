@@ -1,15 +1,21 @@
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
 from support.profiles import ALPHABETS, packed_model, write_examples
 
 from premoe_runtime.offline.patterns.derive import specialist
 from premoe_runtime.offline.profile.record import Profile, merge
+from premoe_runtime.offline.profile.room import room
+from premoe_runtime.offline.profile.scores import USUAL
+from premoe_runtime.offline.sizing.bill import PROCESS_BYTES
+from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import open_store
 
 
@@ -101,6 +107,58 @@ def test_lines_that_are_not_used_are_counted(store: str, tmp_path: Path) -> None
     made = run(store, "--task", f"digits={data}", "--to", tmp_path / "target", "--json")
     assert json.loads(made.stdout)["profiles"][0]["samples"] == 3
     assert f"note: 2 lines passed over; the first: {data}:5: the prompt is empty" in made.stderr
+
+
+def test_a_model_that_does_not_fit_is_profiled_layer_by_layer(store: str, tmp_path: Path) -> None:
+    data = write_examples(tmp_path / "digits.jsonl", "digits", 20)
+    needed = room(open_pack(store), torch.float32, USUAL)
+    given = PROCESS_BYTES + (needed.whole + needed.one_layer) // 2
+    found = []
+    for memory, way in ((str(given), "layer by layer, in "), ("1TiB", "in memory: it takes ")):
+        target = tmp_path / way.split()[0]
+        made = run("--task", f"digits={data}", "--to", target, "--memory", memory, "--spool", tmp_path / "spool", store)
+        assert made.exit_code == 0, made.output
+        assert f"note: the model is profiled {way}" in made.stderr
+        found += [info.path for info in open_store(str(target)).list("profiles")]
+        assert not any(file.is_file() for file in (tmp_path / "spool").rglob("*"))
+    assert found[0] == found[1]
+    refused = run("--task", f"digits={data}", "--to", tmp_path / "none", "--memory", "900MiB", store)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (7, 1)
+    assert "MiB even layer by layer, but 900 MiB are given; give more memory" in refused.stderr
+    assert "is not a size" in run("--task", f"digits={data}", "--memory", "much", store).stderr
+
+
+KILLED = """
+import os, signal
+from premoe_local.entry import main
+from premoe_runtime.offline.profile.unfinished import Unfinished
+
+save = Unfinished.save
+Unfinished.save = lambda *arguments: (save(*arguments), os.kill(os.getpid(), signal.SIGKILL))
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_layers", [False, True])
+def test_a_killed_run_goes_on_where_it_ended(store: str, tmp_path: Path, by_layers: bool) -> None:
+    data = write_examples(tmp_path / "digits.jsonl", "digits", 400)
+    needed = room(open_pack(store), torch.float32, USUAL)
+    memory = PROCESS_BYTES + (needed.whole + needed.one_layer) // 2 if by_layers else 1 << 40
+    options = ["--task", f"digits={data}", "--memory", memory, "--spool", tmp_path / "spool"]
+    command = [sys.executable, "-c", KILLED, "profile", store, *options, "--to", tmp_path / "stopped"]
+    killed = subprocess.run([str(part) for part in command], capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(open_store(str(tmp_path / "stopped")).list("unfinished")) == 1
+    again = run(store, *options, "--to", tmp_path / "stopped")
+    assert again.exit_code == 0, again.output
+    assert "the profile that was stopped goes on behind step 1\n" in again.stderr
+    whole = run(store, *options, "--to", tmp_path / "whole")
+    assert whole.exit_code == 0
+    profiles = [[info.path for info in open_store(str(tmp_path / to)).list("profiles")] for to in ("stopped", "whole")]
+    assert profiles[0] == profiles[1]
+    assert open_store(str(tmp_path / "stopped")).list("unfinished") == []
+    assert not any(file.is_file() for file in (tmp_path / "spool").rglob("*"))
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,10 @@ from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput
 from premoe_runtime.offline.calibration import Example, read_calibration
 from premoe_runtime.offline.profile import samples
+from premoe_runtime.offline.profile.criteria.gradients import IMPACT
 from premoe_runtime.offline.profile.measure import load_blocks, load_full_model, measure_profile
 from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.offline.profile.scores import ROUTER_ONLY, SCORES, USUAL
 from premoe_runtime.offline.profile.spool import Spool, open_spool
 from premoe_runtime.offline.profile.unfinished import Stopped, Unfinished
 from premoe_runtime.packs.reader import PackReader, open_pack
@@ -102,12 +104,14 @@ def test_layer_by_layer_gives_the_same_bytes(tmp_path: Path, checkpoint: Callabl
     expected = bench.measure(load_full_model(bench.reader))
     blocks = load_blocks(bench.reader)
     assert bench.measure(blocks).to_bytes() == expected.to_bytes()
-    assert expected.state.has_impact
+    assert IMPACT in expected.state
     assert not (bench.spool / f"{expected.weights_id[:16]}-capitals").exists()
     assert len({layer for layer, _ in blocks.store.resident()}) < blocks.manifest.num_layers
 
 
-@pytest.mark.parametrize("settings", [{"impact": False}, {"answers": "none"}, {"layers": (0, 1)}])
+@pytest.mark.parametrize(
+    "settings", [{"scores": tuple(SCORES)}, {"scores": ROUTER_ONLY}, {"answers": "none"}, {"layers": (0, 1)}]
+)
 def test_other_settings_give_the_same_bytes(bench: Bench, whole: SlotModel, settings: dict[str, Any]) -> None:
     assert (
         bench.measure(load_blocks(bench.reader), **settings).to_bytes() == bench.measure(whole, **settings).to_bytes()
@@ -166,6 +170,7 @@ def crashed(
 
 
 @each_way
+@pytest.mark.parametrize("scores", [USUAL, tuple(SCORES)], ids=("usual scores", "every score"))
 @pytest.mark.parametrize(
     ("owner", "method"), [(Unfinished, "save"), (Spool, "write"), (Spool, "drop")], ids=("state", "spool", "removal")
 )
@@ -176,11 +181,16 @@ def test_a_crash_at_any_write_loses_and_changes_nothing(
     load: Callable[[PackReader], SlotModel],
     owner: type,
     method: str,
+    scores: tuple[str, ...],
 ) -> None:
-    expected, model = bench.measure(whole).to_bytes(), load(bench.reader)
+    expected, model = bench.measure(whole, scores=scores).to_bytes(), load(bench.reader)
+
+    def attempt() -> Profile:
+        return bench.measure(model, keep=bench.unfinished(), scores=scores)
+
     fatal = 1
-    while crashed(monkeypatch, owner, method, fatal, lambda: bench.measure(model, keep=bench.unfinished())):
-        assert bench.measure(model, keep=bench.unfinished()).to_bytes() == expected
+    while crashed(monkeypatch, owner, method, fatal, attempt):
+        assert attempt().to_bytes() == expected
         bench.unfinished().clear()
         assert not any(file.is_file() for file in bench.spool.rglob("*"))
         fatal += 1
@@ -298,9 +308,9 @@ def test_a_spool_is_bounded_bound_to_its_settings_and_for_one_process(
         return opened(folder, settings, room_bytes)
 
     monkeypatch.setattr("premoe_runtime.offline.profile.orders.open_spool", noted)
-    for impact in (True, False):
+    for scores in (USUAL, ROUTER_ONLY):
         most = 0
-        bench.measure(load_blocks(bench.reader), impact=impact)
+        bench.measure(load_blocks(bench.reader), scores=scores)
         assert most <= asked[-1] + 20_000  # headers, digests, marks
     folder = bench.folder / "one"
     with open_spool(folder, "a", 1) as spool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from premoe_local.console import Progress, date, json_option, note, print_json, print_table, progress
+from premoe_local.console import Progress, date, json_option, note, parse_bytes, print_json, print_table, progress
 from premoe_local.default_group import DefaultGroup
 from premoe_local.full_model import full_model
 from premoe_local.score_option import score_names
@@ -23,6 +23,8 @@ from premoe_runtime.offline.profile.scores import ROUTER_ONLY, USUAL, refuse_fam
 if TYPE_CHECKING:
     from premoe_runtime.engines.hf.model import SlotModel
     from premoe_runtime.offline.profile.record import Profile
+    from premoe_runtime.offline.profile.unfinished import Unfinished
+    from premoe_runtime.packs.reader import PackReader
     from premoe_runtime.storage import Store
 
 
@@ -53,6 +55,9 @@ class How:
     threads: int | None
     device: str
     dtype: str
+    memory: int | None
+    """Bytes that the model may take; None: what is free."""
+    spool: Path | None
 
     @property
     def variant(self) -> str:
@@ -66,7 +71,8 @@ def command() -> None:
     """Measure which experts tasks' prompts use, and what their answers would lose without them.
 
     MODEL is a pack (…/models/<id>) or an object store with one pack. Several tasks in one call share one load of the
-    model; a task that was profiled so before is not measured again, and a stopped run goes on with the next task. A
+    model; a task that was profiled so before is not measured again, and a stopped run goes on where it ended. A model
+    that does not fit into memory is read layer by layer, twice for each task, and gives the same profile. A
     profile holds sums that merge exactly: a file profiled in two parts (--limit, --skip) gives the same patterns as in
     one. `premoe patterns build` turns profiles into patterns: give each task 20 prompts at least, better 150.
     """
@@ -113,6 +119,16 @@ def command() -> None:
     help="Arithmetic; on a CPU bfloat16 takes half the memory, but is slower.  "
     "[default: float32 on a CPU, else the checkpoint's]",
 )
+@click.option(
+    "--memory",
+    help="Memory that profiling may take, for example 8GiB: a larger model is profiled layer by layer.  "
+    "[default: what is free]",
+)
+@click.option(
+    "--spool",
+    type=click.Path(path_type=Path),
+    help="Folder for the layers' inputs meanwhile, layer by layer.  [default: premoe/spool in the user's cache folder]",
+)
 @json_option
 def measure(
     model: str,
@@ -127,12 +143,16 @@ def measure(
     threads: int | None,
     device: str,
     dtype: str,
+    memory: str | None,
+    spool: Path | None,
     as_json: bool,
 ) -> None:
     """Measure profiles; `premoe profile --help` says how."""
     if scores and router_only:
         raise click.UsageError("--router-only is a choice of scores: give it or --score")
-    how = How(cast("Answers", answers), scores or (ROUTER_ONLY if router_only else USUAL), threads, device, dtype)
+    asked = scores or (ROUTER_ONLY if router_only else USUAL)
+    room = parse_bytes(memory) if memory is not None else None
+    how = How(cast("Answers", answers), asked, threads, device, dtype, room, spool)
     unused = PassedOver()
     jobs = [
         Job(task, file, read_calibration(file, answers=how.answers, limit=limit, skip=skip, passed_over=unused))
@@ -167,6 +187,7 @@ def _profiles(
     from premoe_runtime.offline.patterns.library import store_of
     from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile, find_profile
     from premoe_runtime.offline.profile.record import Profile
+    from premoe_runtime.offline.profile.unfinished import Unfinished
     from premoe_runtime.packs.reader import open_pack
 
     store, reader = store_of(model, to), open_pack(model)
@@ -176,22 +197,38 @@ def _profiles(
     wanted = [Measurement.of(weights_id, job.task, how.answers, job.examples, how.variant) for job in jobs]
     found = {one.task: find_profile(store, one) for one in wanted}
     missing = [job for job in jobs if found[job.task] is None]
-    slot_model: SlotModel | None = None
-    if missing:
-        slot_model = full_model(reader, threads=how.threads, device=how.device, dtype=how.dtype)
+    slot_model = _model(reader, how) if missing else None
     done = []
     with progress("profiling", total=sum(len(job.examples) for job in missing)) as bar:
         for one, job in zip(wanted, jobs, strict=True):
             started, profile_id = time.perf_counter(), found[job.task]
             if profile_id is None:
                 assert slot_model is not None, "a profile is missing"
-                profile_id = ensure_profile(store, one, partial(_measure, slot_model, job, how, bar, unused))
+                unfinished = Unfinished(store, weights_id, job.task, lambda text: note(f"note: {text}"))
+                profile_id = ensure_profile(
+                    store, one, partial(_measure, slot_model, job, how, bar, unused, unfinished)
+                )
+                unfinished.clear()
             seconds = time.perf_counter() - started if job in missing else None
             done.append(Done(profile_id, Profile.load(store.get, profile_id), seconds))
     return done, store
 
 
-def _measure(slot_model: SlotModel, job: Job, how: How, bar: Progress, unused: PassedOver) -> Profile:
+def _model(reader: PackReader, how: How) -> SlotModel:
+    """The model in memory as a whole, or layer by layer where that does not fit."""
+    from premoe_runtime.offline.profile.measure import load_blocks
+    from premoe_runtime.offline.profile.room import choose_way
+
+    way = choose_way(reader, memory=how.memory, device=how.device, dtype=how.dtype, scores=how.scores)
+    if way.by_layers or how.memory is not None:
+        note(f"note: {way.why}")
+    load = load_blocks if way.by_layers else full_model
+    return load(reader, threads=how.threads, device=how.device, dtype=how.dtype)
+
+
+def _measure(
+    slot_model: SlotModel, job: Job, how: How, bar: Progress, unused: PassedOver, unfinished: Unfinished
+) -> Profile:
     from premoe_runtime.offline.profile.measure import measure_profile
 
     bar.update(description=f"profiling {job.task}")
@@ -202,7 +239,10 @@ def _measure(slot_model: SlotModel, job: Job, how: How, bar: Progress, unused: P
         answers=how.answers,
         where=str(job.data),
         scores=how.scores,
+        unfinished=unfinished,
+        spool=how.spool,
         advance=bar.advance,
+        stage=lambda what: bar.update(description=f"profiling {job.task}, {what}"),
         passed_over=unused,
     )
 

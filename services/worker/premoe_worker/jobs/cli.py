@@ -78,6 +78,8 @@ def pack(source: str, store_url: str, revision: str, expect: str) -> work.Words:
 @click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", help="Arithmetic.")
+@click.option("--memory", type=click.IntRange(min=1), help="Bytes it may take.  [default: what is free]")
+@click.option("--spool", type=click.Path(path_type=Path), help="Folder for layer inputs.  [default: in the cache]")
 def profile(
     store_url: str,
     model_id: str,
@@ -86,13 +88,17 @@ def profile(
     device: str,
     threads: int | None,
     dtype: str,
+    memory: int | None,
+    spool: Path | None,
 ) -> work.Words:
     """Ensure the profile of the task that JOB_COMPLETION_INDEX names, or without it of every task.
 
-    A task that is stopped half-way is measured again from its start.
+    A task that was stopped half-way goes on behind its last finished batch. A model that does not fit into memory is
+    profiled layer by layer.
     """
     tasks = chosen(read_tasks(tasks_file), completion_index())
-    return work.profile(store_url, model_id, tasks, cast("Answers", answers), Machine(device, threads, dtype))
+    machine = Machine(device, threads, dtype, memory, spool)
+    return work.profile(store_url, model_id, tasks, cast("Answers", answers), machine)
 
 
 @command.command("patterns")

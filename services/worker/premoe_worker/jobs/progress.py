@@ -30,7 +30,7 @@ class Lines:
         self._clock = clock
         self._started = self._said = clock()
         self._stage = ""
-        self._done = 0
+        self._done = 0.0
         self._total = 0
 
     def total(self, num_bytes: int) -> None:
@@ -40,7 +40,7 @@ class Lines:
         self._stage = what
         self._say_when_due()
 
-    def advance(self, num_bytes: int) -> None:
+    def advance(self, num_bytes: float) -> None:
         self._done += num_bytes
         self._say_when_due()
 
@@ -55,7 +55,7 @@ class Lines:
         stage = f" {self._stage}" if self._stage else ""
         if self._unit == "bytes":
             return f"{self._what}{stage}: {_mib(self._done)} of {_mib(self._total)} MiB, {_mib(rate)} MiB/s"
-        return f"{self._what}{stage}: {self._done} of {self._total} {self._unit}, {rate:.1f} a second"
+        return f"{self._what}{stage}: {self._done:.0f} of {self._total} {self._unit}, {rate:.1f} a second"
 
 
 def _mib(count: float) -> str:

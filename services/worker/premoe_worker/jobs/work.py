@@ -39,9 +39,11 @@ def profile(store_url: str, model_id: str, tasks: Sequence[Task], answers: Answe
     loaded = [(task, task.examples(answers)) for task in tasks]
     measured = [Measurement.of(weights_id, task.name, answers, examples) for task, examples in loaded]
     found = {one.task: find_profile(store, one) for one in measured}
-    measurer = Measurer(reader, machine, answers)
+    measurer = Measurer(store, reader, machine, answers)
     for one, (task, examples) in zip(measured, loaded, strict=True):
-        found[one.task] = found[one.task] or ensure_profile(store, one, partial(measurer.measure, task, examples))
+        if found[one.task] is None:
+            found[one.task] = ensure_profile(store, one, partial(measurer.measure, task, examples))
+            measurer.forget(task)
     if len(tasks) == 1:
         return {"task": tasks[0].name, "profile": DIGEST_PREFIX + str(found[tasks[0].name])}
     return {"profiles": {name: DIGEST_PREFIX + str(profile_id) for name, profile_id in found.items()}}
