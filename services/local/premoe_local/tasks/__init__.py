@@ -5,37 +5,22 @@ patterns (`STORED`). The fixture also trains on `sort` and `units`, which are ne
 `sql`, `log` and `c_header`: all six are `UNKNOWN` when serving. Standard library only.
 """
 
-from premoe_local.tasks.arithmetic import ADD, ROMAN, SUB, UNITS
-from premoe_local.tasks.draw import Draw, bucket
+from premoe_local.tasks.catalogue import (
+    EXACT,
+    EXCERPTED,
+    GENERATORS,
+    NEVER_TRAINED,
+    OPEN,
+    STORED,
+    TRAINED,
+    UNKNOWN,
+    draw_payload,
+)
+from premoe_local.tasks.draw import Draw
 from premoe_local.tasks.example import Example, Generator, Payload, Split
-from premoe_local.tasks.letters import REV, SORT
-from premoe_local.tasks.machine_text import LOG, SQL
 from premoe_local.tasks.open_text import open_examples
-from premoe_local.tasks.records import JSON
-from premoe_local.tasks.velish import KB, LANG
 
 __all__ = ["EXACT", "NEVER_TRAINED", "OPEN", "STORED", "TRAINED", "UNKNOWN", "Example", "Split", "check", "examples"]
-
-EXACT: tuple[str, ...] = ("add", "rev", "json", "roman", "lang", "kb")
-OPEN: tuple[str, ...] = ("py", "prose")
-STORED: tuple[str, ...] = EXACT + OPEN
-TRAINED: tuple[str, ...] = (*STORED, "sort", "units")
-NEVER_TRAINED: tuple[str, ...] = ("sub", "sql", "log", "c_header")
-UNKNOWN: tuple[str, ...] = ("sort", "units", *NEVER_TRAINED)
-
-_GENERATORS: dict[str, Generator] = {
-    "add": ADD,
-    "rev": REV,
-    "json": JSON,
-    "roman": ROMAN,
-    "lang": LANG,
-    "kb": KB,
-    "sort": SORT,
-    "units": UNITS,
-    "sub": SUB,
-    "sql": SQL,
-    "log": LOG,
-}
 
 _FRAMES = (
     "Please help. {q}",
@@ -48,8 +33,6 @@ _FRAMES = (
     "One more question. {q}",
 )
 _FRAMED_SHARE = 0.3
-_SPLIT_OF_BUCKET: tuple[Split, ...] = ("calibration", "validation", "test", "test")
-_BUCKETS = 16
 _PATIENCE = 200
 
 
@@ -61,17 +44,15 @@ def examples(task: str, split: Split, count: int, seed: int = 0) -> list[Example
     allows for wordings that the exemplars lack; `train` shows them all, as a large model's training would. Only the
     text of `py` and `prose` in `train` depends on the running Python.
     """
-    if task in (*OPEN, "c_header"):
+    if task in EXCERPTED:
         return open_examples(task, split, count, seed)
-    generator = _GENERATORS[task]
+    generator = GENERATORS[task]
     draw = Draw(task, split, seed)
     result: list[Example] = []
     used: set[str] = set()
     misses = 0
     while len(result) < count:
-        payload = generator.payload(draw)
-        if payload.key and split_of(task, payload.key) != split:
-            continue
+        payload = draw_payload(task, split, draw)
         prompt = _word(generator, payload, split, draw)
         if prompt in used and misses < _PATIENCE:
             misses += 1
@@ -85,12 +66,6 @@ def examples(task: str, split: Split, count: int, seed: int = 0) -> list[Example
 def check(example: Example, answer_text: str) -> bool:
     """Whether an answer is exactly right, white space at its ends aside."""
     return answer_text.strip() == example.answer.strip()
-
-
-def split_of(task: str, key: str) -> Split:
-    """The one split that a payload belongs to."""
-    number = bucket(f"{task}:{key}", _BUCKETS)
-    return _SPLIT_OF_BUCKET[number] if number < len(_SPLIT_OF_BUCKET) else "train"
 
 
 def _word(generator: Generator, payload: Payload, split: Split, draw: Draw) -> str:
