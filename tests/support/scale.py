@@ -23,6 +23,8 @@ PODS_PER_NODE = 1000
 CREATES_PER_S = 20.0
 RESTARTS_MAX = 5
 _POLL_S = 0.02
+_READY_POLL_S = 10.0
+"""A list of a thousand PrunedModels keeps the API server busy for a second."""
 
 # KWOK ends the pods of Jobs without last words, and the operator learns the model id from these. A stage with a weight
 # wins over the built-in one, which has none.
@@ -176,7 +178,7 @@ def _wait_ready(site: Site, models: int, deadline: float, operator: _KeptOperato
         if ready == models:
             return
         assert time.monotonic() < deadline, f"only {ready} of {models} models are Ready"
-        time.sleep(2.0)
+        time.sleep(_READY_POLL_S)
 
 
 def _is_ready(model: Json) -> bool:

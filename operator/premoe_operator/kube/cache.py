@@ -11,6 +11,7 @@ from collections import OrderedDict, defaultdict
 from premoe_operator.api.names import LABEL_MODEL
 from premoe_operator.kube.claims import claim_of
 from premoe_operator.kube.cluster import Listed
+from premoe_operator.kube.compact import compact
 from premoe_operator.kube.kinds import PRUNED_MODEL, Kind
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, controller_of, key_of, version_of
 
@@ -26,6 +27,8 @@ class Cache:
         self._served: defaultdict[str, set[ModelKey]] = defaultdict(set)
         self._claiming: defaultdict[str, set[ModelKey]] = defaultdict(set)
         """PrunedModels with tasks by the id of their pack."""
+        self._latest: dict[Kind, Json] = {}
+        """The object of each kind that came last: the next one resembles it."""
         self._removed: OrderedDict[ObjectKey, int] = OrderedDict()
 
     def put(self, obj: Json) -> set[ModelKey]:
@@ -40,7 +43,7 @@ class Cache:
             return set()
         concerned = self._unlink(key)
         self._removed.pop(key, None)
-        self._objects[key] = _without_managed_fields(obj)
+        self._latest[key.kind] = self._objects[key] = compact(obj, known or self._latest.get(key.kind))
         concerned |= self._link(key)
         if key.kind is PRUNED_MODEL and claim_of(known) != claim_of(obj):
             concerned |= self._sharing(known) | self._sharing(obj)
@@ -164,9 +167,3 @@ def models_of(obj: Json) -> set[ModelKey]:
     if controller is not None and controller.get("kind") == PRUNED_MODEL.name:
         names.add(controller.get("name"))
     return {ModelKey(key.namespace, name) for name in names if name}
-
-
-def _without_managed_fields(obj: Json) -> Json:
-    """Half of an object's bytes, of no use here."""
-    metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
-    return {**obj, "metadata": metadata}
