@@ -21,7 +21,7 @@ HEAD = f"""# Scores
 
 Made by `python tools/scores_page.py` from `premoe_runtime/offline/profile/criteria/`. A score ranks the experts of a
 model for a task; the highest are kept. `premoe profile --score NAME` measures what a score needs and no more,
-`premoe patterns build --metric NAME` and `premoe eval --metric NAME` rank by it. Without `--score` a profile is
+`premoe patterns build --metric NAME` and `premoe eval sweep --score NAME` rank by it. Without `--score` a profile is
 measured for {", ".join(USUAL)}.
 
 Of equal scores, the expert with more combine weight comes first, then the one that more tokens chose, then the lower

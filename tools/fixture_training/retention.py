@@ -13,7 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
 
-from premoe_local.demo.prepare import calibration, pack_fixture
+from premoe_local.demo.calibration import calibration
+from premoe_local.demo.prepare import pack_fixture
 from premoe_local.tasks import EXACT, OPEN, STORED, examples
 
 from premoe_runtime.engines.hf.model import SlotModel
@@ -21,7 +22,8 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.offline.calibration import Example
-from premoe_runtime.offline.evaluation import Patterns, Run, evaluate
+from premoe_runtime.offline.evaluation.rules import Patterns
+from premoe_runtime.offline.evaluation.variants import Run, evaluate
 from premoe_runtime.offline.patterns.derive import overlap
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
 from premoe_runtime.offline.profile.record import Profile

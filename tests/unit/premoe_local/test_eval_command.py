@@ -55,27 +55,6 @@ def test_every_variant_is_measured_at_every_budget(folder: Path) -> None:
     assert by_key["digits", "wrong", "2/4"]["pattern"] == "vowels"
 
 
-def test_rankings_are_compared_by_metric_and_split(folder: Path) -> None:
-    result = run(
-        folder,
-        *data(folder, "digits"),
-        "--budgets",
-        "4/8",
-        "--limit",
-        2,
-        "--metric",
-        "impact",
-        "--metric",
-        "peu",
-        "--json",
-    )
-    assert result.exit_code == 0, result.output
-    results = json.loads(result.stdout)["results"]
-    rules = {(e["metric"], e["allocation"]) for e in results if e["variant"] == "specialist"}
-    assert rules == {(metric, split) for metric in ("impact", "peu") for split in ("shared", "uniform")}
-    assert {e["allocation"] for e in results if e["variant"] == "served"} == {"shared"}
-
-
 def test_tables_and_single_patterns(folder: Path) -> None:
     store = open_store(url(folder))
     pattern = library.find_pattern(store, "digits")

@@ -16,15 +16,14 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.offline.calibration import Example, Message
-from premoe_runtime.offline.evaluation import (
+from premoe_runtime.offline.evaluation.rules import Patterns, random_pattern
+from premoe_runtime.offline.evaluation.variants import (
     Outcome,
-    Patterns,
     Run,
     Variant,
     evaluate,
     generalist_mass,
     plan_runs,
-    random_pattern,
     retained_accuracy,
 )
 from premoe_runtime.offline.patterns.derive import generalist, specialist
@@ -61,7 +60,7 @@ def test_exact_match_and_perplexity_are_those_of_greedy_decoding(tmp_path: Path,
     tokenizer.eos_token = None
     pattern = specialist(measure(slot_model))
     kept = torch.from_numpy(pattern.kept(BUDGET)) if restricted else torch.ones(2, 16, dtype=torch.bool)
-    examples, right, nll, tokens = [], 0, 0.0, 0
+    examples, right, nll, tokens, far = [], 0, 0.0, 0, 0.0
     for number in range(30):
         messages = (Message("user", f"question {number}"),)
         prompt = encode_prompt(tokenizer, messages).token_ids
@@ -74,12 +73,18 @@ def test_exact_match_and_perplexity_are_those_of_greedy_decoding(tmp_path: Path,
             logits = stock(input_ids=torch.tensor([prompt + answer])).logits[0]
         logp = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(answer)[:, None])
         nll, tokens = nll - float(logp.sum()), tokens + len(answer)
+        with torch.no_grad():
+            whole = stock(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        under = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        far += float((whole.exp() * (whole - under)).sum(-1).mean())
         examples.append(Example(messages, text, number))
     run = Run("x", "specialist", BUDGET, pattern) if restricted else Run("x", "full", None, None)
     outcome = next(evaluate(slot_model, {"x": examples}, [run], max_tokens=300))
     assert 0 < right < len(examples)
     assert (outcome.correct, outcome.examples) == (right, 30)
     assert outcome.perplexity == pytest.approx(math.exp(nll / tokens), rel=1e-3)
+    assert outcome.kl == pytest.approx(far / 30, rel=1e-3, abs=1e-6)
+    assert (outcome.kl > 0.01) is restricted
     assert outcome.mass == pytest.approx(1) if not restricted else 0 < outcome.mass < 1
 
 

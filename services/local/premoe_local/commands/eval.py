@@ -1,47 +1,51 @@
-"""`premoe eval`: accuracy and perplexity of full, specialist, generalist, random and wrong patterns."""
+"""`premoe eval`: what a stored set's patterns keep, and, as `premoe eval sweep`, what any choice of experts would."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import product
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table, progress
+from premoe_local.default_group import DefaultGroup
+from premoe_local.evaluation.command import sweep
 from premoe_local.full_model import full_model
-from premoe_local.score_option import score_names
 from premoe_local.task_files import task_files
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.formats.pattern_set import PatternSet, Retention
 from premoe_runtime.offline.calibration import PassedOver, read_calibration
 from premoe_runtime.offline.patterns import library
-from premoe_runtime.offline.patterns.build import by_task
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import Store
 
 if TYPE_CHECKING:
-    from premoe_runtime.offline.evaluation import Outcome
+    from premoe_runtime.offline.evaluation.variants import Outcome
 
 
-@click.command("eval")
+@click.group("eval", cls=DefaultGroup, default="set", no_args_is_help=True)
+def command() -> None:
+    """Measure accuracy and perplexity at several budgets, all patterns at equal slots.
+
+    MODEL is a pack (…/models/<id>) or an object store with one pack; every expert must fit into memory, because the
+    full model is measured too. Accuracy is the share of answers that greedy decoding writes exactly; perplexity is
+    that of the given answers. "specialist" splits its experts over the layers as the task likes, "served" as one
+    worker does for all tasks, "wrong" runs the next task's specialist. `premoe eval sweep` compares scores, splits and
+    static sets over several calibration seeds, on your model and data.
+    """
+
+
+command.add_command(sweep)
+
+
+@command.command("set")
 @click.argument("model")
 @click.option("--data", "data", multiple=True, required=True, help="task=FILE.jsonl with answers, repeatable.")
 @click.option("--budgets", required=True, help="Comma-separated, for example 4/32,4/16,4/8.")
 @click.option("--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]")
 @click.option("--patterns", "pattern_names", multiple=True, help="Pattern ids or tasks instead of a set, repeatable.")
 @click.option("--store", "store_url", help="Object store of the patterns.  [default: the one MODEL lies in]")
-@click.option(
-    "--metric",
-    "metrics",
-    multiple=True,
-    callback=score_names,
-    help="Compare rankings by this score (`premoe scores`), uniform and shared over layers, instead of the set's own; "
-    "repeatable.",
-)
 @click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples of each task.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random pattern.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
@@ -56,14 +60,13 @@ if TYPE_CHECKING:
 @click.option("--record", is_flag=True, help="Write the generalist's measured accuracy into a new set.")
 @click.option("--set-live", is_flag=True, help="With --record: make the new set the live one.")
 @json_option
-def command(
+def of_set(
     model: str,
     data: tuple[str, ...],
     budgets: str,
     set_name: str | None,
     pattern_names: tuple[str, ...],
     store_url: str | None,
-    metrics: tuple[Metric, ...],
     limit: int | None,
     seed: int,
     threads: int | None,
@@ -73,17 +76,9 @@ def command(
     set_live: bool,
     as_json: bool,
 ) -> None:
-    """Measure accuracy and perplexity at several budgets, all patterns at equal slots.
-
-    MODEL is a pack (…/models/<id>) or an object store with one pack; every expert must fit into memory, because the
-    full model is measured too. Accuracy is the share of answers that greedy decoding writes exactly; perplexity is
-    that of the given answers. "specialist" splits its experts over the layers as the task likes, "served" as one
-    worker does for all tasks, "wrong" runs the next task's specialist.
-    """
+    """Measure the patterns of a stored set; `premoe eval --help` says how."""
     if record and pattern_names:
         raise InvalidInput("--record needs a set, not single --patterns", reason="RECORD_NEEDS_SET")
-    if metrics and (record or pattern_names):
-        raise InvalidInput("--metric ranks a set's profiles anew: give it alone", reason="METRIC_NEEDS_SET")
     if set_live and not record:
         raise InvalidInput("--set-live makes sense with --record only", reason="RECORD_NEEDS_SET")
     wanted = tuple(dict.fromkeys(Budget.parse(text) for text in budgets.split(",")))
@@ -92,7 +87,8 @@ def command(
         task: read_calibration(path, limit=limit, passed_over=unused)
         for task, path in task_files(data, "--data").items()
     }
-    from premoe_runtime.offline.evaluation import Patterns, evaluate, plan_runs, random_pattern
+    from premoe_runtime.offline.evaluation.rules import Patterns, random_pattern
+    from premoe_runtime.offline.evaluation.variants import evaluate, plan_runs
 
     reader = open_pack(model)
     manifest = reader.manifest()
@@ -102,20 +98,13 @@ def command(
     found = None if pattern_names else library.load_set(store, manifest.weights_id, set_name)
     names = pattern_names if found is None else [member.pattern_id for member in found.members]
     loaded = [library.find_pattern(store, name) for name in names]
-    if metrics:
-        names = sorted({profile_id for pattern in loaded for profile_id in pattern.profiles})
-        profiles = by_task(library.profiles_of(store, manifest.weights_id, names))
-        rules = [Patterns.by_rule(profiles, *rule, seed=seed) for rule in product(metrics, get_args(Allocation))]
-    else:
-        rules = [
-            Patterns(
-                specialists={pattern.task: pattern for pattern in loaded if pattern.kind == "specialist"},
-                generalist=next((pattern for pattern in loaded if pattern.kind == "generalist"), None),
-                random=random_pattern(loaded[0], seed),
-                splits=found.splits if found else None,
-            )
-        ]
-    runs = plan_runs(list(examples), wanted, *rules)
+    patterns = Patterns(
+        specialists={pattern.task: pattern for pattern in loaded if pattern.kind == "specialist"},
+        generalist=next((pattern for pattern in loaded if pattern.kind == "generalist"), None),
+        random=random_pattern(loaded[0], seed),
+        splits=found.splits if found else None,
+    )
+    runs = plan_runs(list(examples), wanted, patterns)
     slot_model = full_model(reader, threads=threads, device=device, dtype=dtype)
     total = sum(len(examples[run.task]) for run in runs)
     with progress("evaluating", total=total) as bar:
@@ -135,7 +124,7 @@ def command(
 
 def _record(store: Store, found: PatternSet, outcomes: Sequence[Outcome], budgets: Sequence[Budget], live: bool) -> str:
     """A new set that says how much accuracy its generalist keeps at the budgets just measured."""
-    from premoe_runtime.offline.evaluation import generalist_mass, retained_accuracy
+    from premoe_runtime.offline.evaluation.variants import generalist_mass, retained_accuracy
 
     entries = {entry.budget: entry for entry in found.document.generalist_retention}
     for budget in budgets:
@@ -164,6 +153,7 @@ def _document(outcomes: Iterable[Outcome]) -> dict[str, Any]:
                 "correct": outcome.correct,
                 "accuracy": outcome.accuracy,
                 "perplexity": outcome.perplexity,
+                "kl": outcome.kl,
                 "retained_mass": outcome.mass,
             }
             for outcome in outcomes
@@ -176,6 +166,7 @@ def _print(outcomes: Sequence[Outcome]) -> None:
     columns: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
         ("Exact match, %", lambda outcome: f"{100 * outcome.accuracy:.1f}"),
         ("Perplexity of the given answers", lambda outcome: f"{outcome.perplexity:.2f}"),
+        ("KL to the full model, nats a token", lambda outcome: f"{outcome.kl:.3f}"),
         ("Router mass kept", lambda outcome: f"{outcome.mass:.3f}"),
     )
     rows: dict[tuple[str, ...], dict[str, Outcome]] = {}

@@ -15,7 +15,7 @@ def command(as_json: bool) -> None:
     """List the scores that rank experts.
 
     `premoe profile --score NAME` measures what a score needs; `premoe patterns build --metric NAME` and `premoe eval
-    --metric NAME` rank by it. Highest values are kept. docs/scores.md has the same list with formulas.
+    sweep --score NAME` rank by it. Highest values are kept. docs/scores.md has the same list with formulas.
     """
     if as_json:
         entries = [

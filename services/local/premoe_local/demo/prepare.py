@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from premoe_local import tasks
+from premoe_local.demo.calibration import calibration
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.offline.calibration import Example, Message
-from premoe_runtime.offline.evaluation import Run, evaluate, random_pattern
+from premoe_runtime.offline.evaluation.rules import random_pattern
+from premoe_runtime.offline.evaluation.variants import Run, evaluate
 from premoe_runtime.offline.patterns.build import BuildOptions, build_set
 from premoe_runtime.offline.patterns.library import publish
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
@@ -80,11 +81,3 @@ def compare(
         correct[outcome.run.variant] += outcome.correct
     total = sum(len(examples) for examples in data.values())
     return {name: count / total for name, count in correct.items()}
-
-
-def calibration(examples: Sequence[tasks.Example]) -> list[Example]:
-    """Examples as the profiler and the evaluation want them."""
-    return [
-        Example((Message("user", example.prompt),), example.answer, line)
-        for line, example in enumerate(examples, start=1)
-    ]

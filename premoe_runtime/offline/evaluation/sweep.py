@@ -1,0 +1,156 @@
+"""Carrying an evaluation out: profiles of every task and seed, then one cell after the other, each kept as it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import get_args
+
+from premoe_runtime.engines.hf.model import SlotModel
+from premoe_runtime.families.registry import FAMILIES
+from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.choices import Allocation
+from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric
+from premoe_runtime.formats.recognition import recognise
+from premoe_runtime.offline.calibration import Example, calibration_digest
+from premoe_runtime.offline.evaluation.data import TaskData, check_tasks
+from premoe_runtime.offline.evaluation.exam import Answers, Examiner
+from premoe_runtime.offline.evaluation.journal import Journal, key_of
+from premoe_runtime.offline.evaluation.plan import SERVED, Cell, Decisions, Rules, Scope, mask_of, plan
+from premoe_runtime.offline.evaluation.rules import Patterns
+from premoe_runtime.offline.patterns.build import BuildOptions, build_set
+from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile
+from premoe_runtime.offline.profile.measure import measure_profile
+from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.offline.profile.scores import refuse_family
+from premoe_runtime.offline.profile.unfinished import Unfinished
+from premoe_runtime.storage import Store
+
+Stage = Callable[[str, float], None]
+"""Told what is being done and the share of all the work that is done, 0 to 1."""
+_PROFILE = 4.0
+"""About how many cells a profile of a task and a seed takes as long as."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Results:
+    """All that was measured: the full model's answers by task, those of every cell, and whom prompts were taken for."""
+
+    scope: Scope
+    manifest: Manifest
+    tasks: tuple[str, ...]
+    seeds: int
+    full: Mapping[str, Answers]
+    cells: Mapping[Cell, Answers]
+    decisions: Decisions
+
+
+def sweep(
+    model: SlotModel,
+    data: Mapping[str, TaskData],
+    scope: Scope,
+    *,
+    store: Store,
+    journal: Journal,
+    stage: Stage = lambda what, share: None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Results:
+    """Measure all that ``scope`` spans; ``store`` keeps the profiles, ``journal`` the answers.
+
+    A run that was stopped goes on behind its last batch of a profile, or its last cell. ``say`` is told of what is not
+    used. Raises InvalidInput (scores, budgets, data that do not do), CorruptData (answers that are not finite).
+    """
+    seeds = check_tasks(data)
+    scope.check(model.manifest)
+    refuse_family(scope.ranked, FAMILIES[model.manifest.family])
+    measure = _Profiler(model, store, scope.ranked, stage, say)
+    total = len(data) * (seeds + 1) * _PROFILE
+    by_seed = [[measure(task, one.calibration[seed], total) for task, one in data.items()] for seed in range(seeds)]
+    asked = {task: measure(task, one.test, total, scores=("counts",)).signatures for task, one in data.items()}
+    rules = _rules(by_seed, scope)
+    decisions = _decisions(by_seed, asked)
+    cells = plan(scope, tuple(data), seeds, decisions)
+    full, answers = _answers(model, data, cells, rules, scope, journal, stage, say)
+    return Results(scope, model.manifest, tuple(data), seeds, full, answers, decisions)
+
+
+@dataclass(slots=True)
+class _Profiler:
+    """Profiles by what they are measured from, each measured once."""
+
+    model: SlotModel
+    store: Store
+    scores: tuple[Metric, ...]
+    stage: Stage
+    say: Callable[[str], None]
+    done: int = 0
+
+    def __call__(
+        self, task: str, examples: Sequence[Example], total: float, *, scores: tuple[Metric, ...] = ()
+    ) -> Profile:
+        wanted = scores or self.scores
+        variant = f"{self.model.model.dtype} scores {' '.join(sorted(wanted))}"
+        one = Measurement.of(self.model.manifest.weights_id, task, "given", examples, variant)
+        self.stage(f"profiling {task}", self.done * _PROFILE / total / 2)
+        unfinished = Unfinished(self.store, one.weights_id, task)
+
+        def measure() -> Profile:
+            return measure_profile(
+                self.model, examples, task=task, where=task, scores=wanted, unfinished=unfinished, passed_over=self.say
+            )
+
+        profile_id = ensure_profile(self.store, one, measure)
+        unfinished.clear()
+        self.done += 1
+        return Profile.load(self.store.get, profile_id)
+
+
+def _rules(by_seed: Sequence[Sequence[Profile]], scope: Scope) -> Rules:
+    return {
+        (seed, score, allocation): Patterns.by_rule(profiles, score, allocation, seed=seed)
+        for (seed, profiles), score, allocation in product(enumerate(by_seed), scope.ranked, get_args(Allocation))
+    }
+
+
+def _decisions(by_seed: Sequence[Sequence[Profile]], asked: Mapping[str, F32]) -> Decisions:
+    """What a set of each seed's profiles takes the test prompts for, as the retrieval service would."""
+    found = {}
+    for seed, profiles in enumerate(by_seed):
+        built = build_set(profiles, BuildOptions(metric=SERVED)).pattern_set
+        for task, signatures in asked.items():
+            each = [recognise(built, signature) for signature in signatures]
+            found[seed, task] = tuple(one.task if one.recognised else GENERALIST_TASK for one in each)
+    return found
+
+
+def _answers(
+    model: SlotModel,
+    data: Mapping[str, TaskData],
+    cells: Sequence[Cell],
+    rules: Rules,
+    scope: Scope,
+    journal: Journal,
+    stage: Stage,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Answers], dict[Cell, Answers]]:
+    examiner = Examiner(model, {task: one.test for task, one in data.items()}, passed_over=say)
+    digests = {task: calibration_digest(one.test) for task, one in data.items()}
+    full: dict[str, Answers] = {}
+    for task in data:
+        key = key_of(model, digests[task], None, model.manifest.top_k)
+        if key not in journal:
+            journal.put(key, examiner.full(task))
+        full[task] = journal[key]
+    found: dict[Cell, Answers] = {}
+    for number, cell in enumerate(cells):
+        stage(f"{cell.task} at {cell.budget}, {cell.way}, {cell.score}", 0.5 + number / len(cells) / 2)
+        kept = mask_of(cell, rules, scope, model.manifest)
+        if kept is None:
+            continue
+        key = key_of(model, digests[cell.task], kept, cell.budget.active)
+        if key not in journal:
+            journal.put(key, examiner.under(cell.task, kept, cell.budget.active))
+        found[cell] = journal[key]
+    return full, found

@@ -1,0 +1,1 @@
+"""An evaluation for people: its recipe, and its figures as Markdown and as pictures."""

@@ -1,0 +1,152 @@
+"""`premoe eval sweep`: scores, splits and static sets over several calibration seeds. Part of `premoe eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from premoe_local.console import interrupt_on_sigterm, json_option, note, print_json, print_table, progress
+from premoe_local.evaluation.recipe import SEEDS, Recipe
+from premoe_local.full_model import full_model
+from premoe_local.output_file import check_folder, write_file
+from premoe_local.task_files import task_files
+from premoe_runtime.families.registry import FAMILIES
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.offline.calibration import PassedOver
+from premoe_runtime.offline.evaluation.data import DOCUMENTS, PROMPTS
+from premoe_runtime.offline.evaluation.plan import SCORES
+from premoe_runtime.offline.profile.scores import refuse_family
+
+if TYPE_CHECKING:
+    pass
+
+_STATE = "state"
+
+
+@click.command("sweep")
+@click.argument("model", required=False)
+@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file that says what is asked.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the report.")
+@click.option("--data", multiple=True, help="task=FILE.jsonl with answers, repeatable.  [default: the demo's tasks]")
+@click.option("--calibration", multiple=True, help="task=FILE.jsonl to calibrate with.  [default: a part of --data]")
+@click.option("--budget", "budgets", multiple=True, help="a/b, repeatable.  [default: 1/2, 1/4 and 1/8 of the experts]")
+@click.option("--score", "scores", multiple=True, help=f"Repeatable (`premoe scores`).  [default: {', '.join(SCORES)}]")
+@click.option("--seeds", type=int, help=f"Calibration texts of a task.  [default: {SEEDS}]")
+@click.option("--documents", type=int, help=f"Prompts of a calibration text.  [default: {DOCUMENTS}]")
+@click.option("--prompts", type=int, help=f"Test prompts of a task.  [default: {PROMPTS}]")
+@click.option("--quick", is_flag=True, help="A look: few prompts, two seeds, one budget, no matrices.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
+@click.option("--device", help="Torch device.  [default: cpu]")
+@click.option("--dtype", type=click.Choice(get_args(Recipe.model_fields["dtype"].annotation)), help="Arithmetic.")
+@json_option
+def sweep(
+    model: str | None,
+    recipe_file: Path | None,
+    out: Path,
+    data: tuple[str, ...],
+    calibration: tuple[str, ...],
+    quick: bool,
+    threads: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Compare ways to choose experts, by accuracy, perplexity and KL to the full model.
+
+    MODEL is a checkpoint (a folder, hf://org/name), a pack, or a store with one. For every calibration seed each task
+    is profiled once; its test prompts are then answered by the experts of every score, budget and split, by static
+    sets of equal bytes, by those that recognition gives, and by other tasks' experts. A run that was stopped goes on
+    where it ended when the same command is given. OUT gets evaluation.md, evaluation.json and pictures.
+    """
+    interrupt_on_sigterm()
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    files, texts = (task_files(named, option) if named else {} for named, option in _named(data, calibration))
+    if texts.keys() - files.keys():
+        raise InvalidInput(
+            f"--calibration names {min(texts.keys() - files.keys())!r}, which --data does not", reason="TASK_UNKNOWN"
+        )
+    if files:
+        given["tasks"] = {t: {"data": str(f), "calibration": str(texts.get(t, ""))} for t, f in files.items()}
+    recipe = Recipe.read(recipe_file, given | ({"model": model} if model else {}))
+    recipe = recipe.quick() if quick else recipe
+    check_folder(out)
+    document, pictures = measured(recipe, out, threads, quick)
+    _write(document, pictures, recipe.model, out)
+    if as_json:
+        print_json(document)
+        return
+    _print(document)
+    note(f"{out / 'evaluation.md'}, evaluation.json, {', '.join(pictures) or 'no pictures'}")
+
+
+def _named(data: tuple[str, ...], calibration: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
+    return [(data, "--data"), (calibration, "--calibration")]
+
+
+def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Figures and pictures; ``out``/state holds what a stopped run had measured."""
+    unused = PassedOver()
+    data = recipe.data(unused)
+    # Imported here: torch takes seconds, and faults in files and options should be told at once.
+    from premoe_local.evaluation.model import opened, probe_experts
+    from premoe_local.evaluation.picture import pictures
+    from premoe_runtime.offline.evaluation.figures import figures
+    from premoe_runtime.offline.evaluation.journal import Journal
+    from premoe_runtime.offline.evaluation.sweep import sweep as run
+    from premoe_runtime.storage import open_store
+
+    state = out / _STATE
+    reader = opened(recipe.model, state)
+    manifest = reader.manifest()
+    scope = recipe.scope(manifest, probe=probe_experts(reader), quick=quick)
+    if manifest.family in FAMILIES:
+        refuse_family(scope.ranked, FAMILIES[manifest.family])
+    model = full_model(reader, threads=threads, device=recipe.device, dtype=recipe.dtype)
+    state.mkdir(parents=True, exist_ok=True)
+    try:
+        with progress("evaluating", total=1.0, counts=False) as bar:
+            results = run(
+                model,
+                data,
+                scope,
+                store=open_store(str(state)),
+                journal=Journal(state / "cells.jsonl"),
+                stage=lambda what, share: bar.update(description=what, completed=share),
+                say=unused,
+            )
+    except KeyboardInterrupt:
+        note(f"stopped; what was measured lies in {state}, and the same command goes on from there")
+        raise
+    if unused.note:
+        note(unused.note)
+    document = {**figures(results), "recipe": recipe.model_dump(mode="json")}
+    return document, pictures(document)
+
+
+def _write(document: dict[str, Any], pictures: dict[str, bytes], name: str, out: Path) -> None:
+    from premoe_local.evaluation.markdown import report
+
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    write_file(out / "evaluation.json", text.encode() + b"\n")
+    for picture, image in pictures.items():
+        write_file(out / picture, image)
+    write_file(out / "evaluation.md", report(document, name, list(pictures)).encode())
+
+
+def _print(document: dict[str, Any]) -> None:
+    from premoe_local.evaluation.markdown import estimate
+
+    for one in document["contest"]:
+        rows = [
+            (each["name"], estimate(each["retained"]) if each["retained"] else "", estimate(each["kl"], 3))
+            for each in one["entrants"]
+        ]
+        title = f"{one['percent']:g} % of the experts ({one['budget']}), equal bytes"
+        print_table(title, ("experts", "retained accuracy, %", "KL to the full model, nats a token"), rows)
+    rows = [
+        (task, each["prompts"], estimate(each["accuracy"]), estimate(each["perplexity"], 2))
+        for task, each in document["full"].items()
+    ]
+    print_table("Full model", ("task", "prompts", "exact match, %", "perplexity"), rows)
