@@ -82,7 +82,7 @@ def goals(documents: dict[str, Document]) -> str:
 
 
 def _goals(name: str, document: Document) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for way, title in (("own", "right specialist, own split"), ("served", "right specialist, as served")):
         for row in document["kept"]:
             goal = GOALS[name].get(row["percent"])

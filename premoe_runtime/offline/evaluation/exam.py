@@ -142,7 +142,7 @@ class Examiner:
         right, logp, kl = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
         masses = self._model.retained_mass().view(batch.valid.shape).double().cpu()
         lengths = [len(sample.predicted) for sample in samples]
-        each = zip(batch.indices, right.split(lengths), logp.split(lengths), kl.split(lengths), strict=True)
+        each = zip(batch.indices, *(torch.split(values, lengths) for values in (right, logp, kl)), strict=True)
         for row, (index, hits, logs, far) in enumerate(each):
             if not bool(logs.isfinite().all() and far.isfinite().all()):
                 raise CorruptData(

@@ -10,6 +10,7 @@ import json
 import os
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import blake3
 import numpy as np
@@ -74,7 +75,7 @@ def _decode(line: bytes) -> tuple[str, Answers] | None:
     try:
         document = json.loads(line)
         right = np.array([digit == "1" for digit in document["right"]], np.bool_)
-        fields = {name: np.array(document[name], dtype) for name, dtype in FIELDS.items()}
+        fields: dict[str, Any] = {name: np.array(document[name], dtype) for name, dtype in FIELDS.items()}
         if any(values.shape != right.shape for values in fields.values()):
             return None
         return str(document["key"]), Answers(right, **fields)

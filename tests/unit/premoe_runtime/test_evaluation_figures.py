@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -56,13 +58,13 @@ DECISIONS = {(0, "a"): ["a", "a", "a", "b"], (0, "b"): ["b", GENERALIST_TASK, "a
 
 
 @pytest.fixture
-def document() -> dict[str, object]:
+def document() -> dict[str, Any]:
     return figures(results(FULL, CELLS, DECISIONS))
 
 
-def test_retained_accuracy_is_over_the_tasks_that_the_full_model_answers(document: dict[str, object]) -> None:
+def test_retained_accuracy_is_over_the_tasks_that_the_full_model_answers(document: dict[str, Any]) -> None:
     assert document["counted"] == ["a", "b"]
-    own = next(row for row in document["kept"] if row["way"] == "own")  # type: ignore[attr-defined]
+    own = next(row for row in document["kept"] if row["way"] == "own")
     assert own["retained"][0] == (75 + 50) / 2
     assert own["tasks"]["a"]["accuracy"][0] == 75
     assert own["tasks"]["b"]["retained"][0] == 50
@@ -71,8 +73,8 @@ def test_retained_accuracy_is_over_the_tasks_that_the_full_model_answers(documen
     assert own["tasks"]["text"]["kl"][0] == pytest.approx(0.1)
 
 
-def test_a_retrieved_prompt_is_answered_by_the_experts_it_was_given(document: dict[str, object]) -> None:
-    (contest,) = document["contest"]  # type: ignore[misc]
+def test_a_retrieved_prompt_is_answered_by_the_experts_it_was_given(document: dict[str, Any]) -> None:
+    (contest,) = document["contest"]
     ours, static = contest["entrants"]
     # a: three right with its own, the last wrong with b's. b: right, wrong (generalist), right (a's), wrong.
     assert ours["tasks"]["a"]["accuracy"][0] == 75
@@ -88,12 +90,9 @@ def test_a_retrieved_prompt_is_answered_by_the_experts_it_was_given(document: di
     }
 
 
-def test_the_matrices_say_whose_experts_and_whose_prompts(document: dict[str, object]) -> None:
+def test_the_matrices_say_whose_experts_and_whose_prompts(document: dict[str, Any]) -> None:
     matrix = document["matrix"]
-    values = {
-        key: [[one and one[0] for one in line] for line in matrix[key]]  # type: ignore[index]
-        for key in ("retained", "without")
-    }
+    values = {key: [[one and one[0] for one in line] for line in matrix[key]] for key in ("retained", "without")}
     # Rows: experts of a, of b. Without b's own experts too little was left.
     assert values == {"retained": [[100, 150], [0, 50]], "without": [[25, 100], [100, None]]}
 

@@ -145,8 +145,8 @@ def _print(document: dict[str, Any]) -> None:
         ]
         title = f"{one['percent']:g} % of the experts ({one['budget']}), equal bytes"
         print_table(title, ("experts", "retained accuracy, %", "KL to the full model, nats a token"), rows)
-    rows = [
+    full = [
         (task, each["prompts"], estimate(each["accuracy"]), estimate(each["perplexity"], 2))
         for task, each in document["full"].items()
     ]
-    print_table("Full model", ("task", "prompts", "exact match, %", "perplexity"), rows)
+    print_table("Full model", ("task", "prompts", "exact match, %", "perplexity"), full)
