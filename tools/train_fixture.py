@@ -8,33 +8,46 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import click
 import torch
-from fixture_training.batches import Packer, encode, training_examples
+from fixture_training.batches import Packer, encode, training_talks
 from fixture_training.chat import train_tokenizer
 from fixture_training.export import export
-from fixture_training.trainer import RECIPES, Recipe, Trainer
+from fixture_training.trainer import FURTHER, RECIPES, Recipe, Trainer
+from premoe_local.tasks import TRAINED
+from premoe_local.tasks.wordings import PLAIN
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
+from transformers import Qwen3MoeForCausalLM
 
 TOKENIZER_SAMPLE = 2000
 
 
-def prepare(recipe: Recipe, work: Path) -> tuple[Tokenizer, Packer]:
-    """Generate the data, train the tokenizer, and tokenize."""
-    pools = training_examples(recipe.pool, recipe.seed)
-    saved = work / "tokenizer.json"
+def prepare(recipe: Recipe, work: Path, start: Path | None) -> tuple[Tokenizer, Packer]:
+    """Generate the data, take or train the tokenizer (on the tasks' own wordings), and tokenize."""
+    pools = training_talks(recipe.pool, recipe.seed)
+    saved = (start or work) / "tokenizer.json"
     if saved.exists():
         tokenizer = Tokenizer.from_file(str(saved))
     else:
-        texts = (f"{e.prompt}\n{e.answer}" for pool in pools.values() for e in pool[:TOKENIZER_SAMPLE])
+        plain = {task: [talk for talk in pools[task] if talk.kind == PLAIN][:TOKENIZER_SAMPLE] for task in TRAINED}
+        texts = (f"{talk.turns[0].content}\n{talk.answer}" for pool in plain.values() for talk in pool)
         tokenizer = train_tokenizer(texts, recipe.shape.vocabulary)
         tokenizer.save(str(saved))
     documents = {task: encode(pool, tokenizer) for task, pool in pools.items()}
     return tokenizer, Packer(documents, recipe.rows, recipe.length, recipe.seed)
+
+
+def going_on(recipe: Recipe, start: Path) -> tuple[Recipe, dict[str, torch.Tensor]]:
+    """The recipe of training that goes on from an exported model, and that model's weights."""
+    files = sorted(start.glob("*.safetensors"))
+    digest = blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
+    model = Qwen3MoeForCausalLM.from_pretrained(start, local_files_only=True, dtype=torch.float32)
+    return replace(recipe, start=digest, cycles=FURTHER), model.state_dict()
 
 
 def train(trainer: Trainer, console: Console, report_every: int) -> None:
@@ -57,20 +70,26 @@ def train(trainer: Trainer, console: Console, report_every: int) -> None:
 @click.argument("name", type=click.Choice(list(RECIPES)))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the checkpoint to.")
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for resumable state.")
+@click.option("--start", type=click.Path(path_type=Path, exists=True), help="Exported model to go on from.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=1, show_default=True, help="More than one gains nothing at this size.")
-def main(name: str, out: Path, work: Path, seed: int, threads: int) -> None:
+def main(name: str, out: Path, work: Path, start: Path | None, seed: int, threads: int) -> None:
     """Train a tiny Qwen3-MoE by the recipe NAME and export it."""
     torch.set_num_threads(threads)
     console = Console()
     work.mkdir(parents=True, exist_ok=True)
     recipe = replace(RECIPES[name], seed=seed)
+    weights = None
+    if start is not None:
+        recipe, weights = going_on(recipe, start)
     with console.status("generating and tokenizing the tasks"):
-        tokenizer, packer = prepare(recipe, work)
+        tokenizer, packer = prepare(recipe, work, start)
     trainer = Trainer(recipe, packer, work)
     if trainer.resume():
         console.print(f"resumed at step {trainer.step}")
-    train(trainer, console, report_every=100)
+    elif weights is not None:
+        trainer.begin(weights)
+    train(trainer, console, report_every=25)
     export(trainer, tokenizer, out)
     console.print(f"exported to {out.name}")
 

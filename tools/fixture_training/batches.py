@@ -1,15 +1,17 @@
 """Training documents and the batches packed from them."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from premoe_local.tasks import OPEN, TRAINED, Example, examples
+from premoe_local.tasks import OPEN, TRAINED, examples
 from premoe_local.tasks.draw import Draw
 from premoe_local.tasks.open_text import training_size
+from premoe_local.tasks.wordings import PLAIN, Talk, Turn, applies, kinds, strangers, talks
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from fixture_training.chat import end_token, render
+from fixture_training.chat import END
 
 TOKEN_SHARE = {
     "add": 1.4,
@@ -24,16 +26,21 @@ TOKEN_SHARE = {
     "units": 0.4,
 }
 """Relative share of each task in the tokens trained on."""
+STRANGER_SHARE = 0.15
+"""That of each family of strangers."""
+STRANGER_PART = 10
+"""One example of a family of strangers for so many of a task."""
 PROMPT_WEIGHT = 0.15
 PADDING = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One example as tokens, with the weight of each token in the loss."""
+    """One talk as tokens, with the weight of each in the loss and the task of its turn."""
 
     ids: list[int]
     weights: list[float]
+    tasks: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +55,56 @@ class Batch:
     labels: Tensor
 
 
-def training_examples(count: int, seed: int) -> dict[str, list[Example]]:
-    """The training pool of each task; open text gives all it has."""
-    return {task: examples(task, "train", training_size(task) if task in OPEN else count, seed) for task in TRAINED}
+def training_talks(count: int, seed: int) -> dict[str, list[Talk]]:
+    """What each task is learnt from, in random order: ``count`` examples in the task's own wordings (open text gives
+    all it has) and as many in the kinds of wording for training; strangers of training count as tasks of their own.
+    """
+    pools: dict[str, list[Talk]] = {}
+    for task in (*TRAINED, *strangers("train")):
+        known = task in TRAINED
+        plain = _plain(task, count, seed) if known else talks(task, PLAIN, count // STRANGER_PART, seed)
+        chosen = [kind for kind in kinds("train") if applies(task, kind)]
+        each = len(plain) // len(chosen)
+        varied = [talk for kind in chosen for talk in talks(task, kind, each, seed, "train")]
+        pools[task] = Draw("pool", task, seed).shuffled(plain + varied)
+    return pools
 
 
-def encode(pool: list[Example], tokenizer: Tokenizer) -> list[Document]:
-    """Documents in the chat format; where an excerpt was cut is no end worth learning."""
-    end = end_token(tokenizer)
-    prompts = tokenizer.encode_batch([render(example.prompt) for example in pool])
-    answers = tokenizer.encode_batch([example.answer for example in pool])
-    documents = []
-    for example, prompt, answer in zip(pool, prompts, answers, strict=True):
-        weights = [0.0] + [PROMPT_WEIGHT] * (len(prompt.ids) - 1) + [1.0] * len(answer.ids)
-        weights.append(0.0 if example.task in OPEN else 1.0)
-        documents.append(Document([*prompt.ids, *answer.ids, end], weights))
-    return documents
+def _plain(task: str, count: int, seed: int) -> list[Talk]:
+    pool = examples(task, "train", training_size(task) if task in OPEN else count, seed)
+    return [Talk(task, PLAIN, (Turn("user", each.prompt, task),), each.answer) for each in pool]
+
+
+def encode(pool: list[Talk], tokenizer: Tokenizer) -> list[Document]:
+    """Documents in the chat format; where an excerpt was cut is no end worth learning, and strangers get no answer."""
+    texts = [text for talk in pool for text in _texts(talk)]
+    pieces = iter([piece.ids for piece in tokenizer.encode_batch(texts)])
+    return [_document(talk, pieces) for talk in pool]
+
+
+def _texts(talk: Talk) -> list[str]:
+    """The parts of a talk, each after its role: turns, then the answer, if there is one."""
+    parts = [(turn.role, turn.content) for turn in talk.turns]
+    if talk.answer:
+        parts.append(("assistant", talk.answer))
+    return [text for role, content in parts for text in (f"<|{role}|>", content + END * (role == "assistant"))]
+
+
+def _document(talk: Talk, pieces: Iterator[list[int]]) -> Document:
+    document = Document([], [], [])
+    parts = [(turn.role, turn.task or talk.task) for turn in talk.turns]
+    if talk.answer:
+        parts.append(("assistant", talk.task))
+    for role, task in parts:
+        mark, content = next(pieces), next(pieces)
+        weight = 1.0 if role == "assistant" else PROMPT_WEIGHT
+        document.ids.extend(mark + content)
+        document.weights.extend([PROMPT_WEIGHT] * len(mark) + [weight] * len(content))
+        document.tasks.extend([task] * (len(mark) + len(content)))
+    document.weights[0] = 0.0
+    if talk.task in OPEN:
+        document.weights[-1] = 0.0
+    return document
 
 
 class Packer:
@@ -72,8 +113,9 @@ class Packer:
     def __init__(self, pools: dict[str, list[Document]], rows: int, length: int, seed: int) -> None:
         self.pools, self.rows, self.length, self.seed = pools, rows, length, seed
         self.tasks = list(pools)
+        self.label = {task: number for number, task in enumerate(self.tasks)}
         means = {task: sum(len(d.ids) for d in pool[:500]) / len(pool[:500]) for task, pool in pools.items()}
-        shares = [TOKEN_SHARE[task] / means[task] for task in self.tasks]
+        shares = [TOKEN_SHARE.get(task, STRANGER_SHARE) / means[task] for task in self.tasks]
         total = sum(shares)
         self.ladder = [sum(shares[: i + 1]) / total for i in range(len(shares))]
 
@@ -95,8 +137,7 @@ class Packer:
         wanted = self.length + 1
         number = 0
         while len(ids) < wanted:
-            label = self._label(draw)
-            task = self.tasks[label]
+            task = self.tasks[self._drawn(draw)]
             document = draw.pick(self.pools[task])
             size = len(document.ids)
             if len(ids) + size > wanted and task not in OPEN and len(ids) > 0.75 * self.length:
@@ -111,10 +152,10 @@ class Packer:
             positions += range(size)
             documents += [number] * size
             weights += document.weights
-            labels += [label] * size
+            labels += [self.label[each] for each in document.tasks]
             number += 1
         return ids[:wanted], positions[:wanted], documents[:wanted], weights[:wanted], labels[:wanted]
 
-    def _label(self, draw: Draw) -> int:
+    def _drawn(self, draw: Draw) -> int:
         place = draw.below(2**31) / 2**31
         return next((i for i, upper in enumerate(self.ladder) if place < upper), len(self.ladder) - 1)

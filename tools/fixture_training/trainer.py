@@ -23,15 +23,17 @@ class Recipe:
     seed: int = 0
     cycles: tuple[tuple[int, float], ...] = ((2000, 4e-3), (600, 2.5e-3), (1400, 3e-3), (600, 2.5e-3))
     """Steps and peak learning rate of each cycle: a warm-up, then a line to zero."""
+    start: str = ""
+    """Digest of the weights that training went on from; "" for random ones."""
     warmup: int = 60
-    rows: int = 14
-    length: int = 144
+    rows: int = 7
+    length: int = 288
     mutual_information: float = 0.03
     balance: float = 1e-3
     z: float = 1e-4
     weight_decay: float = 0.05
-    pool: int = 15000
-    """Training examples generated for each task with exact answers."""
+    pool: int = 6000
+    """Training examples generated for each task with exact answers, in its own wordings and again in others."""
     shape: Shape = field(default_factory=Shape)
 
     @property
@@ -57,6 +59,8 @@ RECIPES = {
     "tiny-moe-natural": Recipe(mutual_information=0.0, cycles=((1500, 4e-3), (500, 2.5e-3))),
 }
 """The committed fixtures. The natural one never sees a task's label: its experts split as training makes them."""
+FURTHER = ((800, 2e-3),)
+"""Cycles of training that goes on from an exported model."""
 
 
 def routing_losses(output: Output, batch: Batch, tasks: int, recipe: Recipe) -> Tensor:
@@ -92,7 +96,11 @@ class Trainer:
         self.seconds = 0.0
         self.losses: list[float] = []
 
-    def run(self, after_step: Callable[["Trainer"], None], save_every: int = 200) -> None:
+    def begin(self, weights: dict[str, Tensor]) -> None:
+        """Go on from the weights of an exported model, under the stock class's names."""
+        self.model.load_state_dict({name: value for name, value in weights.items() if name != "lm_head.weight"})
+
+    def run(self, after_step: Callable[["Trainer"], None], save_every: int = 100) -> None:
         """Train to the end, saving as it goes."""
         self.model.train()
         while self.step < self.recipe.steps:
