@@ -40,14 +40,19 @@ class Signatures:
 
 def router_signatures(stock: Stock, prompts: list[Example]) -> Tensor:
     """For each prompt and layer, the mean over its own tokens of the root of the router's probabilities."""
-    documents = [_prompt_only(stock, example) for example in prompts]
+    return signatures_of(stock, [stock.encode(example) for example in prompts])
+
+
+def signatures_of(stock: Stock, encoded: list[Encoded]) -> Tensor:
+    """The same for the last turn of encoded documents; what comes before it is only seen through attention."""
+    documents = [_prompt_only(each) for each in encoded]
     result = torch.zeros(len(documents), stock.layers, stock.experts)
     with observed(stock) as logits:
         for places, ids, _ in stock.forward(documents):
             for layer in range(stock.layers):
                 roots = logits[layer].view(*ids.shape, -1).softmax(-1).sqrt()
                 for row, place in enumerate(places):
-                    result[place, layer] = roots[row, 1 : documents[place].prompt].mean(0)
+                    result[place, layer] = roots[row, documents[place].request : documents[place].prompt].mean(0)
     return result
 
 
@@ -58,10 +63,9 @@ def token_signatures(stock: Stock, prompts: list[Example]) -> Tensor:
     return torch.stack([torch.bincount(torch.tensor(row), minlength=size) / len(row) for row in rows]).sqrt()
 
 
-def _prompt_only(stock: Stock, example: Example) -> Encoded:
-    encoded = stock.encode(example)
+def _prompt_only(encoded: Encoded) -> Encoded:
     prompt = encoded.ids[: encoded.prompt - 1]
-    return Encoded(prompt, len(prompt))
+    return Encoded(prompt, len(prompt), encoded.request)
 
 
 def collect(measure: Callable[[list[Example]], Tensor], stored: Sequence[str], test: int) -> Signatures:
@@ -83,8 +87,12 @@ def first_layer(x: Tensor) -> Tensor:
     return F.normalize(x[:, 0], dim=-1)
 
 
-def recognise(signatures: Signatures, stored: Sequence[str], setting: Setting) -> dict[str, dict[str, Share]]:
-    """Accuracy and false abstention on known tasks, abstention on unknown ones."""
+Decider = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Signatures to the number of the nearest stored task, and whether to abstain."""
+
+
+def decider(signatures: Signatures, stored: Sequence[str], setting: Setting) -> Decider:
+    """Nearest exemplars, and a cutoff a task from its own validation prompts."""
     banks = [signatures.calibration[task][: setting.exemplars] for task in stored]
 
     def distances(x: Tensor) -> Tensor:
@@ -97,12 +105,22 @@ def recognise(signatures: Signatures, stored: Sequence[str], setting: Setting) -
             for i, task in enumerate(stored)
         ]
     )
+
+    def decide(x: Tensor) -> tuple[Tensor, Tensor]:
+        nearest, choice = distances(x).min(1)
+        return choice, nearest > cutoffs[choice]
+
+    return decide
+
+
+def recognise(signatures: Signatures, stored: Sequence[str], setting: Setting) -> dict[str, dict[str, Share]]:
+    """Accuracy and false abstention on known tasks, abstention on unknown ones."""
+    decide = decider(signatures, stored, setting)
     accuracy: dict[str, Share] = {}
     false: dict[str, Share] = {}
     unknown: dict[str, Share] = {}
     for task in EVERY_TASK:
-        nearest, choice = distances(signatures.test[task]).min(1)
-        abstained = nearest > cutoffs[choice]
+        choice, abstained = decide(signatures.test[task])
         n = len(choice)
         if task in stored:
             accuracy[task] = Share.of(int((choice == list(stored).index(task)).sum()), n)

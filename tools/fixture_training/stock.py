@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from premoe_local.tasks import Example
+from premoe_local.tasks.wordings import Talk
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
-
-from fixture_training.chat import render
 
 TOKENS_PER_BATCH = 6000
 
@@ -23,6 +22,8 @@ class Encoded:
     ids: list[int]
     prompt: int
     """Tokens of the rendered prompt, template tokens included."""
+    request: int = 1
+    """Where the last turn's own tokens begin."""
 
 
 class Stock:
@@ -45,9 +46,20 @@ class Stock:
 
     def encode(self, example: Example) -> Encoded:
         """An example in the chat format."""
-        prompt = self.tokenizer(render(example.prompt))["input_ids"]
-        answer = self.tokenizer(example.answer)["input_ids"] if example.answer else []
-        return Encoded([*prompt, *answer, self.end], len(prompt))
+        return self._encode([("user", example.prompt)], example.answer)
+
+    def encode_talk(self, talk: Talk) -> Encoded:
+        """A conversation in the chat format."""
+        return self._encode([(turn.role, turn.content) for turn in talk.turns], talk.answer)
+
+    def _encode(self, turns: list[tuple[str, str]], answer: str) -> Encoded:
+        messages = [{"role": role, "content": content} for role, content in turns]
+        before = self.tokenizer.apply_chat_template(messages[:-1], tokenize=False) if messages[1:] else ""
+        whole = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = self.tokenizer(whole)["input_ids"]
+        first = len(self.tokenizer(before)["input_ids"]) + 1
+        continued = self.tokenizer(answer)["input_ids"] if answer else []
+        return Encoded([*prompt, *continued, self.end], len(prompt), first)
 
     def forward(self, documents: list[Encoded]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """Places, token ids and logits of the documents, in batches of similar length."""
