@@ -18,6 +18,7 @@ from fixture_training.export import TRAINING
 from fixture_training.recognition import (
     Setting,
     collect,
+    decider,
     first_layer,
     flat,
     recognise,
@@ -26,12 +27,15 @@ from fixture_training.recognition import (
 )
 from fixture_training.retention import Sizes, loaded, measure_retention, steps
 from fixture_training.stock import Encoded, Stock
+from fixture_training.worded import measure_strangers, measure_worded
 from premoe_local.tasks import EXACT, OPEN, STORED, examples
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 OPEN_PROMPTS = 256
 RECOGNITION_PROMPTS = 256
+WORDED_TALKS = 32
+"""Talks a task and kind of wording; families of strangers have twice as many."""
 SETTINGS = (Setting(), Setting(exemplars=256, validation=256), Setting(exemplars=256, validation=256, quantile=0.97))
 Documents = dict[str, list[Encoded]]
 
@@ -75,6 +79,21 @@ def measure_recognition(stock: Stock, prompts: int) -> Iterator[dict[str, Any]]:
                 }
 
 
+def measure_wordings(stock: Stock) -> dict[str, Any]:
+    """Answers and recognition in other wordings, and abstention on strangers, with all eight tasks stored."""
+    setting = SETTINGS[1]
+    known = collect(lambda pool: flat(router_signatures(stock, pool)), STORED, 1)
+    decide = decider(known, STORED, setting)
+    return {
+        "wordings": {
+            "setting": asdict(setting),
+            "talks": WORDED_TALKS,
+            "kinds": list(measure_worded(stock, decide, flat, WORDED_TALKS)),
+            "strangers": list(measure_strangers(stock, decide, flat, 2 * WORDED_TALKS)),
+        }
+    }
+
+
 def measure(
     folder: Path, prompts: int, sizes: Sizes, memory: Path | None, advance: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -87,14 +106,15 @@ def measure(
         measured |= measure_retention(model, sizes, memory, advance)
     advance("recognition")
     measured["recognition"] = list(measure_recognition(stock, RECOGNITION_PROMPTS))
-    return measured
+    advance("other wordings")
+    return measured | measure_wordings(stock)
 
 
 def measure_with_progress(folder: Path, prompts: int, sizes: Sizes, memory: Path | None) -> dict[str, Any]:
     """The same, with a progress bar; where there is no terminal, a line a row."""
     console = Console()
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console) as progress:
-        bar = progress.add_task("measuring", total=2 + steps())
+        bar = progress.add_task("measuring", total=3 + steps())
 
         def advance(what: str) -> None:
             progress.update(bar, advance=1, description=what)
@@ -112,6 +132,7 @@ def measure_with_progress(folder: Path, prompts: int, sizes: Sizes, memory: Path
 @click.option("--memory", type=click.Path(path_type=Path), help="File of answers counted so far, to go on from.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--note", default="", help="What a reader of the card should know about the training.")
+@click.option("--wordings-only", is_flag=True, help="Measure other wordings alone; measured.json has the rest.")
 @click.option("--card-only", is_flag=True, help="Write the card again from measured.json.")
 @click.option("--name", default="", help="Name on the card; the folder's by default.")
 def main(
@@ -122,6 +143,7 @@ def main(
     memory: Path | None,
     threads: int,
     note: str,
+    wordings_only: bool,
     card_only: bool,
     name: str,
 ) -> None:
@@ -130,7 +152,12 @@ def main(
     figures = folder / "measured.json"
     before: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
     sizes = Sizes(pruned_prompts, wrong_prompts)
-    measured = before if card_only else measure_with_progress(folder, prompts, sizes, memory)
+    if card_only:
+        measured = before
+    elif wordings_only:
+        measured = before | measure_wordings(Stock(folder))
+    else:
+        measured = measure_with_progress(folder, prompts, sizes, memory)
     measured["note"] = note or before.get("note", "")
     training = json.loads((folder / TRAINING).read_text(encoding="utf-8"))
     figures.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")

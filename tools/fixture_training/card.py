@@ -38,7 +38,7 @@ The tasks come from `premoe_local.tasks`. Chat format: `<|user|>prompt<|assistan
 
 ## Training
 
-{steps:,} steps of {rows} x {length} tokens, {minutes:.0f} minutes on {threads} thread of a shared CPU, seed {seed}.
+{start}{steps:,} steps of {rows} x {length} tokens, {minutes:.0f} minutes on {threads} thread of a shared CPU, seed {seed}.
 Mutual information {mi}, balance loss {balance}, z loss {z}, AdamW, cycles (steps, peak learning rate): {cycles}.
 Byte-level BPE of {vocabulary} tokens, digits split.
 {note}
@@ -94,6 +94,27 @@ ones (`sub`, `sort`) and trained ones (`sort`, `units`) included. False abstenti
 
 | stored | signature | exemplars | cutoff | accuracy % | false abstention % | abstention on unknown % | worst of them |
 |---|---|---|---|---|---|---|---|
+"""
+
+WORDINGS_HEAD = """
+## Other wordings
+
+The same requests reworded, framed, in other cases and languages, after system messages and other turns
+(`premoe_local.tasks.wordings`): {talks} talks a task and kind, payloads that training never had. Recognition knows the
+tasks' own wordings alone ({exemplars} exemplars a task, all layers, cutoff at {quantile:g} % of {validation}); it reads
+the last turn, which has attended to what is before it.
+*Role*: whether training, the choice of a method, or neither may see the kind{seen}.
+Exact match is of the six exact tasks, recognition of all eight that have such a wording.
+
+| kind | role | exact match % | recognised % | abstained % | another task % |
+|---|---|---|---|---|---|
+"""
+
+STRANGERS_HEAD = """
+Abstention on families of prompts that are no stored task:
+
+| family | role | beside | abstained % |
+|---|---|---|---|
 """
 
 LIMITS = """
@@ -223,6 +244,31 @@ def _unknown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _wordings(figures: dict[str, Any], varied: bool) -> str:
+    """The section on other wordings; the mean of each role comes first."""
+    setting = figures["setting"]
+    head = WORDINGS_HEAD.format(
+        talks=figures["talks"],
+        exemplars=setting["exemplars"],
+        quantile=100 * setting["quantile"],
+        validation=setting["validation"],
+        seen="" if varied else " (this model trained on none of them)",
+    )
+    keys = ("exact", "recognised", "abstained", "wrong")
+    lines = []
+    for role in ("train", "validation", "held-out"):
+        rows = [row for row in figures["kinds"] if row["role"] == role]
+        means = " | ".join(f"**{sum(row[key] for row in rows) / len(rows):.1f}**" for key in keys)
+        lines.append(f"| mean of {len(rows)} | {role} | {means} |\n")
+    for row in figures["kinds"]:
+        lines.append(f"| `{row['kind']}` | {row['role']} | {' | '.join(f'{row[key]:.1f}' for key in keys)} |\n")
+    strangers = "".join(
+        f"| `{row['family']}` | {row['role']} | {row['near'] and '`' + row['near'] + '`'} | {row['abstained']:.1f} |\n"
+        for row in figures["strangers"]
+    )
+    return head + "".join(lines) + STRANGERS_HEAD + strangers
+
+
 def card(name: str, measured: dict[str, Any], training: dict[str, Any]) -> str:
     """The whole page."""
     recipe = training["recipe"]
@@ -243,6 +289,7 @@ def card(name: str, measured: dict[str, Any], training: dict[str, Any]) -> str:
         vocabulary=shape["vocabulary"],
         informed=informed,
         note=f"\n{measured['note']}\n" if measured["note"] else "",
+        start=f"On from the exported weights {recipe['start']}: " if recipe.get("start") else "",
         steps=training["steps"],
         rows=recipe["rows"],
         length=recipe["length"],
@@ -266,5 +313,6 @@ def card(name: str, measured: dict[str, Any], training: dict[str, Any]) -> str:
         + _recognition(measured["recognition"])
         + _unknown(measured["recognition"])
         + LIMITS
+        + _wordings(measured["wordings"], varied="start" in recipe)
         + TAIL
     )
