@@ -38,7 +38,8 @@ The tasks come from `premoe_local.tasks`. Chat format: `<|user|>prompt<|assistan
 
 ## Training
 
-{start}{steps:,} steps of {rows} x {length} tokens, {minutes:.0f} minutes on {threads} thread of a shared CPU, seed {seed}.
+{start}{steps:,} steps of {rows} x {length} tokens, {minutes:.0f} minutes on {threads} thread of a shared CPU,
+seed {seed}.
 Mutual information {mi}, balance loss {balance}, z loss {z}, AdamW, cycles (steps, peak learning rate): {cycles}.
 Byte-level BPE of {vocabulary} tokens, digits split.
 {note}
