@@ -50,7 +50,9 @@ def going_on(recipe: Recipe, start: Path) -> tuple[Recipe, dict[str, torch.Tenso
     """The recipe of training that goes on from an exported model, and that model's weights."""
     files = sorted(start.glob("*.safetensors"))
     digest = blake2b(b"".join(file.read_bytes() for file in files), digest_size=8).hexdigest()
-    model = Qwen3MoeForCausalLM.from_pretrained(start, local_files_only=True, dtype=torch.float32)
+    model = Qwen3MoeForCausalLM.from_pretrained(
+        start, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+    )
     return replace(recipe, start=digest, cycles=FURTHER), model.state_dict()
 
 
