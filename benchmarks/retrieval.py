@@ -33,10 +33,10 @@ from premoe_retrieval.ports import PatternIndex
 from premoe_retrieval.settings import RetrievalSettings
 
 from premoe_runtime.formats.arrays import F32
-from premoe_runtime.formats.pattern_set import Member, PatternSet, SetDocument, encode_live, live_path, set_paths
+from premoe_runtime.formats.pattern_set import Member, PatternSet, SetDocument
 from premoe_runtime.formats.recognition import decide
 from premoe_runtime.formats.signature import SignatureSpec, unit
-from premoe_runtime.offline.patterns.library import live_set_id
+from premoe_runtime.offline.patterns.library import live_set_id, put_set
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import Store, open_store
 
@@ -163,9 +163,7 @@ def _enlarge_live_set(store: Store, weights_id: str) -> None:
             members.append(member)
     document = live.document.model_copy(update={"members": tuple(members)})
     enlarged = PatternSet.make(document, np.concatenate(rows), live.splits)
-    for path, data in zip(set_paths(enlarged.set_id), enlarged.to_files(), strict=True):
-        store.put(path, data)
-    store.put(live_path(weights_id), encode_live(enlarged.set_id))
+    put_set(store, enlarged, live=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ Cutoffs depend on the whole set, so a set is immutable; publishing another one s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast
@@ -32,14 +31,6 @@ _REASON = "PATTERN_SET_INVALID"
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class _Live(BaseModel):
-    """``live/<weights id>.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    set_id: ObjectId
 
 
 class Member(_Frozen):
@@ -220,21 +211,6 @@ class PatternSet:
 def set_paths(set_id: str) -> tuple[str, str]:
     """Keys of the document and of the exemplars under the object store's root."""
     return f"sets/{set_id}.json", f"sets/{set_id}.safetensors"
-
-
-def live_path(weights_id: str) -> str:
-    """Key of the pointer to the live set of these weights."""
-    return f"live/{weights_id}.json"
-
-
-def encode_live(set_id: str) -> bytes:
-    """Content of the live pointer."""
-    return json.dumps({"set_id": set_id}).encode()
-
-
-def decode_live(data: bytes, *, where: str = "live pointer") -> SetId:
-    """Read a live pointer. Raises CorruptData."""
-    return SetId(parse_document(_Live, data, where=where, reason="LIVE_SET_BROKEN").set_id)
 
 
 def _encode(exemplars: F32, splits: Splits | None) -> bytes:

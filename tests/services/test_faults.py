@@ -20,7 +20,7 @@ from support.mesh import mesh_over, prepare_store, prompts
 
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.pattern import pattern_path
-from premoe_runtime.formats.pattern_set import encode_live, live_path
+from premoe_runtime.formats.live import LivePointer, live_path
 from premoe_runtime.offline.patterns.library import find_set
 from premoe_runtime.storage import open_store
 
@@ -110,7 +110,7 @@ def test_what_the_store_has_lost_is_the_servers_fault(tmp_path: Path) -> None:
             refused_by_server(answer(mesh, "capitals", **fields), store_url, "there is no pattern")
         store.delete_prefix(f"models/{mesh.manifest.model_id}/experts")
         refused_by_server(answer(mesh, "vowels"), store_url, "is missing in the object store; run premoe pack verify")
-        store.put(live_path(mesh.manifest.weights_id), encode_live("0" * 64))
+        store.put(live_path(mesh.manifest.weights_id), LivePointer(set_id="0" * 64).encode())
         while (broken := answer(mesh, "digits")).status_code == 200:
             time.sleep(0.2)  # retrieval looks at the pointer now and then
         refused_by_server(broken, store_url, "leads nowhere: there is no pattern set")

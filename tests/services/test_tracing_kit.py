@@ -20,7 +20,7 @@ from support.processes import environ, serving
 from support.servers import redis_server
 from support.stored_patterns import WEIGHTS, StoredSet, store_set
 
-from premoe_runtime.formats.pattern_set import encode_live, live_path
+from premoe_runtime.formats.live import LivePointer, live_path
 from premoe_runtime.storage import open_store
 
 CLIENT, SERVER = 3, 2
@@ -45,7 +45,7 @@ def url(tmp_path: Path) -> str:
 @pytest.fixture
 def live(url: str) -> StoredSet:
     stored = store_set(open_store(url))
-    open_store(url).put(live_path(WEIGHTS), encode_live(stored.set_id))
+    open_store(url).put(live_path(WEIGHTS), LivePointer(set_id=stored.set_id).encode())
     return stored
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Literal
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.ids import SetId
+from premoe_runtime.formats.live import LIVE_FOLDER, LivePointer
+from premoe_runtime.formats.live import go_live as switch
 from premoe_runtime.formats.pattern import Pattern, pattern_path
-from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live, live_path, set_paths
+from premoe_runtime.formats.pattern_set import PatternSet, set_paths
 from premoe_runtime.offline.patterns.build import BuiltSet
 from premoe_runtime.offline.profile.record import Profile, profile_path
 from premoe_runtime.storage import Store, open_store
@@ -97,23 +100,32 @@ def put_set(store: Store, pattern_set: PatternSet, *, live: bool = False) -> Set
     store.put(exemplars_path, exemplars)
     store.put(document_path, document)
     if live:
-        store.put(live_path(pattern_set.weights_id), encode_live(set_id))
+        go_live(store, pattern_set.weights_id, set_id)
     return set_id
+
+
+def go_live(store: Store, weights_id: str, set_id: str) -> None:
+    """Switch the live pointer of these weights: one atomic write."""
+    switch(store.get, store.put, weights_id, set_id, time.time())
 
 
 def live_set_id(store: Store, weights_id: str) -> SetId | None:
     """The live set of these weights, if any. Raises CorruptData."""
-    path = live_path(weights_id)
     try:
-        return decode_live(store.get(path), where=path)
+        return SetId(LivePointer.load(store.get, weights_id).set_id)
     except NotFound:
         return None
 
 
+def live_weights(store: Store) -> list[str]:
+    """Every ``weights_id`` that has a live set, sorted."""
+    names = store.list_names(LIVE_FOLDER)
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
+
+
 def live_sets(store: Store) -> dict[str, SetId]:
-    """Live set of every ``weights_id`` that has one."""
-    names = [info.path.rsplit("/", 1)[-1].removesuffix(".json") for info in store.list("live")]
-    return {name: found for name in names if (found := live_set_id(store, name)) is not None}
+    """Live set of every ``weights_id`` that has one. Raises CorruptData."""
+    return {name: found for name in live_weights(store) if (found := live_set_id(store, name)) is not None}
 
 
 def find_set(store: Store, name: str | None = None) -> PatternSet:

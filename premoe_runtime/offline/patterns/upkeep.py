@@ -1,4 +1,4 @@
-"""Choosing and deleting what an object store holds: the live set, sets and profiles that nobody wants any more."""
+"""Deleting what an object store holds: sets and profiles that nobody wants any more."""
 
 from __future__ import annotations
 
@@ -6,27 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.pattern import pattern_path
-from premoe_runtime.formats.pattern_set import PatternSet, encode_live, live_path, set_paths
+from premoe_runtime.formats.pattern_set import PatternSet, set_paths
 from premoe_runtime.offline.patterns.library import ids, live_sets, resolve
 from premoe_runtime.offline.profile.record import Profile, profile_path
 from premoe_runtime.storage import Store
-
-
-def set_live(store: Store, name: str) -> PatternSet:
-    """Make the set named by the start of its id the live one of its weights.
-
-    Raises NotFound (the set, or a pattern of it), InvalidInput (ambiguous), CorruptData.
-    """
-    found = PatternSet.load(store.get, resolve(store, "sets", name))
-    for member in found.members:
-        if not store.exists(pattern_path(member.pattern_id)):
-            raise NotFound(
-                f"pattern {member.pattern_id[:16]} (task {member.task}) of set {found.set_id[:16]} is not in "
-                f"{store.url}; build the set again",
-                reason="PATTERN_NOT_FOUND",
-            )
-    store.put(live_path(found.weights_id), encode_live(found.set_id))
-    return found
 
 
 def remove_set(store: Store, name: str) -> tuple[str, list[str]]:

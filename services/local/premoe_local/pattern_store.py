@@ -1,8 +1,8 @@
-"""What a store of patterns holds: list it, choose the live set, remove sets. Part of `premoe patterns`."""
+"""What a store of patterns holds: list it, remove sets. Part of `premoe patterns`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import click
@@ -24,7 +24,7 @@ T = TypeVar("T")
 def list_(store_url: str, as_json: bool) -> None:
     """List the profiles, patterns and sets of a store."""
     store = open_store(store_url)
-    live = set(library.live_sets(store).values())
+    live = set(_live(store))
     document = {
         "profiles": _entries(store, "profiles", Profile.load, _profile_entry),
         "patterns": _entries(store, "patterns", Pattern.load, pattern_document),
@@ -54,6 +54,15 @@ def _entries(
     return entries
 
 
+def _live(store: Store) -> Iterator[str]:
+    """Live sets of all weights. Damaged pointers are named on stderr."""
+    for weights_id in library.live_weights(store):
+        try:
+            yield library.live_set_id(store, weights_id) or ""
+        except CorruptData as error:
+            note(f"note: {error}")
+
+
 def _profile_entry(profile: Profile) -> dict[str, Any]:
     return {
         "profile_id": profile.profile_id,
@@ -73,22 +82,6 @@ def _set_entry(found: PatternSet, live: Collection[str]) -> dict[str, Any]:
         "tasks": [member.task for member in found.specialists],
         "live": found.set_id in live,
     }
-
-
-@click.command("set-live")
-@click.argument("store_url")
-@click.argument("name", metavar="SET")
-@json_option
-def set_live(store_url: str, name: str, as_json: bool) -> None:
-    """Make SET, named by the start of its id, the live set of its weights.
-
-    What serves these weights takes it up at its next look, within seconds.
-    """
-    found = upkeep.set_live(open_store(store_url), name)
-    if as_json:
-        print_json({"set_id": found.set_id, "weights_id": found.weights_id})
-    else:
-        click.echo(f"set {found.set_id} is live for weights {found.weights_id[:16]}")
 
 
 @click.command("rm")

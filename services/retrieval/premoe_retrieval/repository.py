@@ -12,13 +12,13 @@ from typing import TypeVar
 from premoe_servicekit.faults import storage_fault
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
+from premoe_runtime.formats.live import LIVE_FOLDER, LivePointer, go_live
 from premoe_runtime.formats.pattern import Pattern, pattern_path
-from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live, live_path
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.storage import Store
 
 CACHED_SETS = 32
 CACHED_PATTERNS = 256
-LIVE_FOLDER = "live"
 V = TypeVar("V")
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
@@ -64,19 +64,20 @@ class PatternRepository:
         known = self._live.get(checked(weights_id, "weights id"))
         if known is not None and not fresh and self._clock() < known[1] + self._live_refresh_s:
             return known[0]
-        path = live_path(weights_id)
         missing = NotFound(
             f"no pattern set is live for weights {weights_id}; publish one and set it live", reason="NO_LIVE_SET"
         )
         what = f"the live pointer of weights {weights_id}"
-        set_id = await _read(lambda: decode_live(self._store.get(path), where=path), what, missing)
+        set_id = await _read(lambda: LivePointer.load(self._store.get, weights_id).set_id, what, missing)
         self._live[weights_id] = (set_id, self._clock())
         return set_id
 
-    async def set_live(self, weights_id: str, set_id: str) -> None:
-        """Switch the pointer: one atomic write."""
-        await asyncio.to_thread(self._store.put, live_path(checked(weights_id, "weights id")), encode_live(set_id))
+    async def set_live(self, weights_id: str, set_id: str) -> str:
+        """Switch the pointer: one atomic write. Returns the set that was live before, or ""."""
+        store, weights_id = self._store, checked(weights_id, "weights id")
+        before = await asyncio.to_thread(go_live, store.get, store.put, weights_id, set_id, time.time())
         self._live[weights_id] = (set_id, self._clock())
+        return before or ""
 
     async def live_weights(self) -> tuple[str, ...]:
         """All weights that have a live set."""

@@ -116,9 +116,7 @@ class PatternService:
                 raise Conflict(
                     f"pattern set {set_id} is not published; publish it before it goes live", reason="SET_NOT_PUBLISHED"
                 )
-            previous = await self._live_or_empty(weights_id)
-            await self._repository.set_live(weights_id, set_id)
-        return previous
+            return await self._repository.set_live(weights_id, set_id)
 
     async def delete_set(self, set_id: str) -> bool:
         """Take a set out of the index; refused while it is live. False when it was not there."""

@@ -13,8 +13,9 @@ from support.stored_patterns import DIMENSION, FAR, TASKS, WEIGHTS, StoredSet, d
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, Unavailable
+from premoe_runtime.formats.live import LivePointer, live_path
 from premoe_runtime.formats.pattern import pattern_path
-from premoe_runtime.formats.pattern_set import Member, PatternSet, decode_live, encode_live, live_path, set_paths
+from premoe_runtime.formats.pattern_set import Member, PatternSet, set_paths
 from premoe_runtime.formats.recognition import recognise
 from premoe_runtime.storage import Store, open_store
 
@@ -102,7 +103,7 @@ def bad(name: str) -> F32:
 async def test_a_live_pointer_that_leads_nowhere_is_the_servers_fault(bench: Bench, live: str) -> None:
     if live == "foreign":
         live = store_set(bench.store).set_id
-    bench.store.put(live_path("other"), encode_live(live))
+    bench.store.put(live_path("other"), b'{"set_id": "%s"}' % live.encode())
     for asked in (bench.service.retrieve("other", FAR), bench.service.list_patterns("", "other")):
         says = "live/other.json: .* is no id" if "/" in live else "the live pointer of weights other leads nowhere"
         with pytest.raises(CorruptData, match=says) as caught:
@@ -162,7 +163,8 @@ async def test_going_live_switches_one_pointer(bench: Bench) -> None:
     first, second = store_set(bench.store, seed=1), store_set(bench.store, seed=2)
     assert await bench.go_live(first) == ""
     assert await bench.go_live(second) == first.set_id
-    assert decode_live(bench.store.get(live_path(WEIGHTS))) == second.set_id
+    pointer = LivePointer.load(bench.store.get, WEIGHTS)
+    assert (pointer.set_id, [entry.set_id for entry in pointer.earlier]) == (second.set_id, [first.set_id])
     assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == second.set_id
     assert await bench.service.set_live(WEIGHTS, second.set_id) == second.set_id
 

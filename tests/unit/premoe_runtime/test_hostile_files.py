@@ -17,15 +17,17 @@ from support.stored_patterns import store_set
 
 from premoe_runtime.formats import arrays
 from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.formats.live import LivePointer
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.storage import open_store
 
 STORE = open_store("memory://hostile")
 STORED = store_set(STORE)
 DOCUMENT, EXEMPLARS = STORED.pattern_set.to_files()
+POINTER = LivePointer(set_id="ab" * 32, since=1.5).followed_by("cd" * 32, 2.5).rolled_back(3.5)
 
 
 def read_manifest(data: bytes) -> None:
@@ -43,7 +45,7 @@ def read_manifest(data: bytes) -> None:
 TEXTS: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "manifest": (read_manifest, write_blob_pack(STORE).manifest.to_json()),
     "set": (lambda data: PatternSet.from_files(data, EXEMPLARS), DOCUMENT),
-    "live pointer": (lambda data: decode_live(data), encode_live("ab" * 32)),
+    "live pointer": (lambda data: LivePointer.decode(data), POINTER.encode()),
 }
 BINARIES: dict[str, tuple[Callable[[bytes], object], bytes]] = {
     "pattern": (lambda data: Pattern.from_bytes(data), STORED.patterns["sorting"].to_bytes()),

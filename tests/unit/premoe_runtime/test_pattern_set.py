@@ -11,7 +11,7 @@ from premoe_runtime.formats.allocation import Splits, one_split
 from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
-from premoe_runtime.formats.pattern_set import PatternSet, decode_live, encode_live, set_paths
+from premoe_runtime.formats.pattern_set import PatternSet, set_paths
 from premoe_runtime.offline.patterns import library
 from premoe_runtime.offline.patterns.build import (
     BuildOptions,
@@ -256,13 +256,6 @@ def test_unknown_and_ambiguous_names() -> None:
         library.resolve(store, "profiles", "aa")
     with pytest.raises(NotFound):
         library.resolve(store, "profiles", "")
-
-
-def test_live_pointers() -> None:
-    assert decode_live(encode_live("abc")) == "abc"
-    for data in (b"", b"[]", b'{"set_id": 3}', b'{"set_id": ""}', b'{"other": "x"}'):
-        with pytest.raises(CorruptData):
-            decode_live(data)
 
 
 def test_the_store_of_a_model_is_where_its_pack_lies() -> None:

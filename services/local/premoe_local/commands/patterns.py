@@ -1,4 +1,4 @@
-"""`premoe patterns`: build patterns and sets from profiles; list, show, plot, choose and remove them."""
+"""`premoe patterns`: build patterns and sets from profiles; show and plot them. What else can be done to a set lies beside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import click
 
 from premoe_local.console import json_option, note, print_json, print_table
 from premoe_local.output_file import write_file
-from premoe_local.pattern_store import list_, pattern_document, remove, set_live
+from premoe_local.pattern_life import history, roll_back, set_live
+from premoe_local.pattern_store import list_, pattern_document, remove
 from premoe_local.score_option import score_name
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS as SPARE
 from premoe_runtime.formats.budget import Budget
@@ -40,10 +41,10 @@ set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 
 @click.group("patterns")
 def command() -> None:
-    """Build, list, show and plot patterns and pattern sets; choose the live one, remove others."""
+    """Build, list, show and plot patterns and pattern sets; choose the live one, roll back, remove others."""
 
 
-for subcommand in (list_, set_live, remove):
+for subcommand in (list_, set_live, roll_back, history, remove):
     command.add_command(subcommand)
 
 

@@ -1,0 +1,110 @@
+"""The live pointer of a model's weights: the pattern set that answers, and those that did before it.
+
+``live/<weights id>.json`` holds both, so that going live and rolling back are one atomic write each. Pointers of older
+versions have no history; older versions read only ``set_id``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from premoe_runtime.formats.documents import ObjectId, parse_document
+from premoe_runtime.formats.errors import CorruptData, NotFound
+from premoe_runtime.formats.ids import SetId
+
+LIVE_FOLDER = "live"
+MOST_EARLIER = 16
+"""Sets that a pointer remembers beside the live one."""
+
+Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
+"""Seconds since 1970."""
+
+
+class Earlier(BaseModel):
+    """A set that was live before."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    set_id: ObjectId
+    since: Time | None = None
+    """When it went live, where that is known."""
+    withdrawn: bool = False
+    """Whether it was rolled back from: rolling back passes it over, unless it is named."""
+
+
+class LivePointer(BaseModel):
+    """``live/<weights id>.json``. ``earlier``: the one before first, each set once, the live one never."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    set_id: ObjectId
+    since: Time | None = None
+    earlier: tuple[Earlier, ...] = ()
+
+    def followed_by(self, set_id: str, now: float) -> LivePointer:
+        """The pointer once ``set_id`` has gone live at ``now``; the same one when it is live already."""
+        if set_id == self.set_id:
+            return self
+        kept = (entry for entry in self.earlier if entry.set_id != set_id)
+        earlier = (Earlier(set_id=self.set_id, since=self.since), *kept)
+        return LivePointer(set_id=set_id, since=now, earlier=earlier[:MOST_EARLIER])
+
+    def rolled_back(self, now: float, to: str | None = None) -> LivePointer:
+        """The pointer once the set before, or the earlier one named ``to``, is live again.
+
+        Every set that came after it is withdrawn, so that rolling back twice goes two sets back. Raises NotFound.
+        """
+        wanted = (entry for entry in self.earlier if (not entry.withdrawn if to is None else entry.set_id == to))
+        if (target := next(wanted, None)) is None:
+            what = f"{to} was not live before" if to else "no other set was live before"
+            raise NotFound(
+                f"set {self.set_id[:16]} is live, and {what}; make any set live with `premoe patterns set-live`",
+                reason="NO_EARLIER_SET",
+            )
+        turned = self.followed_by(target.set_id, now)
+        if target.withdrawn:
+            return turned
+        newer = 1 + self.earlier.index(target)
+        passed = (entry.model_copy(update={"withdrawn": True}) for entry in turned.earlier[:newer])
+        return turned.model_copy(update={"earlier": (*passed, *turned.earlier[newer:])})
+
+    def encode(self) -> bytes:
+        return self.model_dump_json(exclude_defaults=True).encode()
+
+    @classmethod
+    def decode(cls, data: bytes, *, where: str = "live pointer") -> LivePointer:
+        """Raises CorruptData."""
+        try:
+            return parse_document(cls, data, where=where, reason="LIVE_SET_BROKEN")
+        except CorruptData as error:
+            raise CorruptData(f"{error}; write it anew with `premoe patterns set-live`", reason=error.reason) from error
+
+    @classmethod
+    def load(cls, get: Callable[[str], bytes], weights_id: str) -> LivePointer:
+        """Read the pointer of these weights through ``get``. Raises NotFound, CorruptData."""
+        path = live_path(weights_id)
+        return cls.decode(get(path), where=path)
+
+
+def live_path(weights_id: str) -> str:
+    """Key of the pointer to the live set of these weights."""
+    return f"{LIVE_FOLDER}/{weights_id}.json"
+
+
+def go_live(
+    get: Callable[[str], bytes], put: Callable[[str, bytes], None], weights_id: str, set_id: str, now: float
+) -> SetId | None:
+    """Make a set live, remembering the one before, which is returned. A damaged pointer is written anew."""
+    before = None
+    try:
+        before = LivePointer.load(get, weights_id)
+    except (NotFound, CorruptData):
+        after = LivePointer(set_id=set_id, since=now)
+    else:
+        after = before.followed_by(set_id, now)
+    if after != before:
+        put(live_path(weights_id), after.encode())
+    return None if before is None else SetId(before.set_id)
