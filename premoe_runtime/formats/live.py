@@ -16,60 +16,68 @@ from premoe_runtime.formats.errors import CorruptData, NotFound
 from premoe_runtime.formats.ids import SetId
 
 LIVE_FOLDER = "live"
-MOST_EARLIER = 16
-"""Sets that a pointer remembers beside the live one."""
+MOST_VERSIONS = 16
+"""Sets that a pointer remembers, the live one among them."""
 
 Time = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 """Seconds since 1970."""
 
 
-class Earlier(BaseModel):
-    """A set that was live before."""
+class Version(BaseModel):
+    """A set that is live or was before."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     set_id: ObjectId
     since: Time | None = None
-    """When it went live, where that is known."""
+    """When it last went live, where that is known."""
     withdrawn: bool = False
     """Whether it was rolled back from: rolling back passes it over, unless it is named."""
 
 
 class LivePointer(BaseModel):
-    """``live/<weights id>.json``. ``earlier``: the one before first, each set once, the live one never."""
+    """``live/<weights id>.json``. ``versions``: each set once, the one that was made live last first."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     set_id: ObjectId
-    since: Time | None = None
-    earlier: tuple[Earlier, ...] = ()
+    versions: tuple[Version, ...] = ()
+
+    @property
+    def history(self) -> tuple[Version, ...]:
+        """``versions``, with the live set among them also where an older version of PreMoE wrote the pointer."""
+        known = any(version.set_id == self.set_id for version in self.versions)
+        return self.versions if known else (Version(set_id=self.set_id), *self.versions)
 
     def followed_by(self, set_id: str, now: float) -> LivePointer:
         """The pointer once ``set_id`` has gone live at ``now``; the same one when it is live already."""
         if set_id == self.set_id:
             return self
-        kept = (entry for entry in self.earlier if entry.set_id != set_id)
-        earlier = (Earlier(set_id=self.set_id, since=self.since), *kept)
-        return LivePointer(set_id=set_id, since=now, earlier=earlier[:MOST_EARLIER])
+        others = (version for version in self.history if version.set_id != set_id)
+        return LivePointer(set_id=set_id, versions=(Version(set_id=set_id, since=now), *others)[:MOST_VERSIONS])
 
     def rolled_back(self, now: float, to: str | None = None) -> LivePointer:
-        """The pointer once the set before, or the earlier one named ``to``, is live again.
+        """The pointer once the version before, or the one named ``to``, is live again.
 
-        Every set that came after it is withdrawn, so that rolling back twice goes two sets back. Raises NotFound.
+        Versions after it are withdrawn, so that rolling back twice goes two back. Raises NotFound.
         """
-        wanted = (entry for entry in self.earlier if (not entry.withdrawn if to is None else entry.set_id == to))
+        versions = self.history
+        here = next(index for index, version in enumerate(versions) if version.set_id == self.set_id)
+        wanted = (
+            index
+            for index, version in enumerate(versions)
+            if index != here and (version.set_id == to if to else index > here and not version.withdrawn)
+        )
         if (target := next(wanted, None)) is None:
             what = f"{to} was not live before" if to else "no other set was live before"
             raise NotFound(
                 f"set {self.set_id[:16]} is live, and {what}; make any set live with `premoe patterns set-live`",
                 reason="NO_EARLIER_SET",
             )
-        turned = self.followed_by(target.set_id, now)
-        if target.withdrawn:
-            return turned
-        newer = 1 + self.earlier.index(target)
-        passed = (entry.model_copy(update={"withdrawn": True}) for entry in turned.earlier[:newer])
-        return turned.model_copy(update={"earlier": (*passed, *turned.earlier[newer:])})
+        set_id = versions[target].set_id
+        later = (version.model_copy(update={"withdrawn": True}) for version in versions[:target])
+        turned = (*later, Version(set_id=set_id, since=now), *versions[target + 1 :])
+        return LivePointer(set_id=set_id, versions=turned)
 
     def encode(self) -> bytes:
         return self.model_dump_json(exclude_defaults=True).encode()
@@ -102,7 +110,7 @@ def go_live(
     try:
         before = LivePointer.load(get, weights_id)
     except (NotFound, CorruptData):
-        after = LivePointer(set_id=set_id, since=now)
+        after = LivePointer(set_id=set_id, versions=(Version(set_id=set_id, since=now),))
     else:
         after = before.followed_by(set_id, now)
     if after != before:

@@ -19,8 +19,8 @@ from premoe_servicekit.errors import rpc_errors
 from support.mesh import mesh_over, prepare_store, prompts
 
 from premoe_runtime.formats.errors import Unavailable
-from premoe_runtime.formats.pattern import pattern_path
 from premoe_runtime.formats.live import LivePointer, live_path
+from premoe_runtime.formats.pattern import pattern_path
 from premoe_runtime.offline.patterns.library import find_set
 from premoe_runtime.storage import open_store
 

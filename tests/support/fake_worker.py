@@ -167,6 +167,9 @@ class FakeRetrieval(patterns_pb2_grpc.PatternServiceServicer):
     async def DeleteSet(self, request: object, context: object) -> patterns_pb2.DeleteSetResponse:
         raise NotFound("scripted retrieval has no sets")
 
+    async def ListSignatures(self, request: object, context: object) -> patterns_pb2.ListSignaturesResponse:
+        raise NotFound("scripted retrieval has no sets")
+
 
 @asynccontextmanager
 async def serving(

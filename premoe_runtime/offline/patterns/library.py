@@ -16,6 +16,7 @@ from premoe_runtime.formats.pattern import Pattern, pattern_path
 from premoe_runtime.formats.pattern_set import PatternSet, set_paths
 from premoe_runtime.offline.patterns.build import BuiltSet
 from premoe_runtime.offline.profile.record import Profile, profile_path
+from premoe_runtime.packs.weights import packed_weights
 from premoe_runtime.storage import Store, open_store
 
 _PACK = re.compile(r"(?P<root>.+)/models/[^/]+/?")
@@ -93,15 +94,33 @@ def publish(store: Store, built: BuiltSet, *, live: bool = False) -> SetId:
 
 
 def put_set(store: Store, pattern_set: PatternSet, *, live: bool = False) -> SetId:
-    """Store a set whose patterns are stored already; the live pointer, when asked for, comes last."""
+    """Store a set whose patterns are stored already; the live pointer, when asked for, comes last.
+
+    Raises NotFound where patterns of it were removed meanwhile, and then it is not live.
+    """
     set_id = pattern_set.set_id
     document, exemplars = pattern_set.to_files()
     document_path, exemplars_path = set_paths(set_id)
     store.put(exemplars_path, exemplars)
     store.put(document_path, document)
+    check_whole(store, pattern_set)
     if live:
         go_live(store, pattern_set.weights_id, set_id)
     return set_id
+
+
+def check_whole(store: Store, pattern_set: PatternSet) -> None:
+    """Raise NotFound where a pattern of the set, or a file of the set itself, is not stored."""
+    set_id = pattern_set.set_id
+    for member in pattern_set.members:
+        if not store.exists(pattern_path(member.pattern_id)):
+            raise NotFound(
+                f"pattern {member.pattern_id[:16]} (task {member.task}) of set {set_id[:16]} is not in {store.url}; "
+                "build the set again",
+                reason="PATTERN_NOT_FOUND",
+            )
+    if not all(map(store.exists, set_paths(set_id))):
+        raise NotFound(f"set {set_id[:16]} is not whole in {store.url}; build it again", reason="SET_NOT_FOUND")
 
 
 def go_live(store: Store, weights_id: str, set_id: str) -> None:
@@ -129,10 +148,13 @@ def live_sets(store: Store) -> dict[str, SetId]:
 
 
 def find_set(store: Store, name: str | None = None) -> PatternSet:
-    """The named set, or the only live one of the store. Raises NotFound, InvalidInput (several are live)."""
+    """The named set, or the only live one that is not stale. Raises NotFound, InvalidInput (several are live)."""
     if name:
         return PatternSet.load(store.get, resolve(store, "sets", name))
     live = live_sets(store)
+    if len(live) > 1:
+        packed = packed_weights(store)
+        live = {weights_id: set_id for weights_id, set_id in live.items() if not packed.lack(weights_id)} or live
     if len(live) != 1:
         found = f"{len(live)} live pattern sets" if live else "no live pattern set"
         raise (InvalidInput if live else NotFound)(

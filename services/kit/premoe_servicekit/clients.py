@@ -30,6 +30,7 @@ IDEMPOTENT: Mapping[str, tuple[str, ...]] = {
         "GetPattern",
         "ListPatterns",
         "DeleteSet",
+        "ListSignatures",
     ),
     "premoe.experts.v1.ExpertStoreService": ("GetManifest", "Resolve", "Fetch", "FetchFile"),
     "premoe.worker.v1.WorkerService": ("Probe", "Tokenize", "Detokenize", "GetResidency"),

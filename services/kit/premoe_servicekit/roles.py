@@ -46,6 +46,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "PublishSet": frozenset(),
         "SetLive": frozenset(),
         "DeleteSet": frozenset(),
+        "ListSignatures": frozenset(),
     },
     "premoe.worker.v1.WorkerService": {
         "Generate": frozenset({Role.GATEWAY, Role.CLIENT, Role.TEST}),

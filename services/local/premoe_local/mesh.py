@@ -26,7 +26,7 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
-from premoe_runtime.offline.patterns.library import live_set_id, store_of
+from premoe_runtime.offline.patterns.library import live_set_id, live_weights, store_of
 from premoe_runtime.offline.sizing.bill import settled_context
 from premoe_runtime.offline.sizing.shape import shape_of
 from premoe_runtime.packs.reader import open_pack
@@ -172,8 +172,9 @@ def _check(options: MeshOptions) -> tuple[str, Manifest, PatternSet | None]:
     live = _live_set(store, manifest.weights_id)
     has_all_slots = min(limits.slots) == manifest.num_experts
     if live is None and options.on_unknown != "full" and not (has_all_slots and options.on_unknown == "generalist"):
+        found = "no live pattern set" + (" of this model's weights, only of others" if live_weights(store) else "")
         raise NotFound(
-            f"{store.url} has no live pattern set, so no request could be answered; make one with `premoe profile` and "
+            f"{store.url} has {found}, so no request could be answered; make one with `premoe profile` and "
             "`premoe patterns build … --set-live`, or serve the full model with `--on-unknown full`",
             reason="NO_LIVE_SET",
         )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import click
 
 from premoe_local.console import date, json_option, note, print_json, print_table
-from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.formats.errors import Conflict, CorruptData
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns import library, upkeep
 from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.packs.weights import PackedWeights, packed_weights
 from premoe_runtime.storage import Store, open_store
 
 T = TypeVar("T")
@@ -24,11 +25,12 @@ T = TypeVar("T")
 def list_(store_url: str, as_json: bool) -> None:
     """List the profiles, patterns and sets of a store."""
     store = open_store(store_url)
-    live = set(_live(store))
+    packed = packed_weights(store)
+    live = _live(store, packed)
     document = {
         "profiles": _entries(store, "profiles", Profile.load, _profile_entry),
         "patterns": _entries(store, "patterns", Pattern.load, pattern_document),
-        "sets": _entries(store, "sets", PatternSet.load, lambda found: _set_entry(found, live)),
+        "sets": _entries(store, "sets", PatternSet.load, lambda found: _set_entry(found, live, packed)),
     }
     if as_json:
         print_json(document)
@@ -54,13 +56,17 @@ def _entries(
     return entries
 
 
-def _live(store: Store) -> Iterator[str]:
-    """Live sets of all weights. Damaged pointers are named on stderr."""
+def _live(store: Store, packed: PackedWeights) -> set[str]:
+    """Live sets of all weights. Damaged pointers and stale sets are named on stderr."""
+    found = set()
     for weights_id in library.live_weights(store):
         try:
-            yield library.live_set_id(store, weights_id) or ""
-        except CorruptData as error:
+            set_id = library.live_set_id(store, weights_id) or ""
+            found.add(set_id)
+            packed.check(set_id, weights_id)
+        except (CorruptData, Conflict) as error:
             note(f"note: {error}")
+    return found
 
 
 def _profile_entry(profile: Profile) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def _profile_entry(profile: Profile) -> dict[str, Any]:
     }
 
 
-def _set_entry(found: PatternSet, live: Collection[str]) -> dict[str, Any]:
+def _set_entry(found: PatternSet, live: Collection[str], packed: PackedWeights) -> dict[str, Any]:
     return {
         "set_id": found.set_id,
         "weights_id": found.weights_id,
@@ -81,6 +87,7 @@ def _set_entry(found: PatternSet, live: Collection[str]) -> dict[str, Any]:
         "allocation": found.allocation,
         "tasks": [member.task for member in found.specialists],
         "live": found.set_id in live,
+        "stale": packed.lack(found.weights_id),
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from premoe_servicekit.process import Process, run_process
@@ -11,6 +13,7 @@ from premoe_servicekit.server import RpcServer
 from premoe_retrieval.adapters.memory import MemoryIndex
 from premoe_retrieval.metrics import RetrievalMetrics
 from premoe_retrieval.ports import PatternIndex
+from premoe_retrieval.recorder import Recorder
 from premoe_retrieval.repository import PatternRepository
 from premoe_retrieval.service import PatternService
 from premoe_retrieval.servicer import pattern_service
@@ -28,9 +31,12 @@ def main() -> None:
 async def serve(settings: RetrievalSettings, process: Process) -> None:
     """Serve until a signal."""
     repository = PatternRepository(open_store(settings.store_url), live_refresh_s=settings.live_refresh_s)
-    service = PatternService(repository, open_index(settings), on_unknown=settings.on_unknown)
+    recorder = Recorder(settings.record_signatures)
+    service = PatternService(repository, open_index(settings), on_unknown=settings.on_unknown, recorder=recorder)
+    metrics = RetrievalMetrics(process.metrics)
+    looking = asyncio.create_task(look_for_stale(service, metrics, settings.stale_check_s))
     try:
-        server = RpcServer([pattern_service(service, RetrievalMetrics(process.metrics))], settings, tls=process.tls)
+        server = RpcServer([pattern_service(service, metrics)], settings, tls=process.tls)
         await server.start()
         try:
             log.info("indexed %d live pattern sets of %s", await service.rebuild(), settings.store_url)
@@ -39,7 +45,16 @@ async def serve(settings: RetrievalSettings, process: Process) -> None:
             log.warning("cannot list live pattern sets yet: %s", error)
         await process.serve([server], address=server.address)
     finally:
+        looking.cancel()
         await service.close()
+
+
+async def look_for_stale(service: PatternService, metrics: RetrievalMetrics, every_s: float) -> None:
+    """Count stale live sets again and again. A store that does not answer is said where its answer is missed."""
+    while True:
+        with suppress(PremoeError):
+            metrics.found_stale(len(await service.find_stale()))
+        await asyncio.sleep(every_s)
 
 
 def open_index(settings: RetrievalSettings) -> PatternIndex:

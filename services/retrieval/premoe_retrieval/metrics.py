@@ -27,6 +27,9 @@ class RetrievalMetrics:
             ("decision", "task"),
         )
         self._exemplars = metrics.gauge("retrieval_exemplars", "Exemplars of the pattern set searched last.")
+        self._stale = metrics.gauge(
+            "retrieval_stale_sets", "Live pattern sets whose weights no pack in the object store has any more."
+        )
         self._tasks = Few()
 
     @contextmanager
@@ -44,3 +47,6 @@ class RetrievalMetrics:
     def decided(self, decision: Decision, exemplars: int) -> None:
         self._decisions.labels(decision.kind, self._tasks(decision.task)).inc()
         self._exemplars.set(exemplars)
+
+    def found_stale(self, sets: int) -> None:
+        self._stale.set(sets)

@@ -7,6 +7,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from premoe_servicekit.faults import storage_fault
@@ -15,6 +16,7 @@ from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, P
 from premoe_runtime.formats.live import LIVE_FOLDER, LivePointer, go_live
 from premoe_runtime.formats.pattern import Pattern, pattern_path
 from premoe_runtime.formats.pattern_set import PatternSet
+from premoe_runtime.packs.weights import PackedWeights, packed_weights
 from premoe_runtime.storage import Store
 
 CACHED_SETS = 32
@@ -37,6 +39,7 @@ class PatternRepository:
         self._sets: OrderedDict[str, PatternSet] = OrderedDict()
         self._patterns: OrderedDict[str, Pattern] = OrderedDict()
         self._live: dict[str, tuple[str, float]] = {}
+        self._packs: dict[str, str] = {}
 
     async def pattern_set(self, set_id: str) -> PatternSet:
         found = self._sets.get(checked(set_id, "set id"))
@@ -83,6 +86,12 @@ class PatternRepository:
         """All weights that have a live set."""
         names = await asyncio.to_thread(self._store.list_names, LIVE_FOLDER)
         return tuple(name.removesuffix(".json") for name in names if name.endswith(".json"))
+
+    async def packed_weights(self) -> PackedWeights:
+        """Of the packs in the same store."""
+        missing = NotFound("the object store is gone", reason="OBJECT_NOT_FOUND")
+        found = await _read(lambda: packed_weights(self._store, self._packs), "the packs", missing)
+        return replace(found, where="the object store")
 
 
 def checked(name: str, what: str) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from premoe_retrieval.ports import PatternIndex
+from premoe_retrieval.recorder import Recorder
 from premoe_retrieval.repository import PatternRepository
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import OnUnknown
@@ -42,12 +43,19 @@ class PatternService:
     """All methods raise NotFound, InvalidInput, Conflict, CorruptData, Unavailable."""
 
     def __init__(
-        self, repository: PatternRepository, index: PatternIndex, *, on_unknown: OnUnknown | None = None
+        self,
+        repository: PatternRepository,
+        index: PatternIndex,
+        *,
+        on_unknown: OnUnknown | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
+        self.recorder = recorder or Recorder()
         self._repository = repository
         self._index = index
         self._on_unknown = on_unknown
         self._published: set[str] = set()
+        self._stale: tuple[str, ...] = ()
         # Going live and deleting must not pass each other; a set is indexed once, however many ask for it.
         self._changing = asyncio.Lock()
 
@@ -62,6 +70,15 @@ class PatternService:
             except PremoeError as error:
                 log.warning("live set of weights %s is not indexed: %s", weights_id, error)
         return rebuilt
+
+    async def find_stale(self) -> tuple[str, ...]:
+        """Weights that have a live set and, since the model was packed anew, no pack. Remembered for messages."""
+        packed = await self._repository.packed_weights()
+        found = tuple(weights_id for weights_id in await self._repository.live_weights() if packed.lack(weights_id))
+        if found != self._stale and found:
+            log.warning("live sets are stale, no pack has their weights: %s", _ids(found))
+        self._stale = found
+        return found
 
     async def retrieve(
         self, weights_id: str, signature: F32, *, set_id: str = "", on_unknown: OnUnknown | None = None
@@ -92,10 +109,12 @@ class PatternService:
             await self._index.publish(searched, pattern_set)
             neighbours = await self._index.query(searched, vector, wanted)
         decision = decide(neighbours, pattern_set, on_unknown)
+        if not set_id:
+            self.recorder.note(weights_id, searched, unit, decision)
         return Retrieved(decision, searched, len(neighbours), _exemplars(pattern_set))
 
-    async def publish_set(self, set_id: str) -> int:
-        """Index a set that lies in object storage; returns its exemplars."""
+    async def publish_set(self, set_id: str) -> tuple[int, bool]:
+        """Index a set that lies in object storage; returns its exemplars, and whether the index had them before."""
         pattern_set = await self._repository.pattern_set(set_id)
         for member in pattern_set.members:
             if not await self._repository.has_pattern(member.pattern_id):
@@ -104,13 +123,16 @@ class PatternService:
                     reason="PATTERN_NOT_FOUND",
                 )
         async with self._changing:
-            await self._publish(set_id, pattern_set)
-        return _exemplars(pattern_set)
+            already = await self._is_indexed(set_id, pattern_set)
+            if not already:
+                await self._publish(set_id, pattern_set)
+        return _exemplars(pattern_set), already
 
     async def set_live(self, weights_id: str, set_id: str) -> str:
         """Switch the live pointer to a published set; returns the one that was live before, or ""."""
         pattern_set = await self._repository.pattern_set(set_id)
         _check_weights(set_id, pattern_set, weights_id)
+        (await self._repository.packed_weights()).check(set_id, weights_id)
         async with self._changing:
             if not await self._is_indexed(set_id, pattern_set):
                 raise Conflict(
@@ -146,7 +168,16 @@ class PatternService:
         """The set named, or the live one. A live pointer to what is not there, or does not fit, is our own fault."""
         if set_id:
             return set_id, await self._checked(set_id, weights_id)
-        live = await self._repository.live(weights_id)
+        try:
+            live = await self._repository.live(weights_id)
+        except NotFound as error:
+            if not self._stale:
+                raise
+            raise NotFound(
+                f"{error}; that of weights {_ids(self._stale)} is stale: the model was packed anew and needs a set of "
+                "its own (premoe profile, premoe patterns build --set-live)",
+                reason=error.reason,
+            ) from error
         try:
             return live, await self._checked(live, weights_id)
         except (NotFound, InvalidInput) as error:
@@ -198,6 +229,11 @@ def check_signature(signature: Iterable[float] | F32) -> F32:
     if abs(length - 1.0) > NORM_TOLERANCE:
         raise InvalidInput(f"signature has length {length:.4g}; normalise it to 1", reason="SIGNATURE_INVALID")
     return vector
+
+
+def _ids(weights: Sequence[str]) -> str:
+    """Cut to what is enough to name them by, and to what fits in a line."""
+    return ", ".join(weights_id[:16] for weights_id in weights[:5])
 
 
 def _wanted(pattern_set: PatternSet) -> dict[str, int]:

@@ -13,6 +13,7 @@ from premoe_servicekit.metrics import Metrics
 from premoe_servicekit.server import Registration, registration
 
 from premoe_retrieval.metrics import RetrievalMetrics
+from premoe_retrieval.recorder import Recorded
 from premoe_retrieval.service import PatternService
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
@@ -76,7 +77,8 @@ class PatternServicer(patterns_pb2_grpc.PatternServiceServicer):
         )
 
     async def PublishSet(self, request: pb.PublishSetRequest, context: Context) -> pb.PublishSetResponse:
-        return pb.PublishSetResponse(exemplars=await self._service.publish_set(request.set_id))
+        exemplars, already = await self._service.publish_set(request.set_id)
+        return pb.PublishSetResponse(exemplars=exemplars, already=already)
 
     async def SetLive(self, request: pb.SetLiveRequest, context: Context) -> pb.SetLiveResponse:
         previous = await self._service.set_live(request.weights_id, request.set_id)
@@ -104,6 +106,14 @@ class PatternServicer(patterns_pb2_grpc.PatternServiceServicer):
 
     async def DeleteSet(self, request: pb.DeleteSetRequest, context: Context) -> pb.DeleteSetResponse:
         return pb.DeleteSetResponse(existed=await self._service.delete_set(request.set_id))
+
+    async def ListSignatures(self, request: pb.ListSignaturesRequest, context: Context) -> pb.ListSignaturesResponse:
+        if not request.weights_id:
+            raise InvalidInput("weights_id is empty; say which weights made the signatures", reason="WEIGHTS_MISSING")
+        recorder = self._service.recorder
+        return pb.ListSignaturesResponse(
+            signatures=map(_recorded, recorder.page(request.weights_id, request.after)), capacity=recorder.capacity
+        )
 
 
 def pattern_service(service: PatternService, metrics: RetrievalMetrics | None = None) -> Registration:
@@ -139,6 +149,19 @@ def _members(pattern_set: PatternSet) -> list[pb.Pattern]:
         )
         for member in pattern_set.members
     ]
+
+
+def _recorded(each: Recorded) -> pb.RecordedSignature:
+    decision = each.decision
+    return pb.RecordedSignature(
+        number=each.number,
+        unix_ms=round(each.at * 1000),
+        set_id=each.set_id,
+        signature=each.signature.tolist(),
+        decision=_DECISIONS[decision.kind],
+        task=decision.task,
+        score=decision.score,
+    )
 
 
 def _annotate(decision: Decision, neighbours: int) -> None:

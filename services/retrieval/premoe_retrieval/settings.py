@@ -35,6 +35,12 @@ class RetrievalSettings(ServerSettings):
     live_refresh_s: float = Field(default=1.0, ge=0)
     """Seconds for which a live pointer is trusted before it is read again: how soon other replicas' switches count."""
 
+    record_signatures: int = Field(default=0, ge=0, le=1_000_000)
+    """Signatures to keep in memory, the last ones with what was decided on them, for `premoe patterns shadow`: routing
+    statistics, no text; 4 bytes a value. 0: none."""
+    stale_check_s: float = Field(default=60.0, gt=0)
+    """Seconds between looks for live sets whose weights no pack in the object store has any more."""
+
     @property
     def is_server(self) -> bool:
         """Whether ``qdrant`` is the URL of a server."""

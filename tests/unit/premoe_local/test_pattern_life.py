@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
+from support.blob_pack import write_blob_pack
 from support.stored_patterns import TASKS, WEIGHTS, StoredSet, store_set
 
 from premoe_runtime.formats.live import LivePointer, live_path
@@ -71,8 +72,8 @@ def test_history_lists_what_was_live(url: str, store: Store, sets: list[StoredSe
     store.delete(set_paths(first)[0])
     told = document("history", url)
     assert [(one["set_id"], one["state"], one["stored"]) for one in told["sets"]] == [
-        (second, "live", True),
         (third, "withdrawn", True),
+        (second, "live", True),
         (first, "earlier", False),
     ]
     assert told["sets"][0]["tasks"] == list(TASKS)
@@ -117,6 +118,69 @@ def test_what_cannot_be_rolled_back_to_is_one_line_and_changes_nothing(
         assert (result.exit_code, says in result.stderr) == (code, True), (arguments, result.output)
         assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
     assert live(store) == third
+
+
+def test_a_set_of_weights_that_no_pack_has_any_more_is_stale(
+    url: str, store: Store, sets: list[StoredSet], tmp_path: Path
+) -> None:
+    assert not any(one["stale"] for one in document("list", url)["sets"]), "without a pack nobody can tell"
+    packed = write_blob_pack(store).manifest.weights_id
+    fresh = store_set(store, weights_id=packed)
+    listed = run("list", url, "--json")
+    assert {one["set_id"]: one["stale"] for one in json.loads(listed.stdout)["sets"]} == {
+        **{one.set_id: True for one in sets},
+        fresh.set_id: False,
+    }
+    assert f"note: set {sets[2].set_id[:16]} is stale: it was made with weights {WEIGHTS[:16]}" in listed.stderr
+    for arguments in (["set-live", url, sets[0].set_id], ["rollback", url]):
+        refused = run(*arguments)
+        assert (refused.exit_code, "profile that model and build a set of it" in refused.stderr) == (4, True)
+        assert refused.stderr.count("\n") == 1
+    assert live(store) == sets[2].set_id
+    assert run("set-live", url, fresh.set_id).exit_code == 0
+    assert document("show", url)["set_id"] == fresh.set_id, "of two live sets the one that is not stale"
+    elsewhere = f"file://{tmp_path / 'elsewhere'}"
+    write_blob_pack(open_store(elsewhere))
+    refused = run("rollback", url, "--weights", "ab", "--pack", elsewhere)
+    assert (refused.exit_code, "elsewhere" in refused.stderr) == (4, True)
+
+
+def test_a_set_may_be_for_a_pack_in_another_store(url: str, store: Store, tmp_path: Path) -> None:
+    elsewhere = f"file://{tmp_path / 'elsewhere'}"
+    weights_id = write_blob_pack(open_store(elsewhere)).manifest.weights_id
+    write_blob_pack(store, seed=1)
+    stored = store_set(store, weights_id=weights_id)
+    assert run("set-live", url, stored.set_id).exit_code == 4
+    assert run("set-live", url, stored.set_id, "--pack", elsewhere).exit_code == 0
+    assert live(store, weights_id) == stored.set_id
+
+
+def test_a_damaged_pack_makes_no_set_stale(url: str, store: Store, sets: list[StoredSet]) -> None:
+    model_id = write_blob_pack(store).manifest.model_id
+    store.put(f"models/{model_id}/manifest.json", b"no json")
+    assert not any(one["stale"] for one in document("list", url)["sets"])
+    assert run("rollback", url).exit_code == 0
+
+
+def test_gc_says_what_it_would_delete_and_deletes_it_when_told(url: str, store: Store, sets: list[StoredSet]) -> None:
+    never = store_set(store, seed=9)
+    store.put("patterns/orphan.safetensors", b"12345")
+    told = document("gc", url, "--days", 0)
+    assert (told["deleted"], told["bytes"]) == (False, 5)
+    assert [one["path"] for one in told["objects"]] == ["patterns/orphan.safetensors"]
+    assert run("gc", url).stdout == "0 objects, 0 B; nothing was deleted\n", "it is too young"
+    assert "nothing was deleted; --delete does" in run("gc", url, "--days", 0, "--sets").stdout
+    told = document("gc", url, "--days", 0, "--sets", "--delete")
+    assert {one["path"] for one in told["objects"]} == {
+        "patterns/orphan.safetensors",
+        *set_paths(never.set_id),
+        *(pattern_path(pattern.pattern_id) for pattern in never.patterns.values()),
+    }
+    assert [one["set_id"] for one in document("list", url)["sets"]] == sorted(one.set_id for one in sets)
+    assert document("rollback", url)["set_id"] == sets[1].set_id
+    store.put(live_path(WEIGHTS), b"{")
+    refused = run("gc", url, "--days", 0, "--delete")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (5, 1)
 
 
 def test_a_damaged_pointer_is_named_and_mended_by_going_live(url: str, store: Store, sets: list[StoredSet]) -> None:

@@ -8,6 +8,7 @@ import pytest
 from premoe_retrieval.adapters.memory import MemoryIndex
 from premoe_retrieval.repository import PatternRepository
 from premoe_retrieval.service import PatternService
+from support.blob_pack import write_blob_pack
 from support.stored_patterns import DIMENSION, FAR, TASKS, WEIGHTS, StoredSet, direction, store_set
 
 from premoe_runtime.formats.arrays import F32
@@ -154,7 +155,10 @@ async def test_without_a_live_set_every_prompt_may_run_on_the_full_model(bench: 
 
 async def test_a_published_set_can_be_searched_before_it_is_live(bench: Bench) -> None:
     stored = store_set(bench.store)
-    assert await bench.service.publish_set(stored.set_id) == 21
+    assert await bench.service.publish_set(stored.set_id) == (21, False)
+    assert await bench.service.publish_set(stored.set_id) == (21, True)
+    await bench.index.delete(stored.set_id)
+    assert await bench.service.publish_set(stored.set_id) == (21, False), "an index that lost its points is filled"
     retrieved = await bench.service.retrieve(WEIGHTS, stored.near("spelling"), set_id=stored.set_id)
     assert retrieved.decision.task == "spelling"
 
@@ -164,7 +168,8 @@ async def test_going_live_switches_one_pointer(bench: Bench) -> None:
     assert await bench.go_live(first) == ""
     assert await bench.go_live(second) == first.set_id
     pointer = LivePointer.load(bench.store.get, WEIGHTS)
-    assert (pointer.set_id, [entry.set_id for entry in pointer.earlier]) == (second.set_id, [first.set_id])
+    assert pointer.set_id == second.set_id
+    assert [version.set_id for version in pointer.history] == [second.set_id, first.set_id]
     assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == second.set_id
     assert await bench.service.set_live(WEIGHTS, second.set_id) == second.set_id
 
@@ -178,6 +183,29 @@ async def test_only_a_published_set_of_the_same_weights_goes_live(bench: Bench) 
     with pytest.raises(InvalidInput, match="belongs to weights"):
         await bench.service.set_live("cd" * 32, stored.set_id)
     assert not bench.store.exists(live_path(WEIGHTS))
+
+
+async def test_a_live_set_of_weights_that_no_pack_has_is_stale(bench: Bench) -> None:
+    stored = store_set(bench.store)
+    assert await bench.service.find_stale() == ()
+    await bench.go_live(stored)
+    assert await bench.service.find_stale() == (), "without a pack nobody can tell"
+    packed = write_blob_pack(bench.store).manifest.weights_id
+    assert await bench.service.find_stale() == (WEIGHTS,)
+    with pytest.raises(
+        NotFound, match=f"is live for weights {packed}; .* that of weights {WEIGHTS[:16]} is stale"
+    ) as old:
+        await bench.service.retrieve(packed, FAR)
+    assert old.value.reason == "NO_LIVE_SET"
+    assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == stored.set_id, "its own model is served on"
+    with pytest.raises(Conflict, match="is stale: it was made with weights abab") as caught:
+        await bench.service.set_live(WEIGHTS, stored.set_id)
+    assert caught.value.reason == "SET_STALE"
+    assert bench.store.url not in str(caught.value)
+    fresh = store_set(bench.store, weights_id=packed)
+    await bench.service.publish_set(fresh.set_id)
+    await bench.service.set_live(packed, fresh.set_id)
+    assert (await bench.service.retrieve(packed, FAR)).set_id == fresh.set_id
 
 
 async def test_a_live_set_is_not_deleted_and_others_are(bench: Bench) -> None:

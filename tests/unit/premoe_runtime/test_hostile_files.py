@@ -27,7 +27,7 @@ from premoe_runtime.storage import open_store
 STORE = open_store("memory://hostile")
 STORED = store_set(STORE)
 DOCUMENT, EXEMPLARS = STORED.pattern_set.to_files()
-POINTER = LivePointer(set_id="ab" * 32, since=1.5).followed_by("cd" * 32, 2.5).rolled_back(3.5)
+POINTER = LivePointer(set_id="ab" * 32).followed_by("cd" * 32, 2.5).rolled_back(3.5)
 
 
 def read_manifest(data: bytes) -> None:

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!premoe/patterns/v1/patterns.proto\x12\x12premoe.patterns.v1\"H\n\x05Match\x12\x12\n\npattern_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0e\n\x06\x63utoff\x18\x04 \x01(\x02\"{\n\x0fRetrieveRequest\x12\x12\n\nweights_id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x03(\x02\x12\x0e\n\x06set_id\x18\x03 \x01(\t\x12\x31\n\non_unknown\x18\x04 \x01(\x0e\x32\x1d.premoe.patterns.v1.OnUnknown\"\xbf\x01\n\x10RetrieveResponse\x12.\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1c.premoe.patterns.v1.Decision\x12\x12\n\npattern_id\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x02\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06set_id\x18\x06 \x01(\t\x12*\n\x07matches\x18\x07 \x03(\x0b\x32\x19.premoe.patterns.v1.Match\"#\n\x11PublishSetRequest\x12\x0e\n\x06set_id\x18\x01 \x01(\t\"\'\n\x12PublishSetResponse\x12\x11\n\texemplars\x18\x01 \x01(\r\"4\n\x0eSetLiveRequest\x12\x12\n\nweights_id\x18\x01 \x01(\t\x12\x0e\n\x06set_id\x18\x02 \x01(\t\"*\n\x0fSetLiveResponse\x12\x17\n\x0fprevious_set_id\x18\x01 \x01(\t\"\'\n\x11GetPatternRequest\x12\x12\n\npattern_id\x18\x01 \x01(\t\"/\n\x0cLayerRanking\x12\x0f\n\x07\x65xperts\x18\x01 \x03(\r\x12\x0e\n\x06scores\x18\x02 \x03(\x02\"\xa5\x01\n\x07Pattern\x12\x12\n\npattern_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.premoe.patterns.v1.PatternKind\x12\x12\n\nweights_id\x18\x04 \x01(\t\x12\x0e\n\x06metric\x18\x05 \x01(\t\x12\x11\n\tsemantics\x18\x06 \x01(\t\x12\x12\n\nallocation\x18\x07 \x01(\t\"t\n\x12GetPatternResponse\x12,\n\x07pattern\x18\x01 \x01(\x0b\x32\x1b.premoe.patterns.v1.Pattern\x12\x30\n\x06layers\x18\x02 \x03(\x0b\x32 .premoe.patterns.v1.LayerRanking\"V\n\x13ListPatternsRequest\x12\x0e\n\x06set_id\x18\x01 \x01(\t\x12\x12\n\nweights_id\x18\x02 \x01(\t\x12\x0c\n\x04kept\x18\x03 \x01(\r\x12\r\n\x05spare\x18\x04 \x01(\r\"\x95\x01\n\x14ListPatternsResponse\x12\x0e\n\x06set_id\x18\x01 \x01(\t\x12-\n\x08patterns\x18\x02 \x03(\x0b\x32\x1b.premoe.patterns.v1.Pattern\x12\x15\n\rgeneralist_id\x18\x03 \x01(\t\x12\x12\n\nweights_id\x18\x04 \x01(\t\x12\x13\n\x0blayer_slots\x18\x05 \x03(\r\"\"\n\x10\x44\x65leteSetRequest\x12\x0e\n\x06set_id\x18\x01 \x01(\t\"$\n\x11\x44\x65leteSetResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08*n\n\tOnUnknown\x12\x1a\n\x16ON_UNKNOWN_UNSPECIFIED\x10\x00\x12\x19\n\x15ON_UNKNOWN_GENERALIST\x10\x01\x12\x13\n\x0fON_UNKNOWN_FULL\x10\x02\x12\x15\n\x11ON_UNKNOWN_REJECT\x10\x03*~\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45\x43ISION_SPECIALIST\x10\x01\x12\x17\n\x13\x44\x45\x43ISION_GENERALIST\x10\x02\x12\x11\n\rDECISION_FULL\x10\x03\x12\x13\n\x0f\x44\x45\x43ISION_REJECT\x10\x04*e\n\x0bPatternKind\x12\x1c\n\x18PATTERN_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17PATTERN_KIND_SPECIALIST\x10\x01\x12\x1b\n\x17PATTERN_KIND_GENERALIST\x10\x02\x32\xb2\x04\n\x0ePatternService\x12U\n\x08Retrieve\x12#.premoe.patterns.v1.RetrieveRequest\x1a$.premoe.patterns.v1.RetrieveResponse\x12[\n\nPublishSet\x12%.premoe.patterns.v1.PublishSetRequest\x1a&.premoe.patterns.v1.PublishSetResponse\x12R\n\x07SetLive\x12\".premoe.patterns.v1.SetLiveRequest\x1a#.premoe.patterns.v1.SetLiveResponse\x12[\n\nGetPattern\x12%.premoe.patterns.v1.GetPatternRequest\x1a&.premoe.patterns.v1.GetPatternResponse\x12\x61\n\x0cListPatterns\x12\'.premoe.patterns.v1.ListPatternsRequest\x1a(.premoe.patterns.v1.ListPatternsResponse\x12X\n\tDeleteSet\x12$.premoe.patterns.v1.DeleteSetRequest\x1a%.premoe.patterns.v1.DeleteSetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!premoe/patterns/v1/patterns.proto\x12\x12premoe.patterns.v1\"H\n\x05Match\x12\x12\n\npattern_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0e\n\x06\x63utoff\x18\x04 \x01(\x02\"{\n\x0fRetrieveRequest\x12\x12\n\nweights_id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x03(\x02\x12\x0e\n\x06set_id\x18\x03 \x01(\t\x12\x31\n\non_unknown\x18\x04 \x01(\x0e\x32\x1d.premoe.patterns.v1.OnUnknown\"\xbf\x01\n\x10RetrieveResponse\x12.\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x1c.premoe.patterns.v1.Decision\x12\x12\n\npattern_id\x18\x02 \x01(\t\x12\x0c\n\x04task\x18\x03 \x01(\t\x12\r\n\x05score\x18\x04 \x01(\x02\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06set_id\x18\x06 \x01(\t\x12*\n\x07matches\x18\x07 \x03(\x0b\x32\x19.premoe.patterns.v1.Match\"#\n\x11PublishSetRequest\x12\x0e\n\x06set_id\x18\x01 \x01(\t\"8\n\x12PublishSetResponse\x12\x11\n\texemplars\x18\x01 \x01(\r\x12\x0f\n\x07\x61lready\x18\x02 \x01(\x08\"4\n\x0eSetLiveRequest\x12\x12\n\nweights_id\x18\x01 \x01(\t\x12\x0e\n\x06set_id\x18\x02 \x01(\t\"*\n\x0fSetLiveResponse\x12\x17\n\x0fprevious_set_id\x18\x01 \x01(\t\"\'\n\x11GetPatternRequest\x12\x12\n\npattern_id\x18\x01 \x01(\t\"/\n\x0cLayerRanking\x12\x0f\n\x07\x65xperts\x18\x01 \x03(\r\x12\x0e\n\x06scores\x18\x02 \x03(\x02\"\xa5\x01\n\x07Pattern\x12\x12\n\npattern_id\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\x12-\n\x04kind\x18\x03 \x01(\x0e\x32\x1f.premoe.patterns.v1.PatternKind\x12\x12\n\nweights_id\x18\x04 \x01(\t\x12\x0e\n\x06metric\x18\x05 \x01(\t\x12\x11\n\tsemantics\x18\x06 \x01(\t\x12\x12\n\nallocation\x18\x07 \x01(\t\"t\n\x12GetPatternResponse\x12,\n\x07pattern\x18\x01 \x01(\x0b\x32\x1b.premoe.patterns.v1.Pattern\x12\x30\n\x06layers\x18\x02 \x03(\x0b\x32 .premoe.patterns.v1.LayerRanking\"V\n\x13ListPatternsRequest\x12\x0e\n\x06set_id\x18\x01 \x01(\t\x12\x12\n\nweights_id\x18\x02 \x01(\t\x12\x0c\n\x04kept\x18\x03 \x01(\r\x12\r\n\x05spare\x18\x04 \x01(\r\"\x95\x01\n\x14ListPatternsResponse\x12\x0e\n\x06set_id\x18\x01 \x01(\t\x12-\n\x08patterns\x18\x02 \x03(\x0b\x32\x1b.premoe.patterns.v1.Pattern\x12\x15\n\rgeneralist_id\x18\x03 \x01(\t\x12\x12\n\nweights_id\x18\x04 \x01(\t\x12\x13\n\x0blayer_slots\x18\x05 \x03(\r\"\"\n\x10\x44\x65leteSetRequest\x12\x0e\n\x06set_id\x18\x01 \x01(\t\"$\n\x11\x44\x65leteSetResponse\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\":\n\x15ListSignaturesRequest\x12\x12\n\nweights_id\x18\x01 \x01(\t\x12\r\n\x05\x61\x66ter\x18\x02 \x01(\x04\"\xa4\x01\n\x11RecordedSignature\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0f\n\x07unix_ms\x18\x02 \x01(\x03\x12\x0e\n\x06set_id\x18\x03 \x01(\t\x12\x11\n\tsignature\x18\x04 \x03(\x02\x12.\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0e\x32\x1c.premoe.patterns.v1.Decision\x12\x0c\n\x04task\x18\x06 \x01(\t\x12\r\n\x05score\x18\x07 \x01(\x02\"e\n\x16ListSignaturesResponse\x12\x39\n\nsignatures\x18\x01 \x03(\x0b\x32%.premoe.patterns.v1.RecordedSignature\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r*n\n\tOnUnknown\x12\x1a\n\x16ON_UNKNOWN_UNSPECIFIED\x10\x00\x12\x19\n\x15ON_UNKNOWN_GENERALIST\x10\x01\x12\x13\n\x0fON_UNKNOWN_FULL\x10\x02\x12\x15\n\x11ON_UNKNOWN_REJECT\x10\x03*~\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x17\n\x13\x44\x45\x43ISION_SPECIALIST\x10\x01\x12\x17\n\x13\x44\x45\x43ISION_GENERALIST\x10\x02\x12\x11\n\rDECISION_FULL\x10\x03\x12\x13\n\x0f\x44\x45\x43ISION_REJECT\x10\x04*e\n\x0bPatternKind\x12\x1c\n\x18PATTERN_KIND_UNSPECIFIED\x10\x00\x12\x1b\n\x17PATTERN_KIND_SPECIALIST\x10\x01\x12\x1b\n\x17PATTERN_KIND_GENERALIST\x10\x02\x32\x9b\x05\n\x0ePatternService\x12U\n\x08Retrieve\x12#.premoe.patterns.v1.RetrieveRequest\x1a$.premoe.patterns.v1.RetrieveResponse\x12[\n\nPublishSet\x12%.premoe.patterns.v1.PublishSetRequest\x1a&.premoe.patterns.v1.PublishSetResponse\x12R\n\x07SetLive\x12\".premoe.patterns.v1.SetLiveRequest\x1a#.premoe.patterns.v1.SetLiveResponse\x12[\n\nGetPattern\x12%.premoe.patterns.v1.GetPatternRequest\x1a&.premoe.patterns.v1.GetPatternResponse\x12\x61\n\x0cListPatterns\x12\'.premoe.patterns.v1.ListPatternsRequest\x1a(.premoe.patterns.v1.ListPatternsResponse\x12X\n\tDeleteSet\x12$.premoe.patterns.v1.DeleteSetRequest\x1a%.premoe.patterns.v1.DeleteSetResponse\x12g\n\x0eListSignatures\x12).premoe.patterns.v1.ListSignaturesRequest\x1a*.premoe.patterns.v1.ListSignaturesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'premoe.patterns.v1.patterns_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ONUNKNOWN']._serialized_start=1316
-  _globals['_ONUNKNOWN']._serialized_end=1426
-  _globals['_DECISION']._serialized_start=1428
-  _globals['_DECISION']._serialized_end=1554
-  _globals['_PATTERNKIND']._serialized_start=1556
-  _globals['_PATTERNKIND']._serialized_end=1657
+  _globals['_ONUNKNOWN']._serialized_start=1663
+  _globals['_ONUNKNOWN']._serialized_end=1773
+  _globals['_DECISION']._serialized_start=1775
+  _globals['_DECISION']._serialized_end=1901
+  _globals['_PATTERNKIND']._serialized_start=1903
+  _globals['_PATTERNKIND']._serialized_end=2004
   _globals['_MATCH']._serialized_start=57
   _globals['_MATCH']._serialized_end=129
   _globals['_RETRIEVEREQUEST']._serialized_start=131
@@ -46,27 +46,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHSETREQUEST']._serialized_start=450
   _globals['_PUBLISHSETREQUEST']._serialized_end=485
   _globals['_PUBLISHSETRESPONSE']._serialized_start=487
-  _globals['_PUBLISHSETRESPONSE']._serialized_end=526
-  _globals['_SETLIVEREQUEST']._serialized_start=528
-  _globals['_SETLIVEREQUEST']._serialized_end=580
-  _globals['_SETLIVERESPONSE']._serialized_start=582
-  _globals['_SETLIVERESPONSE']._serialized_end=624
-  _globals['_GETPATTERNREQUEST']._serialized_start=626
-  _globals['_GETPATTERNREQUEST']._serialized_end=665
-  _globals['_LAYERRANKING']._serialized_start=667
-  _globals['_LAYERRANKING']._serialized_end=714
-  _globals['_PATTERN']._serialized_start=717
-  _globals['_PATTERN']._serialized_end=882
-  _globals['_GETPATTERNRESPONSE']._serialized_start=884
-  _globals['_GETPATTERNRESPONSE']._serialized_end=1000
-  _globals['_LISTPATTERNSREQUEST']._serialized_start=1002
-  _globals['_LISTPATTERNSREQUEST']._serialized_end=1088
-  _globals['_LISTPATTERNSRESPONSE']._serialized_start=1091
-  _globals['_LISTPATTERNSRESPONSE']._serialized_end=1240
-  _globals['_DELETESETREQUEST']._serialized_start=1242
-  _globals['_DELETESETREQUEST']._serialized_end=1276
-  _globals['_DELETESETRESPONSE']._serialized_start=1278
-  _globals['_DELETESETRESPONSE']._serialized_end=1314
-  _globals['_PATTERNSERVICE']._serialized_start=1660
-  _globals['_PATTERNSERVICE']._serialized_end=2222
+  _globals['_PUBLISHSETRESPONSE']._serialized_end=543
+  _globals['_SETLIVEREQUEST']._serialized_start=545
+  _globals['_SETLIVEREQUEST']._serialized_end=597
+  _globals['_SETLIVERESPONSE']._serialized_start=599
+  _globals['_SETLIVERESPONSE']._serialized_end=641
+  _globals['_GETPATTERNREQUEST']._serialized_start=643
+  _globals['_GETPATTERNREQUEST']._serialized_end=682
+  _globals['_LAYERRANKING']._serialized_start=684
+  _globals['_LAYERRANKING']._serialized_end=731
+  _globals['_PATTERN']._serialized_start=734
+  _globals['_PATTERN']._serialized_end=899
+  _globals['_GETPATTERNRESPONSE']._serialized_start=901
+  _globals['_GETPATTERNRESPONSE']._serialized_end=1017
+  _globals['_LISTPATTERNSREQUEST']._serialized_start=1019
+  _globals['_LISTPATTERNSREQUEST']._serialized_end=1105
+  _globals['_LISTPATTERNSRESPONSE']._serialized_start=1108
+  _globals['_LISTPATTERNSRESPONSE']._serialized_end=1257
+  _globals['_DELETESETREQUEST']._serialized_start=1259
+  _globals['_DELETESETREQUEST']._serialized_end=1293
+  _globals['_DELETESETRESPONSE']._serialized_start=1295
+  _globals['_DELETESETRESPONSE']._serialized_end=1331
+  _globals['_LISTSIGNATURESREQUEST']._serialized_start=1333
+  _globals['_LISTSIGNATURESREQUEST']._serialized_end=1391
+  _globals['_RECORDEDSIGNATURE']._serialized_start=1394
+  _globals['_RECORDEDSIGNATURE']._serialized_end=1558
+  _globals['_LISTSIGNATURESRESPONSE']._serialized_start=1560
+  _globals['_LISTSIGNATURESRESPONSE']._serialized_end=1661
+  _globals['_PATTERNSERVICE']._serialized_start=2007
+  _globals['_PATTERNSERVICE']._serialized_end=2674
 # @@protoc_insertion_point(module_scope)

@@ -250,16 +250,20 @@ class PublishSetResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EXEMPLARS_FIELD_NUMBER: _builtins.int
+    ALREADY_FIELD_NUMBER: _builtins.int
     exemplars: _builtins.int
     """Exemplars indexed."""
+    already: _builtins.bool
+    """Whether the index had them all before."""
     def __init__(
         self,
         *,
         exemplars: _builtins.int = ...,
+        already: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exemplars", b"exemplars"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already", b"already", "exemplars", b"exemplars"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,3 +568,105 @@ class DeleteSetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeleteSetResponse: _TypeAlias = DeleteSetResponse  # noqa: Y015
+
+@_typing.final
+class ListSignaturesRequest(_message.Message):
+    """Asks for recorded signatures, page by page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_ID_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    weights_id: _builtins.str
+    """Weights whose signatures to list."""
+    after: _builtins.int
+    """Number of the last one seen; 0 to begin."""
+    def __init__(
+        self,
+        *,
+        weights_id: _builtins.str = ...,
+        after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "weights_id", b"weights_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSignaturesRequest: _TypeAlias = ListSignaturesRequest  # noqa: Y015
+
+@_typing.final
+class RecordedSignature(_message.Message):
+    """One signature, and what the live set decided."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    UNIX_MS_FIELD_NUMBER: _builtins.int
+    SET_ID_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """Counts up by one for each that the process records, from 1."""
+    unix_ms: _builtins.int
+    """When it was recorded, in milliseconds since 1970."""
+    set_id: _builtins.str
+    """Set that was live."""
+    decision: Global___Decision.ValueType
+    """What ran."""
+    task: _builtins.str
+    """Task of the nearest match, recognised or not."""
+    score: _builtins.float
+    """Its score."""
+    @_builtins.property
+    def signature(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """The signature."""
+
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        unix_ms: _builtins.int = ...,
+        set_id: _builtins.str = ...,
+        signature: _abc.Iterable[_builtins.float] | None = ...,
+        decision: Global___Decision.ValueType = ...,
+        task: _builtins.str = ...,
+        score: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "number", b"number", "score", b"score", "set_id", b"set_id", "signature", b"signature", "task", b"task", "unix_ms", b"unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordedSignature: _TypeAlias = RecordedSignature  # noqa: Y015
+
+@_typing.final
+class ListSignaturesResponse(_message.Message):
+    """A page of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIGNATURES_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    capacity: _builtins.int
+    """How many the process keeps at most; 0: it records none."""
+    @_builtins.property
+    def signatures(self) -> _containers.RepeatedCompositeFieldContainer[Global___RecordedSignature]:
+        """By number; empty at the end."""
+
+    def __init__(
+        self,
+        *,
+        signatures: _abc.Iterable[Global___RecordedSignature] | None = ...,
+        capacity: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "signatures", b"signatures"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSignaturesResponse: _TypeAlias = ListSignaturesResponse  # noqa: Y015

@@ -66,6 +66,11 @@ class PatternServiceStub:
                 request_serializer=premoe_dot_patterns_dot_v1_dot_patterns__pb2.DeleteSetRequest.SerializeToString,
                 response_deserializer=premoe_dot_patterns_dot_v1_dot_patterns__pb2.DeleteSetResponse.FromString,
                 _registered_method=True)
+        self.ListSignatures = channel.unary_unary(
+                '/premoe.patterns.v1.PatternService/ListSignatures',
+                request_serializer=premoe_dot_patterns_dot_v1_dot_patterns__pb2.ListSignaturesRequest.SerializeToString,
+                response_deserializer=premoe_dot_patterns_dot_v1_dot_patterns__pb2.ListSignaturesResponse.FromString,
+                _registered_method=True)
 
 
 class PatternServiceServicer:
@@ -81,7 +86,7 @@ class PatternServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def PublishSet(self, request, context):
-        """Indexes a pattern set that lies in object storage. Idempotent: sets are immutable.
+        """Indexes a pattern set that lies in object storage, unless the index has it whole. Idempotent: sets are immutable.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +115,14 @@ class PatternServiceServicer:
 
     def DeleteSet(self, request, context):
         """Removes a set from the index; refused while it is live. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSignatures(self, request, context):
+        """Lists signatures that this process recorded with what it decided, oldest first: routing, no text. It records none
+        unless it is told to. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,6 +160,11 @@ def add_PatternServiceServicer_to_server(servicer, server):
                     servicer.DeleteSet,
                     request_deserializer=premoe_dot_patterns_dot_v1_dot_patterns__pb2.DeleteSetRequest.FromString,
                     response_serializer=premoe_dot_patterns_dot_v1_dot_patterns__pb2.DeleteSetResponse.SerializeToString,
+            ),
+            'ListSignatures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSignatures,
+                    request_deserializer=premoe_dot_patterns_dot_v1_dot_patterns__pb2.ListSignaturesRequest.FromString,
+                    response_serializer=premoe_dot_patterns_dot_v1_dot_patterns__pb2.ListSignaturesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +331,33 @@ class PatternService:
             '/premoe.patterns.v1.PatternService/DeleteSet',
             premoe_dot_patterns_dot_v1_dot_patterns__pb2.DeleteSetRequest.SerializeToString,
             premoe_dot_patterns_dot_v1_dot_patterns__pb2.DeleteSetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSignatures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/premoe.patterns.v1.PatternService/ListSignatures',
+            premoe_dot_patterns_dot_v1_dot_patterns__pb2.ListSignaturesRequest.SerializeToString,
+            premoe_dot_patterns_dot_v1_dot_patterns__pb2.ListSignaturesResponse.FromString,
             options,
             channel_credentials,
             insecure,

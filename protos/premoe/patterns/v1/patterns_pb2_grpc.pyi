@@ -38,7 +38,7 @@ class PatternServiceStub:
     Retrieve: _grpc.UnaryUnaryMultiCallable[_patterns_pb2.RetrieveRequest, _patterns_pb2.RetrieveResponse]
     """Recognises the task of one signature and decides which pattern to run. Idempotent."""
     PublishSet: _grpc.UnaryUnaryMultiCallable[_patterns_pb2.PublishSetRequest, _patterns_pb2.PublishSetResponse]
-    """Indexes a pattern set that lies in object storage. Idempotent: sets are immutable."""
+    """Indexes a pattern set that lies in object storage, unless the index has it whole. Idempotent: sets are immutable."""
     SetLive: _grpc.UnaryUnaryMultiCallable[_patterns_pb2.SetLiveRequest, _patterns_pb2.SetLiveResponse]
     """Makes a published set the live one of its weights, in one atomic pointer switch. Idempotent."""
     GetPattern: _grpc.UnaryUnaryMultiCallable[_patterns_pb2.GetPatternRequest, _patterns_pb2.GetPatternResponse]
@@ -47,6 +47,10 @@ class PatternServiceStub:
     """Lists the patterns of a set. Idempotent."""
     DeleteSet: _grpc.UnaryUnaryMultiCallable[_patterns_pb2.DeleteSetRequest, _patterns_pb2.DeleteSetResponse]
     """Removes a set from the index; refused while it is live. Idempotent."""
+    ListSignatures: _grpc.UnaryUnaryMultiCallable[_patterns_pb2.ListSignaturesRequest, _patterns_pb2.ListSignaturesResponse]
+    """Lists signatures that this process recorded with what it decided, oldest first: routing, no text. It records none
+    unless it is told to. Idempotent.
+    """
 
 @_typing.type_check_only
 class PatternServiceAsyncStub(PatternServiceStub):
@@ -58,7 +62,7 @@ class PatternServiceAsyncStub(PatternServiceStub):
     Retrieve: _aio.UnaryUnaryMultiCallable[_patterns_pb2.RetrieveRequest, _patterns_pb2.RetrieveResponse]  # type: ignore[assignment]
     """Recognises the task of one signature and decides which pattern to run. Idempotent."""
     PublishSet: _aio.UnaryUnaryMultiCallable[_patterns_pb2.PublishSetRequest, _patterns_pb2.PublishSetResponse]  # type: ignore[assignment]
-    """Indexes a pattern set that lies in object storage. Idempotent: sets are immutable."""
+    """Indexes a pattern set that lies in object storage, unless the index has it whole. Idempotent: sets are immutable."""
     SetLive: _aio.UnaryUnaryMultiCallable[_patterns_pb2.SetLiveRequest, _patterns_pb2.SetLiveResponse]  # type: ignore[assignment]
     """Makes a published set the live one of its weights, in one atomic pointer switch. Idempotent."""
     GetPattern: _aio.UnaryUnaryMultiCallable[_patterns_pb2.GetPatternRequest, _patterns_pb2.GetPatternResponse]  # type: ignore[assignment]
@@ -67,6 +71,10 @@ class PatternServiceAsyncStub(PatternServiceStub):
     """Lists the patterns of a set. Idempotent."""
     DeleteSet: _aio.UnaryUnaryMultiCallable[_patterns_pb2.DeleteSetRequest, _patterns_pb2.DeleteSetResponse]  # type: ignore[assignment]
     """Removes a set from the index; refused while it is live. Idempotent."""
+    ListSignatures: _aio.UnaryUnaryMultiCallable[_patterns_pb2.ListSignaturesRequest, _patterns_pb2.ListSignaturesResponse]  # type: ignore[assignment]
+    """Lists signatures that this process recorded with what it decided, oldest first: routing, no text. It records none
+    unless it is told to. Idempotent.
+    """
 
 class PatternServiceServicer(metaclass=_abc_1.ABCMeta):
     """Retrieval of patterns by routing signature. Backed by object storage (the truth) and a vector index
@@ -87,7 +95,7 @@ class PatternServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _patterns_pb2.PublishSetRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_patterns_pb2.PublishSetResponse, _abc.Awaitable[_patterns_pb2.PublishSetResponse]]:
-        """Indexes a pattern set that lies in object storage. Idempotent: sets are immutable."""
+        """Indexes a pattern set that lies in object storage, unless the index has it whole. Idempotent: sets are immutable."""
 
     @_abc_1.abstractmethod
     def SetLive(
@@ -120,5 +128,15 @@ class PatternServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_patterns_pb2.DeleteSetResponse, _abc.Awaitable[_patterns_pb2.DeleteSetResponse]]:
         """Removes a set from the index; refused while it is live. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def ListSignatures(
+        self,
+        request: _patterns_pb2.ListSignaturesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_patterns_pb2.ListSignaturesResponse, _abc.Awaitable[_patterns_pb2.ListSignaturesResponse]]:
+        """Lists signatures that this process recorded with what it decided, oldest first: routing, no text. It records none
+        unless it is told to. Idempotent.
+        """
 
 def add_PatternServiceServicer_to_server(servicer: PatternServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

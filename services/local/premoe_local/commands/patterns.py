@@ -1,4 +1,4 @@
-"""`premoe patterns`: build patterns and sets from profiles; show and plot them. What else can be done to a set lies beside."""
+"""`premoe patterns`: build patterns and sets from profiles, show and plot them; its other commands lie beside."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import click
 
 from premoe_local.console import json_option, note, print_json, print_table
 from premoe_local.output_file import write_file
+from premoe_local.pattern_index import reindex
 from premoe_local.pattern_life import history, roll_back, set_live
 from premoe_local.pattern_store import list_, pattern_document, remove
+from premoe_local.pattern_rubbish import collect
 from premoe_local.score_option import score_name
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS as SPARE
 from premoe_runtime.formats.budget import Budget
@@ -44,7 +46,7 @@ def command() -> None:
     """Build, list, show and plot patterns and pattern sets; choose the live one, roll back, remove others."""
 
 
-for subcommand in (list_, set_live, roll_back, history, remove):
+for subcommand in (list_, set_live, roll_back, history, remove, collect, reindex):
     command.add_command(subcommand)
 
 

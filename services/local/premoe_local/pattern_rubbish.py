@@ -1,0 +1,57 @@
+"""`premoe patterns gc`: what a store holds and nobody needs any more."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import click
+
+from premoe_local.console import date, human_bytes, json_option, print_json, print_table, progress
+from premoe_runtime.offline.patterns.rubbish import Choice, Sweeper
+from premoe_runtime.storage import ObjectInfo, open_store
+
+_DAY_S = 86_400.0
+
+
+@click.command("gc")
+@click.argument("store_url")
+@click.option("--sets", is_flag=True, help="Also sets that are not live and that nobody can roll back to.")
+@click.option("--stale", is_flag=True, help="Also sets and live pointers of weights that no pack here has any more.")
+@click.option(
+    "--days",
+    type=click.FloatRange(0),
+    default=1.0,
+    show_default=True,
+    help="Leave alone what was written since: somebody may be about to name it.",
+)
+@click.option("--delete", is_flag=True, help="Delete it.  [default: say what would be deleted]")
+@json_option
+def collect(store_url: str, sets: bool, stale: bool, days: float, delete: bool, as_json: bool) -> None:
+    """Find patterns that no set names, and halves of sets, and delete them with --delete.
+
+    Profiles and packs are left alone; so is whatever the live set and those before it need, unless they are stale.
+    """
+    sweeper = Sweeper(open_store(store_url), Choice(time.time() - days * _DAY_S, sets=sets, stale=stale))
+    found = sweeper.find()
+    if delete:
+        with progress("deleting", len(found), quiet=as_json) as bar:
+            gone = []
+            for info in sweeper.remove(found):
+                gone.append(info)
+                bar.advance()
+        found = gone
+    _say(found, delete, as_json)
+
+
+def _say(found: Sequence[ObjectInfo], deleted: bool, as_json: bool) -> None:
+    num_bytes = sum(info.size for info in found)
+    if as_json:
+        objects = [{"path": info.path, "bytes": info.size, "written": date(info.modified)} for info in found]
+        print_json({"deleted": deleted, "bytes": num_bytes, "objects": objects})
+        return
+    if found:
+        rows = [(info.path, human_bytes(info.size), date(info.modified)) for info in found]
+        print_table("Deleted" if deleted else "Nobody needs", ("object", "size", "written"), rows)
+    told = f"{len(found)} objects, {human_bytes(num_bytes)}"
+    click.echo(f"deleted {told}" if deleted else f"{told}; nothing was deleted" + ("; --delete does" if found else ""))
