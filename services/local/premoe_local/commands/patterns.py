@@ -12,8 +12,8 @@ from premoe_local.console import json_option, note, print_json, print_table
 from premoe_local.output_file import write_file
 from premoe_local.pattern_index import reindex
 from premoe_local.pattern_life import history, roll_back, set_live
-from premoe_local.pattern_store import list_, pattern_document, remove
 from premoe_local.pattern_rubbish import collect
+from premoe_local.pattern_store import list_, pattern_document, remove
 from premoe_local.score_option import score_name
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS as SPARE
 from premoe_runtime.formats.budget import Budget
