@@ -6,13 +6,17 @@ Torch-free, so that the prober, the profiler and the retrieval service share one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from premoe_runtime.formats.arrays import F32, F64
 from premoe_runtime.formats.errors import InvalidInput
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class SignatureSpec(BaseModel):
@@ -28,6 +32,37 @@ class SignatureSpec(BaseModel):
     """``len(layers) * experts``, of the layer that has the most."""
     span: Literal["last-user-turn"] = "last-user-turn"
     """Tokens averaged over: template, system and tool tokens are left out."""
+
+
+EARLIER_TURNS = 8
+"""User turns before the last one whose signatures say what a conversation was about: the latest ones."""
+
+
+@dataclass(frozen=True, eq=False)  # slots: a subscripted generic could not be called
+class Turns(Generic[T]):
+    """What is known of the user turns of a conversation, such as their signatures.
+
+    whole    of the last one, after all that comes before it
+    alone    of the last one as if it opened the conversation; None where it does, and for prompts that are no chat
+    earlier  of those before it, each alone, oldest first, at most ``EARLIER_TURNS``
+    """
+
+    whole: T
+    alone: T | None = None
+    earlier: tuple[T, ...] = ()
+
+    @property
+    def all(self) -> tuple[T, ...]:
+        return (self.whole, *(() if self.alone is None else (self.alone,)), *self.earlier)
+
+    def like(self, values: Sequence[U]) -> Turns[U]:
+        """Something else of the same turns, in the order of ``all``."""
+        whole, *others = values
+        return Turns(whole, None if self.alone is None else others.pop(0), tuple(others))
+
+
+Signatures: TypeAlias = Turns[F32]
+"""f32[D] each."""
 
 
 def signature(probabilities: Sequence[F32], experts: int) -> F32:

@@ -16,6 +16,7 @@ from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2
 from premoe_gateway.adapters.retrieval import GrpcRetrieval
 from premoe_gateway.adapters.worker import GrpcWorker
+from premoe_gateway.domain import Ask, Probed
 from premoe_gateway.http.app import create_app
 from premoe_gateway.http.server import HttpServer
 from premoe_gateway.pool import WorkerPool
@@ -165,6 +166,18 @@ async def test_one_choice_that_fails_ends_the_answer_and_the_others(stream: bool
         await until(lambda: held.cancellations == 3)
 
 
+async def test_retrieval_is_told_of_every_turn() -> None:
+    worker, retrieval = FakeWorker(), FakeRetrieval()
+    talk: list[ChatCompletionMessageParam] = [*CHAT, {"role": "assistant", "content": "3"}, *CHAT]
+    async with gateway(worker, retrieval=retrieval) as url, client(url) as api:
+        await api.chat.completions.create(model=MODEL, messages=CHAT)
+        await api.chat.completions.create(model=MODEL, messages=talk)
+    one, several = retrieval.requests
+    assert (list(one.alone), list(one.earlier)) == ([], [])
+    assert list(several.alone) == [0, 0, 0, 1]
+    assert [list(each.values) for each in several.earlier] == [[1, 0, 0, 0]]
+
+
 @pytest.mark.parametrize(
     ("name", "decision", "pattern_id"),
     [
@@ -248,7 +261,7 @@ async def test_bodies_that_cannot_be_read(case: tuple[bytes, dict[str, str], int
 
 async def test_a_bug_is_500_in_openai_s_shape_and_names_no_class(caplog: pytest.LogCaptureFixture) -> None:
     class Broken(GrpcWorker):
-        async def probe(self, prompt: object, timeout_s: float) -> tuple[list[float], str]:
+        async def probe(self, ask: Ask, timeout_s: float) -> Probed:
             raise ZeroDivisionError("a bug")
 
     async with serving(FakeWorker()) as server, channel(server.address) as opened:

@@ -26,6 +26,7 @@ from support.processes import run_to_end, serving
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.formats.signature import EARLIER_TURNS
 from premoe_runtime.offline.patterns.library import find_set
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import open_store
@@ -429,3 +430,27 @@ def test_a_model_pruned_to_uneven_layers_is_packed_profiled_and_served(tmp_path:
         assert events[-1].finished.retained_mass == pytest.approx(1.0)
         residency = worker.GetResidency(worker_pb2.GetResidencyRequest())
         assert residency.device_bytes == residency.total_bytes
+
+
+def said(*turns: tuple[str, str]) -> worker_pb2.ProbeRequest:
+    messages = [worker_pb2.Message(role=role, content=content) for role, content in turns]
+    return worker_pb2.ProbeRequest(prompt=worker_pb2.Prompt(chat=worker_pb2.Chat(messages=messages)))
+
+
+def test_a_probe_of_a_conversation_tells_every_user_turn_by_itself(worker: Stub) -> None:
+    digits, capitals = prompts("digits", 1, seed=3)[0], prompts("capitals", 1, seed=3)[0]
+    answer = worker.Probe(said(("user", digits), ("assistant", "yes"), ("user", " "), ("user", capitals)))
+    first, last = worker.Probe(said(("user", digits))), worker.Probe(said(("user", capitals)))
+    assert (list(first.alone), list(first.earlier)) == ([], []), "one turn alone is the whole conversation"
+    assert list(answer.alone) == list(last.signature)
+    assert [list(each.values) for each in answer.earlier] == [list(first.signature)]
+    assert list(answer.signature) != list(answer.alone), "what comes before leaks into the whole"
+    assert answer.tokens == last.tokens
+
+
+def test_a_probe_tells_of_the_latest_turns_only(worker: Stub) -> None:
+    talk = [("user", letter) for letter in "ABCDEFGHIJKLM"]
+    answer = worker.Probe(said(("system", "x"), *talk))
+    assert len(answer.earlier) == EARLIER_TURNS
+    wanted = worker.Probe(said(("user", "L"))).signature
+    assert list(answer.earlier[-1].values) == list(wanted)

@@ -17,6 +17,7 @@ from premoe_gateway.domain import (
     Event,
     Finished,
     PatternChoice,
+    Probed,
     Prompt,
     Started,
     StoredPattern,
@@ -74,8 +75,8 @@ class Moving:
             total_bytes=self.experts << 26,
         )
 
-    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
-        return [1.0], "w"
+    async def probe(self, ask: Ask, timeout_s: float) -> Probed:
+        return Probed("w", (1.0,))
 
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
         raise NotImplementedError
@@ -113,9 +114,7 @@ class Tasks:
     experts: int = 128
     reads: int = 0
 
-    async def retrieve(
-        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
-    ) -> PatternChoice:
+    async def retrieve(self, probed: Probed, on_unknown: OnUnknown | None, timeout_s: float) -> PatternChoice:
         return PatternChoice("specialist", f"p-{self.tasks[0]}", self.tasks[0], 0.875, f"nearest is {self.tasks[0]}")
 
     async def ranking(self, pattern_id: str, timeout_s: float) -> Ranking:

@@ -81,7 +81,11 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
     ) -> worker_pb2.ProbeResponse:
         self.probes.append(request)
         signature = np.full(4, 0.5, np.float32).tolist()
-        return worker_pb2.ProbeResponse(signature=signature, weights_id=WEIGHTS, tokens=5, milliseconds=1.0)
+        answer = worker_pb2.ProbeResponse(signature=signature, weights_id=WEIGHTS, tokens=5, milliseconds=1.0)
+        if before := request.prompt.chat.messages[:-1]:
+            answer.alone.extend(np.eye(4)[-1])
+            answer.earlier.extend(patterns_pb2.Signature(values=np.eye(4)[0]) for turn in before if turn.role == "user")
+        return answer
 
     async def Tokenize(self, request: worker_pb2.TokenizeRequest, context: object) -> worker_pb2.TokenizeResponse:
         ids = request.prompt.text.encode()

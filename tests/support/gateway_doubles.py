@@ -18,6 +18,7 @@ from premoe_gateway.domain import (
     Finished,
     PatternChoice,
     PlaceLogprobs,
+    Probed,
     Prompt,
     Recommended,
     Started,
@@ -56,9 +57,9 @@ class EchoWorker:
             abilities=frozenset(ABILITIES),
         )
 
-    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
+    async def probe(self, ask: Ask, timeout_s: float) -> Probed:
         messages.prompt_message(ask.prompt, ask.tools.offered).SerializeToString()
-        return [1.0], "w"
+        return Probed("w", (1.0,))
 
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
         messages.prompt_message(prompt).SerializeToString()
@@ -84,9 +85,7 @@ class EchoWorker:
 class OneTask:
     """Recognises every prompt as the only task."""
 
-    async def retrieve(
-        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
-    ) -> PatternChoice:
+    async def retrieve(self, probed: Probed, on_unknown: OnUnknown | None, timeout_s: float) -> PatternChoice:
         return PatternChoice("specialist", "p", "task", 1.0, "the only one")
 
     async def ranking(self, pattern_id: str, timeout_s: float) -> Ranking:

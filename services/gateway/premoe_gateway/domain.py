@@ -131,6 +131,18 @@ class PatternChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class Probed:
+    """Signatures of a prompt's last user turn: after all that comes before it, and ``alone`` (empty: nothing does);
+    ``earlier``: those of the user turns before it, each alone, oldest first. ``weights_id``: what they were made with.
+    """
+
+    weights_id: str
+    signature: tuple[float, ...]
+    alone: tuple[float, ...] = ()
+    earlier: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Recognition:
     """A choice and the milliseconds it took; both None where the caller named the pattern."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, StoredPattern, Tokens, WorkerState
+from premoe_gateway.domain import Ask, Event, PatternChoice, Probed, Prompt, StoredPattern, Tokens, WorkerState
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.ranking import Ranking
 
@@ -20,8 +20,8 @@ class Worker(Protocol):
         """What it serves and how busy it is; Unavailable unless its health is SERVING."""
         ...
 
-    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
-        """Signature f32[D] of the prompt, and the ``weights_id`` it was made with."""
+    async def probe(self, ask: Ask, timeout_s: float) -> Probed:
+        """What the prompt is recognised by."""
         ...
 
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
@@ -40,10 +40,8 @@ class Worker(Protocol):
 class Retrieval(Protocol):
     """The retrieval service."""
 
-    async def retrieve(
-        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
-    ) -> PatternChoice:
-        """The decision for one signature; ``on_unknown`` None leaves the policy to the service."""
+    async def retrieve(self, probed: Probed, on_unknown: OnUnknown | None, timeout_s: float) -> PatternChoice:
+        """The decision for a prompt; ``on_unknown`` None leaves the policy to the service."""
         ...
 
     async def ranking(self, pattern_id: str, timeout_s: float) -> Ranking:

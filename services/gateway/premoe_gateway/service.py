@@ -108,11 +108,11 @@ class Gateway:
         if ask.pattern:
             return Recognition(await self._named(ask.pattern, await self._weights_of(ask.model)))
         started = time.perf_counter()
-        signature, weights_id = await self._ask(ask, "probe", lambda worker: worker.probe(ask, self._timeout_s))
+        found = await self._ask(ask, "probe", lambda worker: worker.probe(ask, self._timeout_s))
         probed = time.perf_counter()
         retrieval = self._retriever()
         with tracer().start_as_current_span("retrieve") as span:
-            choice = await retrieval.retrieve(weights_id, signature, self._on_unknown, self._timeout_s)
+            choice = await retrieval.retrieve(found, self._on_unknown, self._timeout_s)
             span.set_attribute("premoe.expert_set.id", choice.pattern_id or choice.decision)
             span.set_attribute("premoe.retrieval.score", choice.score)
             span.set_attribute("premoe.retrieval.fallback", choice.decision != "specialist")
@@ -122,7 +122,7 @@ class Gateway:
         if choice.decision == "reject":
             raise Conflict(f"no stored task fits this prompt: {choice.reason}", reason="UNKNOWN_TASK")
         if choice.pattern_id:
-            choice = replace(choice, weights_id=weights_id)
+            choice = replace(choice, weights_id=found.weights_id)
         return Recognition(choice, (probed - started) * 1e3, (ended - probed) * 1e3)
 
     async def generate(self, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]:

@@ -17,10 +17,12 @@ from premoe_retrieval.recorder import Recorder
 from premoe_retrieval.repository import PatternRepository
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.conversation import decide_turn
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
-from premoe_runtime.formats.recognition import Decision, decide
+from premoe_runtime.formats.recognition import Decision, Neighbour
+from premoe_runtime.formats.signature import Signatures
 
 NORM_TOLERANCE = 1e-3
 
@@ -81,37 +83,33 @@ class PatternService:
         return found
 
     async def retrieve(
-        self, weights_id: str, signature: F32, *, set_id: str = "", on_unknown: OnUnknown | None = None
+        self, weights_id: str, signatures: Signatures, *, set_id: str = "", on_unknown: OnUnknown | None = None
     ) -> Retrieved:
-        """Decide for a unit signature f32[D]; ``set_id`` empty means the live set of ``weights_id``.
+        """Decide for the last turn of a conversation; ``set_id`` empty means the live set of ``weights_id``.
 
         Where there is none yet and unknown tasks run on the full model, so does every prompt.
         """
         if not weights_id:
             raise InvalidInput("weights_id is empty; say which weights made the signature", reason="WEIGHTS_MISSING")
         on_unknown = on_unknown or self._on_unknown
-        unit = check_signature(signature)
+        for signature in signatures.all:
+            check_signature(signature)
         try:
             searched, pattern_set = await self._named_or_live(set_id, weights_id)
         except NotFound as error:
             if on_unknown != "full" or error.reason != "NO_LIVE_SET":
                 raise
             return Retrieved(Decision("full", "", "", 0.0, "there is no live pattern set", ()), "", 0)
-        vector = pattern_set.embed(unit)
+        vectors = [pattern_set.embed(signature) for signature in signatures.all]
         if set_id and searched not in self._published and not await self._is_indexed(searched, pattern_set):
             raise NotFound(f"pattern set {searched} is not published; publish it first", reason="SET_NOT_PUBLISHED")
         await self._ensure_indexed(searched, pattern_set)
-        wanted = _wanted(pattern_set)
-        neighbours = await self._index.query(searched, vector, wanted) if wanted else ()
-        if len(neighbours) < sum(wanted.values()):
-            # The index lost points behind our back (a server restarted empty): the truth is still there.
-            log.warning("index holds only part of set %s; publishing it again", searched)
-            await self._index.publish(searched, pattern_set)
-            neighbours = await self._index.query(searched, vector, wanted)
-        decision = decide(neighbours, pattern_set, on_unknown)
+        found = await self._nearest(searched, pattern_set, vectors)
+        decision = decide_turn(signatures.like(found), pattern_set, on_unknown)
         if not set_id:
-            self.recorder.note(weights_id, searched, unit, decision)
-        return Retrieved(decision, searched, len(neighbours), _exemplars(pattern_set))
+            turn = signatures.whole if signatures.alone is None else signatures.alone
+            self.recorder.note(weights_id, searched, turn, decision)
+        return Retrieved(decision, searched, sum(map(len, found)), _exemplars(pattern_set))
 
     async def publish_set(self, set_id: str) -> tuple[int, bool]:
         """Index a set that lies in object storage; returns its exemplars, and whether the index had them before."""
@@ -191,6 +189,19 @@ class PatternService:
         if weights_id:
             _check_weights(set_id, pattern_set, weights_id)
         return pattern_set
+
+    async def _nearest(self, set_id: str, pattern_set: PatternSet, vectors: Sequence[F32]) -> list[Sequence[Neighbour]]:
+        """Exemplars near each vector, as many of every task as the decision needs."""
+        wanted = _wanted(pattern_set)
+        if not wanted:
+            return [() for _ in vectors]
+        found = [await self._index.query(set_id, vector, wanted) for vector in vectors]
+        if any(len(neighbours) < sum(wanted.values()) for neighbours in found):
+            # The index lost points behind our back (a server restarted empty): the truth is still there.
+            log.warning("index holds only part of set %s; publishing it again", set_id)
+            await self._index.publish(set_id, pattern_set)
+            found = [await self._index.query(set_id, vector, wanted) for vector in vectors]
+        return found
 
     async def _ensure_indexed(self, set_id: str, pattern_set: PatternSet) -> None:
         if set_id in self._published:

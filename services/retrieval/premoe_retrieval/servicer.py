@@ -20,6 +20,7 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import Pattern, PatternKind
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import Decision
+from premoe_runtime.formats.signature import Signatures
 
 SERVICE_NAME = "premoe.patterns.v1.PatternService"
 
@@ -56,7 +57,7 @@ class PatternServicer(patterns_pb2_grpc.PatternServiceServicer):
         with self._metrics.query():
             retrieved = await self._service.retrieve(
                 request.weights_id,
-                np.fromiter(request.signature, np.float32, len(request.signature)),
+                _signatures(request),
                 set_id=request.set_id,
                 on_unknown=_POLICIES[request.on_unknown],
             )
@@ -121,6 +122,14 @@ def pattern_service(service: PatternService, metrics: RetrievalMetrics | None = 
     return registration(
         SERVICE_NAME, PatternServicer(service, metrics), patterns_pb2_grpc.add_PatternServiceServicer_to_server
     )
+
+
+def _signatures(request: pb.RetrieveRequest) -> Signatures:
+    whole, alone, *earlier = (
+        np.fromiter(values, np.float32, len(values))
+        for values in (request.signature, request.alone, *(each.values for each in request.earlier))
+    )
+    return Signatures(whole, alone if alone.size else None, tuple(earlier))
 
 
 def _pattern(pattern_id: str, pattern: Pattern) -> pb.Pattern:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from premoe_runtime.engines.base import Engine
 from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.engines.hf.token_bytes import TokenBytes
+from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.formats.signature import EARLIER_TURNS, Signatures
 from premoe_runtime.offline.prompt_room import PromptRoom
 from premoe_runtime.offline.prompts import Span, encode_prompt
 from premoe_runtime.probing.prober import Prober
@@ -31,13 +32,20 @@ from premoe_worker.settings import WorkerSettings
 from premoe_worker.tools.formats import ToolUse
 from premoe_worker.tools.rendering import fields_of, listed
 
+_KNOWN_TURNS = 1024
+_KNOWN_TURN_CHARACTERS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A prompt as token ids; ``span`` holds the tokens that a signature is made of."""
+    """A prompt as token ids; ``span`` holds the tokens that a signature is made of.
+
+    ``user_turns``: texts of the latest user turns, the last one included; empty where nothing comes before that.
+    """
 
     token_ids: tuple[int, ...]
     span: Span
+    user_turns: tuple[str, ...] = ()
 
 
 class ServedModel:
@@ -54,6 +62,8 @@ class ServedModel:
         self._prober = prober
         self.tool_use = ToolUse.of(tokenizer)
         self._room = PromptRoom.of(tokenizer, engine.limits.context)
+        # A conversation sends its turns again and again.
+        self._known_turn = lru_cache(_KNOWN_TURNS)(self._probe_turn)
 
     def encode(self, prompt: Prompt, tools: Sequence[Tool] = (), *, plain: bool = False) -> Encoded:
         """Token ids of a prompt; of ``plain`` text, without the tokenizer's special ones. Takes a while for long ones.
@@ -75,7 +85,7 @@ class ServedModel:
             raise InvalidInput("the last message must be the user's or a tool's", reason="LAST_TURN")
         self.tool_use.check(turns, tools)
         rendered = encode_prompt(self._tokenizer, turns, self._room, fields=fields_of, tools=[*map(listed, tools)])
-        return Encoded(rendered.token_ids, rendered.span)
+        return Encoded(rendered.token_ids, rendered.span, _user_turns(turns, tools))
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
         """Text of tokens. Raises InvalidInput for ids outside the vocabulary."""
@@ -87,9 +97,24 @@ class ServedModel:
         )
         return text
 
-    def signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
-        """f32[D]. Takes a while; needs no routed expert."""
-        return self._prober.signature(encoded.token_ids, range(encoded.span.start, encoded.span.stop))
+    def signatures(self, encoded: Encoded) -> Signatures:
+        """Those of an encoded prompt. Takes a while; needs no routed expert."""
+        whole = self._prober.signature(encoded.token_ids, range(encoded.span.start, encoded.span.stop))
+        if not encoded.user_turns:
+            return Signatures(whole)
+        *earlier, last = map(self._alone, encoded.user_turns)
+        return Signatures(whole, last, tuple(each for each in earlier if each is not None))
+
+    def _alone(self, text: str) -> F32 | None:
+        """Signature of a user turn as if it opened a conversation; None where the template takes no such one."""
+        return self._known_turn(text) if len(text) <= _KNOWN_TURN_CHARACTERS else self._probe_turn(text)
+
+    def _probe_turn(self, text: str) -> F32 | None:
+        try:
+            prompt = encode_prompt(self._tokenizer, [Turn("user", text)], self._room)
+        except InvalidInput:
+            return None
+        return self._prober.signature(prompt.token_ids, range(prompt.span.start, prompt.span.stop))
 
     def check_integrity(self) -> None:
         """Takes a while: reads every resident blob between two steps. Raises CorruptData."""
@@ -104,6 +129,13 @@ class ServedModel:
     def close(self) -> None:
         """Cancel everything and stop the threads."""
         self.front.close()
+
+
+def _user_turns(turns: Sequence[Turn], tools: Sequence[Tool]) -> tuple[str, ...]:
+    if len(turns) == 1 and not tools:
+        return ()
+    said = [turn.content for turn in turns if turn.role == "user" and turn.content.strip()]
+    return tuple(said[-1 - EARLIER_TURNS :])
 
 
 def load_model(source: ExpertSource, opener: Opener, limits: Limits, settings: WorkerSettings) -> ServedModel:

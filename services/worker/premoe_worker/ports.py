@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.ranking import Ranking
+from premoe_runtime.formats.signature import Signatures
 from premoe_worker.domain import PatternChoice
 
 
 class Retrieval(Protocol):
     """The retrieval service. Every method raises NotFound, CorruptData or Unavailable."""
 
-    async def retrieve(
-        self, weights_id: str, signature: npt.NDArray[np.float32], on_unknown: OnUnknown
-    ) -> PatternChoice:
-        """The decision for one signature f32[D]."""
+    async def retrieve(self, weights_id: str, signatures: Signatures, on_unknown: OnUnknown) -> PatternChoice:
+        """The decision for the last turn of a conversation."""
         ...
 
     async def ranking(self, pattern_id: str) -> Ranking:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from functools import cached_property, lru_cache, partial
 
 import numpy as np
-import numpy.typing as npt
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
@@ -22,6 +21,7 @@ from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.ranking import Ranking
+from premoe_runtime.formats.signature import Signatures
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
@@ -117,8 +117,8 @@ class Worker:
         reader = ToolReader(use.form, use.special) if ask.tools and use.form is not None else None
         return request, Answer(choice, len(encoded.token_ids), received_ns, reader, single=ask.tool_choice.single)
 
-    async def probe(self, ask: Ask) -> tuple[npt.NDArray[np.float32], int, float]:
-        """Signature f32[D] of a prompt, tokens that counted, milliseconds. Raises InvalidInput, Exhausted (queue).
+    async def probe(self, ask: Ask) -> tuple[Signatures, int, float]:
+        """Signatures of a prompt, tokens of its last user turn, milliseconds. Raises InvalidInput, Exhausted (queue).
 
         A probe is refused while a request would be: it is asked for on behalf of one.
         """
@@ -126,8 +126,8 @@ class Worker:
         started = time.perf_counter()
         encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools)
         self._settled(ask, encoded)
-        signature = await self._signature(encoded)
-        return signature, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3
+        signatures = await self._signatures(encoded)
+        return signatures, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3
 
     async def tokenize(self, prompt: Prompt, *, plain: bool, model: str) -> Tokens:
         """The tokens that ``generate`` would run on. Raises InvalidInput, NotFound (model), Exhausted (queue)."""
@@ -242,9 +242,9 @@ class Worker:
 
     async def _recognise(self, encoded: Encoded, on_unknown: OnUnknown) -> PatternChoice:
         retrieval = self._require_retrieval()
-        signature = await self._signature(encoded)
+        signatures = await self._signatures(encoded)
         with tracer().start_as_current_span("retrieve") as span:
-            choice = await retrieval.retrieve(self.model.manifest.weights_id, signature, on_unknown)
+            choice = await retrieval.retrieve(self.model.manifest.weights_id, signatures, on_unknown)
             describe_choice(choice, span=span)
         if choice.decision != "specialist":
             log.info("prompt of no stored task: %s (%s)", choice.decision, choice.reason)
@@ -254,10 +254,10 @@ class Worker:
     def _full(self) -> KeptPattern:
         return KeptPattern.full(self.model.manifest.exists)
 
-    async def _signature(self, encoded: Encoded) -> npt.NDArray[np.float32]:
+    async def _signatures(self, encoded: Encoded) -> Signatures:
         with tracer().start_as_current_span("probe") as span:
             span.set_attribute("premoe.probe.tokens", encoded.span.stop - encoded.span.start)
-            return await self._probing.run(self.model.signature, encoded)
+            return await self._probing.run(self.model.signatures, encoded)
 
     async def _resolve(self, choice: PatternChoice) -> tuple[PatternChoice, KeptPattern, Budget]:
         """The experts to keep for a choice, and the budget that says so."""

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 import grpc
+from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.server import Registration, registration
 
@@ -42,12 +43,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
 
     async def Probe(self, request: worker_pb2.ProbeRequest, context: Context) -> worker_pb2.ProbeResponse:
         asked = Ask(messages.prompt(request.prompt), tools=messages.tools(request.prompt))
-        signature, tokens, milliseconds = await self._worker.probe(asked)
+        signatures, tokens, milliseconds = await self._worker.probe(asked)
         return worker_pb2.ProbeResponse(
-            signature=signature.tolist(),
+            signature=signatures.whole.tolist(),
             weights_id=self._worker.model.manifest.weights_id,
             tokens=tokens,
             milliseconds=milliseconds,
+            alone=() if signatures.alone is None else signatures.alone.tolist(),
+            earlier=[patterns_pb2.Signature(values=each.tolist()) for each in signatures.earlier],
         )
 
     async def Tokenize(self, request: worker_pb2.TokenizeRequest, context: Context) -> worker_pb2.TokenizeResponse:

@@ -15,6 +15,7 @@ from premoe_gateway.domain import (
     Event,
     Finished,
     PatternChoice,
+    Probed,
     Prompt,
     Sampling,
     Started,
@@ -88,11 +89,11 @@ class Scripted:
     async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:
         raise NotImplementedError
 
-    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
+    async def probe(self, ask: Ask, timeout_s: float) -> Probed:
         self.probed += 1
         if self.fault is not None:
             raise self.fault
-        return [1.0], "w"
+        return Probed("w", (1.0,))
 
     async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
         self.asked.append(ask)
@@ -108,9 +109,7 @@ class Scripted:
 class Known:
     """Retrieval that knows one pattern: experts 0 and 1 first, in both layers."""
 
-    async def retrieve(
-        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
-    ) -> PatternChoice:
+    async def retrieve(self, probed: Probed, on_unknown: OnUnknown | None, timeout_s: float) -> PatternChoice:
         return PatternChoice("specialist", "p", "task")
 
     async def ranking(self, pattern_id: str, timeout_s: float) -> Ranking:

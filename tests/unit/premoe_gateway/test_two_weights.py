@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 import pytest
@@ -11,6 +11,7 @@ from premoe_gateway.domain import (
     Delta,
     Event,
     PatternChoice,
+    Probed,
     Sampling,
     Started,
     StoredPattern,
@@ -37,9 +38,9 @@ class Weights(EchoWorker):
         state = await super().state()
         return replace(state, address=self.address, weights_id=self.weights_id, running=self.load)
 
-    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
+    async def probe(self, ask: Ask, timeout_s: float) -> Probed:
         self.check()
-        return [1.0], self.weights_id
+        return Probed(self.weights_id, (1.0,))
 
     async def generate(self, ask: Ask, choice: PatternChoice, timeout_s: float) -> AsyncGenerator[Event, None]:
         self.check()
@@ -56,10 +57,8 @@ class Weights(EchoWorker):
 class TaskOfEach(OneTask):
     """Every weights have a pattern of the one task."""
 
-    async def retrieve(
-        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
-    ) -> PatternChoice:
-        return PatternChoice("specialist", f"p-{weights_id}", "task")
+    async def retrieve(self, probed: Probed, on_unknown: OnUnknown | None, timeout_s: float) -> PatternChoice:
+        return PatternChoice("specialist", f"p-{probed.weights_id}", "task")
 
     async def patterns(self, weights_id: str, timeout_s: float) -> tuple[StoredPattern, ...]:
         return (StoredPattern(f"p-{weights_id}", "task", False),)

@@ -18,6 +18,7 @@ from premoe_runtime.formats.live import LivePointer, live_path
 from premoe_runtime.formats.pattern import pattern_path
 from premoe_runtime.formats.pattern_set import Member, PatternSet, set_paths
 from premoe_runtime.formats.recognition import recognise
+from premoe_runtime.formats.signature import Signatures
 from premoe_runtime.storage import Store, open_store
 
 
@@ -53,7 +54,7 @@ def bench() -> Bench:
 async def test_a_known_task_gets_its_specialist(bench: Bench, task: str) -> None:
     stored = store_set(bench.store)
     await bench.go_live(stored)
-    retrieved = await bench.service.retrieve(WEIGHTS, stored.near(task))
+    retrieved = await bench.service.retrieve(WEIGHTS, Signatures(stored.near(task)))
     assert retrieved.set_id == stored.set_id
     assert (retrieved.decision.kind, retrieved.decision.task) == ("specialist", task)
     assert retrieved.decision.pattern_id == stored.pattern_id(task)
@@ -78,7 +79,7 @@ async def test_an_unknown_task_follows_the_request_then_the_service_then_the_set
     bench = Bench(on_unknown=service)
     stored = store_set(bench.store)
     await bench.go_live(stored)
-    decision = (await bench.service.retrieve(WEIGHTS, FAR, on_unknown=asked)).decision
+    decision = (await bench.service.retrieve(WEIGHTS, Signatures(FAR), on_unknown=asked)).decision
     assert decision.kind == expected
     assert decision.pattern_id == (stored.pattern_id("generalist") if expected == "generalist" else "")
     assert not decision.recognised
@@ -86,7 +87,7 @@ async def test_an_unknown_task_follows_the_request_then_the_service_then_the_set
 
 async def test_without_a_generalist_an_unknown_task_is_rejected(bench: Bench) -> None:
     await bench.go_live(store_set(bench.store, generalist=False))
-    assert (await bench.service.retrieve(WEIGHTS, FAR)).decision.kind == "reject"
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(FAR))).decision.kind == "reject"
 
 
 def bad(name: str) -> F32:
@@ -105,7 +106,7 @@ async def test_a_live_pointer_that_leads_nowhere_is_the_servers_fault(bench: Ben
     if live == "foreign":
         live = store_set(bench.store).set_id
     bench.store.put(live_path("other"), b'{"set_id": "%s"}' % live.encode())
-    for asked in (bench.service.retrieve("other", FAR), bench.service.list_patterns("", "other")):
+    for asked in (bench.service.retrieve("other", Signatures(FAR)), bench.service.list_patterns("", "other")):
         says = "live/other.json: .* is no id" if "/" in live else "the live pointer of weights other leads nowhere"
         with pytest.raises(CorruptData, match=says) as caught:
             await asked
@@ -117,25 +118,25 @@ async def test_a_live_pointer_that_leads_nowhere_is_the_servers_fault(bench: Ben
 async def test_a_signature_that_is_none_is_refused(bench: Bench, name: str) -> None:
     await bench.go_live(store_set(bench.store))
     with pytest.raises(InvalidInput, match="signature") as caught:
-        await bench.service.retrieve(WEIGHTS, bad(name))
+        await bench.service.retrieve(WEIGHTS, Signatures(bad(name)))
     assert caught.value.reason == "SIGNATURE_INVALID"
 
 
 async def test_unknown_weights_and_sets_are_named(bench: Bench) -> None:
     stored = store_set(bench.store)
     with pytest.raises(NotFound, match="no pattern set is live for weights") as live:
-        await bench.service.retrieve(WEIGHTS, FAR)
+        await bench.service.retrieve(WEIGHTS, Signatures(FAR))
     with pytest.raises(NotFound, match="is not published") as unpublished:
-        await bench.service.retrieve(WEIGHTS, FAR, set_id=stored.set_id)
+        await bench.service.retrieve(WEIGHTS, Signatures(FAR), set_id=stored.set_id)
     with pytest.raises(NotFound, match="no pattern set 0000") as missing:
-        await bench.service.retrieve(WEIGHTS, FAR, set_id="0000")
+        await bench.service.retrieve(WEIGHTS, Signatures(FAR), set_id="0000")
     await bench.service.publish_set(stored.set_id)
     with pytest.raises(InvalidInput, match="belongs to weights") as foreign:
-        await bench.service.retrieve("other", FAR, set_id=stored.set_id)
+        await bench.service.retrieve("other", Signatures(FAR), set_id=stored.set_id)
     with pytest.raises(InvalidInput, match="weights_id is empty"):
-        await bench.service.retrieve("", FAR, set_id=stored.set_id)
+        await bench.service.retrieve("", Signatures(FAR), set_id=stored.set_id)
     with pytest.raises(InvalidInput, match="is no id"):
-        await bench.service.retrieve("../../etc", FAR)
+        await bench.service.retrieve("../../etc", Signatures(FAR))
     assert [one.value.reason for one in (live, unpublished, missing, foreign)] == [
         "NO_LIVE_SET",
         "SET_NOT_PUBLISHED",
@@ -145,12 +146,12 @@ async def test_unknown_weights_and_sets_are_named(bench: Bench) -> None:
 
 
 async def test_without_a_live_set_every_prompt_may_run_on_the_full_model(bench: Bench) -> None:
-    retrieved = await bench.service.retrieve(WEIGHTS, FAR, on_unknown="full")
+    retrieved = await bench.service.retrieve(WEIGHTS, Signatures(FAR), on_unknown="full")
     assert (retrieved.decision.kind, retrieved.decision.pattern_id, retrieved.set_id) == ("full", "", "")
     assert retrieved.decision.reason == "there is no live pattern set"
-    assert (await Bench(on_unknown="full").service.retrieve(WEIGHTS, FAR)).decision.kind == "full"
+    assert (await Bench(on_unknown="full").service.retrieve(WEIGHTS, Signatures(FAR))).decision.kind == "full"
     with pytest.raises(NotFound, match="no pattern set 0000"):
-        await bench.service.retrieve(WEIGHTS, FAR, set_id="0000", on_unknown="full")
+        await bench.service.retrieve(WEIGHTS, Signatures(FAR), set_id="0000", on_unknown="full")
 
 
 async def test_a_published_set_can_be_searched_before_it_is_live(bench: Bench) -> None:
@@ -159,7 +160,7 @@ async def test_a_published_set_can_be_searched_before_it_is_live(bench: Bench) -
     assert await bench.service.publish_set(stored.set_id) == (21, True)
     await bench.index.delete(stored.set_id)
     assert await bench.service.publish_set(stored.set_id) == (21, False), "an index that lost its points is filled"
-    retrieved = await bench.service.retrieve(WEIGHTS, stored.near("spelling"), set_id=stored.set_id)
+    retrieved = await bench.service.retrieve(WEIGHTS, Signatures(stored.near("spelling")), set_id=stored.set_id)
     assert retrieved.decision.task == "spelling"
 
 
@@ -170,7 +171,7 @@ async def test_going_live_switches_one_pointer(bench: Bench) -> None:
     pointer = LivePointer.load(bench.store.get, WEIGHTS)
     assert pointer.set_id == second.set_id
     assert [version.set_id for version in pointer.history] == [second.set_id, first.set_id]
-    assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == second.set_id
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(FAR))).set_id == second.set_id
     assert await bench.service.set_live(WEIGHTS, second.set_id) == second.set_id
 
 
@@ -195,9 +196,11 @@ async def test_a_live_set_of_weights_that_no_pack_has_is_stale(bench: Bench) -> 
     with pytest.raises(
         NotFound, match=f"is live for weights {packed}; .* that of weights {WEIGHTS[:16]} is stale"
     ) as old:
-        await bench.service.retrieve(packed, FAR)
+        await bench.service.retrieve(packed, Signatures(FAR))
     assert old.value.reason == "NO_LIVE_SET"
-    assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == stored.set_id, "its own model is served on"
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(FAR))).set_id == stored.set_id, (
+        "its own model is served on"
+    )
     with pytest.raises(Conflict, match="is stale: it was made with weights abab") as caught:
         await bench.service.set_live(WEIGHTS, stored.set_id)
     assert caught.value.reason == "SET_STALE"
@@ -205,7 +208,7 @@ async def test_a_live_set_of_weights_that_no_pack_has_is_stale(bench: Bench) -> 
     fresh = store_set(bench.store, weights_id=packed)
     await bench.service.publish_set(fresh.set_id)
     await bench.service.set_live(packed, fresh.set_id)
-    assert (await bench.service.retrieve(packed, FAR)).set_id == fresh.set_id
+    assert (await bench.service.retrieve(packed, Signatures(FAR))).set_id == fresh.set_id
 
 
 async def test_a_live_set_is_not_deleted_and_others_are(bench: Bench) -> None:
@@ -218,19 +221,19 @@ async def test_a_live_set_is_not_deleted_and_others_are(bench: Bench) -> None:
     assert await bench.service.delete_set(second.set_id) is True
     assert await bench.service.delete_set(second.set_id) is False
     with pytest.raises(NotFound, match="is not published"):
-        await bench.service.retrieve(WEIGHTS, FAR, set_id=second.set_id)
-    assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == first.set_id
+        await bench.service.retrieve(WEIGHTS, Signatures(FAR), set_id=second.set_id)
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(FAR))).set_id == first.set_id
 
 
 async def test_a_switch_by_another_replica_counts_after_the_refresh_time(bench: Bench) -> None:
     first, second = store_set(bench.store, seed=1), store_set(bench.store, seed=2)
     other = Bench(bench.store)
     await bench.go_live(first)
-    assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == first.set_id
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(FAR))).set_id == first.set_id
     await other.go_live(second)
-    assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == first.set_id
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(FAR))).set_id == first.set_id
     bench.clock.now += 1.0
-    assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == second.set_id, "indexed on demand"
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(FAR))).set_id == second.set_id, "indexed on demand"
 
 
 async def test_a_set_made_live_by_another_replica_is_not_deleted(bench: Bench) -> None:
@@ -255,7 +258,7 @@ async def test_an_index_that_lost_its_points_is_filled_again(bench: Bench) -> No
     stored = store_set(bench.store)
     await bench.go_live(stored)
     await bench.index.delete(stored.set_id)
-    assert (await bench.service.retrieve(WEIGHTS, stored.near("sorting"))).decision.task == "sorting"
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(stored.near("sorting")))).decision.task == "sorting"
     assert await bench.index.count(stored.set_id, DIMENSION) == 21
 
 
@@ -306,7 +309,9 @@ async def test_many_first_requests_index_the_live_set_once(bench: Bench) -> None
         await publish(set_id, stored.pattern_set)
 
     again.index.publish = counted  # type: ignore[method-assign]
-    results = await asyncio.gather(*(again.service.retrieve(WEIGHTS, stored.near("sorting")) for _ in range(8)))
+    results = await asyncio.gather(
+        *(again.service.retrieve(WEIGHTS, Signatures(stored.near("sorting"))) for _ in range(8))
+    )
     assert {result.decision.task for result in results} == {"sorting"}
     assert published == [stored.set_id]
 
@@ -322,8 +327,8 @@ async def test_a_dead_store_is_unavailable_until_it_is_back(bench: Bench, monkey
     with monkeypatch.context() as patched:
         patched.setattr(bench.store, "get", refuse)
         with pytest.raises(Unavailable, match=r"live pointer .* the object store does not answer"):
-            await bench.service.retrieve(WEIGHTS, FAR)
-    assert (await bench.service.retrieve(WEIGHTS, FAR)).set_id == stored.set_id
+            await bench.service.retrieve(WEIGHTS, Signatures(FAR))
+    assert (await bench.service.retrieve(WEIGHTS, Signatures(FAR))).set_id == stored.set_id
 
 
 async def test_a_specialist_that_only_has_a_name_is_never_recognised(bench: Bench) -> None:
@@ -342,7 +347,9 @@ async def test_a_specialist_that_only_has_a_name_is_never_recognised(bench: Benc
         await bench.service.set_live(WEIGHTS, made.set_id)
         for task in TASKS:
             decision = (
-                await bench.service.retrieve(WEIGHTS, stored.near(task), set_id=made.set_id, on_unknown="reject")
+                await bench.service.retrieve(
+                    WEIGHTS, Signatures(stored.near(task)), set_id=made.set_id, on_unknown="reject"
+                )
             ).decision
             assert (decision.kind, decision.task) == (("specialist", task) if members == more else ("reject", ""))
         _, listed = await bench.service.list_patterns(made.set_id, WEIGHTS)

@@ -17,6 +17,7 @@ from support.stored_patterns import FAR, WEIGHTS, StoredSet, direction, store_se
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.recognition import recognise
+from premoe_runtime.formats.signature import Signatures
 from premoe_runtime.storage import open_store
 
 
@@ -31,15 +32,16 @@ async def live_service(recorder: Recorder | None) -> tuple[PatternService, Store
 
 async def test_nothing_is_kept_unless_asked() -> None:
     service, _ = await live_service(None)
-    await service.retrieve(WEIGHTS, FAR)
+    await service.retrieve(WEIGHTS, Signatures(FAR))
     assert (service.recorder.page(WEIGHTS, 0), service.recorder.capacity) == ([], 0)
 
 
 async def test_the_last_decisions_of_the_live_set_are_kept_and_listed() -> None:
     service, stored = await live_service(Recorder(3, clock=lambda: 12.5))
     for signature in (FAR, FAR, stored.near("sorting"), stored.near("counting")):
-        await service.retrieve(WEIGHTS, signature)
-    await service.retrieve(WEIGHTS, FAR, set_id=stored.set_id)  # a set that is tried by name decides nothing
+        await service.retrieve(WEIGHTS, Signatures(signature))
+    # A set that is tried by name decides nothing.
+    await service.retrieve(WEIGHTS, Signatures(FAR), set_id=stored.set_id)
     answer = await PatternServicer(service).ListSignatures(pb.ListSignaturesRequest(weights_id=WEIGHTS), None)  # type: ignore[arg-type]
     assert answer.capacity == 3
     assert [(each.number, each.decision, each.task) for each in answer.signatures][1:] == [

@@ -18,6 +18,7 @@ from premoe_worker.tools.formats import ToolUse
 from premoe_runtime.engines.base import RequestLimits
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import Exhausted, Unavailable
+from premoe_runtime.formats.signature import Signatures
 from premoe_runtime.offline.prompts import Span
 from premoe_runtime.serving.admission import Admission
 
@@ -39,9 +40,9 @@ class Model:
         self.encoding.wait()
         return Encoded((1, 2), Span(0, 2))
 
-    def signature(self, encoded: Encoded) -> Any:
+    def signatures(self, encoded: Encoded) -> Signatures:
         self.probing.wait()
-        return np.ones(1, np.float32)
+        return Signatures(np.ones(1, np.float32))
 
 
 def worker_over(model: Model) -> Worker:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from premoe_worker.domain import PatternChoice
 from premoe_worker.residency import LIVE_SET_S, Preload, ResidencyKeeper, reachable
@@ -16,6 +15,7 @@ from premoe_worker.residency import LIVE_SET_S, Preload, ResidencyKeeper, reacha
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.errors import NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ranking import Ranking
+from premoe_runtime.formats.signature import Signatures
 from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import KeptPattern
 
@@ -71,9 +71,7 @@ class Retrieval:
             raise self.fault
         return dict(self.live)
 
-    async def retrieve(
-        self, weights_id: str, signature: npt.NDArray[np.float32], on_unknown: OnUnknown
-    ) -> PatternChoice:
+    async def retrieve(self, weights_id: str, signatures: Signatures, on_unknown: OnUnknown) -> PatternChoice:
         raise NotImplementedError
 
     async def ranking(self, pattern_id: str) -> Ranking:

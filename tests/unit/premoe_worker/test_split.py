@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from premoe.patterns.v1 import patterns_pb2 as pb
 from premoe_retrieval.adapters.memory import MemoryIndex
@@ -27,6 +26,7 @@ from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.manifest import ExpertLayer, Manifest
 from premoe_runtime.formats.ranking import Ranking
+from premoe_runtime.formats.signature import Signatures
 from premoe_runtime.offline.patterns.build import BuildOptions, BuiltSet, build_set
 from premoe_runtime.offline.patterns.library import publish
 from premoe_runtime.storage import open_store
@@ -52,9 +52,7 @@ class Retrieval:
             raise answer
         return answer
 
-    async def retrieve(
-        self, weights_id: str, signature: npt.NDArray[np.float32], on_unknown: OnUnknown
-    ) -> PatternChoice:
+    async def retrieve(self, weights_id: str, signatures: Signatures, on_unknown: OnUnknown) -> PatternChoice:
         raise NotImplementedError
 
     async def ranking(self, pattern_id: str) -> Ranking:

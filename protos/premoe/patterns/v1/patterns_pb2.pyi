@@ -138,8 +138,32 @@ class Match(_message.Message):
 Global___Match: _TypeAlias = Match  # noqa: Y015
 
 @_typing.final
+class Signature(_message.Message):
+    """One turn's routing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """L2-normalised."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Signature: _TypeAlias = Signature  # noqa: Y015
+
+@_typing.final
 class RetrieveRequest(_message.Message):
-    """Asks for the task of one signature."""
+    """Asks for the task of one signature, or of the last turn of a conversation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -147,6 +171,8 @@ class RetrieveRequest(_message.Message):
     SIGNATURE_FIELD_NUMBER: _builtins.int
     SET_ID_FIELD_NUMBER: _builtins.int
     ON_UNKNOWN_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
     weights_id: _builtins.str
     """Weights the signature was made with."""
     set_id: _builtins.str
@@ -157,6 +183,14 @@ class RetrieveRequest(_message.Message):
     def signature(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Signature, L2-normalised, of the set's dimension."""
 
+    @_builtins.property
+    def alone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Signature of the same turn as if it opened the conversation; empty where it does, or where it is not known."""
+
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signature]:
+        """Those of the user turns before it, each alone, oldest first; the latest ones, where there are many."""
+
     def __init__(
         self,
         *,
@@ -164,10 +198,12 @@ class RetrieveRequest(_message.Message):
         signature: _abc.Iterable[_builtins.float] | None = ...,
         set_id: _builtins.str = ...,
         on_unknown: Global___OnUnknown.ValueType = ...,
+        alone: _abc.Iterable[_builtins.float] | None = ...,
+        earlier: _abc.Iterable[Global___Signature] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["on_unknown", b"on_unknown", "set_id", b"set_id", "signature", b"signature", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "earlier", b"earlier", "on_unknown", b"on_unknown", "set_id", b"set_id", "signature", b"signature", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

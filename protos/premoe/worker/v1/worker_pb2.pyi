@@ -817,7 +817,7 @@ Global___ProbeRequest: _TypeAlias = ProbeRequest  # noqa: Y015
 
 @_typing.final
 class ProbeResponse(_message.Message):
-    """A signature."""
+    """The signatures of a prompt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -825,15 +825,25 @@ class ProbeResponse(_message.Message):
     WEIGHTS_ID_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     MILLISECONDS_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
     weights_id: _builtins.str
     """Weights it was made with."""
     tokens: _builtins.int
     """Tokens that counted."""
     milliseconds: _builtins.float
-    """Milliseconds it took."""
+    """Milliseconds they took, all of them."""
     @_builtins.property
     def signature(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """L2-normalised."""
+        """Of the last user turn, after all that comes before it. L2-normalised."""
+
+    @_builtins.property
+    def alone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of the same turn as if it opened the conversation; empty where it does, and for prompts that are no chat."""
+
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedCompositeFieldContainer[_patterns_pb2.Signature]:
+        """Of the user turns before it, each alone, oldest first; of the latest ones, where there are many."""
 
     def __init__(
         self,
@@ -842,10 +852,12 @@ class ProbeResponse(_message.Message):
         weights_id: _builtins.str = ...,
         tokens: _builtins.int = ...,
         milliseconds: _builtins.float = ...,
+        alone: _abc.Iterable[_builtins.float] | None = ...,
+        earlier: _abc.Iterable[_patterns_pb2.Signature] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["milliseconds", b"milliseconds", "signature", b"signature", "tokens", b"tokens", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "earlier", b"earlier", "milliseconds", b"milliseconds", "signature", b"signature", "tokens", b"tokens", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

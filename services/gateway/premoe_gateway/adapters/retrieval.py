@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import grpc
 from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe_servicekit.errors import rpc_errors
 from premoe_servicekit.rankings import read_ranking
 
 from premoe_gateway.adapters import messages
-from premoe_gateway.domain import PatternChoice, StoredPattern
+from premoe_gateway.domain import PatternChoice, Probed, StoredPattern
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.ranking import Ranking
 
@@ -22,11 +20,13 @@ class GrpcRetrieval:
         self._peer = f"retrieval {address}"
         self._stub = patterns_pb2_grpc.PatternServiceStub(channel)
 
-    async def retrieve(
-        self, weights_id: str, signature: Sequence[float], on_unknown: OnUnknown | None, timeout_s: float
-    ) -> PatternChoice:
+    async def retrieve(self, probed: Probed, on_unknown: OnUnknown | None, timeout_s: float) -> PatternChoice:
         request = patterns_pb2.RetrieveRequest(
-            weights_id=weights_id, signature=signature, on_unknown=messages.policy(on_unknown)
+            weights_id=probed.weights_id,
+            signature=probed.signature,
+            alone=probed.alone,
+            earlier=[patterns_pb2.Signature(values=each) for each in probed.earlier],
+            on_unknown=messages.policy(on_unknown),
         )
         with rpc_errors(self._peer):
             response = await self._stub.Retrieve(request, timeout=timeout_s)

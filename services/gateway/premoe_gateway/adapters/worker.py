@@ -11,7 +11,7 @@ from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.errors import rpc_errors
 
 from premoe_gateway.adapters import messages
-from premoe_gateway.domain import Ask, Event, PatternChoice, Prompt, Recommended, Tokens, WorkerState
+from premoe_gateway.domain import Ask, Event, PatternChoice, Probed, Prompt, Recommended, Tokens, WorkerState
 from premoe_runtime.formats.errors import Unavailable
 
 _SERVICE = "premoe.worker.v1.WorkerService"
@@ -45,11 +45,12 @@ class GrpcWorker:
         self._recommended = state.recommended
         return state
 
-    async def probe(self, ask: Ask, timeout_s: float) -> tuple[list[float], str]:
+    async def probe(self, ask: Ask, timeout_s: float) -> Probed:
         with rpc_errors(self._peer):
             request = worker_pb2.ProbeRequest(prompt=messages.prompt_message(ask.prompt, ask.tools.offered))
             response = await self._worker.Probe(request, timeout=timeout_s)
-        return list(response.signature), response.weights_id
+        earlier = tuple(tuple(each.values) for each in response.earlier)
+        return Probed(response.weights_id, tuple(response.signature), tuple(response.alone), earlier)
 
     async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
         with rpc_errors(self._peer):

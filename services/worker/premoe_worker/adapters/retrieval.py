@@ -6,8 +6,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 
 import grpc
-import numpy as np
-import numpy.typing as npt
 from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe_servicekit.deadlines import bounded
 from premoe_servicekit.errors import rpc_errors
@@ -16,6 +14,7 @@ from premoe_servicekit.rankings import read_ranking
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import Unavailable
 from premoe_runtime.formats.ranking import Ranking
+from premoe_runtime.formats.signature import Signatures
 from premoe_worker.domain import PatternChoice
 
 _CACHED_RANKINGS = 1024
@@ -42,11 +41,13 @@ class GrpcRetrieval:
         self._timeout_s = timeout_s
         self._rankings: OrderedDict[str, Ranking] = OrderedDict()
 
-    async def retrieve(
-        self, weights_id: str, signature: npt.NDArray[np.float32], on_unknown: OnUnknown
-    ) -> PatternChoice:
+    async def retrieve(self, weights_id: str, signatures: Signatures, on_unknown: OnUnknown) -> PatternChoice:
         request = patterns_pb2.RetrieveRequest(
-            weights_id=weights_id, signature=signature.tolist(), on_unknown=POLICIES[on_unknown]
+            weights_id=weights_id,
+            signature=signatures.whole.tolist(),
+            alone=() if signatures.alone is None else signatures.alone.tolist(),
+            earlier=[patterns_pb2.Signature(values=each.tolist()) for each in signatures.earlier],
+            on_unknown=POLICIES[on_unknown],
         )
         with rpc_errors(self._peer):
             response = await self._stub.Retrieve(request, timeout=bounded(self._timeout_s))
