@@ -19,6 +19,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
 
 RELEASE_TIMES: dict[str, Any] = {"lease_duration_s": 15, "lease_fence_s": 10, "lease_renew_s": 2}
 
+NEWS = 200
+
 
 def holder(site: Site) -> str:
     lease = site.get("leases", "premoe-operator")
@@ -82,6 +84,21 @@ def test_a_leader_that_stood_still_writes_nothing_and_ends(site: Site) -> None:
             assert "lease" in first.stderr().splitlines()[-1]
             assert holder(site) == "second"
             assert site.model("one")["metadata"]["resourceVersion"] == version
+
+
+def test_a_leader_that_loses_its_lease_amid_news_says_so_in_one_line(site: Site) -> None:
+    with running_operator(site, identity="first") as first:
+        wait(lambda: leads(first), 30, lambda: "first does not lead")
+        with running_operator(site, identity="second") as second:
+            first.process.send_signal(signal.SIGSTOP)
+            wait(lambda: leads(second), 30, lambda: f"holder {holder(site)}")
+            for number in range(NEWS):  # its watches are amid these when it is told to end
+                site.create("prunedmodels", pruned_model(f"news-{number}", suspend=True))
+            first.process.send_signal(signal.SIGCONT)
+            assert first.process.wait(60) == 6
+            said = first.stderr()
+            assert "Traceback" not in said, said
+            assert [line for line in said.splitlines() if line.startswith("error")] == [said.splitlines()[-1]]
 
 
 def test_without_its_lease_nothing_is_written(site: Site) -> None:

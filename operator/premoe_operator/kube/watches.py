@@ -9,9 +9,13 @@ past the API server's bookmarks is stale, and a list after the first one means t
 
 from __future__ import annotations
 
+import itertools
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import aiohttp
 import kopf
@@ -115,6 +119,32 @@ def _watch(registry: kopf.OperatorRegistry, kind: Kind, cache: Cache, concern: C
             concern(cache.remove(key_of(obj), version_of(obj)))
         else:
             concern(cache.put(obj))
+
+
+@asynccontextmanager
+async def closing_generators(of: str = "kopf.") -> AsyncIterator[None]:
+    """At the end, close what modules with that prefix left open of async generators begun meanwhile, outer ones first.
+
+    kopf leaves a watch's open when it is stopped between two events. The event loop would close them in any order, and
+    an outer one whose inner one is closed already ends with a traceback in the log.
+    """
+    begun: WeakValueDictionary[int, AsyncGenerator[object, None]] = WeakValueDictionary()
+    order = itertools.count()
+    hook = sys.get_asyncgen_hooks().firstiter
+
+    def note(generator: AsyncGenerator[object, None]) -> None:
+        if generator.ag_frame.f_globals["__name__"].startswith(of):
+            begun[next(order)] = generator
+        if hook is not None:
+            hook(generator)
+
+    sys.set_asyncgen_hooks(firstiter=note)
+    try:
+        yield
+    finally:
+        sys.set_asyncgen_hooks(firstiter=hook)
+        for generator in list(begun.values()):
+            await generator.aclose()
 
 
 def _selector(kind: Kind) -> tuple[str, str, str] | tuple[str, str]:

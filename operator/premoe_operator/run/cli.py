@@ -84,17 +84,21 @@ async def _act(
             return
         waiting.result()
         metrics.is_leader.set(1)
+        ended = asyncio.Event()
         keeping = asyncio.create_task(lease.keep(unfenced))
-        acting = asyncio.create_task(controller.run(process.stopped, take_signals=process.listen))
+        acting = asyncio.create_task(controller.run(ended, take_signals=process.listen))
         try:
-            await asyncio.wait([keeping, acting], return_when=asyncio.FIRST_COMPLETED)
-            for task in (keeping, acting):
-                if task.done():
-                    task.result()
+            await asyncio.wait([keeping, acting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if keeping.done():
+                keeping.result()
         finally:
-            keeping.cancel()
-            acting.cancel()
-            await asyncio.gather(keeping, acting, return_exceptions=True)
+            # Told, not cancelled: it may be ending already, and must not leave its watches behind.
+            ended.set()
+            try:
+                await acting
+            finally:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
     finally:
         waiting.cancel()
         stopping.cancel()

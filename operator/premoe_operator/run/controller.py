@@ -22,7 +22,7 @@ from premoe_operator.kube.connection import Connection
 from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
 from premoe_operator.kube.lease import LeaseTimes
 from premoe_operator.kube.objects import ModelKey, model_key
-from premoe_operator.kube.watches import WatchClock, build_registry, configure, kopf_session
+from premoe_operator.kube.watches import WatchClock, build_registry, closing_generators, configure, kopf_session
 from premoe_operator.run.metrics import Metrics
 from premoe_operator.run.namespaces import NamespaceClaims
 from premoe_operator.run.preload_watch import PreloadWatch, Workers
@@ -140,16 +140,17 @@ class Controller:
             self._kinds, self._cache, self._concern, lambda: kopf_session(self._connection, self._clock)
         )
         existing = asyncio.all_tasks()
-        spawned = await kopf.spawn_tasks(
-            registry=registry,
-            settings=settings,
-            standalone=True,
-            clusterwide=not self._settings.watch_namespaces,
-            namespaces=self._settings.watch_namespaces,
-            stop_flag=stop,
-        )
-        take_signals()
-        await kopf.run_tasks(spawned, ignored=existing)
+        async with closing_generators():
+            spawned = await kopf.spawn_tasks(
+                registry=registry,
+                settings=settings,
+                standalone=True,
+                clusterwide=not self._settings.watch_namespaces,
+                namespaces=self._settings.watch_namespaces,
+                stop_flag=stop,
+            )
+            take_signals()
+            await kopf.run_tasks(spawned, ignored=existing)
 
     def _concern(self, models: Iterable[ModelKey]) -> None:
         for model in models:
