@@ -23,6 +23,7 @@ from support.profiles import ALPHABETS, write_examples
 from support.servers import S3Server, s3_server
 from support.tiny import tiny_checkpoint
 
+from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.offline.patterns.library import find_set
 from premoe_runtime.offline.profile.room import room
 from premoe_runtime.offline.profile.scores import USUAL
@@ -351,11 +352,27 @@ def test_bad_calibration_data_names_the_line_and_loads_no_model(
     assert f"{data}:31: " in ended.words["message"]
 
 
+def test_a_score_that_not_every_profile_has_is_measured_and_ranks(packed: tuple[str, str], tmp_path: Path) -> None:
+    model = (packed[0], "--model-id", packed[1], "--tasks", tasks_file(tmp_path, "digits", "capitals", samples=25))
+    options = (*model, "--metric", "sens-norm")
+    ended = job(tmp_path, "profile", *options)
+    assert ended.code == 0, ended.output
+    ended = job(tmp_path, "patterns", *options, "--budget", "2/4")
+    assert ended.code == 0, ended.output
+    store = open_store(packed[0])
+    member, *_ = find_set(store).specialists
+    assert Pattern.load(store.get, member.pattern_id).metric == "sens-norm"
+    # A profile of one score does for no other.
+    other = job(tmp_path, "patterns", *model, "--metric", "taylor", "--budget", "2/4")
+    assert (other.code, other.words["reason"]) == (3, "PROFILE_NOT_FOUND")
+
+
 BAD_PROFILES: dict[str, tuple[dict[str, object], int, str]] = {
     "no data": ({"data": "/no/such/file.jsonl"}, 3, "CALIBRATION_NOT_FOUND"),
     "no task of that index": ({"index": 5}, 2, "TASKS_INVALID"),
     "no such model": ({"model": "blake3:" + "0" * 64}, 3, "MODEL_NOT_FOUND"),
     "no such store": ({"store": "ftp://x"}, 2, "STORE_URL"),
+    "no such score": ({"metric": "impacts"}, 2, "SCORE_UNKNOWN"),
 }
 
 
@@ -368,6 +385,7 @@ def test_bad_profile_jobs(
     if "data" in changes:
         tasks.write_text(json.dumps([{"name": "digits", "data": changes["data"]}]))
     model = ("--model-id", changes.get("model", packed[1]), "--tasks", tasks)
+    model += ("--metric", changes["metric"]) if "metric" in changes else ()
     ended = here("profile", changes.get("store", packed[0]), *model, index=int(str(changes.get("index", 0))))
     assert (ended.code, ended.words["reason"]) == (code, reason), ended
     assert "\n" not in ended.words["message"]

@@ -266,7 +266,7 @@ _patterns = _tasks.flatmap(
     lambda tasks: _some(
         {
             "tasks": st.just(tasks),
-            "metric": st.sampled_from(["Impact", "PEU", "SEER", "Norm", "TCESS", "Counts", "Random"]),
+            "metric": st.sampled_from(["Impact", "PEU", "SEER", "Norm", "Random", "EAN", "Sens-Norm"]),
             "answers": st.sampled_from(["Given", "Own", "None"]),
             "generalistBudget": _budgets,
             "onUnknown": st.sampled_from(["Generalist", "Full", "Reject"]),

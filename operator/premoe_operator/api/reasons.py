@@ -54,6 +54,7 @@ class Reason(StrEnum):
     BUDGET_IMPOSSIBLE = "BudgetImpossible"
     MEMORY_TOO_SMALL = "MemoryTooSmall"
     POD_TEMPLATE_REFUSED = "PodTemplateRefused"
+    METRIC_UNSUPPORTED = "MetricUnsupported"
     # Something in the cluster must change.
     HELD_BY_OTHER_RELEASE = "HeldByOtherRelease"
     FOREIGN_OBJECT = "ForeignObject"

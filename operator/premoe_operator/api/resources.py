@@ -87,13 +87,23 @@ class Task(Part):
     """At most so many of its prompts; default: all."""
 
 
+UsualMetric = Literal["Impact", "PEU", "SEER", "Norm", "REAP", "TCESS", "Counts", "Random"]
+"""Scores that every profile has; for each of the others tasks are profiled anew."""
+_OfRouters = Literal["PEU-Sigmoid", "PEU-Exp", "TCESS-Positive", "All-Logits", "Act-Logits", "ECC", "EVTC"]
+_OfOutputs = Literal["EAN", "MAN", "MSAN", "EASY-EP", "EAS", "EAE", "EAO", "ETS"]
+_OfGradients = Literal["Sens", "Sens-Norm", "Taylor", "EGS", "EGE", "EGO", "EGN"]
+_OfWeights = Literal["EWS", "RWN", "WSR", "EWN"]
+
+
 class Patterns(Part):
     """Which experts each task keeps."""
 
     tasks: Annotated[list[Task], Field(max_length=64)] = []
     """Tasks to profile. None: patterns that exist in the store already are used as they are."""
-    metric: Literal["Impact", "PEU", "SEER", "Norm", "TCESS", "Counts", "Random"] = "Impact"
-    """Score that ranks the experts. Impact compares between layers, so budgets may be shared over them."""
+    metric: Literal[UsualMetric, _OfRouters, _OfOutputs, _OfGradients, _OfWeights] = "Impact"
+    """Score that ranks the experts, one of docs/scores.md. Another than Impact, PEU, SEER, Norm, REAP, TCESS, Counts or
+    Random has every task profiled for it. Impact, Sens, Sens-Norm and Taylor compare between layers, so budgets may
+    be shared over them. One that the model's family cannot give ends in the reason MetricUnsupported."""
     answers: Literal["Given", "Own", "None"] = "Given"
     """Profile prompts with the answers of the calibration data, with the model's own, or alone."""
     generalist_budget: BudgetText | None = None
@@ -124,8 +134,8 @@ class Engine(Part):
     """Sequences in one batch."""
     context_length: Annotated[int, Field(ge=8, le=16_777_216)] | None = None
     """Longest prompt and answer together, in tokens; default: the engine's."""
-    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
-    """Tokens of an answer whose request names no number."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    """Tokens of an answer whose request names no number; default: as many as the context has room for."""
     host_memory: Size | None = None
     """Host memory for expert blobs outside slots, for example 8Gi; default: a blob a slot, within a quarter of
     free memory."""

@@ -33,7 +33,8 @@ _EMPTY_SAYS_NOTHING: dict[str, Any] = {"patterns": {}, "access": {"tls": {}}, "w
 """Parts of which some fields, but not all, are left out."""
 
 _STARTUP_TIMEOUT_S = 600
-"""The default of before it was worked out, which API servers stored."""
+_MAX_TOKENS = 256
+"""The defaults of before there was none, which API servers stored."""
 
 _OF_KINDS = {"parallelism", "resources", "placement", "service_account_name", "service_account_annotations", "pack"}
 """Fields of spec.jobs that are not the same for every kind of Job, and one that can change while a Job runs."""
@@ -56,14 +57,18 @@ def spec_hash(inputs: Inputs) -> str:
 
 def _template_spec(inputs: Inputs) -> Json:
     """What the spec puts into the worker template."""
-    workers = inputs.spec.workers
-    started_in = workers.startup_timeout_seconds
+    workers, engine_spec = inputs.spec.workers, inputs.spec.engine
+    started_in, answers_end = workers.startup_timeout_seconds, engine_spec.max_tokens
     if started_in == _STARTUP_TIMEOUT_S:
         workers = workers.model_copy(update={"startup_timeout_seconds": None})
-    spec = inputs.spec.model_copy(update={"workers": workers}).model_dump(
+    if answers_end == _MAX_TOKENS:
+        engine_spec = engine_spec.model_copy(update={"max_tokens": None})
+    spec = inputs.spec.model_copy(update={"workers": workers, "engine": engine_spec}).model_dump(
         by_alias=True, exclude=_NOT_IN_THE_TEMPLATE, exclude_defaults=True
     )
     engine = spec.pop("engine", {})
+    if answers_end is None:
+        engine["maxTokens"] = "the context"
     if worker_device(inputs) != "cpu":  # the default of before there was auto
         engine["device"] = worker_device(inputs)
     if engine:

@@ -6,9 +6,10 @@ Job, which Kubernetes does not let change, never has to. Which of several tries 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from premoe_operator.api.names import ANNOTATION_SUSPENDED, LABEL_JOB_INPUTS
+from premoe_operator.api.resources import UsualMetric
 from premoe_operator.children.accounts import account_name
 from premoe_operator.children.hashes import job_attempt_hash, job_inputs_hash
 from premoe_operator.children.inputs import Inputs, default_image, labels, metadata
@@ -47,12 +48,12 @@ def profile_job(inputs: Inputs) -> Json | None:
     spec = inputs.spec
     if not spec.patterns.tasks:
         return None
-    options = [("--answers", spec.patterns.answers.lower())]
+    options = [("--answers", spec.patterns.answers.lower()), ("--metric", _own_metric(inputs))]
     device = device_of(spec.jobs.resources)
     if device != "cpu":
         options.append(("--device", device))
     # Profiles of before there was impact do for the other metrics.
-    weighed = {"impact": True} if spec.patterns.metric in ("Impact", "Norm") else {}
+    weighed = {"impact": True} if spec.patterns.metric in ("Impact", "Norm", "REAP") else {}
     computed_from = {**_profiled_from(inputs), **weighed}
     args = _on_tasks(inputs, "profile", options)
     job = _job(inputs, "profile", args, computed_from, *_task_files(inputs))
@@ -174,7 +175,14 @@ def _on_tasks(inputs: Inputs, command: str, options: list[tuple[str, str]]) -> l
 def _profiled_from(inputs: Inputs) -> dict[str, Any]:
     patterns = inputs.spec.patterns
     tasks = [task.model_dump(by_alias=True, exclude_defaults=True) for task in patterns.tasks]
-    return {"modelId": inputs.packed_model_id(), "tasks": tasks, "answers": patterns.answers}
+    own = {"metric": _own_metric(inputs)} if _own_metric(inputs) else {}
+    return {"modelId": inputs.packed_model_id(), "tasks": tasks, "answers": patterns.answers, **own}
+
+
+def _own_metric(inputs: Inputs) -> str:
+    """The score that profiles have to be measured for; empty where every profile has it."""
+    metric = inputs.spec.patterns.metric
+    return "" if metric in get_args(UsualMetric) else metric.lower()
 
 
 def _task_files(inputs: Inputs) -> tuple[list[Json], list[Json]]:

@@ -105,6 +105,8 @@ def failure_reason(component: str, state: JobState) -> tuple[Reason, str]:
         return Reason.OOM_KILLED, f"the {component} Job went over its memory limit (spec.jobs.resources)"
     if code == "MODEL_ID_MISMATCH":
         return Reason.MODEL_ID_MISMATCH, f"{message}; spec.model.modelId says which content is wanted"
+    if code == "SCORE_UNSUPPORTED":
+        return Reason.METRIC_UNSUPPORTED, f"{message}; choose another spec.patterns.metric"
     bad_input = state.result.get("exitCode") in _BAD_INPUT_EXIT_CODES
     if component == "profile" and bad_input and (not code or code.startswith(_CALIBRATION_CODES)):
         return Reason.CALIBRATION_INVALID, message

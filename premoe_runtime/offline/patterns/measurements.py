@@ -17,10 +17,17 @@ from premoe_runtime.formats.errors import Conflict, NotFound
 from premoe_runtime.offline.calibration import Answers, Example, calibration_digest
 from premoe_runtime.offline.patterns.library import put_profile
 from premoe_runtime.offline.profile.record import Profile, profile_path
+from premoe_runtime.offline.profile.scores import ROUTER_ONLY, USUAL
 from premoe_runtime.storage import Store
 
 MEASURE_VERSION = 2
 """Part of every key: raise it when the same examples give other profiles than before. Since 2 they weigh impact."""
+
+
+def variant_of(scores: tuple[str, ...], dtype: str = "auto") -> str:
+    """What makes profiles of the same text differ: the scores that they are measured for, and the arithmetic."""
+    named = {USUAL: [], ROUTER_ONLY: ["router-only"]}.get(scores, [f"scores {' '.join(sorted(scores))}"])
+    return " ".join([*named, *[dtype] * (dtype != "auto")])
 
 
 class _Record(BaseModel):

@@ -14,7 +14,6 @@ import torch
 from premoe_runtime.engines.hf.blocks import BlockModel, load_block_model
 from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
-from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.ids import ExpertId, WeightsId
@@ -112,7 +111,7 @@ def measure_profile(
     run, ``passed_over`` what is not used and why. Raises InvalidInput (see ``encode_examples``, ``refuse_family``),
     CorruptData, Unavailable, and what ``open_spool`` raises.
     """
-    refuse_family(scores, FAMILIES[model.manifest.family])
+    refuse_family(scores, model.manifest.family)
     samples = encode_examples(model, examples, answers=answers, where=where, passed_over=passed_over)
     digest = calibration_digest(examples)
     keeper = Keeper(unfinished, _settings(model, task, digest, answers, layers, max_tokens, sorted(scores)))

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 import blake3
 import numpy as np
 
+from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.families.spec import FamilySpec
 from premoe_runtime.formats.arrays import F64, I64, Mask
 from premoe_runtime.formats.errors import InvalidInput
@@ -61,13 +62,23 @@ def sums_of(names: Sequence[str]) -> tuple[Sum, ...]:
     return tuple(dict.fromkeys((*BASE, *(each for name in names for each in find(name).sums))))
 
 
-def refuse_family(names: Sequence[str], family: FamilySpec) -> None:
-    """Raise InvalidInput (SCORE_UNSUPPORTED) for a score that this family cannot give, with the reason."""
+def measured_for(metric: Metric | None) -> tuple[Metric, ...]:
+    """Scores to measure so that this one ranks: the usual ones where they do. Raises InvalidInput like ``find``."""
+    if metric is None or set(sums_of([metric])) <= set(sums_of(USUAL)):
+        return USUAL
+    return (find(metric).name,)
+
+
+def refuse_family(names: Sequence[str], family: str) -> None:
+    """Raise InvalidInput (SCORE_UNSUPPORTED) for a score that this family cannot give, with the reason.
+
+    A family that is not known is refused by whoever loads the model.
+    """
     for score in map(find, names):
-        reason = refusal(score, family)
+        reason = refusal(score, FAMILIES[family]) if family in FAMILIES else ""
         if reason:
             raise InvalidInput(
-                f"score {score.name} cannot be taken of {family.name}: {reason}; `premoe scores` says which can",
+                f"score {score.name} cannot be taken of {family}: {reason}; `premoe scores` says which can",
                 reason="SCORE_UNSUPPORTED",
             )
 

@@ -305,6 +305,7 @@ def test_a_kept_result_is_read_back() -> None:
         ("pack", JobState("Failed", {"reason": "X", "message": "m", "exitCode": 3}), "PackFailed"),
         ("profile", JobState("Failed", {"reason": "CALIBRATION_SYNTAX", "exitCode": 2}), "CalibrationInvalid"),
         ("profile", JobState("Failed", {"reason": "UNAVAILABLE", "exitCode": 6}), "ProfileFailed"),
+        ("profile", JobState("Failed", {"reason": "SCORE_UNSUPPORTED", "exitCode": 2}), "MetricUnsupported"),
         ("patterns", JobState("Failed", {}), "PatternsFailed"),
         ("pack", JobState("Failed", {"reason": "OOMKilled", "exitCode": 137}), "OOMKilled"),
         ("pack", JobState("Failed", {}, deadline_exceeded=True), "DeadlineExceeded"),

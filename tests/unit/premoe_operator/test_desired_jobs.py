@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from crd import schema
 from premoe_operator import children
 from premoe_operator.api.names import ANNOTATION_SUSPENDED
+from premoe_operator.api.resources import UsualMetric
 from premoe_operator.kube.objects import Json
 from premoe_worker.jobs.cli import command
 from support.pruned_models import COMMIT, FULL, IMAGE, MODEL_ID, SMALLEST, Document, changed, inputs_of
 
 from premoe_runtime.formats.errors import PremoeError
+from premoe_runtime.offline.profile.scores import SCORES, USUAL, measured_for
 
+METRICS: list[str] = schema()["properties"]["spec"]["properties"]["patterns"]["properties"]["metric"]["enum"]
 SCRATCH = [{"name": name, "emptyDir": {"sizeLimit": "2Gi"}} for name in ("tmp", "home", "cache")]
 
 
@@ -126,6 +130,21 @@ def test_the_patterns_job_builds_at_both_budgets() -> None:
     ]
     same = container_of(job_of("patterns_job", changed(FULL, {"patterns.generalistBudget": "2/4"})))["args"]
     assert same.count("--budget") == 1
+
+
+def test_a_score_that_not_every_profile_has_is_measured_by_jobs_of_its_own() -> None:
+    jobs = {metric: job_of("profile_job", changed(FULL, {"patterns.metric": metric})) for metric in METRICS}
+    inputs = {metric: job["metadata"]["labels"]["premoe.dev/inputs-hash"] for metric, job in jobs.items()}
+    usual = {inputs[metric] for metric in METRICS if measured_for(metric.lower()) == USUAL}
+    assert len(set(inputs.values())) == len(METRICS) - len(get_args(UsualMetric)) + len(usual)
+    for metric, job in jobs.items():
+        args, own = container_of(job)["args"], metric not in get_args(UsualMetric)
+        assert ("--metric" in args) == own == (measured_for(metric.lower()) != USUAL), metric
+        assert not own or args[args.index("--metric") + 1] == metric.lower()
+
+
+def test_every_score_has_a_name_in_the_definition() -> None:
+    assert {metric.lower() for metric in METRICS} == set(SCORES)
 
 
 def test_data_in_object_storage_needs_no_volume() -> None:

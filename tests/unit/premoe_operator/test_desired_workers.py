@@ -126,7 +126,6 @@ def test_the_template_of_the_smallest_spec() -> None:
         "PREMOE_WORKER_ON_UNKNOWN": "generalist",
         "PREMOE_WORKER_SPARE": "2",
         "PREMOE_WORKER_MAX_SEQUENCES": "8",
-        "PREMOE_WORKER_MAX_TOKENS": "256",
         "PREMOE_WORKER_QUEUE_LIMIT": "256",
         "PREMOE_WORKER_DEVICE": "cpu",
         "PREMOE_WORKER_RESIDENCY_DIR": "/etc/premoe/residency",
@@ -453,7 +452,7 @@ def test_hashes_are_the_same_in_every_version_of_the_operator() -> None:
             # The defaults of then, which the API server stored.
             "metric": "PEU",
         },
-        "engine": {"spare": 1},
+        "engine": {"spare": 1, "maxTokens": 256},
         "workers": {
             "resources": {"limits": {"cpu": "2"}},
             "labels": {"team": "search"},

@@ -86,6 +86,16 @@ def test_a_harmless_edit_keeps_the_template_in_use(spec: Document, before: Docum
         assert children.worker_template(inputs)["metadata"]["labels"]["premoe.dev/spec-hash"] == in_use
 
 
+def test_a_default_that_went_restarts_workers_only_where_the_stored_one_is_taken_out() -> None:
+    """API servers stored 256 tokens an answer; an object without them lets answers fill the context."""
+    without = changed(STORED, {"engine.maxTokens": None})
+    assert children.spec_hash(inputs_of(without)) != children.spec_hash(inputs_of(STORED))
+    for document, expected in ((STORED, "256"), (without, None), (SMALLEST, None)):
+        (container,) = children.worker_template(inputs_of(document))["spec"]["containers"]
+        env = {entry["name"]: entry.get("value") for entry in container["env"]}
+        assert env.get("PREMOE_WORKER_MAX_TOKENS") == expected
+
+
 def test_another_template_does_not_keep_the_hash_in_use() -> None:
     before = inputs_of(STORED)
     for changes in (

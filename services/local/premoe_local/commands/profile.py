@@ -16,7 +16,6 @@ from premoe_local.default_group import DefaultGroup
 from premoe_local.full_model import full_model
 from premoe_local.score_option import score_names
 from premoe_local.task_files import task_files
-from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.offline.calibration import Answers, Example, PassedOver, check_task, read_calibration
 from premoe_runtime.offline.profile.scores import ROUTER_ONLY, USUAL, refuse_family
 
@@ -58,12 +57,6 @@ class How:
     memory: int | None
     """Bytes that the model may take; None: what is free."""
     spool: Path | None
-
-    @property
-    def variant(self) -> str:
-        """What makes profiles of the same text differ."""
-        named = {USUAL: [], ROUTER_ONLY: ["router-only"]}.get(self.scores, [f"scores {' '.join(sorted(self.scores))}"])
-        return " ".join([*named, *[self.dtype] * (self.dtype != "auto")])
 
 
 @click.group("profile", cls=DefaultGroup, default="measure", no_args_is_help=True)
@@ -185,16 +178,16 @@ def _profiles(
     """Measure what is not in the store yet, each task stored before the next begins."""
     # Torch is slow to import, so faults in the files are reported first.
     from premoe_runtime.offline.patterns.library import store_of
-    from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile, find_profile
+    from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile, find_profile, variant_of
     from premoe_runtime.offline.profile.record import Profile
     from premoe_runtime.offline.profile.unfinished import Unfinished
     from premoe_runtime.packs.reader import open_pack
 
     store, reader = store_of(model, to), open_pack(model)
-    weights_id, family = reader.manifest().weights_id, FAMILIES.get(reader.manifest().family)
-    if family is not None:
-        refuse_family(how.scores, family)
-    wanted = [Measurement.of(weights_id, job.task, how.answers, job.examples, how.variant) for job in jobs]
+    weights_id = reader.manifest().weights_id
+    refuse_family(how.scores, reader.manifest().family)
+    variant = variant_of(how.scores, how.dtype)
+    wanted = [Measurement.of(weights_id, job.task, how.answers, job.examples, variant) for job in jobs]
     found = {one.task: find_profile(store, one) for one in wanted}
     missing = [job for job in jobs if found[job.task] is None]
     slot_model = _model(reader, how) if missing else None

@@ -22,6 +22,7 @@ from premoe_runtime.formats.errors import InvalidInput, PremoeError
 from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.offline.calibration import Answers
 from premoe_runtime.offline.patterns.build import BuildOptions
+from premoe_runtime.offline.profile.scores import measured_for
 from premoe_worker.jobs import work
 from premoe_worker.jobs.measuring import Machine
 from premoe_worker.jobs.tasks import chosen, read_tasks
@@ -44,6 +45,7 @@ model_option = click.option("--model-id", required=True, help="The pack, as `pre
 tasks_option = click.option(
     "--tasks", "tasks_file", required=True, type=click.Path(path_type=Path), help="JSON list of tasks."
 )
+metric_option = click.option("--metric", help="Score that ranks.  [default: impact, else peu]")
 answers_option = click.option("--answers", type=click.Choice(get_args(Answers)), default="given", show_default=True)
 
 
@@ -75,6 +77,7 @@ def pack(source: str, store_url: str, revision: str, expect: str) -> work.Words:
 @model_option
 @tasks_option
 @answers_option
+@metric_option
 @click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: torch's choice]")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto", help="Arithmetic.")
@@ -85,6 +88,7 @@ def profile(
     model_id: str,
     tasks_file: Path,
     answers: str,
+    metric: Metric | None,
     device: str,
     threads: int | None,
     dtype: str,
@@ -94,11 +98,11 @@ def profile(
     """Ensure the profile of the task that JOB_COMPLETION_INDEX names, or without it of every task.
 
     A task that was stopped half-way goes on behind its last finished batch. A model that does not fit into memory is
-    profiled layer by layer.
+    profiled layer by layer. It is measured for the usual scores, or for the metric where that is none of them.
     """
     tasks = chosen(read_tasks(tasks_file), completion_index())
     machine = Machine(device, threads, dtype, memory, spool)
-    return work.profile(store_url, model_id, tasks, cast("Answers", answers), machine)
+    return work.profile(store_url, model_id, tasks, cast("Answers", answers), measured_for(metric), machine)
 
 
 @command.command("patterns")
@@ -106,7 +110,7 @@ def profile(
 @model_option
 @tasks_option
 @answers_option
-@click.option("--metric", help="Score that ranks.  [default: impact, else peu]")
+@metric_option
 @click.option("--budget", "budgets", multiple=True, help="a/b at which to record the generalist, repeatable.")
 @click.option("--on-unknown", type=click.Choice(get_args(OnUnknown)), default="generalist", show_default=True)
 def patterns(

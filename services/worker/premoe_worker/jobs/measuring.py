@@ -43,11 +43,14 @@ class Measurer:
     A task that was stopped goes on behind its last finished batch, or layer; ``store`` has what it had added up.
     """
 
-    def __init__(self, store: Store, reader: PackReader, machine: Machine, answers: Answers) -> None:
+    def __init__(
+        self, store: Store, reader: PackReader, machine: Machine, answers: Answers, scores: Sequence[str]
+    ) -> None:
         self._store = store
         self._reader = reader
         self._machine = machine
         self._answers = answers
+        self._scores = scores
         self._model: SlotModel | None = None
 
     def measure(self, task: Task, examples: Sequence[Example]) -> Profile:
@@ -64,6 +67,7 @@ class Measurer:
             task=task.name,
             answers=self._answers,
             where=task.data,
+            scores=self._scores,
             unfinished=self._unfinished(task),
             spool=self._machine.spool,
             advance=lines.advance,
@@ -83,7 +87,9 @@ class Measurer:
         from premoe_runtime.offline.profile.room import choose_way
 
         machine = self._machine
-        way = choose_way(self._reader, memory=machine.memory, device=machine.device, dtype=machine.dtype)
+        way = choose_way(
+            self._reader, memory=machine.memory, device=machine.device, dtype=machine.dtype, scores=self._scores
+        )
         log.info("%s", way.why)
         load = load_blocks if way.by_layers else load_full_model
         return load(self._reader, threads=machine.threads, device=machine.device, dtype=machine.dtype)

@@ -8,11 +8,19 @@ from functools import partial
 from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.ids import DIGEST_PREFIX, bare_digest
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.offline.calibration import Answers
 from premoe_runtime.offline.patterns.build import BuildOptions, build_set
 from premoe_runtime.offline.patterns.library import live_set_id, publish
-from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile, find_profile, load_profile
+from premoe_runtime.offline.patterns.measurements import (
+    Measurement,
+    ensure_profile,
+    find_profile,
+    load_profile,
+    variant_of,
+)
 from premoe_runtime.offline.profile.record import Profile
+from premoe_runtime.offline.profile.scores import measured_for, refuse_family
 from premoe_runtime.packs.ensure import ensure_pack
 from premoe_runtime.packs.place import pack_folder
 from premoe_runtime.packs.reader import PackReader
@@ -31,15 +39,23 @@ def pack(source: str, store_url: str, *, revision: str, expect: str) -> Words:
     return {"modelId": DIGEST_PREFIX + manifest.model_id}
 
 
-def profile(store_url: str, model_id: str, tasks: Sequence[Task], answers: Answers, machine: Machine) -> Words:
-    """Ensure the profiles of tasks. All calibration data is checked before the model is loaded."""
+def profile(
+    store_url: str,
+    model_id: str,
+    tasks: Sequence[Task],
+    answers: Answers,
+    scores: tuple[Metric, ...],
+    machine: Machine,
+) -> Words:
+    """Ensure the profiles of tasks. Scores and all calibration data are checked before the model is loaded."""
     store = open_store(store_url)
     reader = _reader(store, model_id)
-    weights_id = reader.manifest().weights_id
+    manifest, variant = reader.manifest(), variant_of(scores)
+    refuse_family(scores, manifest.family)
     loaded = [(task, task.examples(answers)) for task in tasks]
-    measured = [Measurement.of(weights_id, task.name, answers, examples) for task, examples in loaded]
+    measured = [Measurement.of(manifest.weights_id, task.name, answers, examples, variant) for task, examples in loaded]
     found = {one.task: find_profile(store, one) for one in measured}
-    measurer = Measurer(store, reader, machine, answers)
+    measurer = Measurer(store, reader, machine, answers, scores)
     for one, (task, examples) in zip(measured, loaded, strict=True):
         if found[one.task] is None:
             found[one.task] = ensure_profile(store, one, partial(measurer.measure, task, examples))
@@ -53,7 +69,8 @@ def patterns(store_url: str, model_id: str, tasks: Sequence[Task], answers: Answ
     """Ensure that the set of exactly these tasks' patterns is the live one of the model's weights."""
     store = open_store(store_url)
     manifest = _reader(store, model_id).manifest()
-    profiles = [_profile(store, manifest, task, answers) for task in tasks]
+    variant = variant_of(measured_for(options.metric))
+    profiles = [_profile(store, manifest, task, answers, variant) for task in tasks]
     built = build_set(profiles, options)
     set_id = built.pattern_set.set_id
     if live_set_id(store, manifest.weights_id) != set_id:
@@ -71,5 +88,5 @@ def _reader(store: Store, model_id: str) -> PackReader:
     return reader
 
 
-def _profile(store: Store, manifest: Manifest, task: Task, answers: Answers) -> Profile:
-    return load_profile(store, Measurement.of(manifest.weights_id, task.name, answers, task.examples(answers)))
+def _profile(store: Store, manifest: Manifest, task: Task, answers: Answers, variant: str) -> Profile:
+    return load_profile(store, Measurement.of(manifest.weights_id, task.name, answers, task.examples(answers), variant))
