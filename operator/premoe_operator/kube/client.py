@@ -18,7 +18,7 @@ from kubernetes.aio.client import ApiClient
 
 from premoe_operator.api.names import FIELD_MANAGER
 from premoe_operator.kube.cluster import ApiFailure, Listed
-from premoe_operator.kube.kinds import EVENT, REVISION, Kind, kind_of
+from premoe_operator.kube.kinds import EVENT, POD, REVISION, Kind, kind_of
 from premoe_operator.kube.objects import Json, uid_of, version_of
 from premoe_runtime.formats.errors import InvalidInput
 
@@ -50,6 +50,8 @@ class KubernetesApi:
         self._client = client
         self._fence = fence
         self._on_call = on_call
+        self._applied: set[str] = set()
+        """uids of objects that we own by apply."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -65,7 +67,9 @@ class KubernetesApi:
     async def list(
         self, kind: Kind, namespace: str | None, *, label_selector: str = "", field_selector: str = ""
     ) -> Listed:
-        params = {"limit": str(PAGE_OBJECTS)}
+        # A page's limit sends API servers before 1.34 past their cache to etcd, where they read the whole namespace for
+        # one model's pods.
+        params = {} if kind is POD else {"limit": str(PAGE_OBJECTS)}
         if label_selector:
             params["labelSelector"] = label_selector
         if field_selector:
@@ -108,7 +112,9 @@ class KubernetesApi:
         path = kind.path(obj["metadata"]["namespace"], obj["metadata"]["name"])
         await self._own_by_apply(kind, obj)
         params = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._call("apply", "PATCH", kind, path, params=params, body=obj, content_type=_APPLY)
+        applied = await self._call("apply", "PATCH", kind, path, params=params, body=obj, content_type=_APPLY)
+        self._applied.add(uid_of(applied))
+        return applied
 
     async def apply_status(self, obj: Json, *, manager: str = FIELD_MANAGER) -> Json:
         kind = kind_of(obj)
@@ -141,6 +147,8 @@ class KubernetesApi:
         Otherwise the POST's entry in managedFields keeps every field that a later apply no longer names.
         """
         namespace, name = obj["metadata"]["namespace"], obj["metadata"]["name"]
+        if uid_of(obj) in self._applied:
+            return
         present = await self.get(kind, namespace, name)
         if present is None or uid_of(present) != uid_of(obj):
             return  # the apply itself then fails with 409

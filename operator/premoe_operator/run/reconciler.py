@@ -37,6 +37,10 @@ from premoe_operator.kube.kinds import CONFIG_MAP, CORE_EVENT, POD, Kind
 from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, is_deleting, key_of, ownership, uid_of
 
 PODS_ASKED_FOR_EVENTS = 3
+ROUNDS = 2
+"""Of writes in a reconcile before the status is said: what follows from the first, such as the Deployment from the pack
+that was read, needs no status in between that nobody is meant to act on.
+"""
 
 Preloads: TypeAlias = Callable[[ModelKey, WorkersAsked | None], tuple[WorkerPreload, ...] | None]
 """What a model's workers said last of what they keep resident; see ``PreloadWatch.look``."""
@@ -100,18 +104,22 @@ class Reconciler:
     async def reconcile(self, model: ModelKey) -> Outcome:
         """Raises ApiFailure when the API is down or answers what the next try may mend, and FenceClosed."""
         await self._take_back(model)
-        observed = await self._observe(model)
-        if observed is None:
-            self._unlabelled.pop(model, None)
-            self._heard.discard(model)
-            self._preloads(model, None)
-            return Outcome()
-        first = self._plan(observed)
-        refusals, writes = await self._execute(model, first.changes)
-        final = first
-        if writes or refusals:
-            observed = replace(observed, children=self._children(model), refusals=refusals)
+        writes = 0
+        for _ in range(ROUNDS):
+            observed = await self._observe(model)
+            if observed is None:
+                self._unlabelled.pop(model, None)
+                self._heard.discard(model)
+                self._preloads(model, None)
+                return Outcome()
             final = self._plan(observed)
+            refusals, written = await self._execute(model, final.changes)
+            if written or refusals:
+                observed = replace(observed, children=self._children(model), refusals=refusals)
+                final = self._plan(observed)
+            writes += written
+            if refusals or not final.changes.writes:
+                break
         if final.status is not None:
             writes += await self._say(observed.model, final)
         return Outcome(

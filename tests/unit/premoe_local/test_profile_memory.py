@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from support.limited_memory import Ended, premoe
 from support.profiles import write_examples
 from support.tiny import tiny_checkpoint
 
@@ -32,31 +28,11 @@ LIMIT_BYTES = 384 << 20
 ROOM_BYTES = 240 << 20
 """Beyond one layer's experts and the skeleton: 64 MiB of staging, blobs as they are read, a batch, late imports."""
 
-SCRIPT = """
-import json, re, resource, sys
-from premoe_local.entry import main
-import premoe_runtime.offline.profile.measure, premoe_local.commands.profile, premoe_runtime.offline.patterns.library
-
-def kib(what):
-    return int(re.search(rf"{what}:\\s+(\\d+)", open("/proc/self/status").read())[1])
-
-before = kib("VmRSS")
-limit = (kib("VmData") << 10) + int(sys.argv.pop(1))
-resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-try:
-    main()
-finally:
-    print(json.dumps({"over": (kib("VmHWM") - before) << 10}), file=sys.stderr)
-"""
-
-
-@dataclass
-class Ended:
-    """A run of `premoe profile`: its exit code, its notes, and the most memory that it took beyond its imports."""
-
-    code: int
-    notes: list[str]
-    over_bytes: int
+IMPORTS = (
+    "premoe_runtime.offline.profile.measure",
+    "premoe_local.commands.profile",
+    "premoe_runtime.offline.patterns.library",
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +50,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def profile(folder: Path, to: str, memory: int, *, limit_bytes: int = LIMIT_BYTES) -> Ended:
     options = ["--task", f"digits={folder / 'digits.jsonl'}", "--memory", str(memory), "--to", str(folder / to)]
-    ended = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(limit_bytes), "profile", str(folder / "store"), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    *notes, last = ended.stderr.splitlines()
-    return Ended(ended.returncode, notes, json.loads(last)["over"])
+    arguments = ["profile", folder / "store", *options]
+    return premoe(arguments, limit_bytes=limit_bytes, imports=IMPORTS, cache=folder / "cache")
 
 
 def test_only_layer_by_layer_does_it_fit_under_a_limit_and_the_profile_is_the_same(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from kubernetes.aio.client import ApiClient, Configuration
 from premoe_operator.kube.client import KubernetesApi
 from premoe_operator.kube.cluster import ApiFailure, FenceClosed
-from premoe_operator.kube.kinds import EVENT, LEASE, SERVICE
+from premoe_operator.kube.kinds import EVENT, LEASE, POD, SERVICE
 from support.api_faults import CannedAnswer
 
 SERVICE_OBJECT = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x", "namespace": "a", "uid": "u"}}
@@ -145,6 +145,36 @@ async def test_pages_are_put_together() -> None:
     assert [item["metadata"]["name"] for item in listed.items] == ["a", "b"]
     assert listed.items[0]["kind"] == "Service"
     assert listed.version == 7
+
+
+async def test_a_model_s_pods_are_asked_for_without_pages() -> None:
+    """With a limit, API servers before 1.34 would read the whole namespace out of etcd."""
+    seen: list[str] = []
+
+    def answer(request: Request) -> CannedAnswer:
+        seen.append(request.url)
+        return answered(200, {"metadata": {"resourceVersion": "7"}, "items": []})
+
+    async with api(answer) as cluster:
+        for kind in (SERVICE, POD):
+            await cluster.list(kind, "a", label_selector="x")
+    assert ["limit=" in url for url in seen] == [True, False]
+
+
+async def test_who_owns_an_object_is_looked_at_before_its_first_apply_only() -> None:
+    seen: list[str] = []
+
+    def answer(request: Request) -> CannedAnswer:
+        seen.append(request.method)
+        return answered(200, SERVICE_OBJECT)
+
+    again = {**SERVICE_OBJECT, "metadata": {"name": "x", "namespace": "a", "uid": "v"}}
+    async with api(answer) as cluster:
+        for _ in range(3):
+            await cluster.apply(SERVICE_OBJECT)
+        assert seen == ["GET", "PATCH", "PATCH", "PATCH"]
+        await cluster.apply(again)
+    assert seen[4:] == ["GET", "PATCH"]
 
 
 async def test_a_closed_fence_stops_writes_and_no_reads() -> None:

@@ -32,6 +32,17 @@ async def test_converges_and_then_calls_nothing() -> None:
     assert quiet.calls == []
 
 
+async def test_what_follows_from_a_finished_pack_is_written_before_the_status_is_said() -> None:
+    twin = twin_with(model())
+    await operator(twin).reconcile(KEY)
+    twin.advance()
+    counted = FaultyCluster(twin)
+    outcome = await operator(twin, counted).reconcile(KEY)
+    writes = [call for call in counted.calls if not call.startswith(("list ", "get "))]
+    assert writes == ["patch jobs", "create ControllerRevision", "create Deployment", "apply_status", "create Event"]
+    assert (outcome.writes, outcome.again) == (4, False)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_crash_at_any_call_of_create_leaves_the_same(when: When) -> None:
