@@ -31,7 +31,7 @@ def chosen(reader: PackReader) -> Cut:
     manifest = reader.manifest()
     pattern = random_pattern(manifest)
     kept = kept_by(pattern, Budget(4, 8), "uniform", manifest)
-    return cut(pattern, kept, manifest, active=4, spread="uniform")
+    return cut(pattern, kept, manifest, active=4, spread="uniform", target="transformers", accept_rescale=False)
 
 
 def test_a_checkpoint_in_s3_is_the_local_one(s3: S3Server, tmp_path: Path) -> None:

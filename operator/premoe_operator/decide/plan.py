@@ -91,11 +91,12 @@ def plan(observed: Observed, release: Release, *, now: str, poll_s: float) -> Pl
     )
     accepted = parts[ConditionType.SPEC_ACCEPTED]
     wanted = _wanted(situation, accepted, jobs, workers)
-    settled = may_roll and _has_moved(situation, workers) and not workers_lag(situation.deployment)
+    counts = worker_counts(situation.deployment)
+    lags = not counts.is_observed or workers_lag(situation.deployment)
+    settled = may_roll and _has_moved(situation, workers) and not lags
     todo = changes(wanted, observed, situation, settled=settled, held=held_by is not None)
     if _is_refused(accepted):
         todo = Changes(apply=todo.apply)
-    counts = worker_counts(situation.deployment)
     parts[ConditionType.CHILDREN_APPLIED] = conditions.children_applied(todo.foreign, todo.leaving, observed.refusals)
     parts[ConditionType.WORKERS_AVAILABLE] = conditions.workers(situation, counts, found)
     _add_optional_parts(parts, situation, observed.children, workers, wanted, found)

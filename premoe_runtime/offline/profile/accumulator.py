@@ -17,6 +17,8 @@ from premoe_runtime.offline.profile.state import P_BINS, Needs, ProfileState, Su
 
 WORD = 64
 """Bits of one entry of a set of tokens."""
+NOT_FINITE = "NOT_FINITE"
+"""Reason of values that no other try makes better."""
 PlaceOf = Callable[[int], str]
 """Which prompt a token belongs to, as ``file:line``."""
 
@@ -174,7 +176,7 @@ def _check(values: Tensor, what: str, layer: int, place: PlaceOf) -> None:
         raise CorruptData(
             f"{place(first)}: {what} of MoE layer {layer} are not finite; nothing is written. Look for damage with "
             "`premoe pack verify`, or profile in --dtype float32",
-            reason="NOT_FINITE",
+            reason=NOT_FINITE,
         )
 
 

@@ -120,11 +120,12 @@ def measure_profile(
     if answers == "own":
         samples = _answered(model, samples, max_tokens, keeper)
     run = Run(model, samples, layers, max_tokens, scores, where=where)
-    if isinstance(model, BlockModel):
-        folder = (spool or default_spool()) / f"{model.manifest.weights_id[:16]}-{task}"
-        by_layers(run, model, folder, keeper, advance, stage)
-    else:
-        by_batches(run, keeper, advance)
+    with keeper.forgetting():
+        if isinstance(model, BlockModel):
+            folder = (spool or default_spool()) / f"{model.manifest.weights_id[:16]}-{task}"
+            by_layers(run, model, folder, keeper, advance, stage)
+        else:
+            by_batches(run, keeper, advance)
     return _profile(
         run, task, layers, Calibration(digest=digest, samples=len(samples), tokens=run.tokens, answers=answers)
     )

@@ -6,7 +6,8 @@ step, belongs to one way of measuring (``settings``), and goes when the profile 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -16,6 +17,7 @@ import numpy as np
 from premoe_runtime.formats import arrays
 from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.errors import CorruptData, NotFound
+from premoe_runtime.offline.profile.accumulator import NOT_FINITE
 from premoe_runtime.offline.profile.run import Sums
 from premoe_runtime.offline.profile.scores import SUMS
 from premoe_runtime.offline.profile.state import ProfileState
@@ -86,6 +88,16 @@ class Keeper:
     def save(self, done: int, sums: Sums | None) -> None:
         if self._place is not None:
             self._place.save(self.settings, Stopped(done, sums, self.answers))
+
+    @contextmanager
+    def forgetting(self) -> Iterator[None]:
+        """Leave nothing of a measurement that met values which are not finite: there is nothing to go on with."""
+        try:
+            yield
+        except CorruptData as error:
+            if error.reason == NOT_FINITE and self._place is not None:
+                self._place.clear()
+            raise
 
     def start_anew(self, why: str) -> None:
         """What the steps so far left elsewhere is gone."""
