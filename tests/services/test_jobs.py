@@ -384,8 +384,8 @@ def test_bad_profile_jobs(
     tasks = tasks_file(tmp_path, "digits")
     if "data" in changes:
         tasks.write_text(json.dumps([{"name": "digits", "data": changes["data"]}]))
-    model = ("--model-id", changes.get("model", packed[1]), "--tasks", tasks)
-    model += ("--metric", changes["metric"]) if "metric" in changes else ()
+    model = ["--model-id", changes.get("model", packed[1]), "--tasks", tasks]
+    model += ["--metric", changes["metric"]] if "metric" in changes else []
     ended = here("profile", changes.get("store", packed[0]), *model, index=int(str(changes.get("index", 0))))
     assert (ended.code, ended.words["reason"]) == (code, reason), ended
     assert "\n" not in ended.words["message"]

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from types import AsyncGeneratorType
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
@@ -128,12 +129,13 @@ async def closing_generators(of: str = "kopf.") -> AsyncIterator[None]:
     kopf leaves a watch's open when it is stopped between two events. The event loop would close them in any order, and
     an outer one whose inner one is closed already ends with a traceback in the log.
     """
-    begun: WeakValueDictionary[int, AsyncGenerator[object, None]] = WeakValueDictionary()
+    begun: WeakValueDictionary[int, AsyncGenerator[Any, Any]] = WeakValueDictionary()
     order = itertools.count()
     hook = sys.get_asyncgen_hooks().firstiter
 
-    def note(generator: AsyncGenerator[object, None]) -> None:
-        if generator.ag_frame.f_globals["__name__"].startswith(of):
+    def note(generator: AsyncGenerator[Any, Any]) -> None:
+        frame = generator.ag_frame if isinstance(generator, AsyncGeneratorType) else None
+        if frame is not None and frame.f_globals["__name__"].startswith(of):
             begun[next(order)] = generator
         if hook is not None:
             hook(generator)

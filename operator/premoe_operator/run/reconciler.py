@@ -112,7 +112,7 @@ class Reconciler:
                 self._heard.discard(model)
                 self._preloads(model, None)
                 return Outcome()
-            final = self._plan(observed)
+            document, final = observed.model, self._plan(observed)
             refusals, written = await self._execute(model, final.changes)
             if written or refusals:
                 observed = replace(observed, children=self._children(model), refusals=refusals)
@@ -121,12 +121,12 @@ class Reconciler:
             if refusals or not final.changes.writes:
                 break
         if final.status is not None:
-            writes += await self._say(observed.model, final)
+            writes += await self._say(document, final)
         return Outcome(
             writes=writes,
             again=bool(refusals) or final.changes.writes,
             requeue_after_s=final.requeue_after_s,
-            ready=_is_ready(final, observed.model),
+            ready=_is_ready(final, document),
         )
 
     async def stand_back(self, key: ModelKey, holder: str) -> Outcome:

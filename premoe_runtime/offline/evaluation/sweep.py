@@ -8,7 +8,6 @@ from itertools import product
 from typing import get_args
 
 from premoe_runtime.engines.hf.model import SlotModel
-from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.manifest import Manifest
@@ -64,7 +63,7 @@ def sweep(
     """
     seeds = check_tasks(data)
     scope.check(model.manifest)
-    refuse_family(scope.ranked, FAMILIES[model.manifest.family])
+    refuse_family(scope.ranked, model.manifest.family)
     measure = _Profiler(model, store, scope.ranked, stage, say)
     total = len(data) * (seeds + 1) * _PROFILE
     by_seed = [[measure(task, one.calibration[seed], total) for task, one in data.items()] for seed in range(seeds)]

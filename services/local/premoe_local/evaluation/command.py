@@ -13,7 +13,6 @@ from premoe_local.evaluation.recipe import SEEDS, Recipe
 from premoe_local.full_model import full_model
 from premoe_local.output_file import check_folder, write_file
 from premoe_local.task_files import task_files
-from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.calibration import PassedOver
 from premoe_runtime.offline.evaluation.data import DOCUMENTS, PROMPTS
@@ -101,8 +100,7 @@ def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tup
     reader = opened(recipe.model, state)
     manifest = reader.manifest()
     scope = recipe.scope(manifest, probe=probe_experts(reader), quick=quick)
-    if manifest.family in FAMILIES:
-        refuse_family(scope.ranked, FAMILIES[manifest.family])
+    refuse_family(scope.ranked, manifest.family)
     model = full_model(reader, threads=threads, device=recipe.device, dtype=recipe.dtype)
     state.mkdir(parents=True, exist_ok=True)
     try:
