@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
+import pytest
 from click.testing import CliRunner, Result
+from premoe.patterns.v1 import patterns_pb2, patterns_pb2_grpc
 from premoe_local.cli import command as premoe
+from premoe_local.mesh import Mesh
+from premoe_servicekit.clients import blocking_channel
+from premoe_servicekit.errors import rpc_errors
+from support.blob_pack import write_blob_pack
+from support.mesh import ALPHABETS, mesh_over, prepare_store, prompts
+from support.metrics import scrape
 from support.ports import stable_port
 from support.processes import serving
-from support.stored_patterns import WEIGHTS, store_set
+from support.stored_patterns import FAR, WEIGHTS, store_set
 
+from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.live import go_live
-from premoe_runtime.formats.pattern_set import set_paths
+from premoe_runtime.formats.pattern_set import Member, PatternSet, set_paths
+from premoe_runtime.offline.patterns.library import find_set, put_set
 from premoe_runtime.storage import open_store
 
 
@@ -52,3 +65,85 @@ def test_an_index_is_filled_live_sets_first_and_again_where_it_was_stopped(tmp_p
     assert stopped.stderr.count("\n") == 1
     half = run("reindex", url, "--retrieval", "127.0.0.1:1", "--tls-cert", tmp_path / "cert.pem")
     assert (half.exit_code, "go together" in half.stderr) == (2, True)
+
+
+def test_a_model_that_was_packed_anew_makes_its_live_set_stale(tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'store'}"
+    store = open_store(url)
+    stored = store_set(store)
+    go_live(store.get, store.put, WEIGHTS, stored.set_id, 0.0)
+    weights_id = write_blob_pack(store).manifest.weights_id
+    arguments = ["--store-url", url, "--index", "memory", "--metrics-port", "0", "--stale-check-s", "0.1"]
+    with serving("premoe_retrieval.cli", arguments) as child, blocking_channel(child.address) as channel:
+        metrics = str(child.ready["metrics"])
+        _await(lambda: scrape(metrics).value("premoe:retrieval_stale_sets") == 1)
+        stub = patterns_pb2_grpc.PatternServiceStub(channel)
+        request = patterns_pb2.RetrieveRequest(weights_id=weights_id, signature=FAR.tolist())
+        with pytest.raises(NotFound, match=f"that of weights {WEIGHTS[:16]} is stale") as caught, rpc_errors("it"):
+            stub.Retrieve(request)
+        assert caught.value.reason == "NO_LIVE_SET"
+        fresh = store_set(store, weights_id=weights_id)
+        assert document("set-live", url, fresh.set_id)["set_id"] == fresh.set_id
+        assert stub.Retrieve(request).set_id == fresh.set_id
+        assert run("gc", url, "--stale", "--days", 0, "--delete").exit_code == 0
+        _await(lambda: scrape(metrics).value("premoe:retrieval_stale_sets") == 0)
+        assert child.stderr().count("live sets are stale") == 1
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return prepare_store(tmp_path_factory.mktemp("life"))
+
+
+@pytest.mark.timeout(300)
+def test_a_set_is_tried_goes_live_and_is_rolled_back_while_a_mesh_serves(url: str) -> None:
+    store = open_store(url)
+    first = find_set(store)
+    # Its tasks are the same, but nothing is near enough to be recognised.
+    deaf = first.document.model_copy(
+        update={"members": tuple(_deaf(member) for member in first.members), "exemplars_digest": ""}
+    )
+    second = PatternSet.make(deaf, first.exemplars, first.splits)
+    put_set(store, second)
+    with mesh_over(url, record_signatures=100) as mesh:
+        silent = run("shadow", url, second.set_id, "--retrieval", mesh.retrieval_address)
+        assert (silent.exit_code, "no request came in" in silent.stderr) == (3, True)
+        before = [ask(mesh, prompt) for task in ALPHABETS for prompt in prompts(task, 2, seed=3)]
+        told = document("shadow", url, second.set_id[:16], "--retrieval", mesh.retrieval_address)
+        recognised = before.count("specialist")
+        assert recognised
+        assert told["decided_by"] == {first.set_id: len(before)}
+        assert (told["signatures"], told["no_longer_recognised"]) == (len(before), recognised)
+        assert told["same"] == len(before) - recognised
+        shown = run("shadow", url, second.set_id, "--retrieval", mesh.retrieval_address, "--examples", 1).stdout
+        assert f"{len(before) - recognised} of {len(before)} decided alike" in shown
+        document("set-live", url, second.set_id)
+        _await(lambda: ask(mesh, prompts("digits", 1, seed=3)[0]) == "generalist")
+        assert document("rollback", url)["set_id"] == first.set_id
+        _await(lambda: [ask(mesh, prompt) for task in ALPHABETS for prompt in prompts(task, 2, seed=3)] == before)
+        # What retrieval cannot try is named, and nothing that serves is touched.
+        foreign = store_set(store)
+        refused = run("shadow", url, foreign.set_id, "--retrieval", mesh.retrieval_address)
+        assert (refused.exit_code, "set is of another model" in refused.stderr) == (3, True)
+        assert refused.stderr.count("\n") == 1
+        stale = run("set-live", url, foreign.set_id)
+        assert (stale.exit_code, "is stale" in stale.stderr) == (4, True)
+
+
+def _deaf(member: Member) -> Member:
+    return member.model_copy(update={"cutoff": 2.0}) if member.exemplars else member
+
+
+def ask(mesh: Mesh, prompt: str) -> str:
+    """What was decided for a prompt."""
+    body = {"model": mesh.model_name, "messages": [{"role": "user", "content": prompt}], "max_tokens": 1}
+    answer = httpx.post(f"{mesh.url}/v1/chat/completions", json=body, timeout=120)
+    answer.raise_for_status()
+    return str(answer.json()["premoe"]["decision"])
+
+
+def _await(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until, "it did not come to it"
+        time.sleep(0.1)

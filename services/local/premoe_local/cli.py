@@ -23,7 +23,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     "Find the experts of a task": {
         "profile": "Measure which experts tasks' prompts use; list and remove profiles.",
         "scores": "List the scores that rank experts, and what each needs.",
-        "patterns": "Build, list, show, plot, choose and remove pattern sets.",
+        "patterns": "Build, list, show, try, choose, roll back and remove pattern sets.",
         "eval": "Measure accuracy and perplexity at several budgets.",
     },
     "Exchange with other tools": {

@@ -63,6 +63,8 @@ class MeshOptions:
     model_name: str = ""
     qdrant_url: str = ""
     redis_url: str = ""
+    record_signatures: int = 0
+    """Signatures of requests to keep, for trying other pattern sets on them."""
     metrics: bool = False
     """Whether every process serves its metrics, each on a free port of its own."""
     cors_origins: tuple[str, ...] = ()
@@ -226,7 +228,8 @@ def _start(
     step("starting retrieval and expert store")
     qdrant = ("--qdrant", options.qdrant_url) if options.qdrant_url else ()
     redis = ("--redis-url", options.redis_url) if options.redis_url else ()
-    retrieval = child("retrieval", "premoe_retrieval.cli", "--store-url", root, *qdrant)
+    recording = ("--record-signatures", str(options.record_signatures)) if options.record_signatures else ()
+    retrieval = child("retrieval", "premoe_retrieval.cli", "--store-url", root, *qdrant, *recording)
     store = child("store", "premoe_expert_store.cli", "--store-url", root, *redis)
     retrieval_address = retrieval.wait_ready(START_TIMEOUT_S)["address"]
     store_address = store.wait_ready(START_TIMEOUT_S)["address"]

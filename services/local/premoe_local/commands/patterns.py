@@ -13,6 +13,7 @@ from premoe_local.output_file import write_file
 from premoe_local.pattern_index import reindex
 from premoe_local.pattern_life import history, roll_back, set_live
 from premoe_local.pattern_rubbish import collect
+from premoe_local.pattern_shadow import shadow
 from premoe_local.pattern_store import list_, pattern_document, remove
 from premoe_local.score_option import score_name
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS as SPARE
@@ -43,10 +44,10 @@ set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
 
 @click.group("patterns")
 def command() -> None:
-    """Build, list, show and plot patterns and pattern sets; choose the live one, roll back, remove others."""
+    """Build, list, show and plot pattern sets; try one, make it live, roll back, remove others."""
 
 
-for subcommand in (list_, set_live, roll_back, history, remove, collect, reindex):
+for subcommand in (list_, set_live, roll_back, history, remove, collect, reindex, shadow):
     command.add_command(subcommand)
 
 

@@ -59,6 +59,13 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 @click.option("--name", "model_name", default="", help="Name under which the model is served.")
 @click.option("--qdrant-url", default="", help="Qdrant server [default: its engine, in the retrieval process].")
 @click.option("--redis-url", default="", help="Redis cache of expert blobs [default: none].")
+@click.option(
+    "--record-signatures",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    show_default=True,
+    help="Keep the routing signatures of so many requests, for `premoe patterns shadow`.",
+)
 @click.option("--console/--no-console", default=True, show_default=True, help="Serve a web page for people at /.")
 @click.option("--metrics", is_flag=True, help="Serve Prometheus metrics of every process, each on a free port.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -85,6 +92,7 @@ def command(
     model_name: str,
     qdrant_url: str,
     redis_url: str,
+    record_signatures: int,
     console: bool,
     metrics: bool,
     log_level: str,
@@ -118,6 +126,7 @@ def command(
         model_name=model_name,
         qdrant_url=qdrant_url,
         redis_url=redis_url,
+        record_signatures=record_signatures,
         console=console,
         metrics=metrics,
         keys_file=keys_file,
@@ -134,6 +143,8 @@ def command(
             note(_unknown_prompts(mesh.live, on_unknown, Budget.parse(generalist_budget or budget)))
             if console:
                 note(f"console: {mesh.url}/")
+            if record_signatures:
+                note(f"signatures are recorded: premoe patterns shadow … --retrieval {mesh.retrieval_address}")
             _announce(mesh, as_json=as_json)
             mesh.watch()
 
