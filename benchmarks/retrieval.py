@@ -1,9 +1,11 @@
-"""What recognising a prompt's task costs: the indexes alone, and the whole of `premoe up` under eight clients.
+"""What recognising a prompt's task costs and decides: the indexes alone, and `premoe up` under eight clients.
 
     python benchmarks/retrieval.py [--qdrant-url http://127.0.0.1:6333] [--only indexes|mesh] [--json FILE]
 
-The indexes hold 8 tasks of random unit vectors around 8 directions; a query is what the service asks for one prompt
-(the 5 nearest exemplars of every task) with its decision. The mesh serves the fixture model with a live set of 2,000
+The indexes hold tasks of random unit vectors, each around a direction of its own; a query is what the service asks for
+one prompt (the 5 nearest exemplars of every task) with its decision. Every other query is drawn around a task, and
+should be recognised as it, the others at random, and should be unknown; every fifth decision is compared with brute
+force. The mesh serves the fixture model with a live set of 2,000
 exemplars, its own ones repeated with noise; the clients send prompts of the stored tasks in a closed loop and want one
 token. CPU seconds are the retrieval process's, by psutil: they tell more than the clock's on a machine that is shared.
 """
@@ -33,21 +35,25 @@ from premoe_retrieval.ports import PatternIndex
 from premoe_retrieval.settings import RetrievalSettings
 
 from premoe_runtime.formats.arrays import F32
-from premoe_runtime.formats.pattern_set import Member, PatternSet, SetDocument
-from premoe_runtime.formats.recognition import decide
+from premoe_runtime.formats.pattern_set import Member, PatternSet, SetDocument, set_paths
+from premoe_runtime.formats.recognition import decide, recognise
 from premoe_runtime.formats.signature import SignatureSpec, unit
 from premoe_runtime.offline.patterns.library import live_set_id, put_set
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.storage import Store, open_store
 
 FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-moe"
-TASKS, MESH_EXEMPLARS = 8, 2000
-SIZES = (200, 2000, 10_000)
+MESH_EXEMPLARS = 2000
+SIZES = (200, 2000, 10_000, 100_000)
+CUTOFF = 0.5
+"""Between the scores of queries around a task and those of random ones, which hardly overlap."""
 
 
 @click.command()
 @click.option("--fixture", type=click.Path(path_type=Path), default=FIXTURE, help="Checkpoint folder of the mesh.")
-@click.option("--dimension", type=click.IntRange(TASKS), default=128, show_default=True, help="Values of a signature.")
+@click.option("--dimension", type=click.IntRange(8), default=128, show_default=True, help="Values of a signature.")
+@click.option("--tasks", "num_tasks", type=click.IntRange(1), default=8, show_default=True, help="In each index.")
+@click.option("--sizes", type=click.IntRange(1), multiple=True, default=SIZES, help="Exemplars in all, repeatable.")
 @click.option("--queries", type=click.IntRange(10), default=500, show_default=True, help="Of each index.")
 @click.option("--seconds", type=click.FloatRange(1), default=20.0, show_default=True, help="Of load on the mesh.")
 @click.option("--clients", type=click.IntRange(1), default=8, show_default=True, help="Of the mesh.")
@@ -57,6 +63,8 @@ SIZES = (200, 2000, 10_000)
 def main(
     fixture: Path,
     dimension: int,
+    num_tasks: int,
+    sizes: tuple[int, ...],
     queries: int,
     seconds: float,
     clients: int,
@@ -65,10 +73,16 @@ def main(
     json_file: Path | None,
 ) -> None:
     """Measure."""
-    settings = {"dimension": dimension, "tasks": TASKS, "queries": queries, "clients": clients, "model": fixture.name}
+    settings = {
+        "dimension": dimension,
+        "tasks": num_tasks,
+        "queries": queries,
+        "clients": clients,
+        "model": fixture.name,
+    }
     report = Report("retrieval", settings)
     if only != "mesh":
-        asyncio.run(_measure_indexes(report, dimension, queries, qdrant_url))
+        asyncio.run(_measure_indexes(report, Shape(dimension, num_tasks, sizes), queries, qdrant_url))
     if only != "indexes":
         with ExitStack() as stack:
             url = f"file://{stack.enter_context(tempfile.TemporaryDirectory(prefix='premoe-retrieval-'))}/store"
@@ -80,36 +94,63 @@ def main(
     report.finish(json_file)
 
 
-async def _measure_indexes(report: Report, dimension: int, queries: int, qdrant_url: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the indexes hold."""
+
+    dimension: int
+    tasks: int
+    sizes: tuple[int, ...]
+
+
+async def _measure_indexes(report: Report, shape: Shape, queries: int, qdrant_url: str) -> None:
     kinds = {
         "matrix": RetrievalSettings(store_url="memory://x", index="memory"),
         "engine in process": RetrievalSettings(store_url="memory://x"),
     }
     if qdrant_url:
         kinds["server"] = RetrievalSettings(store_url="memory://x", qdrant=qdrant_url)
-    for kind, settings in kinds.items():
-        for size in SIZES:
+    for size in shape.sizes:
+        stored, centres = _random_set(size, shape)
+        store = open_store("memory://sets")
+        for path, data in zip(set_paths(stored.set_id), stored.to_files(), strict=True):
+            store.put(path, data)
+        started = time.perf_counter()
+        PatternSet.load(store.get, stored.set_id)
+        report.values[f"{size}: read and check the set"] = time.perf_counter() - started
+        for kind, settings in kinds.items():
             index = open_index(settings)
             try:
-                await _measure_index(report, f"{kind}, {size}", index, _random_set(size, dimension), queries)
+                await _measure_index(report, f"{kind}, {size}", index, stored, centres, queries)
             finally:
                 await index.close()
 
 
-async def _measure_index(report: Report, name: str, index: PatternIndex, stored: PatternSet, queries: int) -> None:
+async def _measure_index(
+    report: Report, name: str, index: PatternIndex, stored: PatternSet, centres: F32, queries: int
+) -> None:
     draw = np.random.default_rng(1)
     set_id = stored.set_id
     started = time.perf_counter()
     await index.publish(set_id, stored)
     report.values[f"{name}: publish"] = time.perf_counter() - started
     wanted = {member.pattern_id: stored.document.neighbours for member in stored.specialists}
-    walls, cpus = [], []
-    for _ in range(queries + 10):
-        signature = unit(draw.normal(size=stored.dimension).astype(np.float32))
+    walls, cpus, right, same = [], [], 0, []
+    for number in range(queries + 10):
+        task = int(draw.integers(len(centres))) if number % 2 else None
+        signature = unit(
+            (draw.normal(size=stored.dimension) + (0 if task is None else centres[task])).astype(np.float32)
+        )
         wall, cpu = time.perf_counter(), time.process_time()
-        decide(await index.query(set_id, stored.embed(signature), wanted), stored)
+        decision = decide(await index.query(set_id, stored.embed(signature), wanted), stored)
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
+        right += (decision.task if decision.recognised else None) == (None if task is None else f"t{task}")
+        if number % 10 < 2:
+            exact = recognise(stored, signature)
+            same.append((decision.kind, decision.task) == (exact.kind, exact.task))
+    report.values[f"{name}: decided right"] = f"{right} of {queries + 10}"
+    report.values[f"{name}: as brute force"] = f"{sum(same)} of {len(same)}"
     _note(report, f"{name}: query", walls[10:])
     _note(report, f"{name}: CPU of a query", cpus[10:])
     await index.delete(set_id)
@@ -120,29 +161,30 @@ def _note(report: Report, name: str, seconds: Sequence[float]) -> None:
     report.values[name]["p95_s"] = float(np.percentile(seconds, 95))
 
 
-def _random_set(size: int, dimension: int) -> PatternSet:
-    """``size`` exemplars of 8 tasks around random directions."""
+def _random_set(size: int, shape: Shape) -> tuple[PatternSet, F32]:
+    """``size`` exemplars of tasks around random directions, and the directions f32[T, D]."""
     draw = np.random.default_rng(0)
-    each = size // TASKS
-    centres = np.repeat(draw.normal(size=(TASKS, dimension)), each, axis=0)
+    each = size // shape.tasks
+    centres = draw.normal(size=(shape.tasks, shape.dimension)).astype(np.float32)
+    rows = np.repeat(centres, each, axis=0)
     members = tuple(
         Member(
-            pattern_id=f"{task:064x}", task=f"t{task}", kind="specialist", cutoff=0.9, first_exemplar=task * each,
+            pattern_id=f"{task:064x}", task=f"t{task}", kind="specialist", cutoff=CUTOFF, first_exemplar=task * each,
             exemplars=each,
         )
-        for task in range(TASKS)
+        for task in range(shape.tasks)
     )  # fmt: skip
     document = SetDocument(
         weights_id="ab" * 32,
         metric="peu",
         semantics="selection",
-        signature=SignatureSpec(dimension=dimension),
+        signature=SignatureSpec(dimension=shape.dimension),
         quantile=0.01,
         members=members,
         on_unknown="reject",
         exemplars_digest="",
     )
-    return PatternSet.make(document, unit((centres + draw.normal(size=centres.shape)).astype(np.float32)))
+    return PatternSet.make(document, unit((rows + draw.normal(size=rows.shape)).astype(np.float32))), centres
 
 
 def _enlarge_live_set(store: Store, weights_id: str) -> None:

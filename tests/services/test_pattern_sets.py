@@ -52,7 +52,7 @@ def test_an_index_is_filled_live_sets_first_and_again_where_it_was_stopped(tmp_p
         assert [*told["already"], *told["indexed"]] == [live.set_id, before.set_id, other.set_id]
         assert told["exemplars"] == 21 * len(told["indexed"])
     with serving("premoe_retrieval.cli", arguments) as child:
-        _, damaged = store_set(store, seed=3), store_set(store, seed=4)
+        unused, damaged = store_set(store, seed=3), store_set(store, seed=4)
         store.delete(set_paths(damaged.set_id)[1])
         ended = run("reindex", url, "--retrieval", child.address)
         assert ended.exit_code == 5
@@ -60,6 +60,17 @@ def test_an_index_is_filled_live_sets_first_and_again_where_it_was_stopped(tmp_p
         noted, error = ended.stderr.splitlines()
         assert noted.startswith("note: ")
         assert error.startswith("error: 1 of 5 sets are not whole")
+        assert document("rm", url, other.set_id, "--retrieval", child.address)["removed"][0]["set_id"] == other.set_id
+        document("gc", url, "--sets", "--days", 0, "--delete", "--retrieval", child.address)
+        with blocking_channel(child.address) as channel:
+            stub = patterns_pb2_grpc.PatternServiceStub(channel)
+            existed = {
+                one.set_id: stub.DeleteSet(patterns_pb2.DeleteSetRequest(set_id=one.set_id)).existed
+                for one in (other, unused, before)
+            }
+        assert existed == {other.set_id: False, unused.set_id: False, before.set_id: True}
+        live_one = run("rm", url, live.set_id, "--retrieval", child.address)
+        assert (live_one.exit_code, "is live" in live_one.stderr) == (4, True)
     stopped = run("reindex", url, "--retrieval", f"127.0.0.1:{stable_port()}")
     assert (stopped.exit_code, "does not answer" in stopped.stderr) == (6, True)
     assert stopped.stderr.count("\n") == 1

@@ -6,8 +6,10 @@ import time
 from collections.abc import Sequence
 
 import click
+from premoe_servicekit.tls import Tls
 
 from premoe_local.console import date, human_bytes, json_option, print_json, print_table, progress
+from premoe_local.retrieval_client import forget, index_option, tls_options
 from premoe_runtime.offline.patterns.rubbish import Choice, Sweeper
 from premoe_runtime.storage import ObjectInfo, open_store
 
@@ -26,8 +28,19 @@ _DAY_S = 86_400.0
     help="Leave alone what was written since: somebody may be about to name it.",
 )
 @click.option("--delete", is_flag=True, help="Delete it.  [default: say what would be deleted]")
+@index_option
 @json_option
-def collect(store_url: str, sets: bool, stale: bool, days: float, delete: bool, as_json: bool) -> None:
+@tls_options
+def collect(
+    store_url: str,
+    sets: bool,
+    stale: bool,
+    days: float,
+    delete: bool,
+    address: str | None,
+    as_json: bool,
+    tls: Tls | None,
+) -> None:
     """Find patterns that no set names, and halves of sets, and delete them with --delete.
 
     Profiles and packs are left alone; so is whatever the live set and those before it need, unless they are stale.
@@ -35,6 +48,7 @@ def collect(store_url: str, sets: bool, stale: bool, days: float, delete: bool, 
     sweeper = Sweeper(open_store(store_url), Choice(time.time() - days * _DAY_S, sets=sets, stale=stale))
     found = sweeper.find()
     if delete:
+        forget(address, tls, filter(None, map(_set_of, found)))
         with progress("deleting", len(found), quiet=as_json) as bar:
             gone = []
             for info in sweeper.remove(found):
@@ -42,6 +56,12 @@ def collect(store_url: str, sets: bool, stale: bool, days: float, delete: bool, 
                 bar.advance()
         found = gone
     _say(found, delete, as_json)
+
+
+def _set_of(info: ObjectInfo) -> str | None:
+    """The set whose document this is."""
+    folder, _, name = info.path.partition("/")
+    return name.removesuffix(".json") if folder == "sets" and name.endswith(".json") else None
 
 
 def _say(found: Sequence[ObjectInfo], deleted: bool, as_json: bool) -> None:

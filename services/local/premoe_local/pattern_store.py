@@ -6,8 +6,10 @@ from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import click
+from premoe_servicekit.tls import Tls
 
 from premoe_local.console import date, json_option, note, print_json, print_table
+from premoe_local.retrieval_client import forget, index_option, tls_options
 from premoe_runtime.formats.errors import Conflict, CorruptData
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
@@ -94,14 +96,18 @@ def _set_entry(found: PatternSet, live: Collection[str], packed: PackedWeights) 
 @click.command("rm")
 @click.argument("store_url")
 @click.argument("names", metavar="SET...", nargs=-1, required=True)
+@index_option
 @json_option
-def remove(store_url: str, names: tuple[str, ...], as_json: bool) -> None:
+@tls_options
+def remove(store_url: str, names: tuple[str, ...], address: str | None, as_json: bool, tls: Tls | None) -> None:
     """Remove sets, named by the start of their ids, with the patterns that no other set names.
 
-    The live set of a model is refused.
+    The live set of a model is refused. A set that was live before can no longer be rolled back to.
     """
     store = open_store(store_url)
-    removed = [upkeep.remove_set(store, name) for name in names]
+    set_ids = [library.resolve(store, "sets", name) for name in names]
+    forget(address, tls, set_ids)
+    removed = [upkeep.remove_set(store, set_id) for set_id in set_ids]
     if as_json:
         print_json({"removed": [{"set_id": set_id, "patterns": patterns} for set_id, patterns in removed]})
         return

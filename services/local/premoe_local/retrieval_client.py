@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_tls
 
 
+index_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
+    "--retrieval", "address", metavar="HOST:PORT", help="Retrieval service whose index is to forget the sets, too."
+)
+
+
 class Retrieval:
     """One retrieval service. Every method raises what it answers, and Unavailable when it does not."""
 
@@ -78,6 +83,17 @@ class Retrieval:
             if not page.signatures:
                 return found, page.capacity
             found += page.signatures
+
+
+def forget(address: str | None, tls: Tls | None, set_ids: Iterable[str]) -> None:
+    """Take sets out of the index of the service at ``address``, if one is given. Raises Conflict for a live set.
+
+    Before they go from the store: points of a set that is nowhere else can be named by nobody.
+    """
+    if address is not None:
+        with retrieval(address, tls) as service:
+            for set_id in set_ids:
+                service.delete(set_id)
 
 
 @contextmanager
