@@ -17,6 +17,8 @@ from premoe_local.evaluation.command import measured
 from premoe_local.evaluation.markdown import estimate, facts, sections, table
 from premoe_local.evaluation.recipe import Recipe
 
+from premoe_runtime.offline.evaluation.data import PROMPTS
+
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURES = ROOT / "docs" / "evaluation.md", ROOT / "docs" / "evaluation"
 FIXTURES = {"tiny-moe": "label-informed", "tiny-moe-natural": "natural"}
@@ -49,9 +51,9 @@ what is new.
 """
 
 
-def document_of(name: str, work: Path, threads: int) -> Document:
+def document_of(name: str, work: Path, threads: int, prompts: int) -> Document:
     """Measure one fixture, or take up what ``work`` holds of it, and write its figures and pictures."""
-    recipe = Recipe.read(None, {"model": str((ROOT / "tests" / "fixtures" / name).relative_to(ROOT))})
+    recipe = Recipe.read(None, {"model": f"tests/fixtures/{name}", "prompts": prompts})
     document, pictures = measured(recipe, work / name, threads, quick=False)
     FIGURES.mkdir(exist_ok=True)
     for picture, image in pictures.items():
@@ -117,8 +119,9 @@ def _worst(row: Document, goal: float) -> str:
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of what was measured so far.")
 @click.option("--threads", default=2, show_default=True)
+@click.option("--prompts", default=PROMPTS, show_default=True, help="Test prompts of a task.")
 @click.option("--page-only", is_flag=True, help="Measure nothing; write the page from docs/evaluation/*.json.")
-def main(work: Path | None, threads: int, page_only: bool) -> None:
+def main(work: Path | None, threads: int, prompts: int, page_only: bool) -> None:
     """Measure both fixtures and write docs/evaluation.md."""
     if not page_only and work is None:
         raise click.UsageError("name a folder with --work, or take --page-only")
@@ -128,7 +131,7 @@ def main(work: Path | None, threads: int, page_only: bool) -> None:
             documents[name] = json.loads((FIGURES / f"{name}.json").read_text(encoding="utf-8"))
         else:
             work.mkdir(parents=True, exist_ok=True)
-            documents[name] = document_of(name, work, threads)
+            documents[name] = document_of(name, work, threads, prompts)
     PAGE.write_text(page(documents), encoding="utf-8")
 
 
