@@ -20,7 +20,23 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TASKS = Path(__file__).parents[1] / "support" / "harness"
 LOCAL = Path(__file__).parents[2] / "services" / "local"
-PACKAGES = ("lm_eval[api]==0.4.13", "transformers>=5.17,<5.20")
+PACKAGES = ("lm_eval[api]==0.4.13", "transformers>=5.17,<5.20", "blake3", "obstore", "pydantic")
+OFFLINE = {
+    "PYTHONPATH": f"{LOCAL}:{LOCAL.parents[1]}",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "NO_PROXY": "127.0.0.1",
+}
+READ = """
+import json, sys
+from premoe_local.evaluation.harness import harness_examples
+from premoe_runtime.formats.errors import PremoeError
+try:
+    parts = harness_examples(*sys.argv[1:])
+    print(json.dumps([[[e.messages[0].content, e.answer, e.line] for e in part] for part in parts]))
+except PremoeError as error:
+    print(json.dumps(str(error)))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +80,8 @@ def run(python: Path, mesh: Mesh, tasks: Path, out: Path, pattern: str) -> subpr
     command = [str(python), "-m", "premoe_local.evaluation.endpoint", "run", "--model", "premoe"]
     command += ["--model_args", arguments, "--tasks", "premoe_likely,premoe_written", "--include_path", str(tasks)]
     command += ["--output_path", str(out), "--log_samples"]
-    offline = {"PYTHONPATH": str(LOCAL), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "NO_PROXY": "127.0.0.1"}
     caches = {"HF_HOME": str(out / "cache")}
-    return subprocess.run(command, env=environ(offline | caches), capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=environ(OFFLINE | caches), capture_output=True, text=True, timeout=600)
 
 
 def samples(out: Path, task: str) -> list[dict[str, Any]]:
@@ -109,3 +124,28 @@ def test_a_pattern_that_is_not_there_ends_the_run(mesh: Mesh, python: Path, task
     done = run(python, mesh, tasks, tmp_path, "poems")
     assert done.returncode != 0
     assert "poems" in done.stderr + done.stdout
+
+
+def test_its_tasks_give_examples_to_calibrate_with_and_to_ask(python: Path, tasks: Path, tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        rows = [{"q": f"{part} {n}", "right": n % 2, "options": ["yes", "no"]} for n in range(3)]
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = f"{{train: {tmp_path / 'train.jsonl'}, test: {tmp_path / 'test.jsonl'}}}"
+    (tmp_path / "own.yaml").write_text(
+        f"task: own_choice\ndataset_path: json\ndataset_kwargs: {{data_files: {files}}}\ntraining_split: train\n"
+        'test_split: test\noutput_type: multiple_choice\ndoc_to_text: "Is {{q}}?"\ndoc_to_choice: options\n'
+        "doc_to_target: right\nmetric_list: [{metric: acc}]\n"
+    )
+
+    def read(*arguments: str) -> Any:
+        environment = environ(OFFLINE | {"HF_HOME": str(tmp_path / "cache")})
+        command = [str(python), "-c", READ, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    test, calibration = read("own_choice", str(tmp_path))
+    assert test == [["Is test 0?", "yes", 1], ["Is test 1?", "no", 2], ["Is test 2?", "yes", 3]]
+    assert [prompt for prompt, _, _ in calibration] == ["Is train 0?", "Is train 1?", "Is train 2?"]
+    assert "has no training examples with one answer each" in read("premoe_written", str(tasks))
+    assert "has no task 'poems'" in read("poems")

@@ -12,9 +12,12 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.offline.calibration import Example, Message
 
 
-def harness_examples(name: str) -> tuple[list[Example], list[Example]]:
-    """Test and calibration examples of a task. Raises NotFound (library, task), InvalidInput (no training examples)."""
-    task = _task(name)
+def harness_examples(name: str, include: str = "") -> tuple[list[Example], list[Example]]:
+    """Test and calibration examples of a task, of the library's or of the folder ``include``.
+
+    Raises NotFound (library, task), InvalidInput (no test or training examples with one answer).
+    """
+    task = _task(name, include)
     test = task.test_docs() if task.has_test_docs() else task.validation_docs() if task.has_validation_docs() else []
     training = task.training_docs() if task.has_training_docs() else []
     asked, calibration = _examples(task, test), _examples(task, training)
@@ -27,14 +30,14 @@ def harness_examples(name: str) -> tuple[list[Example], list[Example]]:
     return asked, calibration
 
 
-def _task(name: str) -> Any:
+def _task(name: str, include: str) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise NotFound(
             "lm-evaluation-harness is not installed; install premoe[harness]", reason="HARNESS_MISSING"
         ) from error
-    manager = TaskManager()
+    manager = TaskManager(include_path=include or None)
     if name not in manager.all_subtasks:
         raise NotFound(
             f"lm-evaluation-harness has no task {name!r}; `lm-eval ls tasks` lists them", reason="HARNESS_TASK"

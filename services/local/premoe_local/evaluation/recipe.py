@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,7 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.safetensors import shown
-from premoe_runtime.offline.calibration import PassedOver, check_task, read_calibration
+from premoe_runtime.offline.calibration import Example, PassedOver, check_task, read_calibration
 from premoe_runtime.offline.evaluation.data import DOCUMENTS, PROMPTS, TaskData, drawn
 from premoe_runtime.offline.evaluation.plan import SCORES, Scope
 from premoe_runtime.offline.patterns.build import MIN_PROMPTS
@@ -25,6 +26,9 @@ from premoe_runtime.offline.profile.scores import find
 SEEDS = 3
 _SHARES = (2, 4, 8)
 """The experts are divided by these where no budget is named; the matrices are of the second."""
+
+
+_FILES = ("data", "calibration", "include")
 
 
 class _Frozen(BaseModel):
@@ -47,16 +51,20 @@ class Source(_Frozen):
     """Where a task's examples come from: files of JSON lines, or a task of lm-evaluation-harness.
 
     Without ``calibration`` a third of ``data`` at most is asked and the rest is calibration. ``harness``: its
-    training examples are calibration, its test or validation ones are asked.
+    training examples are calibration, its test or validation ones are asked; ``include`` is a folder of more tasks.
     """
 
     data: str = ""
     calibration: str = ""
     harness: str = ""
+    include: str = ""
 
 
 class Recipe(_Frozen):
-    """``model``: a checkpoint (hf://org/name, a folder), a pack, or a store with one. Without ``tasks``: the demo's."""
+    """``model``: a checkpoint (hf://org/name, a folder), a pack, or a store with one. Without ``tasks``: the demo's.
+
+    ``answer_prefix`` stands before every answer, where a model's answers follow a closed thought or a channel's name.
+    """
 
     model: str = Field(min_length=1)
     budgets: tuple[Size, ...] = ()
@@ -67,6 +75,7 @@ class Recipe(_Frozen):
     prompts: int = Field(default=PROMPTS, ge=1)
     device: str = "cpu"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    answer_prefix: str = ""
     tasks: Mapping[str, Source] = {}
 
     @classmethod
@@ -108,14 +117,17 @@ class Recipe(_Frozen):
         if bool(source.harness) == bool(source.data):
             raise InvalidInput(f"task {task}: give either data or harness", reason="RECIPE_INVALID")
         if source.harness:
-            test, calibration_text = harness_examples(source.harness)
+            test, calibration_text = harness_examples(source.harness, source.include)
         else:
             test = read_calibration(Path(source.data), passed_over=unused)
             calibration_text = (
                 read_calibration(Path(source.calibration), passed_over=unused) if source.calibration else []
             )
         sizes = {"seeds": self.seeds, "documents": self.documents, "prompts": self.prompts}
-        return drawn(task, test, calibration_text, **sizes)
+        return drawn(task, self._prefixed(test), self._prefixed(calibration_text), **sizes)
+
+    def _prefixed(self, examples: Sequence[Example]) -> list[Example]:
+        return [replace(one, answer=f"{self.answer_prefix}{one.answer}") for one in examples]
 
     def _demo(self, task: str) -> TaskData:
         texts = (demo_tasks.examples(task, "calibration", self.documents, seed) for seed in range(self.seeds))
@@ -141,7 +153,7 @@ def _beside(found: dict[str, Any], path: Path | None) -> dict[str, Any]:
         return found
     changed = {
         task: {
-            key: str(path.parent / value) if key in ("data", "calibration") and isinstance(value, str) else value
+            key: str(path.parent / value) if key in _FILES and isinstance(value, str) else value
             for key, value in source.items()
         }
         if isinstance(source, dict)
