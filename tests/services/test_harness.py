@@ -102,8 +102,14 @@ def test_the_harness_measures_what_the_pattern_s_experts_answer(
             prompt = each["doc"]["prompt"]
             start = len(tokenizer(prompt)["input_ids"])
             for choice, (likely, _) in zip(("yes", "no"), each["filtered_resps"], strict=True):
-                asked = {"prompt": f"{prompt} {choice}", "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
-                echoed = client.completions.create(model=mesh.model_name, extra_body={"pattern": pattern}, **asked)
+                echoed = client.completions.create(
+                    model=mesh.model_name,
+                    prompt=f"{prompt} {choice}",
+                    max_tokens=0,
+                    echo=True,
+                    logprobs=1,
+                    extra_body={"pattern": pattern},
+                )
                 found = echoed.choices[0].logprobs
                 assert found is not None
                 assert found.token_logprobs is not None

@@ -14,7 +14,7 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 
 
-@register_model("premoe")  # type: ignore[untyped-decorator]
+@register_model("premoe")
 class PremoeCompletions(LocalCompletionsAPI):  # type: ignore[misc]
     """The library's ``local-completions`` with what it cannot send with likelihoods: bodies of our own fields.
 
