@@ -110,7 +110,7 @@ class Mesh:
         return {name: address for name, address in told.items() if address is not None}
 
     def check(self) -> None:
-        """Raise Unavailable with one line when a child has stopped that is not started again."""
+        """Raise what a child stopped with, in one line, when it is not started again."""
         revived = [revival.child for revival in self.revivals]
         for child in self.children:
             if child not in revived:
@@ -119,7 +119,7 @@ class Mesh:
             revival.tend()
 
     def watch(self) -> None:
-        """Block until ``check`` raises Unavailable."""
+        """Block until ``check`` raises."""
         while True:
             self.check()
             time.sleep(_WATCH_POLL_S)
@@ -132,7 +132,7 @@ def running(
     """Start the mesh, hand it out once everything serves, and stop every child at the end, whatever happened.
 
     ``log`` receives the children's lines, ``step`` what is being waited for. Raises what is wrong with the options
-    before any process is started, and Unavailable when a child does not come up.
+    before any process is started, and what a child ended with, or Unavailable, when it does not come up.
     """
     step("checking")
     root, manifest, live = _check(options)

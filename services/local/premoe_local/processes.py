@@ -17,11 +17,12 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from premoe_servicekit.clients import channel_options
 
-from premoe_runtime.formats.errors import Unavailable
+from premoe_runtime.formats.errors import PremoeError, Unavailable
 
 STOP_GRACE_S = 10.0
 _TAIL_LINES = 20
 _POLL_S = 0.02
+_BY_EXIT_CODE = {kind.exit_code: kind for kind in PremoeError.__subclasses__()}
 
 LogSink = Callable[[str, str], None]
 """Receives (name of the child, line)."""
@@ -67,7 +68,7 @@ class Child:
         return self._process.poll() is not None
 
     def wait_ready(self, timeout_s: float) -> Mapping[str, str]:
-        """The fields of the child's ready line, e.g. `address`. Raises Unavailable when it exits or takes too long."""
+        """The fields of the child's ready line (`address`). Raises as ``check``, and Unavailable: it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not self._ready.wait(_POLL_S):
             self.check()
@@ -76,13 +77,14 @@ class Child:
         return self._announced
 
     def check(self) -> None:
-        """Raise Unavailable, with the child's own last words, when it has exited."""
+        """When it has exited, raise what it said it ended with: the error of its exit code, else Unavailable."""
         code = self._process.poll()
         if code is None:
             return
         for reader in self._readers:
             reader.join(timeout=1)
-        raise Unavailable(f"{self.name} stopped{_how(code)}: {self._last_words()}", reason="PROCESS_EXITED")
+        kind = _BY_EXIT_CODE.get(code, Unavailable)
+        raise kind(f"{self.name} stopped{_how(code)}: {self._last_words()}", reason="PROCESS_EXITED")
 
     def start_again(self, *arguments: str) -> None:
         """A new process in place of one that has exited, with more ``arguments``."""
@@ -154,7 +156,7 @@ class Child:
 
 
 def wait_serving(child: Child, address: str, timeout_s: float) -> None:
-    """Wait until the child's gRPC health says SERVING. Raises Unavailable when it exits or takes too long."""
+    """Wait until the child's gRPC health says SERVING. Raises as ``check``, and Unavailable: it takes too long."""
     deadline = time.monotonic() + timeout_s
     with grpc.insecure_channel(address, options=channel_options()) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from premoe_runtime.formats.errors import Unavailable
+from premoe_runtime.formats.errors import PremoeError
 
 FIRST_DELAY_S = 1.0
 LONGEST_DELAY_S = 60.0
@@ -53,7 +53,7 @@ class Revival:
             return
         try:
             self.child.check()
-        except Unavailable as error:
+        except PremoeError as error:
             if now - self._started >= STEADY_S:
                 self._delay = FIRST_DELAY_S
             self._log(self.child.name, f"{error}; starting it again in {self._delay:.0f} s")
