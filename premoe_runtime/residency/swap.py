@@ -5,18 +5,19 @@ A worker does the same steps spread over its threads: ``serving.loop`` decides, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 
 from premoe_runtime.formats.choices import Semantics
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.copier import BlobCopy, Copier, Copy
+from premoe_runtime.residency.copier import BlobCopy, Copied, Copier, Copy
 from premoe_runtime.residency.fetch import Fetcher
 from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.host_tier import HostTier
 from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.plan import STAGING_BYTES
-from premoe_runtime.residency.slot_store import Kept, SlotStore
+from premoe_runtime.residency.slot_store import SlotStore
+from premoe_runtime.residency.slot_tables import Kept, SlotTables
 from premoe_runtime.residency.source import ExpertSource
 
 
@@ -32,12 +33,30 @@ def bring(
 ) -> None:
     """Make ``needed`` resident and write ``rows``: profiling, evaluation, tests.
 
+    Raises what ``bring_by`` raises.
+    """
+    arena = HostArena(store.shape.blob_bytes, staging_bytes)
+    bring_by(Copier(store, arena).run, store, arena, source, needed, rows, pinned=pinned, semantics=semantics)
+
+
+def bring_by(
+    run: Callable[[Copy], Copied],
+    tables: SlotTables,
+    arena: HostArena,
+    source: ExpertSource,
+    needed: AbstractSet[ExpertId],
+    rows: Mapping[int, Kept] | None = None,
+    *,
+    pinned: AbstractSet[ExpertId] = frozenset(),
+    semantics: Semantics = "selection",
+) -> None:
+    """The same over any slots: ``run`` copies from the arena into those that ``tables`` are about.
+
     What was fetched before an error is published. Raises Exhausted (slots), CorruptData (digest), Conflict (a row keeps
     an expert that is not resident), and what the source raises.
     """
-    ledger = Ledger(store.slots, store.shape.manifest.layer_experts, store.slot_table())
-    arena = HostArena(store.shape.blob_bytes, staging_bytes)
-    fetcher, copier = Fetcher(source, store.shape, arena), Copier(store, arena)
+    ledger = Ledger(tables.slots, tables.shape.manifest.layer_experts, tables.slot_table())
+    fetcher = Fetcher(source, tables.shape, arena)
     left = list(ledger.plan(needed, pinned))
     while left:
         batch, left = left[: arena.capacity], left[arena.capacity :]
@@ -45,10 +64,10 @@ def bring(
         places = {load.expert: tier.reserve(load.expert) for load in batch}
         digests: dict[ExpertId, str] = {}
         fetcher.fetch(places, digests.__setitem__)
-        store.retire(ledger.retire(batch))
+        tables.retire(ledger.retire(batch))
         moves = [BlobCopy(load.expert, places[load.expert], load.slot, digests[load.expert]) for load in batch]
-        copied = copier.run(Copy(tuple(moves)))
-        store.publish(ledger.settle(batch, copied.written, copied.torn))
+        copied = run(Copy(tuple(moves)))
+        tables.publish(ledger.settle(batch, copied.written, copied.torn))
         if copied.error is not None:
             raise copied.error
-    store.publish((), rows, semantics=semantics)
+    tables.publish((), rows, semantics=semantics)
