@@ -13,8 +13,11 @@ CRD_PAGE := docs/reference/prunedmodel.md
 PYTEST := $(BIN)/python -m pytest
 # What needs no services, and so runs two at a time.
 FAST   := tests/unit tests/architecture
-# Marks of what needs helm, a control plane or a node: the tiers that `make test` leaves out.
+# Marks of what needs helm, a control plane or a node.
 KUBERNETES := cluster or node
+# Of all tiers that `make test` leaves out.
+APART  := $(KUBERNETES) or vllm
+VLLM   := .venv-vllm
 # Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
 export OMP_WAIT_POLICY := PASSIVE
 export OMP_NUM_THREADS ?= 2
@@ -62,14 +65,15 @@ test test-fast test-cluster: export OMP_NUM_THREADS := 1
 # The cluster's programs are hidden, so a test that needs them without its mark fails here instead of running now and then.
 test: export PREMOE_CLUSTER_BIN := /nonexistent
 test: export REQUIRE_CLUSTER := 1
-test: install services $(if $(filter 0,$(shell id -u)),browser) ## Set up and run the checks and every tier of tests but the Kubernetes ones
+test: install services $(if $(filter 0,$(shell id -u)),browser) ## Set up and run the checks and every tier of tests but those of Kubernetes and vLLM
 	@$(MAKE) --no-print-directory check
-	@$(PYTEST) $(FAST) -n 2 -m "not ($(KUBERNETES))" $(ARGS)
-	@$(PYTEST) $(FAST:%=--ignore=%) -n 2 --dist loadfile -m "not ($(KUBERNETES))" $(ARGS)
+	@$(PYTEST) $(FAST) -n 2 -m "not ($(APART))" $(ARGS)
+	@$(PYTEST) $(FAST:%=--ignore=%) -n 2 --dist loadfile -m "not ($(APART))" $(ARGS)
 
 .PHONY: test-all
-test-all: ## The same and the Kubernetes tiers
+test-all: ## The same, the tier of vLLM and the Kubernetes tiers
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-vllm
 	@$(MAKE) --no-print-directory test-cluster
 
 .PHONY: test-fast
@@ -81,6 +85,11 @@ test-cluster: export REQUIRE_CLUSTER := 1
 test-cluster: install cluster-tools $(if $(filter 0,$(shell id -u)),node-tools) ## Run the Kubernetes tiers: charts, control plane and, when root, a node
 	@$(PYTEST) $(FAST) -n 2 -m "$(KUBERNETES)" $(ARGS)
 	@$(PYTEST) $(FAST:%=--ignore=%) -m "$(KUBERNETES)" $(ARGS)
+
+.PHONY: test-vllm
+test-vllm: ## Run the tests of the engine vllm, in an environment of its own; without its package says so and ends
+	@tools/install_vllm.sh $(VLLM) || { code=$$?; [ $$code = 3 ] && exit 0; exit $$code; }; \
+	$(VLLM)/bin/python -m pytest tests/vllm -m vllm $(ARGS)
 
 .PHONY: check
 check: install ## Formatting, lint, types, architecture contracts, stubs up to date
@@ -141,4 +150,4 @@ bench: install ## Run the benchmarks: make bench ARGS="--json out/"
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches of this checkout
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -27,7 +27,7 @@ def load_tokenizer(source: ExpertSource) -> PreTrainedTokenizerBase:
     if TOKENIZER_CONFIG_FILE in files:
         data = parse_json_object(source.read_file(TOKENIZER_CONFIG_FILE), TOKENIZER_CONFIG_FILE)
         refuse_remote_code(data, TOKENIZER_CONFIG_FILE)
-    with _skeleton_folder(source) as folder, stock.refusals("tokenizer", "skeleton"):
+    with skeleton_folder(source) as folder, stock.refusals("tokenizer", "skeleton"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=False, local_files_only=True
         )
@@ -35,7 +35,7 @@ def load_tokenizer(source: ExpertSource) -> PreTrainedTokenizerBase:
 
 
 @contextmanager
-def _skeleton_folder(source: ExpertSource) -> Iterator[Path]:
+def skeleton_folder(source: ExpertSource) -> Iterator[Path]:
     """A folder with the skeleton's small files (config, tokenizer, templates), as transformers wants to read them."""
     with tempfile.TemporaryDirectory(prefix="premoe-") as name:
         for file in source.manifest().skeleton:

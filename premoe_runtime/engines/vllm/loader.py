@@ -1,0 +1,56 @@
+"""The skeleton of a pack into a model of vLLM. Experts are never read here: slots fill by swaps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import get_current_vllm_config
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+
+from premoe_runtime.engines.hf.skeleton import read_tensors
+from premoe_runtime.engines.vllm.experts import SlotExperts
+from premoe_runtime.engines.vllm.plan import LOAD_FORMAT, plan_in
+from premoe_runtime.engines.vllm.source import source_of
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.residency.source import ExpertSource
+
+
+@register_model_loader(LOAD_FORMAT)
+class SkeletonLoader(BaseModelLoader):  # type: ignore[misc]
+    """vLLM's load format ``premoe``."""
+
+    def download_model(self, model_config: Any) -> None:
+        """Nothing is downloaded: files are read one by one as they are needed."""
+
+    def load_weights(self, model: nn.Module, model_config: Any) -> None:
+        """Raises InvalidInput without a plan, CorruptData when the skeleton lacks a weight, and what reading raises."""
+        plan = plan_in(get_current_vllm_config().additional_config)
+        if plan is None:
+            raise InvalidInput(
+                f"the load format {LOAD_FORMAT} needs a plan of slots in additional_config", reason="PLAN_INVALID"
+            )
+        loaded = model.load_weights(skeleton_of(source_of(plan)))  # type: ignore[operator]
+        slots = {
+            f"{name}.{leaf}"
+            for name, module in model.named_modules()
+            if isinstance(module, SlotExperts)
+            for leaf, _ in module.named_parameters()
+        }
+        if lacking := sorted({name for name, _ in model.named_parameters()} - slots - set(loaded)):
+            raise CorruptData(
+                f"the skeleton has nothing for {lacking[0]} and {len(lacking) - 1} other weights of vLLM's model; pack "
+                "the model again",
+                reason="SKELETON_INVALID",
+            )
+
+
+def skeleton_of(source: ExpertSource) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor beside the routed experts by its name on disk, one file in memory at a time."""
+    for file in source.manifest().skeleton:
+        if file.path.endswith(".safetensors"):
+            for entry, tensor in read_tensors(source.read_file(file.path), file.path):
+                yield entry.name, tensor

@@ -1,0 +1,45 @@
+"""The restricted router in the place of a layer's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+
+from premoe_runtime.engines.vllm.routing import choose, slots_of
+from premoe_runtime.engines.vllm.rows import TokenRows
+from premoe_runtime.residency.slot_tables import SlotTables
+
+
+class SlotRouter(BaseRouter):  # type: ignore[misc]
+    """Chooses among what a token's mask row keeps, and names slots instead of experts."""
+
+    def __init__(self, stock: Any, layer: int, tables: SlotTables, rows: TokenRows) -> None:
+        super().__init__(top_k=stock.top_k, global_num_experts=stock.global_num_experts, eplb_state=stock.eplb_state)
+        self._stock = stock
+        self._renormalise = bool(stock.renormalize)
+        self._lut, self._mask, self._sliced = tables.lut[layer], tables.mask[layer], tables.sliced
+        self._row_of_token = rows.of_token
+
+    @property
+    def routing_method_type(self) -> Any:
+        return self._stock.routing_method_type
+
+    def _compute_routing(
+        self,
+        hidden_states: torch.Tensor,
+        router_logits: torch.Tensor,
+        indices_type: torch.dtype | None,
+        *,
+        input_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self._row_of_token[: router_logits.shape[0]]
+        weights, experts = choose(
+            router_logits,
+            self._mask[rows],
+            self._sliced[rows, None],
+            top_k=self.top_k,
+            renormalise=self._renormalise,
+        )
+        return weights, slots_of(self._lut, experts).to(indices_type or torch.int32)

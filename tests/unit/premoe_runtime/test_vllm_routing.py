@@ -1,0 +1,89 @@
+"""The restricted router in vLLM's order of arithmetic, and rows of tokens: pure tensors, no vLLM."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.oracle import random_kept
+
+from premoe_runtime.engines.hf.router import route
+from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules
+from premoe_runtime.engines.vllm.routing import choose, slots_of
+from premoe_runtime.engines.vllm.rows import TokenRows
+from premoe_runtime.formats.manifest import RouterSpec
+
+TOKENS, EXPERTS, TOP_K = 40, 16, 4
+UNMASKED = torch.zeros(TOKENS, EXPERTS)
+SELECTION = torch.zeros(TOKENS, 1, dtype=torch.bool)
+each_kind = pytest.mark.parametrize("renormalise", [True, False])
+
+
+def logits(seed: int = 0) -> torch.Tensor:
+    return torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(seed))
+
+
+def masked(kept: torch.Tensor) -> torch.Tensor:
+    return torch.where(kept, 0.0, -torch.inf).expand(TOKENS, EXPERTS)
+
+
+def dense(weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(TOKENS, EXPERTS).scatter(-1, experts, weights)
+
+
+@each_kind
+def test_without_a_mask_it_is_vllm_s_own_arithmetic(renormalise: bool) -> None:
+    weights, experts = choose(logits(), UNMASKED, SELECTION, top_k=TOP_K, renormalise=renormalise)
+    best, stock = torch.topk(logits(), TOP_K, dim=-1, sorted=False)
+    own = torch.softmax(best, -1) if renormalise else (best - torch.logsumexp(logits(), -1, keepdim=True)).exp()
+    assert torch.equal(experts, stock)
+    assert torch.equal(weights, own)
+
+
+@each_kind
+@pytest.mark.parametrize("sliced", [True, False])
+@pytest.mark.parametrize("count", [2, 7])
+def test_it_is_what_the_other_engine_computes(renormalise: bool, sliced: bool, count: int) -> None:
+    kept = random_kept(1, 1, EXPERTS, count)[0, 0]
+    spec = RouterSpec(score="softmax", renormalise=renormalise)
+    rules = LayerRules(masked(kept), sliced, [(min(TOP_K, count), ALL_TOKENS)])
+    expected = route(spec, logits(), rules)
+    cut = torch.full((TOKENS, 1), sliced)
+    weights, experts = choose(logits(), masked(kept), cut, top_k=TOP_K, renormalise=renormalise)
+    assert not weights[~kept[experts]].any()
+    assert torch.allclose(dense(weights, experts), dense(expected.weights, expected.ids), atol=1e-6)
+
+
+def test_tokens_of_one_batch_obey_their_own_rows() -> None:
+    kept = random_kept(3, 1, EXPERTS, 6)[:, 0]
+    table, rows = torch.where(kept, 0.0, -torch.inf), torch.arange(TOKENS) % 3
+    _, experts = choose(logits(), table[rows], SELECTION, top_k=TOP_K, renormalise=True)
+    assert kept[rows].gather(-1, experts).all()
+
+
+def test_with_nothing_kept_weights_are_zero_and_slots_are_real() -> None:
+    nothing = torch.full((TOKENS, EXPERTS), -torch.inf)
+    weights, experts = choose(logits(), nothing, SELECTION, top_k=TOP_K, renormalise=True)
+    assert torch.equal(weights, torch.zeros(TOKENS, TOP_K))
+    slots = slots_of(torch.full((EXPERTS + 1,), 5), experts)
+    assert ((slots >= 0) & (slots < 5)).all()
+
+
+def test_a_pick_without_slot_goes_to_a_slot_that_the_token_uses() -> None:
+    lut = torch.tensor([7, 2, 7, 0, 7, 4, 7, 7])
+    picks = torch.tensor([[0, 3, 5, 2], [5, 1, 6, 4], [1, 3, 5, 3]])
+    assert slots_of(lut, picks).tolist() == [[0, 0, 4, 0], [4, 2, 2, 2], [2, 0, 4, 0]]
+
+
+def test_rows_follow_the_order_of_the_step_and_end_with_row_0() -> None:
+    rows = TokenRows(10, torch.device("cpu"))
+    address = rows.of_token.data_ptr()
+    for request, row in (("a", 3), ("b", 1), ("c", 2)):
+        rows.learn(request, row)
+    rows.fill(["b", "a"], [4, 2])
+    assert rows.of_token.tolist() == [1, 1, 1, 1, 3, 3, 0, 0, 0, 0]
+    rows.forget(["a", "never seen"])
+    rows.fill(["c"], [1])
+    assert rows.of_token.tolist() == [2] + [0] * 9
+    assert rows.of_token.data_ptr() == address
+    with pytest.raises(KeyError):
+        rows.fill(["a"], [1])

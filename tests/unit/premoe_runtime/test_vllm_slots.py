@@ -1,0 +1,125 @@
+"""Slots in a kernel's own layout: blobs are packed on the way in, tables and integrity are those of every store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from support.oracle import random_kept
+from support.sources import MemorySource
+from support.tiny import tiny_checkpoint
+
+from premoe_runtime.engines.vllm.slots import PackedSlots, PackingCopier
+from premoe_runtime.formats.errors import CorruptData, Exhausted
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.blob_fields import field_view
+from premoe_runtime.residency.copier import BlobCopy, Copy
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.slot_shape import SlotShape
+from premoe_runtime.residency.swap import bring_by
+
+LAYERS, EXPERTS, SLOTS = 2, 16, 8
+
+
+@dataclass
+class TransposedLayer:
+    """A kernel that wants its weights the other way round."""
+
+    w13_weight: torch.Tensor
+    w2_weight: torch.Tensor
+
+    def pack(self, gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return gate_up.T.contiguous(), down.T.contiguous()
+
+
+@dataclass
+class Ground:
+    source: MemorySource
+    slots: PackedSlots
+    arena: HostArena
+
+    def bring(self, experts: set[ExpertId], rows: dict[int, dict[int, list[int]]] | None = None) -> None:
+        copier = PackingCopier(self.slots, self.arena)
+        bring_by(copier.run, self.slots, self.arena, self.source, experts, rows)
+
+    def expected(self, expert: ExpertId) -> list[torch.Tensor]:
+        blob = torch.frombuffer(bytearray(self.source.blobs[expert]), dtype=torch.uint8)[None]
+        layout = self.source.manifest().layout
+        return [field_view(blob, layout, name)[0].T.float() for name in ("gate_up", "down")]
+
+    def held(self, layer: int, slot: int) -> list[torch.Tensor]:
+        return [weight[slot] for weight in self.slots.weights[layer]]
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
+def made(request: pytest.FixtureRequest, tmp_path: Path) -> Ground:
+    """Slots in float32, whatever the pack has."""
+    source = MemorySource(tiny_checkpoint(tmp_path, dtype=request.param))
+    shape = SlotShape.of(source.manifest(), slots=SLOTS, max_rows=4, dtype=torch.float32)
+    sizes = [field.shape for field in source.manifest().layout.fields]
+    layers = [TransposedLayer(*(torch.zeros(SLOTS, *reversed(size)) for size in sizes)) for _ in range(LAYERS)]
+    return Ground(source, PackedSlots(shape, layers), HostArena(shape.blob_bytes, 3 * shape.blob_bytes))
+
+
+def some(*experts: int) -> set[ExpertId]:
+    return {ExpertId(layer, expert) for layer in range(LAYERS) for expert in experts}
+
+
+def test_slots_hold_packed_experts_at_addresses_that_stay(made: Ground) -> None:
+    before = [weight.data_ptr() for layer in made.slots.weights for weight in layer]
+    for turn in range(3):
+        wanted = some(*range(turn, turn + 6))
+        made.bring(wanted)
+        made.slots.check_integrity()
+        assert wanted <= made.slots.resident()
+        for layer, row in enumerate(made.slots.slot_table()):
+            for slot, expert in enumerate(row):
+                if expert >= 0:
+                    expected = made.expected(ExpertId(layer, expert))
+                    assert all(map(torch.equal, made.held(layer, slot), expected))
+    assert [weight.data_ptr() for layer in made.slots.weights for weight in layer] == before
+
+
+def test_more_than_the_slots_hold_is_refused_before_anything_is_written(made: Ground) -> None:
+    made.bring(some(0, 1, 2))
+    before = [weight.clone() for layer in made.slots.weights for weight in layer]
+    with pytest.raises(Exhausted, match="more slots"):
+        made.bring(some(*range(SLOTS + 1)))
+    assert all(map(torch.equal, before, (weight for layer in made.slots.weights for weight in layer)))
+    assert made.slots.resident() == some(0, 1, 2)
+
+
+def test_a_changed_number_in_a_slot_is_found(made: Ground) -> None:
+    made.bring(some(3, 4))
+    made.slots.check_integrity()
+    made.slots.weights[1][0][made.slots.slot_table()[1].index(4), 0, 0] += 1
+    with pytest.raises(CorruptData, match="digest"):
+        made.slots.check_integrity()
+
+
+def test_rows_keep_what_is_resident(made: Ground) -> None:
+    kept = random_kept(1, LAYERS, EXPERTS, 5)[0]
+    lists = {layer: kept[layer].nonzero().flatten().tolist() for layer in range(LAYERS)}
+    made.bring({ExpertId(layer, e) for layer, experts in lists.items() for e in experts}, {2: lists})
+    assert torch.equal(made.slots.mask[:, 2] == 0, kept)
+
+
+def test_a_copy_that_fails_says_how_far_it_came(made: Ground) -> None:
+    digest = made.source.manifest().digest(ExpertId(0, 1))
+    copier = PackingCopier(made.slots, made.arena)
+    whole, outside = BlobCopy(ExpertId(0, 1), 0, 2, digest), BlobCopy(ExpertId(0, 2), 0, SLOTS, digest)
+    copied = copier.run(Copy((whole, outside)))
+    assert copied.written == {ExpertId(0, 1)}
+    assert copied.torn == {ExpertId(0, 2)}
+    assert isinstance(copied.error, IndexError)
+    stopped = copier.run(Copy((whole,)), lambda: True)
+    assert (stopped.written, stopped.torn, stopped.error) == (frozenset(), frozenset(), None)
+
+
+def test_nothing_is_saved_from_a_packed_slot(made: Ground) -> None:
+    made.bring(some(1))
+    saved = PackingCopier(made.slots, made.arena).run(Copy((), (BlobCopy(ExpertId(0, 1), 0, 0, ""),)))
+    assert saved.saved == {}
+    assert saved.error is None
