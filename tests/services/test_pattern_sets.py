@@ -24,7 +24,7 @@ from support.processes import serving
 from support.stored_patterns import FAR, WEIGHTS, store_set
 
 from premoe_runtime.formats.errors import NotFound
-from premoe_runtime.formats.live import go_live
+from premoe_runtime.formats.live import go_live, live_path
 from premoe_runtime.formats.pattern_set import Member, PatternSet, set_paths
 from premoe_runtime.offline.patterns.library import find_set, put_set
 from premoe_runtime.storage import open_store
@@ -109,13 +109,16 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.timeout(300)
 def test_a_set_is_tried_goes_live_and_is_rolled_back_while_a_mesh_serves(url: str) -> None:
     store = open_store(url)
-    first = find_set(store)
+    first = find_set(store)  # live, and whose pack is here
     # Its tasks are the same, but nothing is near enough to be recognised.
     deaf = first.document.model_copy(
         update={"members": tuple(_deaf(member) for member in first.members), "exemplars_digest": ""}
     )
     second = PatternSet.make(deaf, first.exemplars, first.splits)
     put_set(store, second)
+    # A live set of a model that was here before must not stand in the way.
+    foreign = store_set(store)
+    go_live(store.get, store.put, WEIGHTS, foreign.set_id, 0.0)
     with mesh_over(url, record_signatures=100) as mesh:
         silent = run("shadow", url, second.set_id, "--retrieval", mesh.retrieval_address)
         assert (silent.exit_code, "no request came in" in silent.stderr) == (3, True)
@@ -133,12 +136,15 @@ def test_a_set_is_tried_goes_live_and_is_rolled_back_while_a_mesh_serves(url: st
         assert document("rollback", url)["set_id"] == first.set_id
         _await(lambda: [ask(mesh, prompt) for task in ALPHABETS for prompt in prompts(task, 2, seed=3)] == before)
         # What retrieval cannot try is named, and nothing that serves is touched.
-        foreign = store_set(store)
         refused = run("shadow", url, foreign.set_id, "--retrieval", mesh.retrieval_address)
         assert (refused.exit_code, "set is of another model" in refused.stderr) == (3, True)
         assert refused.stderr.count("\n") == 1
         stale = run("set-live", url, foreign.set_id)
         assert (stale.exit_code, "is stale" in stale.stderr) == (4, True)
+        # The console says what a model without a live set lacks.
+        store.delete(live_path(first.weights_id))
+        page = f"{mesh.url}/premoe/v1/patterns?model={mesh.model_name}"
+        _await(lambda: f"that of weights {WEIGHTS[:16]} is stale" in httpx.get(page, timeout=120).text)
 
 
 def _deaf(member: Member) -> Member:

@@ -93,9 +93,15 @@ def by_need(store: Store) -> list[str]:
 
 
 def find_weights(store: Store, name: str | None = None) -> str:
-    """The weights with a live set whose id starts with ``name``, or the only ones. Raises NotFound, InvalidInput."""
+    """The weights with a live set whose id starts with ``name``, or the only ones that a pack has.
+
+    Raises NotFound, InvalidInput.
+    """
     known = live_weights(store)
     found = [weights_id for weights_id in known if weights_id.startswith(name or "")]
+    if len(found) > 1 and not name:
+        packed = packed_weights(store)
+        found = [weights_id for weights_id in found if not packed.lack(weights_id)] or found
     if len(found) == 1:
         return found[0]
     if not found:

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.conversation import recognise_turn
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern_set import PatternSet
-from premoe_runtime.formats.recognition import Decision, recognise
+from premoe_runtime.formats.recognition import Decision
+from premoe_runtime.formats.signature import Signatures
 
 UNKNOWN = ""
 Outcome = Literal["same", "other", "lost", "gained"]
@@ -19,14 +20,14 @@ Outcome = Literal["same", "other", "lost", "gained"]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A recorded signature f32[D]. ``task``: the one recognised, or ""; ``score``: of the nearest, recognised or not.
+    """A recorded request. ``task``: the one recognised, or ""; ``score``: of the nearest, recognised or not.
 
     ``at``: seconds since 1970; ``set_id``: the set that decided.
     """
 
     at: float
     set_id: str
-    signature: F32
+    signatures: Signatures
     task: str
     nearest: str
     score: float
@@ -34,7 +35,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One signature, decided anew by the candidate."""
+    """One request, decided anew by the candidate."""
 
     sample: Sample
     decision: Decision
@@ -95,7 +96,7 @@ def outcome_of(before: str, now: str) -> Outcome:
 def trials(candidate: PatternSet, samples: Iterable[Sample]) -> Iterator[Trial]:
     """Decide every sample anew. Raises InvalidInput where signatures do not fit the set."""
     for sample in samples:
-        yield Trial(sample, recognise(candidate, sample.signature))
+        yield Trial(sample, recognise_turn(candidate, sample.signatures))
 
 
 def check_same_signatures(candidate: PatternSet, live: PatternSet) -> None:

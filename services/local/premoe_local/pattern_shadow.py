@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 import click
-import numpy as np
 from premoe.patterns.v1 import patterns_pb2 as pb
+from premoe_servicekit.signatures import read_signatures
 from premoe_servicekit.tls import Tls
 
 from premoe_local.console import date, json_option, print_json, print_table, progress
@@ -91,7 +91,7 @@ def _sample(recorded: pb.RecordedSignature) -> Sample:
     return Sample(
         recorded.unix_ms / 1000,
         recorded.set_id,
-        np.fromiter(recorded.signature, np.float32, len(recorded.signature)),
+        read_signatures(recorded),
         recorded.task if recognised else UNKNOWN,
         recorded.task,
         recorded.score,

@@ -7,21 +7,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.recognition import Decision
+from premoe_runtime.formats.signature import Signatures
 
 PAGE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One signature f32[D]. ``number`` counts up from 1; ``at``: seconds since 1970."""
+    """One request. ``number`` counts up from 1; ``at``: seconds since 1970."""
 
     number: int
     at: float
     weights_id: str
     set_id: str
-    signature: F32
+    signatures: Signatures
     decision: Decision
 
 
@@ -34,10 +34,10 @@ class Recorder:
         self._clock = clock
         self._number = 0
 
-    def note(self, weights_id: str, set_id: str, signature: F32, decision: Decision) -> None:
+    def note(self, weights_id: str, set_id: str, signatures: Signatures, decision: Decision) -> None:
         if self.capacity:
             self._number += 1
-            self._kept.append(Recorded(self._number, self._clock(), weights_id, set_id, signature, decision))
+            self._kept.append(Recorded(self._number, self._clock(), weights_id, set_id, signatures, decision))
 
     def page(self, weights_id: str, after: int) -> Sequence[Recorded]:
         """Those of these weights with a number above ``after``, oldest first, up to 4 MiB of signatures."""
@@ -45,7 +45,7 @@ class Recorder:
         found: list[Recorded] = []
         num_bytes = 0
         for each in later:
-            num_bytes += each.signature.nbytes
+            num_bytes += sum(signature.nbytes for signature in each.signatures.all)
             if found and num_bytes > PAGE_BYTES:
                 break
             found.append(each)

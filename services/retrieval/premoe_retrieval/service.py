@@ -107,8 +107,7 @@ class PatternService:
         found = await self._nearest(searched, pattern_set, vectors)
         decision = decide_turn(signatures.like(found), pattern_set, on_unknown)
         if not set_id:
-            turn = signatures.whole if signatures.alone is None else signatures.alone
-            self.recorder.note(weights_id, searched, turn, decision)
+            self.recorder.note(weights_id, searched, signatures, decision)
         return Retrieved(decision, searched, sum(map(len, found)), _exemplars(pattern_set))
 
     async def publish_set(self, set_id: str) -> tuple[int, bool]:

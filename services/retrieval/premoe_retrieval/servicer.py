@@ -11,6 +11,7 @@ from premoe.patterns.v1 import patterns_pb2 as pb
 from premoe.patterns.v1 import patterns_pb2_grpc
 from premoe_servicekit.metrics import Metrics
 from premoe_servicekit.server import Registration, registration
+from premoe_servicekit.signatures import read_signatures
 
 from premoe_retrieval.metrics import RetrievalMetrics
 from premoe_retrieval.recorder import Recorded
@@ -20,7 +21,6 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import Pattern, PatternKind
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import Decision
-from premoe_runtime.formats.signature import Signatures
 
 SERVICE_NAME = "premoe.patterns.v1.PatternService"
 
@@ -57,7 +57,7 @@ class PatternServicer(patterns_pb2_grpc.PatternServiceServicer):
         with self._metrics.query():
             retrieved = await self._service.retrieve(
                 request.weights_id,
-                _signatures(request),
+                read_signatures(request),
                 set_id=request.set_id,
                 on_unknown=_POLICIES[request.on_unknown],
             )
@@ -124,14 +124,6 @@ def pattern_service(service: PatternService, metrics: RetrievalMetrics | None = 
     )
 
 
-def _signatures(request: pb.RetrieveRequest) -> Signatures:
-    whole, alone, *earlier = (
-        np.fromiter(values, np.float32, len(values))
-        for values in (request.signature, request.alone, *(each.values for each in request.earlier))
-    )
-    return Signatures(whole, alone if alone.size else None, tuple(earlier))
-
-
 def _pattern(pattern_id: str, pattern: Pattern) -> pb.Pattern:
     return pb.Pattern(
         pattern_id=pattern_id,
@@ -166,7 +158,9 @@ def _recorded(each: Recorded) -> pb.RecordedSignature:
         number=each.number,
         unix_ms=round(each.at * 1000),
         set_id=each.set_id,
-        signature=each.signature.tolist(),
+        signature=each.signatures.whole.tolist(),
+        alone=() if each.signatures.alone is None else each.signatures.alone.tolist(),
+        earlier=[pb.Signature(values=signature.tolist()) for signature in each.signatures.earlier],
         decision=_DECISIONS[decision.kind],
         task=decision.task,
         score=decision.score,

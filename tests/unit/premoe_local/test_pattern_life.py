@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
+from premoe_local.mesh import MeshOptions, running
 from support.blob_pack import write_blob_pack
 from support.stored_patterns import TASKS, WEIGHTS, StoredSet, store_set
 
+from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.live import LivePointer, live_path
 from premoe_runtime.formats.pattern import pattern_path
 from premoe_runtime.formats.pattern_set import set_paths
@@ -139,6 +141,11 @@ def test_a_set_of_weights_that_no_pack_has_any_more_is_stale(
     assert live(store) == sets[2].set_id
     assert run("set-live", url, fresh.set_id).exit_code == 0
     assert document("show", url)["set_id"] == fresh.set_id, "of two live sets the one that is not stale"
+    assert [one["set_id"] for one in document("history", url)["sets"]] == [fresh.set_id], "nor for its history"
+    store.delete(live_path(packed))
+    missing = pytest.raises(NotFound, match="no live pattern set of this model's weights, only of others")
+    with missing, running(MeshOptions(model=url, budget="1/2", spare=0)):
+        pass
     elsewhere = f"file://{tmp_path / 'elsewhere'}"
     write_blob_pack(open_store(elsewhere))
     refused = run("rollback", url, "--weights", "ab", "--pack", elsewhere)

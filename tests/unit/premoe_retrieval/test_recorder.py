@@ -13,6 +13,7 @@ from premoe_retrieval.recorder import Recorder
 from premoe_retrieval.repository import PatternRepository
 from premoe_retrieval.service import PatternService
 from premoe_retrieval.servicer import PatternServicer
+from premoe_servicekit.signatures import read_signatures
 from support.stored_patterns import FAR, WEIGHTS, StoredSet, direction, store_set
 
 from premoe_runtime.formats.errors import InvalidInput
@@ -42,7 +43,8 @@ async def test_the_last_decisions_of_the_live_set_are_kept_and_listed() -> None:
         await service.retrieve(WEIGHTS, Signatures(signature))
     # A set that is tried by name decides nothing.
     await service.retrieve(WEIGHTS, Signatures(FAR), set_id=stored.set_id)
-    answer = await PatternServicer(service).ListSignatures(pb.ListSignaturesRequest(weights_id=WEIGHTS), None)  # type: ignore[arg-type]
+    servicer = PatternServicer(service)
+    answer = await servicer.ListSignatures(pb.ListSignaturesRequest(weights_id=WEIGHTS), None)  # type: ignore[arg-type]
     assert answer.capacity == 3
     assert [(each.number, each.decision, each.task) for each in answer.signatures][1:] == [
         (3, pb.DECISION_SPECIALIST, "sorting"),
@@ -51,9 +53,15 @@ async def test_the_last_decisions_of_the_live_set_are_kept_and_listed() -> None:
     first = answer.signatures[0]
     assert (first.number, first.decision, first.unix_ms) == (2, pb.DECISION_GENERALIST, 12_500)
     assert (first.set_id, list(first.signature)) == (stored.set_id, FAR.tolist())
-    assert first.score == pytest.approx(answer.signatures[0].score)
+    talk = Signatures(FAR, stored.near("sorting"), (FAR, stored.near("counting")))
+    await service.retrieve(WEIGHTS, talk)
+    answer = await servicer.ListSignatures(pb.ListSignaturesRequest(weights_id=WEIGHTS, after=4), None)  # type: ignore[arg-type]
+    (last,) = answer.signatures
+    assert (last.number, last.task) == (5, "sorting")
+    for found, sent in zip(read_signatures(last).all, talk.all, strict=True):
+        np.testing.assert_array_equal(found, sent)
     with pytest.raises(InvalidInput, match="weights_id is empty"):
-        await PatternServicer(service).ListSignatures(pb.ListSignaturesRequest(), None)  # type: ignore[arg-type]
+        await servicer.ListSignatures(pb.ListSignaturesRequest(), None)  # type: ignore[arg-type]
 
 
 def test_pages_are_bounded_by_bytes_and_by_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,11 +69,13 @@ def test_pages_are_bounded_by_bytes_and_by_weights(monkeypatch: pytest.MonkeyPat
     recorder = Recorder(100)
     for number in range(10):
         signature = direction(number)
-        recorder.note(WEIGHTS if number % 2 else "cd" * 32, "s", signature, recognise(stored.pattern_set, signature))
+        recorder.note(
+            WEIGHTS if number % 2 else "cd" * 32, "s", Signatures(signature), recognise(stored.pattern_set, signature)
+        )
     monkeypatch.setattr(module, "PAGE_BYTES", 2 * direction(0).nbytes)
     seen: list[int] = []
     while page := recorder.page(WEIGHTS, seen[-1] if seen else 0):
         assert len(page) <= 2
         seen += [each.number for each in page]
-        assert all(np.array_equal(each.signature, direction(each.number - 1)) for each in page)
+        assert all(np.array_equal(each.signatures.whole, direction(each.number - 1)) for each in page)
     assert seen == [2, 4, 6, 8, 10]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 from support.stored_patterns import FAR, TASKS, StoredSet, store_set
 
 from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.conversation import recognise_turn
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import recognise
+from premoe_runtime.formats.signature import Signatures, unit
 from premoe_runtime.offline.patterns.shadow import UNKNOWN, Comparison, Sample, check_same_signatures, trials
 from premoe_runtime.storage import open_store
 
@@ -24,7 +27,7 @@ def sample(live: PatternSet, signature: F32, at: float = 0.0) -> Sample:
     """As a retrieval with this live set would have recorded it."""
     decision = recognise(live, signature)
     task = decision.task if decision.recognised else UNKNOWN
-    return Sample(at, live.set_id, signature, task, decision.task, decision.score)
+    return Sample(at, live.set_id, Signatures(signature), task, decision.task, decision.score)
 
 
 def altered(live: PatternSet, **tasks: Mapping[str, object]) -> PatternSet:
@@ -82,6 +85,17 @@ def test_the_live_set_itself_decides_alike(stored: StoredSet) -> None:
     assert (comparison.changes, comparison.examples) == ([], {})
 
 
+def test_a_conversation_is_decided_as_retrieval_would(stored: StoredSet) -> None:
+    live = stored.pattern_set
+    weak = unit((FAR + 1.6 * stored.near("sorting")).astype(np.float32))
+    talk = Signatures(weak, FAR, (stored.near("sorting"),))
+    assert recognise_turn(live, talk).task == "sorting"
+    decided = Sample(0.0, live.set_id, talk, "sorting", "sorting", 0.0)
+    assert [trial.task for trial in trials(live, [decided])] == ["sorting"]
+    candidate = altered(live, sorting={"cutoff": 2.0})
+    assert [trial.task for trial in trials(candidate, [decided])] == [UNKNOWN]
+
+
 def test_signatures_of_another_kind_are_refused(stored: StoredSet) -> None:
     live = stored.pattern_set
     spec = live.document.signature.model_copy(update={"layers": (0, 1)})
@@ -90,4 +104,4 @@ def test_signatures_of_another_kind_are_refused(stored: StoredSet) -> None:
         check_same_signatures(other, live)
     check_same_signatures(live, live)
     with pytest.raises(InvalidInput, match="signature has 3 values"):
-        list(trials(live, [Sample(0.0, "s", FAR[:3], "", "", 0.0)]))
+        list(trials(live, [Sample(0.0, "s", Signatures(FAR[:3]), "", "", 0.0)]))

@@ -633,7 +633,7 @@ Global___ListSignaturesRequest: _TypeAlias = ListSignaturesRequest  # noqa: Y015
 
 @_typing.final
 class RecordedSignature(_message.Message):
-    """One signature, and what the live set decided."""
+    """The signatures of one request, and what the live set decided on them."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -644,6 +644,8 @@ class RecordedSignature(_message.Message):
     DECISION_FIELD_NUMBER: _builtins.int
     TASK_FIELD_NUMBER: _builtins.int
     SCORE_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Counts up by one for each that the process records, from 1."""
     unix_ms: _builtins.int
@@ -658,7 +660,15 @@ class RecordedSignature(_message.Message):
     """Its score."""
     @_builtins.property
     def signature(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The signature."""
+        """As in RetrieveRequest."""
+
+    @_builtins.property
+    def alone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """As in RetrieveRequest."""
+
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signature]:
+        """As in RetrieveRequest."""
 
     def __init__(
         self,
@@ -670,10 +680,12 @@ class RecordedSignature(_message.Message):
         decision: Global___Decision.ValueType = ...,
         task: _builtins.str = ...,
         score: _builtins.float = ...,
+        alone: _abc.Iterable[_builtins.float] | None = ...,
+        earlier: _abc.Iterable[Global___Signature] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "number", b"number", "score", b"score", "set_id", b"set_id", "signature", b"signature", "task", b"task", "unix_ms", b"unix_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "decision", b"decision", "earlier", b"earlier", "number", b"number", "score", b"score", "set_id", b"set_id", "signature", b"signature", "task", b"task", "unix_ms", b"unix_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
