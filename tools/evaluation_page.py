@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
@@ -80,7 +81,10 @@ def _pictures(name: str) -> list[Path]:
 def goals(documents: dict[str, Document]) -> str:
     """Every goal beside what was measured; a missed one with the tasks that miss it."""
     rows = [row for name, document in documents.items() for row in _goals(name, document)]
-    return table(("model", "goal", "measured", "", "what misses it"), rows)
+    return table(
+        ("model", "goal", "measured", "", "what misses it: retained % (% of the task's impact that its experts hold)"),
+        rows,
+    )
 
 
 def _goals(name: str, document: Document) -> list[tuple[str, ...]]:
@@ -108,12 +112,14 @@ def _met(found: list[float], goal: float) -> tuple[str, str]:
 
 
 def _worst(row: Document, goal: float) -> str:
-    """Tasks that keep less than the goal, where their mean does."""
+    """Where a mean misses its goal: the tasks that keep less, and how much of their impact their experts hold."""
     if row["retained"][0] >= goal:
         return ""
-    low = {task: each["retained"][0] for task, each in row["tasks"].items() if "retained" in each}
-    worst = sorted((task for task in low if low[task] < goal), key=lambda task: low[task])
-    return ", ".join(f"`{task}` {low[task]:.1f}" for task in worst)
+    kept = {task: each["retained"][0] for task, each in row["tasks"].items() if "retained" in each}
+    low = sorted((task for task in kept if kept[task] < goal), key=lambda task: kept[task])
+    named = ", ".join(f"`{task}` {kept[task]:.1f} ({row['held'][task]:g})" for task in low)
+    others = [row["held"][task] for task in kept if task not in low]
+    return named + (f"; others ({fmean(others):.0f})" if others else "")
 
 
 @click.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -99,16 +100,21 @@ class _Figures:
         ]
 
     def _kept(self, way: Way, score: Metric, allocation: Allocation, budget: Budget) -> Document:
-        def cells(task: str) -> BySeed:
-            owner = task if way == "served" else ""
-            return self._cells(Cell(task, way, score, allocation, budget, 0, owner))
+        def cell(task: str, seed: int = 0) -> Cell:
+            return Cell(task, way, score, allocation, budget, seed, task if way == "served" else "")
 
+        held = {
+            task: [self.results.held.get(cell(task, seed)) for seed in range(self.results.seeds)]
+            for task in self.results.tasks
+        }
+        shares = {task: round(100 * fmean(each), 1) for task, each in held.items() if None not in each}  # type: ignore[arg-type]
         return {
             "way": way,
             "score": score,
             "allocation": allocation,
             **self._size(budget),
-            **self._judged(cells),
+            **self._judged(lambda task: self._cells(cell(task))),
+            "held": shares,
         }
 
     def _judged(self, cells: Cells) -> Document:

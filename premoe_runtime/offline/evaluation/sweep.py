@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import get_args
+
+import numpy as np
 
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.arrays import F32
@@ -23,7 +25,7 @@ from premoe_runtime.offline.patterns.build import BuildOptions, build_set
 from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile
 from premoe_runtime.offline.profile.measure import measure_profile
 from premoe_runtime.offline.profile.record import Profile
-from premoe_runtime.offline.profile.scores import refuse_family
+from premoe_runtime.offline.profile.scores import find, refuse_family
 from premoe_runtime.offline.profile.unfinished import Unfinished
 from premoe_runtime.storage import Store
 
@@ -35,7 +37,11 @@ _PROFILE = 4.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Results:
-    """All that was measured: the full model's answers by task, those of every cell, and whom prompts were taken for."""
+    """All that was measured: the full model's answers by task, those of every cell, and whom prompts were taken for.
+
+    ``held``: of specialists ranked by a score that compares between layers, the share of the task's total score that
+    the kept experts hold.
+    """
 
     scope: Scope
     manifest: Manifest
@@ -44,6 +50,7 @@ class Results:
     full: Mapping[str, Answers]
     cells: Mapping[Cell, Answers]
     decisions: Decisions
+    held: Mapping[Cell, float]
 
 
 def sweep(
@@ -72,7 +79,8 @@ def sweep(
     decisions = _decisions(by_seed, asked)
     cells = plan(scope, tuple(data), seeds, decisions)
     full, answers = _answers(model, data, cells, rules, scope, journal, stage, say)
-    return Results(scope, model.manifest, tuple(data), seeds, full, answers, decisions)
+    held = _held(answers, rules, scope, model.manifest)
+    return Results(scope, model.manifest, tuple(data), seeds, full, answers, decisions, held)
 
 
 @dataclass(slots=True)
@@ -153,3 +161,15 @@ def _answers(
             journal.put(key, examiner.under(cell.task, kept, cell.budget.active))
         found[cell] = journal[key]
     return full, found
+
+
+def _held(cells: Iterable[Cell], rules: Rules, scope: Scope, manifest: Manifest) -> dict[Cell, float]:
+    found = {}
+    for cell in cells:
+        own = cell.way == "own" or (cell.way == "served" and cell.owner == cell.task)
+        kept = mask_of(cell, rules, scope, manifest) if own and find(cell.score).comparable else None
+        if kept is not None:
+            scores = rules[cell.seed, cell.score, cell.allocation].specialists[cell.task].scores.astype(np.float64)
+            total = scores.sum(where=scores > -np.inf)
+            found[cell] = float(scores.sum(where=kept) / total) if total else 1.0
+    return found

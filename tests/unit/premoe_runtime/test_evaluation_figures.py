@@ -34,7 +34,8 @@ def results(full: dict[str, str], cells: dict[Cell, str], decisions: dict[tuple[
     scope = Scope((BUDGET,), ("counts",), BUDGET)
     found = {cell: answers(right) for cell, right in cells.items()}
     whole = {task: answers(right, 0.5) for task, right in full.items()}
-    return Results(scope, MANIFEST, tuple(full), 1, whole, found, decisions)
+    held = {one: 0.75 for one in found if one.way == "served" and one.owner == one.task}
+    return Results(scope, MANIFEST, tuple(full), 1, whole, found, decisions, held)
 
 
 def cell(task: str, way: str, owner: str = "") -> Cell:
@@ -71,6 +72,11 @@ def test_retained_accuracy_is_over_the_tasks_that_the_full_model_answers(documen
     assert "retained" not in own["tasks"]["text"]
     assert own["tasks"]["text"]["perplexity"][0] == pytest.approx(np.e, abs=0.01)
     assert own["tasks"]["text"]["kl"][0] == pytest.approx(0.1)
+
+
+def test_the_share_of_a_task_s_score_that_its_experts_hold_is_said_where_it_is_known(document: dict[str, Any]) -> None:
+    held = {row["way"]: row["held"] for row in document["kept"]}
+    assert held == {"own": {}, "static": {}, "served": {"a": 75.0, "b": 75.0, "text": 75.0}}
 
 
 def test_a_retrieved_prompt_is_answered_by_the_experts_it_was_given(document: dict[str, Any]) -> None:
