@@ -9,6 +9,7 @@ from premoe_local.evaluation.recipe import Recipe
 
 from premoe_runtime.families.registry import parse_config
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.profile.scores import refuse_family
 from premoe_runtime.offline.sizing.configured import shape_of_config
 
@@ -47,3 +48,8 @@ def test_files_of_a_recipe_lie_beside_it(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('model = "m"\n[tasks.sums]\ndata = "sums.jsonl"\n')
     assert Recipe.read(tmp_path / "recipe.toml", {}).tasks["sums"].data == str(tmp_path / "sums.jsonl")
     assert Recipe.read(tmp_path / "recipe.toml", {"model": "other"}).model == "other"
+
+
+def test_a_recipe_names_a_model() -> None:
+    with pytest.raises(InvalidInput, match="no model is named; give MODEL"):
+        Recipe.read(None, {"seeds": 2})

@@ -83,8 +83,11 @@ class Recipe(_Frozen):
         """A file's recipe with what ``options`` say otherwise. Raises NotFound, InvalidInput (RECIPE_INVALID)."""
         found = {} if path is None else _toml(path)
         where = "options" if path is None else str(path)
+        given = {**_beside(found, path), **options}
+        if "model" not in given:
+            raise InvalidInput("no model is named; give MODEL, or `model` in a recipe", reason="RECIPE_INVALID")
         try:
-            return cls.model_validate({**_beside(found, path), **options})
+            return cls.model_validate(given)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(map(str, first["loc"])) or "recipe"
