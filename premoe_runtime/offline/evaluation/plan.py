@@ -56,12 +56,12 @@ class Scope:
     spare: int = DEFAULT_SPARE_SLOTS
     probe: int = 0
 
-    def check(self, manifest: Manifest) -> None:
-        """Raise InvalidInput for no budget or score, or a budget that the model, its groups or its layers refuse."""
+    def check(self, *, top_k: int, num_experts: int) -> None:
+        """Raise InvalidInput for no budget or score, or a budget that a model of this top-k and size cannot run."""
         if not self.budgets or not self.scores:
             raise InvalidInput("name at least one budget and one score", reason="EVALUATION_EMPTY")
         for budget in (*self.budgets, *([self.matrix] if self.matrix else [])):
-            budget.check(top_k=manifest.top_k, num_experts=manifest.num_experts)
+            budget.check(top_k=top_k, num_experts=num_experts)
 
     @property
     def ranked(self) -> tuple[Metric, ...]:

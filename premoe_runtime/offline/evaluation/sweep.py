@@ -69,7 +69,7 @@ def sweep(
     used. Raises InvalidInput (scores, budgets, data that do not do), CorruptData (answers that are not finite).
     """
     seeds = check_tasks(data)
-    scope.check(model.manifest)
+    scope.check(top_k=model.manifest.top_k, num_experts=model.manifest.num_experts)
     refuse_family(scope.ranked, model.manifest.family)
     measure = _Profiler(model, store, scope.ranked, stage, say)
     total = len(data) * (seeds + 1) * _PROFILE

@@ -122,6 +122,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("asked", [["--budget", "5/8"], ["--score", "impakt"]])
+def test_a_checkpoint_is_not_packed_for_what_it_cannot_give(folder: Path, tmp_path: Path, asked: list[str]) -> None:
+    result = run(folder / "qwen3_moe", "--out", tmp_path / "out", *data(folder), "--seeds", "2", *asked)
+    assert result.exit_code == 2, result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_cannot_be_made_is_told_before_the_work(folder: Path, tmp_path: Path) -> None:
     result = run(folder / "store", "--out", tmp_path / "no" / "out", *data(folder))
     assert (result.exit_code, "no such folder" in result.stderr) == (3, True)

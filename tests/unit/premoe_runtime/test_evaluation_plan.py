@@ -110,4 +110,4 @@ def test_another_task_is_served_within_the_worker_s_slots() -> None:
 )
 def test_what_the_model_cannot_run_is_refused(scope: Scope, what: str) -> None:
     with pytest.raises(InvalidInput, match=what):
-        scope.check(SHAPE)
+        scope.check(top_k=TOP_K, num_experts=EXPERTS)

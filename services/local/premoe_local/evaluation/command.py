@@ -89,7 +89,7 @@ def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tup
     unused = PassedOver()
     data = recipe.data(unused)
     # Imported here: torch takes seconds, and faults in files and options should be told at once.
-    from premoe_local.evaluation.model import opened, probe_experts
+    from premoe_local.evaluation.model import describe, opened
     from premoe_local.evaluation.picture import pictures
     from premoe_runtime.offline.evaluation.figures import figures
     from premoe_runtime.offline.evaluation.journal import Journal
@@ -97,10 +97,10 @@ def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tup
     from premoe_runtime.storage import open_store
 
     state = out / _STATE
+    described = describe(recipe.model)
+    scope = recipe.scope(described.top_k, described.experts, probe=described.probe, quick=quick)
+    refuse_family(scope.ranked, described.family)
     reader = opened(recipe.model, state)
-    manifest = reader.manifest()
-    scope = recipe.scope(manifest, probe=probe_experts(reader), quick=quick)
-    refuse_family(scope.ranked, manifest.family)
     model = full_model(reader, threads=threads, device=recipe.device, dtype=recipe.dtype)
     state.mkdir(parents=True, exist_ok=True)
     try:

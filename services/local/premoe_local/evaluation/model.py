@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from premoe_local.byte_bar import Bar
 from premoe_runtime.engines.hf.model import CONFIG_FILE
+from premoe_runtime.families.registry import parse_config
 from premoe_runtime.offline.sizing.configured import shape_of_config
 from premoe_runtime.packs.ensure import ensure_pack
 from premoe_runtime.packs.hub import HUB
 from premoe_runtime.packs.reader import PackReader, open_pack
+from premoe_runtime.packs.source import open_source
 from premoe_runtime.storage import open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """What its config says of a model. ``probe``: experts' worth of weights, rounded up, that a prober of its own holds
+    (a worker with its engine in a child process).
+    """
+
+    family: str
+    top_k: int
+    experts: int
+    probe: int
+
+
+def describe(model: str) -> Described:
+    """Of a checkpoint or a pack, of which nothing else is read. Raises what opening and reading raise."""
+    config = (
+        open_source(model).store.get("config.json") if _checkpoint(model) else open_pack(model).read_file(CONFIG_FILE)
+    )
+    spec, _ = parse_config(config, f"config.json of {model}")
+    shape = shape_of_config(config, f"config.json of {model}")
+    return Described(spec.name, shape.top_k, shape.num_experts, -(-shape.probed_bytes // shape.slot_blob_bytes))
 
 
 def opened(model: str, state: Path) -> PackReader:
     """The pack ``model`` names; a checkpoint is packed under ``state`` first. Raises what packing and opening raise."""
-    if not model.startswith(HUB) and not (Path(model) / "config.json").is_file():
+    if not _checkpoint(model):
         return open_pack(model)
     store = open_store(str(state))
     bar = Bar()
@@ -24,7 +49,5 @@ def opened(model: str, state: Path) -> PackReader:
     return open_pack(f"{store.url}/models/{manifest.model_id}")
 
 
-def probe_experts(reader: PackReader) -> int:
-    """How many experts' worth of weights a prober of its own holds, rounded up (a worker with a child's engine)."""
-    shape = shape_of_config(reader.read_file(CONFIG_FILE), CONFIG_FILE)
-    return -(-shape.probed_bytes // shape.slot_blob_bytes)
+def _checkpoint(model: str) -> bool:
+    return model.startswith(HUB) or (Path(model) / "config.json").is_file()

@@ -15,7 +15,6 @@ from premoe_local.demo.calibration import calibration
 from premoe_local.evaluation.harness import harness_examples
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput, NotFound
-from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.safetensors import shown
 from premoe_runtime.offline.calibration import Example, PassedOver, check_task, read_calibration
 from premoe_runtime.offline.evaluation.data import DOCUMENTS, PROMPTS, TaskData, drawn
@@ -99,14 +98,13 @@ class Recipe(_Frozen):
         scores = tuple(name for name in self.scores if name in ("impact", "reap", "counts", "random"))
         return self.model_copy(update={**changes, "scores": scores or self.scores[:1], "budgets": self.budgets[:1]})
 
-    def scope(self, manifest: Manifest, *, probe: int = 0, quick: bool = False) -> Scope:
-        """What is spanned of this model. Raises InvalidInput for budgets that it cannot run."""
-        top_k, experts = manifest.top_k, manifest.num_experts
+    def scope(self, top_k: int, experts: int, *, probe: int = 0, quick: bool = False) -> Scope:
+        """What is spanned of a model of so many experts a layer. Raises InvalidInput for budgets that it cannot run."""
         usual = [Budget(top_k, experts // share) for share in _SHARES if experts // share >= top_k]
         budgets = [Budget.parse(text) for text in self.budgets] or (usual[1:2] or usual[:1] if quick else usual)
         matrix = Budget.parse(self.matrix) if self.matrix else next((b for b in usual[1:] if b in budgets), None)
         scope = Scope(tuple(dict.fromkeys(budgets)), self.scores, None if quick else matrix or budgets[0], probe=probe)
-        scope.check(manifest)
+        scope.check(top_k=top_k, num_experts=experts)
         return scope
 
     def data(self, unused: PassedOver) -> dict[str, TaskData]:
