@@ -17,6 +17,7 @@ from premoe_local.mesh import Mesh
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
 from support.blob_pack import write_blob_pack
+from support.certificates import Authority, tls_folder
 from support.mesh import ALPHABETS, mesh_over, prepare_store, prompts
 from support.metrics import scrape
 from support.ports import stable_port
@@ -99,6 +100,28 @@ def test_a_model_that_was_packed_anew_makes_its_live_set_stale(tmp_path: Path) -
         assert run("gc", url, "--stale", "--days", 0, "--delete").exit_code == 0
         _await(lambda: scrape(metrics).value("premoe:retrieval_stale_sets") == 0)
         assert child.stderr().count("live sets are stale") == 1
+
+
+def test_under_mutual_tls_administrators_may(tmp_path: Path) -> None:
+    url = f"file://{tmp_path / 'store'}"
+    stored = store_set(open_store(url))
+    authority = Authority()
+    server = tls_folder(tmp_path / "server", authority, "localhost", uris=["premoe://r/retrieval"])
+    arguments = ["--store-url", url, "--index", "memory", "--tls-release", "r", *server.arguments]
+
+    def called(role: str, command: str, *more: str) -> Result:
+        folder = tls_folder(tmp_path / role, authority, role, uris=[f"premoe://r/{role}"])
+        tls = ["--tls-server-name", "localhost", *folder.arguments]
+        return run(command, url, *more, "--retrieval", child.address, *tls)
+
+    with serving("premoe_retrieval.cli", arguments) as child:
+        for command in (["reindex"], ["shadow", stored.set_id]):
+            refused = called("worker", *command)
+            assert (refused.exit_code, "may not call" in refused.stderr) == (8, True), refused.output
+            assert refused.stderr.count("\n") == 1
+        assert called("admin", "reindex").stdout.startswith("indexed 1 sets with 21 exemplars")
+        empty = called("admin", "shadow", stored.set_id)
+        assert (empty.exit_code, "records none" in empty.stderr) == (3, True)
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
-from premoe_servicekit.tls import Tls
 
 from premoe_local.console import json_option, note, print_json, progress
-from premoe_local.retrieval_client import Retrieval, retrieval, tls_options
+from premoe_local.retrieval_option import tls_options
 from premoe_runtime.formats.errors import CorruptData, NotFound, Unavailable
 from premoe_runtime.offline.patterns.life import by_need
 from premoe_runtime.storage import open_store
+
+if TYPE_CHECKING:
+    from premoe_servicekit.tls import Tls
+
+    from premoe_local.retrieval_client import Retrieval
 
 
 @click.command("reindex")
@@ -25,6 +31,8 @@ def reindex(store_url: str, address: str, as_json: bool, tls: Tls | None) -> Non
     For an index that is new, was moved or has lost points. STORE_URL is the store that the service reads, too.
     Stopped in between, the same command goes on.
     """
+    from premoe_local.retrieval_client import retrieval
+
     sets = by_need(open_store(store_url))
     done: dict[str, list[str]] = {"indexed": [], "already": [], "failed": []}
     exemplars = 0

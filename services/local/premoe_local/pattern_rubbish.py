@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
-from premoe_servicekit.tls import Tls
 
 from premoe_local.console import date, human_bytes, json_option, print_json, print_table, progress
-from premoe_local.retrieval_client import forget, index_option, tls_options
+from premoe_local.retrieval_option import forget, index_option, tls_options
 from premoe_runtime.offline.patterns.rubbish import Choice, Sweeper
 from premoe_runtime.storage import ObjectInfo, open_store
+
+if TYPE_CHECKING:
+    from premoe_servicekit.tls import Tls
 
 _DAY_S = 86_400.0
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from premoe.patterns.v1 import patterns_pb2 as pb
-from premoe_servicekit.signatures import read_signatures
-from premoe_servicekit.tls import Tls
 
 from premoe_local.console import date, json_option, print_json, print_table, progress
-from premoe_local.retrieval_client import retrieval, tls_options
+from premoe_local.retrieval_option import tls_options
 from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns.library import resolve
@@ -25,6 +22,10 @@ from premoe_runtime.offline.patterns.shadow import (
     trials,
 )
 from premoe_runtime.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from premoe.patterns.v1 import patterns_pb2 as pb
+    from premoe_servicekit.tls import Tls
 
 
 @click.command("shadow")
@@ -65,6 +66,8 @@ def shadow(store_url: str, name: str, addresses: Sequence[str], examples: int, a
 
 def _samples(addresses: Sequence[str], candidate: PatternSet, tls: Tls | None) -> list[Sample]:
     """What all replicas recorded for the candidate's weights, oldest first. Raises NotFound where that is nothing."""
+    from premoe_local.retrieval_client import retrieval
+
     found: list[Sample] = []
     silent = []
     for address in addresses:
@@ -87,6 +90,9 @@ def _samples(addresses: Sequence[str], candidate: PatternSet, tls: Tls | None) -
 
 
 def _sample(recorded: pb.RecordedSignature) -> Sample:
+    from premoe.patterns.v1 import patterns_pb2 as pb
+    from premoe_servicekit.signatures import read_signatures
+
     recognised = recorded.decision == pb.DECISION_SPECIALIST
     return Sample(
         recorded.unix_ms / 1000,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from premoe_servicekit.tls import Tls
 
 from premoe_local.console import date, json_option, note, print_json, print_table
-from premoe_local.retrieval_client import forget, index_option, tls_options
+from premoe_local.retrieval_option import forget, index_option, tls_options
 from premoe_runtime.formats.errors import Conflict, CorruptData
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
@@ -17,6 +16,9 @@ from premoe_runtime.offline.patterns import library, upkeep
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.packs.weights import PackedWeights, packed_weights
 from premoe_runtime.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from premoe_servicekit.tls import Tls
 
 T = TypeVar("T")
 

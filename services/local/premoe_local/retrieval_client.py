@@ -1,58 +1,18 @@
-"""The retrieval service as commands call it, with the options that say where it is."""
+"""The retrieval service as commands call it. Imported by those only that do: gRPC takes a while."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-import click
 from premoe.patterns.v1 import patterns_pb2 as pb
 from premoe.patterns.v1 import patterns_pb2_grpc
 from premoe_servicekit.clients import Timeouts, blocking_channel
 from premoe_servicekit.errors import rpc_errors
 from premoe_servicekit.tls import Tls
 
-from premoe_runtime.formats.errors import InvalidInput
-
 TIMEOUT_S = 600.0
 """A large set takes a while to be indexed."""
-_FILE = click.Path(path_type=Path, dir_okay=False)
-
-
-def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--tls-cert`, `--tls-key`, `--tls-ca` and `--tls-server-name`, handed over as one `tls: Tls | None`."""
-
-    def with_tls(
-        *arguments: Any,
-        tls_cert: Path | None,
-        tls_key: Path | None,
-        tls_ca: Path | None,
-        tls_server_name: str,
-        **options: Any,
-    ) -> Any:
-        if tls_cert is None and tls_key is None and tls_ca is None:
-            return command(*arguments, tls=None, **options)
-        if tls_cert is None or tls_key is None or tls_ca is None:
-            raise InvalidInput("--tls-cert, --tls-key and --tls-ca go together", reason="TLS_INVALID")
-        return command(*arguments, tls=Tls(tls_cert, tls_key, tls_ca, server_name=tls_server_name), **options)
-
-    with_tls.__name__, with_tls.__doc__ = command.__name__, command.__doc__
-    with_tls.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    for option in (
-        click.option("--tls-server-name", default="", help="Name in its certificate where that is not its address."),
-        click.option("--tls-ca", type=_FILE, help="PEM file of the authorities that its certificate comes from."),
-        click.option("--tls-key", type=_FILE, help="PEM file of the certificate's key."),
-        click.option("--tls-cert", type=_FILE, help="PEM file of an administrator's certificate, for mutual TLS."),
-    ):
-        option(with_tls)
-    return with_tls
-
-
-index_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
-    "--retrieval", "address", metavar="HOST:PORT", help="Retrieval service whose index is to forget the sets, too."
-)
 
 
 class Retrieval:
@@ -83,17 +43,6 @@ class Retrieval:
             if not page.signatures:
                 return found, page.capacity
             found += page.signatures
-
-
-def forget(address: str | None, tls: Tls | None, set_ids: Iterable[str]) -> None:
-    """Take sets out of the index of the service at ``address``, if one is given. Raises Conflict for a live set.
-
-    Before they go from the store: points of a set that is nowhere else can be named by nobody.
-    """
-    if address is not None:
-        with retrieval(address, tls) as service:
-            for set_id in set_ids:
-                service.delete(set_id)
 
 
 @contextmanager

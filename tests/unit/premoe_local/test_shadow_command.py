@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from premoe.patterns.v1 import patterns_pb2 as pb
-from premoe_local import pattern_shadow
+from premoe_local import retrieval_client
 from premoe_local.cli import command as premoe
 from support.stored_patterns import FAR, StoredSet, store_set
 
@@ -40,7 +40,7 @@ class Recorded:
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorded:
     made = Recorded()
-    monkeypatch.setattr(pattern_shadow, "retrieval", made.at)
+    monkeypatch.setattr(retrieval_client, "retrieval", made.at)
     return made
 
 
