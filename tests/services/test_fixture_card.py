@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from premoe_local.tasks import EXACT, OPEN, check, examples
+from premoe_local.tasks.wordings import KINDS, PLAIN, STRANGERS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -122,6 +123,14 @@ def test_the_card_shows_the_measured_figures(folder: Path, measured: dict[str, A
         assert f"{measured['perplexity'][task]['value']:.2f}" in text
     for row in measured["retention"]:
         assert f"**{row['retained']:.1f}**" in text
+    wordings = measured["wordings"]
+    assert [row["kind"] for row in wordings["kinds"]] == [PLAIN, *KINDS]
+    assert [row["family"] for row in wordings["strangers"]] == list(STRANGERS)
+    for row in wordings["kinds"]:
+        cells = " | ".join(f"{row[key]:.1f}" for key in ("exact", "recognised", "abstained", "wrong"))
+        assert f"| `{row['kind']}` | {row['role']} | {cells} |" in text
+    for row in wordings["strangers"]:
+        assert f"| `{row['family']}` | {row['role']} |" in text
     assert "PSF-2.0" in text
 
 
