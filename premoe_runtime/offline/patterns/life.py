@@ -10,7 +10,7 @@ from typing import Literal
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.live import LivePointer, live_path
 from premoe_runtime.formats.pattern_set import PatternSet
-from premoe_runtime.offline.patterns.library import check_whole, dates, go_live, live_weights, resolve
+from premoe_runtime.offline.patterns.library import check_whole, dates, go_live, live_set_id, live_weights, resolve
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.weights import PackedWeights, packed_weights
 from premoe_runtime.storage import Store
@@ -133,7 +133,9 @@ def _turn(store: Store, found: PatternSet, turn: Callable[[], object]) -> None:
     try:
         check_whole(store, found)
     except NotFound:
-        if before is None:
+        if live_set_id(store, found.weights_id) != found.set_id:
+            pass  # somebody else has moved it on
+        elif before is None:
             store.delete(path)
         else:
             store.put(path, before)

@@ -18,6 +18,7 @@ from premoe_runtime.formats.live import LivePointer, live_path
 from premoe_runtime.formats.pattern import pattern_path
 from premoe_runtime.formats.pattern_set import set_paths
 from premoe_runtime.storage import Store, open_store
+from premoe_runtime.storage.local import LocalStore
 
 OTHER_WEIGHTS = "cd" * 32
 
@@ -201,3 +202,22 @@ def test_a_damaged_pointer_is_named_and_mended_by_going_live(url: str, store: St
     assert not any(one["live"] for one in json.loads(listed.stdout)["sets"])
     assert run("set-live", url, sets[0].set_id).exit_code == 0
     assert [one["set_id"] for one in document("history", url)["sets"]] == [sets[0].set_id]
+
+
+@pytest.mark.parametrize("command", ["set-live", "rollback"])
+def test_a_set_that_is_removed_just_as_it_goes_live_does_not(
+    url: str, store: Store, sets: list[StoredSet], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = LocalStore.put
+
+    def removing(self: LocalStore, path: str, data: bytes) -> None:
+        put(self, path, data)
+        self.delete(set_paths(sets[1].set_id)[1])
+
+    before = store.get(live_path(WEIGHTS))
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "put", removing)
+        refused = run(command, url, *([sets[1].set_id] if command == "set-live" else []))
+    assert (refused.exit_code, "is not whole" in refused.stderr) == (3, True), refused.output
+    assert refused.stderr.count("\n") == 1
+    assert store.get(live_path(WEIGHTS)) == before
