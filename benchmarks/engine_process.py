@@ -26,7 +26,8 @@ from _report import Report, json_option
 from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_local.demo.prepare import pack_fixture, prepare
-from premoe_local.mesh import Mesh, MeshOptions, running
+from premoe_local.mesh import Mesh, running
+from premoe_local.mesh_options import MeshOptions
 from premoe_servicekit.clients import channel
 
 FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-moe"

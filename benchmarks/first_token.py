@@ -19,7 +19,8 @@ import click
 from _report import Report, json_option
 from premoe_local import tasks
 from premoe_local.demo.prepare import pack_fixture, prepare
-from premoe_local.mesh import Mesh, MeshOptions, running
+from premoe_local.mesh import Mesh, running
+from premoe_local.mesh_options import MeshOptions
 
 FIXTURE = Path(__file__).parents[1] / "tests" / "fixtures" / "tiny-moe"
 KINDS = ("resident", "swapped", "named")

@@ -29,7 +29,8 @@ import psutil
 from _report import Report, json_option
 from premoe_local import tasks
 from premoe_local.demo.prepare import pack_fixture, prepare
-from premoe_local.mesh import Mesh, MeshOptions, running
+from premoe_local.mesh import Mesh, running
+from premoe_local.mesh_options import MeshOptions
 from premoe_retrieval.cli import open_index
 from premoe_retrieval.ports import PatternIndex
 from premoe_retrieval.settings import RetrievalSettings

@@ -49,7 +49,8 @@ READY_TIMEOUT_S = 400.0
 TLS_SECRET = "mesh-tls"
 REFERENCE = """
 import json, sys
-from premoe_local.mesh import MeshOptions, running
+from premoe_local.mesh import running
+from premoe_local.mesh_options import MeshOptions
 with running(MeshOptions(model=sys.argv[1], budget=sys.argv[2], threads=1, context_length=512)) as mesh:
     print(json.dumps(mesh.worker_addresses[0]), flush=True)
     sys.stdin.read()

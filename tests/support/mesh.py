@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from premoe_local.mesh import Mesh, MeshOptions, running
+from premoe_local.mesh import Mesh, running
+from premoe_local.mesh_options import MeshOptions
 
 from premoe_runtime.offline.calibration import Example, Message
 from premoe_runtime.offline.patterns.build import BuildOptions, build_set

@@ -8,7 +8,6 @@ with running(MeshOptions(model="file:///tmp/store", budget="4/16")) as mesh:
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -19,9 +18,9 @@ from premoe_gateway.access.keys import read_keys
 from premoe_servicekit.server import check_port_is_free
 from premoe_worker.limits import check_limits
 
+from premoe_local.mesh_options import MeshOptions, worker_environment, worker_flags
 from premoe_local.processes import Child, LogSink, wait_serving
 from premoe_local.revival import Revival
-from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import Pattern
@@ -37,45 +36,6 @@ MODEL_TIMEOUT_S = 600.0
 QDRANT_TIMEOUT_S = 10.0
 _CHILD_GRACE_S = "5"
 _WATCH_POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class MeshOptions:
-    """What to start. Empty strings and None leave a setting to the process it belongs to."""
-
-    model: str
-    """Pack URL, or a store root that holds exactly one pack."""
-    budget: str
-    allocation: Allocation = "shared"
-    slots: int | None = None
-    spare: int = 2
-    generalist_budget: str = ""
-    on_unknown: OnUnknown = "generalist"
-    host: str = "127.0.0.1"
-    port: int = 0
-    """Port of the HTTP API; 0 takes a free one."""
-    workers: int = 1
-    threads: int | None = None
-    device: str = "cpu"
-    context_length: int | None = None
-    max_sequences: int | None = None
-    host_memory_bytes: int | None = None
-    model_name: str = ""
-    qdrant_url: str = ""
-    redis_url: str = ""
-    record_signatures: int = 0
-    """Signatures of requests to keep, for trying other pattern sets on them."""
-    metrics: bool = False
-    """Whether every process serves its metrics, each on a free port of its own."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins of web pages that may call the HTTP API from a browser."""
-    keys_file: str = ""
-    """API keys that the HTTP API asks for; empty: none."""
-    max_body_bytes: int | None = None
-    """Largest body of an HTTP request."""
-    console: bool = True
-    """Whether the gateway serves its page for people."""
-    log_level: str = "info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,11 +197,9 @@ def _start(
         wait_serving(service, address, START_TIMEOUT_S)
 
     step("loading the model")
-    flags = _worker_flags(options, manifest, store_address, retrieval_address)
+    flags = worker_flags(options, manifest, store_address, retrieval_address)
     names = ["worker"] if options.workers == 1 else [f"worker-{number}" for number in range(options.workers)]
-    workers = tuple(
-        child(name, "premoe_worker.cli", *flags, environment=_worker_environment(options)) for name in names
-    )
+    workers = tuple(child(name, "premoe_worker.cli", *flags, environment=worker_environment(options)) for name in names)
     ready = [worker.wait_ready(MODEL_TIMEOUT_S) for worker in workers]
     for worker, fields in zip(workers, ready, strict=True):
         wait_serving(worker, fields["address"], MODEL_TIMEOUT_S)
@@ -285,40 +243,3 @@ def _same_ports(ready: Mapping[str, str]) -> tuple[str, ...]:
     if "metrics" in ready:
         ports["--metrics-port"] = ready["metrics"]
     return tuple(part for flag, address in ports.items() for part in (flag, address.rpartition(":")[2]))
-
-
-def _worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieval: str) -> list[str]:
-    """Flags of a worker; what is not given is left to the worker's own defaults."""
-    values: dict[str, object] = {
-        "store": store,
-        "retrieval": retrieval,
-        "model-id": manifest.model_id,
-        "model-name": options.model_name,
-        "budget": options.budget,
-        "allocation": options.allocation,
-        "slots": options.slots,
-        "spare": options.spare,
-        "generalist-budget": options.generalist_budget,
-        "on-unknown": options.on_unknown,
-        "host-memory-bytes": options.host_memory_bytes,
-        "max-sequences": options.max_sequences,
-        "context-length": options.context_length,
-        "threads": options.threads,
-        "device": options.device,
-    }
-    given = {name: value for name, value in values.items() if value not in (None, "")}
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
-
-
-def _worker_environment(options: MeshOptions) -> dict[str, str]:
-    """What a worker needs of its environment, where ours does not say otherwise."""
-    wanted = {
-        # Idle OpenMP threads sleep instead of spinning: the mesh's other processes need the same cores.
-        "OMP_WAIT_POLICY": "PASSIVE",
-        # glibc writes past the cache only in huge copies; a swap is many copies of a few MiB that nobody reads soon.
-        "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=131072",
-    }
-    environment = {name: value for name, value in wanted.items() if name not in os.environ}
-    if options.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(options.threads)
-    return environment

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
-from premoe_local.mesh import MeshOptions, running
+from premoe_local.mesh import running
+from premoe_local.mesh_options import MeshOptions
 from support.blob_pack import write_blob_pack
 from support.stored_patterns import TASKS, WEIGHTS, StoredSet, store_set
 

@@ -162,7 +162,8 @@ def _pattern_id(model: str, pattern: str) -> str:
 
 def _start_mesh(model: str, budget: str, stack: ExitStack, *, full: bool) -> str:
     """A mesh for this one prompt; returns its worker's address."""
-    from premoe_local.mesh import MeshOptions, running
+    from premoe_local.mesh import running
+    from premoe_local.mesh_options import MeshOptions
     from premoe_runtime.packs.reader import open_pack
 
     slots = open_pack(model).manifest().num_experts if full else None

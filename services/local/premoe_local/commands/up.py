@@ -105,7 +105,8 @@ def command(
     with one line that says why; but a worker of several is started again while the others serve.
     """
     # Imported here: `premoe up --help` should not wait for the clients of object stores.
-    from premoe_local.mesh import MeshOptions, running
+    from premoe_local.mesh import running
+    from premoe_local.mesh_options import MeshOptions
 
     options = MeshOptions(
         model=model,

@@ -15,7 +15,8 @@ from premoe_local import tasks
 from premoe_local.demo.prepare import Step, compare, pack_fixture, prepare
 from premoe_local.demo.report import Memory, served_accuracy
 from premoe_local.demo.requests import Served, ask, plan_prompts
-from premoe_local.mesh import Mesh, MeshOptions, running
+from premoe_local.mesh import Mesh, running
+from premoe_local.mesh_options import MeshOptions
 from premoe_runtime.formats.budget import Budget
 
 _HOST_SHARE = 4

@@ -1,0 +1,85 @@
+"""What a one-machine mesh is to be, and what a worker of it is told of that."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from premoe_runtime.formats.choices import Allocation, OnUnknown
+from premoe_runtime.formats.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class MeshOptions:
+    """What to start. Empty strings and None leave a setting to the process it belongs to."""
+
+    model: str
+    """Pack URL, or a store root that holds exactly one pack."""
+    budget: str
+    allocation: Allocation = "shared"
+    slots: int | None = None
+    spare: int = 2
+    generalist_budget: str = ""
+    on_unknown: OnUnknown = "generalist"
+    host: str = "127.0.0.1"
+    port: int = 0
+    """Port of the HTTP API; 0 takes a free one."""
+    workers: int = 1
+    threads: int | None = None
+    device: str = "cpu"
+    context_length: int | None = None
+    max_sequences: int | None = None
+    host_memory_bytes: int | None = None
+    model_name: str = ""
+    qdrant_url: str = ""
+    redis_url: str = ""
+    record_signatures: int = 0
+    """Signatures of requests to keep, for trying other pattern sets on them."""
+    metrics: bool = False
+    """Whether every process serves its metrics, each on a free port of its own."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the HTTP API from a browser."""
+    keys_file: str = ""
+    """API keys that the HTTP API asks for; empty: none."""
+    max_body_bytes: int | None = None
+    """Largest body of an HTTP request."""
+    console: bool = True
+    """Whether the gateway serves its page for people."""
+    log_level: str = "info"
+
+
+def worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieval: str) -> list[str]:
+    """Flags of a worker; what is not given is left to the worker's own defaults."""
+    values: dict[str, object] = {
+        "store": store,
+        "retrieval": retrieval,
+        "model-id": manifest.model_id,
+        "model-name": options.model_name,
+        "budget": options.budget,
+        "allocation": options.allocation,
+        "slots": options.slots,
+        "spare": options.spare,
+        "generalist-budget": options.generalist_budget,
+        "on-unknown": options.on_unknown,
+        "host-memory-bytes": options.host_memory_bytes,
+        "max-sequences": options.max_sequences,
+        "context-length": options.context_length,
+        "threads": options.threads,
+        "device": options.device,
+    }
+    given = {name: value for name, value in values.items() if value not in (None, "")}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+def worker_environment(options: MeshOptions) -> dict[str, str]:
+    """What a worker needs of its environment, where ours does not say otherwise."""
+    wanted = {
+        # Idle OpenMP threads sleep instead of spinning: the mesh's other processes need the same cores.
+        "OMP_WAIT_POLICY": "PASSIVE",
+        # glibc writes past the cache only in huge copies; a swap is many copies of a few MiB that nobody reads soon.
+        "GLIBC_TUNABLES": "glibc.cpu.x86_non_temporal_threshold=131072",
+    }
+    environment = {name: value for name, value in wanted.items() if name not in os.environ}
+    if options.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(options.threads)
+    return environment
