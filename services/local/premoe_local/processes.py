@@ -22,6 +22,7 @@ from premoe_runtime.formats.errors import PremoeError, Unavailable
 STOP_GRACE_S = 10.0
 _TAIL_LINES = 20
 _POLL_S = 0.02
+_ERROR = "error: "
 _BY_EXIT_CODE = {kind.exit_code: kind for kind in PremoeError.__subclasses__()}
 
 LogSink = Callable[[str, str], None]
@@ -145,13 +146,14 @@ class Child:
         text = line.decode(errors="replace").rstrip()
         if text:
             self._tail.append(text)
+        if text and not text.startswith(_ERROR):  # its last words: who asks how it ended says them
             self._log(self.name, text)
 
     def _last_words(self) -> str:
         """The child's `error:` line, else its last one."""
         for line in reversed(self._tail):
-            if line.startswith("error: "):
-                return line.removeprefix("error: ")
+            if line.startswith(_ERROR):
+                return line.removeprefix(_ERROR)
         return self._tail[-1] if self._tail else "it said nothing"
 
 
