@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from premoe_local.cli import command
+from support.damaged import broken_router
 from support.mesh import BUDGET
 from support.metrics import scrape
 from support.processes import environ
@@ -266,6 +268,15 @@ def test_what_cannot_be_sent_is_one_line(arguments: list[str], what: str) -> Non
     result = CliRunner().invoke(command, ["generate", *arguments, "--address", "127.0.0.1:1"])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
     assert what in result.stderr
+
+
+def test_a_model_whose_router_is_not_finite_is_damaged_data(tmp_path: Path) -> None:
+    asked = ["hi", "--model", str(broken_router(tmp_path, math.nan)), "--budget", "4/16", "--pattern", "full"]
+    result = CliRunner().invoke(command, ["generate", *asked])
+    assert (result.exit_code, result.stdout) == (5, ""), result.stderr
+    assert [line for line in result.stderr.splitlines() if "error" in line] == [
+        "error: worker stopped with exit code 5: the model's logits are not finite; the weights may be damaged"
+    ]
 
 
 def test_nobody_at_the_address() -> None:

@@ -8,9 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
-from safetensors.torch import load_file, save_file
+from support.damaged import broken_router
 from support.profiles import ALPHABETS, packed_model, write_examples
-from support.tiny import tiny_checkpoint
 
 from premoe_runtime.offline.patterns.derive import specialist
 from premoe_runtime.offline.profile.record import Profile, merge
@@ -18,8 +17,6 @@ from premoe_runtime.offline.profile.room import room
 from premoe_runtime.offline.profile.scores import USUAL
 from premoe_runtime.offline.sizing.bill import PROCESS_BYTES
 from premoe_runtime.packs.reader import open_pack
-from premoe_runtime.packs.source import open_source
-from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import open_store
 
 
@@ -194,21 +191,14 @@ def test_broken_lines_are_named_and_nothing_is_written(store: str, tmp_path: Pat
 @pytest.mark.parametrize("answers", ["given", "own"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_a_router_that_is_not_finite_is_named_and_leaves_nothing(tmp_path: Path, value: float, answers: str) -> None:
-    checkpoint = tiny_checkpoint(tmp_path)
-    router = "model.layers.1.mlp.gate.weight"
-    shard, tensors = next(
-        (file, found) for file in checkpoint.glob("*.safetensors") if router in (found := load_file(file))
-    )
-    tensors[router][3] = value
-    save_file(tensors, shard, metadata={"format": "pt"})
-    write_pack(open_source(str(checkpoint)), open_store((tmp_path / "store").as_uri()))
-    before = {file for file in (tmp_path / "store").rglob("*") if file.is_file()}
+    store = broken_router(tmp_path, value)
+    before = {file for file in store.rglob("*") if file.is_file()}
     data = write_examples(tmp_path / "digits.jsonl", "digits", 3)
-    result = run(tmp_path / "store", "--task", f"digits={data}", "--answers", answers)
+    result = run(store, "--task", f"digits={data}", "--answers", answers)
     assert (result.exit_code, result.stdout) == (5, "")
     assert result.stderr.startswith(f"error: {data}:1: router logits of MoE layer 1 are not finite; nothing is written")
     assert result.stderr.count("\n") == 1
-    assert {file for file in (tmp_path / "store").rglob("*") if file.is_file()} == before
+    assert {file for file in store.rglob("*") if file.is_file()} == before
 
 
 @pytest.mark.parametrize(
