@@ -22,6 +22,7 @@ from support.mesh import ALPHABETS, mesh_over, prepare_store, prompts
 from support.metrics import scrape
 from support.ports import stable_port
 from support.processes import serving
+from support.servers import s3_server
 from support.stored_patterns import FAR, WEIGHTS, store_set
 
 from premoe_runtime.formats.errors import NotFound
@@ -100,6 +101,32 @@ def test_a_model_that_was_packed_anew_makes_its_live_set_stale(tmp_path: Path) -
         assert run("gc", url, "--stale", "--days", 0, "--delete").exit_code == 0
         _await(lambda: scrape(metrics).value("premoe:retrieval_stale_sets") == 0)
         assert child.stderr().count("live sets are stale") == 1
+
+
+@pytest.mark.services
+def test_sets_in_s3_go_live_are_rolled_back_and_cleaned_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server(tmp_path) as s3:
+        for name, value in s3.env.items():
+            monkeypatch.setenv(name, value)
+        url = f"{s3.url}/models"
+        store = open_store(url)
+        first, second, unused = (store_set(store, seed=seed) for seed in range(3))
+        for one in (first, second):
+            document("set-live", url, one.set_id)
+        assert document("rollback", url) == {
+            "set_id": first.set_id,
+            "weights_id": WEIGHTS,
+            "withdrawn": second.set_id,
+        }
+        assert [one["state"] for one in document("history", url)["sets"]] == ["withdrawn", "live"]
+        assert document("gc", url, "--sets")["objects"] == [], "all of it is young"
+        # The server counts in seconds.
+        _await(lambda: len(document("gc", url, "--sets", "--days", 0)["objects"]) == 2 + len(unused.patterns))
+        document("gc", url, "--sets", "--days", 0, "--delete")
+        assert {one["set_id"] for one in document("list", url)["sets"]} == {first.set_id, second.set_id}
+        assert run("rollback", url, "--to", second.set_id[:16]).exit_code == 0
+    gone = run("history", url)
+    assert (gone.exit_code, gone.stderr.count("\n")) == (6, 1), gone.output
 
 
 def test_under_mutual_tls_administrators_may(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from premoe_local.console import date, human_bytes, json_option, print_json, print_table, progress
+from premoe_local.console import Number, date, human_bytes, json_option, print_json, print_table, progress
 from premoe_local.retrieval_option import forget, index_option, tls_options
 from premoe_runtime.offline.patterns.rubbish import Choice, Sweeper
 from premoe_runtime.storage import ObjectInfo, open_store
@@ -25,7 +25,7 @@ _DAY_S = 86_400.0
 @click.option("--stale", is_flag=True, help="Also sets and live pointers of weights that no pack here has any more.")
 @click.option(
     "--days",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=1.0,
     show_default=True,
     help="Leave alone what was written since: somebody may be about to name it.",

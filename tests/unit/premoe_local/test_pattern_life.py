@@ -187,6 +187,7 @@ def test_gc_says_what_it_would_delete_and_deletes_it_when_told(url: str, store: 
     }
     assert [one["set_id"] for one in document("list", url)["sets"]] == sorted(one.set_id for one in sets)
     assert document("rollback", url)["set_id"] == sets[1].set_id
+    assert run("gc", url, "--days", "nan").exit_code == 2
     store.put(live_path(WEIGHTS), b"{")
     refused = run("gc", url, "--days", 0, "--delete")
     assert (refused.exit_code, refused.stderr.count("\n")) == (5, 1)
