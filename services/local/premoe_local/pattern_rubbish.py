@@ -46,7 +46,7 @@ def collect(
 ) -> None:
     """Find patterns that no set names, and halves of sets, and delete them with --delete.
 
-    Profiles and packs are left alone; so is whatever the live set and those before it need, unless they are stale.
+    Profiles and packs are left alone; so is whatever the live set and those before it need.
     """
     sweeper = Sweeper(open_store(store_url), Choice(time.time() - days * _DAY_S, sets=sets, stale=stale))
     found = sweeper.find()
