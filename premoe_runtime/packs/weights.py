@@ -13,7 +13,10 @@ from premoe_runtime.storage import Store
 
 @dataclass(frozen=True, slots=True)
 class PackedWeights:
-    """Weights of the packs ``where``; ``ids`` is None where that cannot be told: no pack there, or a damaged one."""
+    """Weights of the packs ``where``.
+
+    ``ids`` is None where that cannot be told: no pack there, a damaged one, or one that may not be read.
+    """
 
     where: str
     ids: frozenset[str] | None
@@ -36,8 +39,8 @@ class PackedWeights:
 def packed_weights(store: Store, known: MutableMapping[str, str] | None = None) -> PackedWeights:
     """Of a store's packs. ``known`` keeps what was read by model id: packs do not change. Raises Unavailable."""
     known = {} if known is None else known
-    models = packs_in(store)
     try:
+        models = packs_in(store)
         for model_id in models:
             if model_id not in known:
                 known[model_id] = PackReader(store, pack_folder(model_id)).manifest().weights_id

@@ -211,6 +211,21 @@ async def test_a_live_set_of_weights_that_no_pack_has_is_stale(bench: Bench) -> 
     assert (await bench.service.retrieve(packed, Signatures(FAR))).set_id == fresh.set_id
 
 
+async def test_where_packs_may_not_be_read_nothing_is_stale(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = store_set(bench.store)
+    write_blob_pack(bench.store)
+    list_names = bench.store.list_names
+
+    def refused(prefix: str = "") -> tuple[str, ...]:
+        if prefix == "models":
+            raise InvalidInput("access refused; check credentials and rights", reason="ACCESS_REFUSED")
+        return list_names(prefix)
+
+    monkeypatch.setattr(bench.store, "list_names", refused)
+    await bench.go_live(stored)
+    assert await bench.service.find_stale() == ()
+
+
 async def test_a_live_set_is_not_deleted_and_others_are(bench: Bench) -> None:
     first, second = store_set(bench.store, seed=1), store_set(bench.store, seed=2)
     await bench.go_live(first)
