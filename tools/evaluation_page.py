@@ -95,13 +95,15 @@ def _goals(name: str, document: Document) -> list[tuple[str, ...]]:
             if goal is not None and (row["way"], row["score"], row["allocation"]) == (way, "impact", "shared"):
                 words = f"{title}: ≥ {goal:g} % retained at {row['percent']:g} %"
                 rows.append((name, words, *_met(row["retained"], goal), _worst(row, goal)))
-    for one in document["contest"]:
-        if one["percent"] == 25:
-            words = f"≥ {LEAD:g} points over the best static set of equal bytes at 25 %"
-            best = next(each for each in one["entrants"] if each["name"] == one["lead"]["over"])
-            met = _met(one["lead"]["points"], LEAD)
-            why = f"{one['lead']['over']} keeps {estimate(best['retained'])} %" if met[1].startswith("missed") else ""
-            rows.append((name, words, *met, why))
+    quarter = (one for one in document["contest"] if one["percent"] == 25)
+    for one in quarter:
+        for lead, among in zip(
+            one["leads"], ("static set of equal bytes", "of those that others' scores rank"), strict=True
+        ):
+            met = _met(lead["points"], LEAD)
+            best = next(each for each in one["entrants"] if each["name"] == lead["over"])
+            why = f"{lead['over']} keeps {estimate(best['retained'])} %" if met[1].startswith("missed") else ""
+            rows.append((name, f"≥ {LEAD:g} points over the best {among} at 25 %", *met, why))
     return rows
 
 

@@ -7,7 +7,7 @@ all (``COUNTED``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -132,22 +132,29 @@ class _Figures:
         }
 
     def contest(self, budget: Budget) -> Document:
-        """The retrieved specialist beside static sets of the same bytes, best first, and its lead over the best."""
-        entrants: dict[str, Cells] = {"retrieved specialist": lambda task: self._retrieved(task, budget)}
-        for score, allocation in self.results.scope.statics:
-            entrants[f"one set for all, {score}, {allocation}"] = self._static(score, allocation, budget)
+        """The retrieved specialist beside static sets of the same bytes, and its leads over the best of them.
+
+        ``leads``: over all of them, and over those that others' scores rank.
+        """
+        statics = {
+            f"one set for all, {score}, {allocation}": self._static(score, allocation, budget)
+            for score, allocation in self.results.scope.statics
+        }
+        entrants: dict[str, Cells] = {"retrieved specialist": lambda task: self._retrieved(task, budget), **statics}
+        others = {name: cells for name, cells in statics.items() if f" {SERVED}," not in name}
         return {
             **self._size(budget),
             "static_experts": self.results.scope.equal_bytes(budget, self.results.manifest).kept,
             "entrants": [{"name": name, **self._judged(cells)} for name, cells in entrants.items()],
-            "lead": self._lead(*entrants.values(), names=list(entrants)) if self.counted else None,
+            "leads": [self._lead(budget, among) for among in (statics, others) if among] if self.counted else [],
         }
 
-    def _lead(self, ours: Cells, *statics: Cells, names: Sequence[str]) -> Document:
-        """Points over the best of the static sets, which the test prompts themselves choose."""
-        found = [self._retained(cells) for cells in statics]
-        best = max(range(len(found)), key=lambda place: sum(one.value for one in found[place]))
-        return {"over": names[1 + best], "points": _estimate(self._retained(ours), found[best])}
+    def _lead(self, budget: Budget, among: Mapping[str, Cells]) -> Document:
+        """Points over the best of static sets, which the test prompts themselves choose."""
+        found = {name: self._retained(cells) for name, cells in among.items()}
+        best = max(found, key=lambda name: sum(one.value for one in found[name]))
+        ours = self._retained(lambda task: self._retrieved(task, budget))
+        return {"over": best, "points": _estimate(ours, found[best])}
 
     def _static(self, score: Metric, allocation: Allocation, budget: Budget) -> Cells:
         return lambda task: self._cells(Cell(task, "static", score, allocation, budget, 0))

@@ -99,8 +99,11 @@ def contest_table(document: Document) -> str:
             )
             for place, entrant in enumerate(one["entrants"])
         ]
-        lead = one["lead"]
-        ahead = f": **{estimate(lead['points'])} points** over the best, {lead['over']}" if lead else ""
+        named = [
+            f"**{estimate(lead['points'])} points** over the best {among}, *{lead['over']}*"
+            for lead, among in zip(one["leads"], ("of them", "that others' scores rank"), strict=False)
+        ]
+        ahead = f": {'; '.join(named)}" if named else ""
         parts.append(
             f"{one['percent']:g} % ({one['budget']}; static sets keep {one['static_experts']} a layer, in the bytes of "
             f"spare slots and probe){ahead}.\n\n"
