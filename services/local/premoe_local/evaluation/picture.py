@@ -28,7 +28,7 @@ def pictures(document: Document) -> dict[str, bytes]:
 
 def retained(document: Document) -> Figure:
     """Left: retained accuracy by size and score. Right: the retrieved specialist beside static sets of equal bytes."""
-    figure = Figure(figsize=(12, 4.8), layout="constrained")
+    figure = Figure(figsize=(12, 6.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     lines: dict[str, list[tuple[float, list[float]]]] = {}
     for row in document["kept"]:
@@ -77,7 +77,7 @@ def _lines(axes: Any, lines: dict[str, list[tuple[float, list[float]]]], title: 
     axes.set_xticks(shown, [f"{percent:g}" for percent in shown])
     axes.set(title=title, xlabel="experts kept, %")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
 
 
 def _errors(value: Sequence[float], low: Sequence[float], high: Sequence[float]) -> np.ndarray[Any, Any]:
