@@ -21,7 +21,8 @@ from premoe_operator.kube.cluster import Cluster, Listed
 from premoe_operator.kube.connection import Connection
 from premoe_operator.kube.kinds import CERTIFICATE, CHILDREN, PRUNED_MODEL, Kind
 from premoe_operator.kube.objects import Json, ModelKey
-from premoe_operator.run.reconciler import ExpertStore, Outcome, Reconciler
+from premoe_operator.run.observer import ExpertStore
+from premoe_operator.run.reconciler import Outcome, Reconciler
 
 When = Literal["before", "after"]
 

@@ -25,10 +25,11 @@ from premoe_operator.kube.objects import ModelKey, model_key
 from premoe_operator.kube.watches import WatchClock, build_registry, closing_generators, configure, kopf_session
 from premoe_operator.run.metrics import Metrics
 from premoe_operator.run.namespaces import NamespaceClaims
+from premoe_operator.run.observer import ExpertStore
 from premoe_operator.run.preload_watch import PreloadWatch, Workers
 from premoe_operator.run.publisher import WorkersPublisher
 from premoe_operator.run.queue import WorkQueue
-from premoe_operator.run.reconciler import ExpertStore, Outcome, Reconciler, inventory
+from premoe_operator.run.reconciler import Outcome, Reconciler, inventory
 from premoe_operator.run.settings import OperatorSettings
 from premoe_runtime.formats.errors import Unavailable
 

@@ -11,47 +11,27 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeAlias
 
-from premoe_operator.api.names import CONFLICT_MANAGER, LABEL_MODEL
+from premoe_operator.api.names import CONFLICT_MANAGER
 from premoe_operator.api.reasons import Reason
 from premoe_operator.api.release import Release
 from premoe_operator.decide.changes import Changes
 from premoe_operator.decide.events import ready_event
-from premoe_operator.decide.observed import (
-    Needs,
-    Observed,
-    PackFacts,
-    Refusal,
-    StoreFailure,
-    WorkerPreload,
-    WorkersAsked,
-)
+from premoe_operator.decide.observed import Observed, Refusal
 from premoe_operator.decide.plan import Plan, plan
-from premoe_operator.decide.pods import waits_for_containers
-from premoe_operator.decide.situation import conflict_said, needs, read_status
+from premoe_operator.decide.situation import conflict_said, read_status
 from premoe_operator.decide.status import conflict_document, conflict_message, status_document
 from premoe_operator.kube.cache import Cache
 from premoe_operator.kube.cluster import ApiFailure, Cluster
-from premoe_operator.kube.kinds import CONFIG_MAP, CORE_EVENT, POD, Kind
-from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, is_deleting, key_of, ownership, uid_of
+from premoe_operator.kube.kinds import Kind
+from premoe_operator.kube.objects import Json, ModelKey, ObjectKey, is_deleting, key_of
+from premoe_operator.run.observer import ExpertStore, Observer, Preloads
 
-PODS_ASKED_FOR_EVENTS = 3
 ROUNDS = 2
-"""Of writes in a reconcile before the status is said: what follows from the first, such as the Deployment from the pack
-that was read, needs no status in between that nobody is meant to act on.
-"""
-
-Preloads: TypeAlias = Callable[[ModelKey, WorkersAsked | None], tuple[WorkerPreload, ...] | None]
-"""What a model's workers said last of what they keep resident; see ``PreloadWatch.look``."""
+"""Of writes before the status is said: what follows from the first, such as the Deployment from a pack whose id was
+read, is written in the second, and nobody is told of the state in between."""
 
 _log = logging.getLogger(__name__)
-
-
-class ExpertStore(Protocol):
-    """The expert store, asked for manifests only."""
-
-    async def facts(self, address: str, model_id: str) -> PackFacts | StoreFailure: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +69,11 @@ class Reconciler:
         now: Callable[[], str] = now_text,
     ) -> None:
         self._cluster = cluster
-        self._store = store
-        self._preloads = preloads
+        self._observer = Observer(cluster, store, preloads, cache, release, unwatched)
         self._cache = cache
         self._release = release
         self._poll_s = poll_s
-        self._unwatched = unwatched
         self._now = now
-        self._unlabelled: defaultdict[ModelKey, set[ObjectKey]] = defaultdict(set)
-        """Objects with a child's name that the watches do not show, because they lack our label."""
         self._heard: set[ModelKey] = set()
         """Models whose word of another release has been removed."""
 
@@ -106,16 +82,15 @@ class Reconciler:
         await self._take_back(model)
         writes = 0
         for _ in range(ROUNDS):
-            observed = await self._observe(model)
+            observed = await self._observer.observe(model)
             if observed is None:
-                self._unlabelled.pop(model, None)
+                self._observer.forget(model)
                 self._heard.discard(model)
-                self._preloads(model, None)
                 return Outcome()
             document, final = observed.model, self._plan(observed)
             refusals, written = await self._execute(model, final.changes)
             if written or refusals:
-                observed = replace(observed, children=self._children(model), refusals=refusals)
+                observed = replace(observed, children=self._observer.children(model), refusals=refusals)
                 final = self._plan(observed)
             writes += written
             if refusals or not final.changes.writes:
@@ -131,8 +106,7 @@ class Reconciler:
 
     async def stand_back(self, key: ModelKey, holder: str) -> Outcome:
         """Another release serves the model's namespace: say so, once, and leave everything alone. Raises ApiFailure."""
-        self._unlabelled.pop(key, None)
-        self._preloads(key, None)
+        self._observer.forget(key)
         self._heard.discard(key)
         model, message = self._cache.model(key), conflict_message(holder)
         if model is None or is_deleting(model) or conflict_said(model) == message:
@@ -153,83 +127,6 @@ class Reconciler:
 
     def _plan(self, observed: Observed) -> Plan:
         return plan(observed, self._release, now=self._now(), poll_s=self._poll_s)
-
-    async def _observe(self, key: ModelKey) -> Observed | None:
-        model = self._cache.model(key)
-        if model is None:
-            return None
-        await self._look_at_unlabelled(key, model)
-        wanted = needs(model, self._children(key), self._release)
-        if wanted.certificate is not None and wanted.certificate.kind in self._unwatched:
-            try:
-                await self._look_at(key, wanted.certificate)
-            except ApiFailure as failure:
-                if failure.code != 403:  # without the right to read there is none to write: that is said then
-                    raise
-        pods = await self._pods(key) if wanted.pods else None
-        return Observed(
-            model=model,
-            children=self._children(key),
-            pods=pods,
-            events=await self._events(key.namespace, pods or (), wanted),
-            store=await self._facts(wanted),
-            missing_sources=await self._missing_sources(key.namespace, wanted),
-            rivals=tuple(self._cache.rivals(key)),
-            same_weights=tuple(self._cache.same_weights(key)),
-            preloads=self._preloads(key, wanted.workers),
-        )
-
-    def _children(self, key: ModelKey) -> dict[ObjectKey, Json]:
-        children = self._cache.children(key)
-        for other in self._unlabelled.get(key, ()):
-            found = self._cache.get(other)
-            if found is not None:
-                children[other] = found
-        return children
-
-    async def _look_at_unlabelled(self, key: ModelKey, model: Json) -> None:
-        """Read again what no watch shows; leave to the watches what has our label again."""
-        for other in list(self._unlabelled.get(key, ())):
-            found = await self._look_at(key, other)
-            if found is None or (ownership(found, model) == "ours" and other in self._cache.children(key)):
-                self._unlabelled[key].discard(other)
-
-    async def _look_at(self, key: ModelKey, other: ObjectKey) -> Json | None:
-        """Read one object past the watches."""
-        found = await self._cluster.get(other.kind, other.namespace, other.name)
-        if found is None:
-            self._cache.forget(other)
-            return None
-        self._cache.put(found)
-        self._unlabelled[key].add(other)
-        return found
-
-    async def _pods(self, key: ModelKey) -> tuple[Json, ...]:
-        listed = await self._cluster.list(POD, key.namespace, label_selector=f"{LABEL_MODEL}={key.name}")
-        return listed.items
-
-    async def _events(self, namespace: str, pods: tuple[Json, ...], wanted: Needs) -> tuple[Json, ...]:
-        stuck = [pod for pod in pods if waits_for_containers(pod)][:PODS_ASKED_FOR_EVENTS]
-        found: list[Json] = []
-        for obj in (*stuck, *(wanted.events_of if not pods else ())):
-            selector = f"involvedObject.uid={uid_of(obj)},type=Warning"
-            found += (await self._cluster.list(CORE_EVENT, namespace, field_selector=selector)).items
-        return tuple(found)
-
-    async def _facts(self, wanted: Needs) -> PackFacts | StoreFailure | None:
-        if not wanted.manifest_of:
-            return None
-        return await self._store.facts(wanted.store_address, wanted.manifest_of)
-
-    async def _missing_sources(self, namespace: str, wanted: Needs) -> tuple[str, ...]:
-        missing: list[str] = []
-        for name, key in wanted.sources:
-            found = await self._cluster.get(CONFIG_MAP, namespace, name)
-            if found is None:
-                missing.append(f"ConfigMap {name} with calibration data does not exist")
-            elif key not in (found.get("data") or {}) and key not in (found.get("binaryData") or {}):
-                missing.append(f"ConfigMap {name} has no key {key}")
-        return tuple(missing)
 
     async def _execute(self, model: ModelKey, todo: Changes) -> tuple[dict[ObjectKey, Refusal], int]:
         """Write what was planned, all that can be. Returns what could not, and how many writes went through.
@@ -266,7 +163,7 @@ class Reconciler:
         if failure.code not in (404, 409):
             raise failure
         _log.info("%s/%s: %s", model.namespace, model.name, failure.message)
-        if await self._look_at(model, key) is None and failure.code == 409:
+        if await self._observer.look_at(model, key) is None and failure.code == 409:
             raise failure
 
     async def _say(self, model: Json, final: Plan) -> int:
