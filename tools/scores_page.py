@@ -22,7 +22,8 @@ HEAD = f"""# Scores
 Made by `python tools/scores_page.py` from `premoe_runtime/offline/profile/criteria/`. A score ranks the experts of a
 model for a task; the highest are kept. `premoe profile --score NAME` measures what a score needs and no more,
 `premoe patterns build --metric NAME` and `premoe eval sweep --score NAME` rank by it. Without `--score` a profile is
-measured for {", ".join(USUAL)}.
+measured for {", ".join(USUAL)}. A PrunedModel names its score in `spec.patterns.metric`; its tasks are
+profiled for it.
 
 Of equal scores, the expert with more combine weight comes first, then the one that more tokens chose, then the lower
 id. Scores marked *shared* carry the scale of their layer, so budgets are shared over the layers by them; with others,
