@@ -9,18 +9,14 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import cached_property, lru_cache, partial
 
-import numpy as np
 from premoe_servicekit.faults import own_fault
 from premoe_servicekit.telemetry import tracer
 
 from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.choices import Allocation, OnUnknown
-from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError
-from premoe_runtime.formats.manifest import Manifest
-from premoe_runtime.formats.ranking import Ranking
+from premoe_runtime.formats.choices import OnUnknown
+from premoe_runtime.formats.errors import InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.signature import Signatures
 from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
@@ -30,8 +26,8 @@ from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Prompt, To
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
+from premoe_worker.patterns import Patterns
 from premoe_worker.ports import Retrieval
-from premoe_worker.split import SplitWatch
 from premoe_worker.tools.reader import ToolReader
 from premoe_worker.tracing import describe_choice, describe_request
 
@@ -39,9 +35,6 @@ log = logging.getLogger(__name__)
 
 _ENCODERS = 2
 """Threads that turn prompts into tokens; one long prompt does not hold up the others."""
-_CACHED_CUTS = 1024
-_ID_LENGTH = 64
-"""Hexadecimal digits of a pattern id; a task's name has fewer."""
 
 
 class Worker:
@@ -63,15 +56,11 @@ class Worker:
         self.name = name
         self.recommended = recommended
         """What the checkpoint's authors advise; whoever asks decides whether to follow."""
-        self._retrieval = retrieval
-        self._splits = None if retrieval is None else SplitWatch(limits, retrieval, model.manifest)
+        self._patterns = Patterns(retrieval, limits, model.manifest)
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
         self._encoding = Lane("encoded", threads=_ENCODERS, waiting=queue_limit)
         self._checks = Checks(queue_limit)
-        # Of the same pattern every request gets the same value: what is worked out from it is worked out once.
-        self._cut = lru_cache(_CACHED_CUTS)(cut)
-        self._check_ranking = lru_cache(_CACHED_CUTS)(partial(check_ranking, model.manifest))
         # Probes of one model queue behind each other in any case.
         self._probing = Lane("probed", threads=1, waiting=queue_limit)
 
@@ -103,7 +92,7 @@ class Worker:
         describe_request(ask, self.name, len(encoded.token_ids))
         choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
         try:
-            choice, pattern, budget = await self._resolve(choice)
+            choice, pattern, budget = await self._patterns.resolve(choice)
         except (NotFound, InvalidInput) as error:
             # A pattern that the live set named and that is not there, or does not fit, is no mistake of the caller.
             if ask.choice is None:
@@ -149,7 +138,7 @@ class Worker:
 
     async def load_pattern(self, pattern_id: str) -> SwapReport:
         """Make a pattern resident and pin it in host memory. Raises what ``generate`` raises for a pattern."""
-        pattern, _ = await self._pattern(pattern_id)
+        pattern, _ = await self._patterns.kept(pattern_id)
         return await asyncio.to_thread(self.model.front.load_pattern, pattern)
 
     @property
@@ -164,11 +153,11 @@ class Worker:
     @property
     def split_problem(self) -> str:
         """Why the slots do not spread as the live pattern set says; empty when they do, or need not."""
-        return "" if self._splits is None else self._splits.problem
+        return self._patterns.split_problem
 
     async def pattern(self, pattern_id: str) -> KeptPattern:
         """A pattern cut to its budget. Raises NotFound, InvalidInput (made for other weights), Unavailable."""
-        return (await self._pattern(pattern_id))[0]
+        return (await self._patterns.kept(pattern_id))[0]
 
     async def preload(self, pattern: KeptPattern) -> SwapReport | None:
         """See ``Front.preload``."""
@@ -210,10 +199,9 @@ class Worker:
     async def _verification_pattern(self) -> KeptPattern:
         """The live set's generalist or first pattern; any experts where there is no set yet."""
         try:
-            if self._retrieval is not None:
-                pattern_id = await self._retrieval.first_pattern(self.model.manifest.weights_id)
-                if pattern_id:
-                    return (await self._pattern(pattern_id))[0]
+            pattern = await self._patterns.first()
+            if pattern is not None:
+                return pattern
         except PremoeError as error:
             log.info("no pattern for the verified forward, any experts will do: %s", error)
         return self.model.any_pattern(min(self.limits.budget.kept, *self.limits.slots))
@@ -241,7 +229,7 @@ class Worker:
         return replace(ask, sampling=settled)
 
     async def _recognise(self, encoded: Encoded, on_unknown: OnUnknown) -> PatternChoice:
-        retrieval = self._require_retrieval()
+        retrieval = self._patterns.retrieval()
         signatures = await self._signatures(encoded)
         with tracer().start_as_current_span("retrieve") as span:
             choice = await retrieval.retrieve(self.model.manifest.weights_id, signatures, on_unknown)
@@ -250,57 +238,10 @@ class Worker:
             log.info("prompt of no stored task: %s (%s)", choice.decision, choice.reason)
         return choice
 
-    @cached_property
-    def _full(self) -> KeptPattern:
-        return KeptPattern.full(self.model.manifest.exists)
-
     async def _signatures(self, encoded: Encoded) -> Signatures:
         with tracer().start_as_current_span("probe") as span:
             span.set_attribute("premoe.probe.tokens", encoded.span.stop - encoded.span.start)
             return await self._probing.run(self.model.signatures, encoded)
-
-    async def _resolve(self, choice: PatternChoice) -> tuple[PatternChoice, KeptPattern, Budget]:
-        """The experts to keep for a choice, and the budget that says so."""
-        manifest = self.model.manifest
-        if choice.decision == "reject":
-            raise Conflict(f"no stored task fits this prompt: {choice.reason}", reason="UNKNOWN_TASK")
-        if choice.decision == "full":
-            return choice, self._full, Budget(manifest.top_k, manifest.num_experts)
-        if choice.decision == "generalist" and not choice.pattern_id:
-            pattern_id = await self._require_retrieval().generalist(manifest.weights_id)
-            if not pattern_id:
-                raise NotFound("the live pattern set has no generalist", reason="PATTERN_NOT_FOUND")
-            choice = replace(choice, pattern_id=pattern_id)
-        if not choice.pattern_id:
-            raise InvalidInput("a specialist needs a pattern id", reason="PATTERN_MISSING")
-        choice = await self._by_task(choice)
-        return (choice, *await self._pattern(choice.pattern_id))
-
-    async def _by_task(self, choice: PatternChoice) -> PatternChoice:
-        """The same choice with the id behind what may be the name of a task of the live set."""
-        if len(choice.pattern_id) == _ID_LENGTH:
-            return choice
-        tasks = await self._require_retrieval().live_tasks(self.model.manifest.weights_id)
-        if choice.pattern_id not in tasks:
-            return choice
-        return replace(choice, pattern_id=tasks[choice.pattern_id], task=choice.task or choice.pattern_id)
-
-    async def _pattern(self, pattern_id: str) -> tuple[KeptPattern, Budget]:
-        ranking = await self._require_retrieval().ranking(pattern_id)
-        self._check_ranking(ranking)
-        if self._splits is not None:
-            await self._splits.saw(pattern_id)
-        limits = self.limits
-        budget = limits.generalist_budget if ranking.generalist else limits.budget
-        return self._cut(ranking, budget, limits.slots, limits.allocation), budget
-
-    def _require_retrieval(self) -> Retrieval:
-        if self._retrieval is None:
-            raise InvalidInput(
-                "this worker has no retrieval service, so it knows no patterns; start it with --retrieval",
-                reason="NO_RETRIEVAL",
-            )
-        return self._retrieval
 
     def _active(self, wanted: int | None, pattern: KeptPattern, budget: Budget) -> int:
         active = budget.active if wanted is None else wanted
@@ -311,18 +252,3 @@ class Worker:
                 reason="ACTIVE_EXPERTS_INVALID",
             )
         return active
-
-
-def check_ranking(manifest: Manifest, ranking: Ranking) -> None:
-    """Raise InvalidInput for a pattern that was made for another model."""
-    if ranking.weights_id != manifest.weights_id:
-        raise InvalidInput(
-            f"pattern {ranking.pattern_id} was made for other weights than this worker's", reason="PATTERN_WEIGHTS"
-        )
-    if not np.array_equal(ranking.scores > -np.inf, manifest.exists):
-        raise InvalidInput(f"pattern {ranking.pattern_id} has another shape than the model", reason="PATTERN_SHAPE")
-
-
-def cut(ranking: Ranking, budget: Budget, slots: tuple[int, ...], allocation: Allocation) -> KeptPattern:
-    """A pattern's best experts. Raises InvalidInput when the slots do not hold them."""
-    return KeptPattern(ranking.pattern_id, ranking.kept(budget, slots, allocation), ranking.semantics)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from premoe_worker import service
+from premoe_worker import patterns
 from premoe_worker.domain import PatternChoice
 from premoe_worker.limits import Limits
 from premoe_worker.model import ServedModel
@@ -21,7 +20,7 @@ from premoe_runtime.formats.ranking import Ranking
 
 LAYERS, EXPERTS = 2, 6
 BUDGET = Budget(1, 3)
-LIMITS = Limits(BUDGET, BUDGET, (4,) * LAYERS, "generalist", "uniform")
+LIMITS = Limits(BUDGET, Budget(1, 4), (4,) * LAYERS, "generalist", "uniform")
 
 
 class Rankings:
@@ -45,7 +44,7 @@ def bare_worker() -> Worker:
     return Worker(model, cast(Retrieval, Rankings()), LIMITS, name="m")
 
 
-async def test_a_pattern_is_cut_once_for_each_budget_and_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_pattern_is_cut_once_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     cuts: list[str] = []
     kept = Ranking.kept
 
@@ -59,9 +58,7 @@ async def test_a_pattern_is_cut_once_for_each_budget_and_slots(monkeypatch: pyte
     assert first is again
     assert (first.id, other.id) == ("a", "b")
     assert cuts == ["a", "b"]
-    worker.limits = replace(LIMITS, budget=Budget(1, 4))
-    assert int((await worker.pattern("a")).kept.sum()) == 4 * LAYERS
-    assert cuts == ["a", "b", "a"]
+    assert [int(each.kept.sum()) for each in (first, other)] == [3 * LAYERS, 4 * LAYERS]
     worker.close()
 
 
@@ -69,18 +66,18 @@ async def test_what_a_pattern_is_checked_by_and_the_full_one_are_worked_out_once
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checks: list[str] = []
-    check = service.check_ranking
+    check = patterns.check_ranking
 
     def counting(manifest: Manifest, ranking: Ranking) -> None:
         checks.append(ranking.pattern_id)
         check(manifest, ranking)
 
-    monkeypatch.setattr(service, "check_ranking", counting)
+    monkeypatch.setattr(patterns, "check_ranking", counting)
     worker = bare_worker()
     await worker.pattern("a")
     await worker.pattern("a")
     await worker.pattern("b")
     assert checks == ["a", "b"]
     full = PatternChoice("full")
-    assert (await worker._resolve(full))[1] is (await worker._resolve(full))[1]
+    assert (await worker._patterns.resolve(full))[1] is (await worker._patterns.resolve(full))[1]
     worker.close()
