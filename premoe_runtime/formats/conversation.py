@@ -12,11 +12,8 @@ from dataclasses import replace
 
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.pattern_set import PatternSet
-from premoe_runtime.formats.recognition import Decision, Match, Neighbour, decide, nearest
+from premoe_runtime.formats.recognition import Decision, Neighbour, decide, nearest
 from premoe_runtime.formats.signature import Signatures, Turns
-
-REACH = 1.5
-"""How many times as far as its cutoff a task may be from a turn for the conversation to keep it."""
 
 
 def decide_turn(
@@ -24,31 +21,24 @@ def decide_turn(
 ) -> Decision:
     """Decide which pattern runs, given the exemplars near each turn; ``decide`` says what is needed of them.
 
-    The task of the last turn by itself; else that of the last turn after what comes before it; else a conversation
-    keeps the task that its turns had last, if that is the nearest of all and not much farther than its cutoff; else
-    the task is unknown.
+    The last turn's own task, where it has one. Else its task after what comes before it: that of a system message or,
+    where earlier turns had a task, theirs, if by itself, too, the last turn is nearest to that one of all. Else the
+    task is unknown: what comes before leaks in, and alone would make any stranger the task of the turn before it.
     """
     itself = decide(found.whole if found.alone is None else found.alone, pattern_set, on_unknown)
     if found.alone is None or itself.recognised:
         return itself
     after = decide(found.whole, pattern_set, on_unknown)
-    if after.recognised:
-        return replace(after, reason=f"{after.reason} after what comes before it")
     before = next((each for each in _decided(found.earlier, pattern_set) if each.recognised), None)
-    nearest_now = next(iter(after.matches), None)
-    if before is None or nearest_now is None or not _may_keep(before, nearest_now):
+    if not after.recognised or (before is not None and not before.task == after.task == itself.task):
         return itself
-    reason = f"keeps task {before.task} of an earlier turn: score {nearest_now.score:.4f} after it"
-    return Decision("specialist", before.pattern_id, before.task, nearest_now.score, reason, after.matches)
+    why = "after what comes before it" if before is None else "and goes on with an earlier turn"
+    return replace(after, reason=f"{after.reason} {why}")
 
 
 def _decided(turns: Sequence[Sequence[Neighbour]], pattern_set: PatternSet) -> Iterator[Decision]:
     """Each earlier turn's own decision, latest first."""
     return (decide(turn, pattern_set) for turn in reversed(turns))
-
-
-def _may_keep(before: Decision, now: Match) -> bool:
-    return now.pattern_id == before.pattern_id and 1 - now.score <= REACH * (1 - now.cutoff)
 
 
 def recognise_turn(pattern_set: PatternSet, signatures: Signatures, on_unknown: OnUnknown | None = None) -> Decision:

@@ -23,9 +23,15 @@ from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import PatternId, SetId, WeightsId
 from premoe_runtime.formats.pattern import Metric, PatternKind
 from premoe_runtime.formats.signature import SignatureSpec, unit
+from premoe_runtime.formats.space import Space
 
 _SPLITS = ("splits", "wanted")
 """Arrays beside the exemplars of a set that shares its budgets over the layers."""
+_SPACE = ("centre", "axes")
+"""Arrays beside the exemplars of a set that compares signatures in a space of its own."""
+_Format = Literal["premoe-pattern-set/1", "premoe-pattern-set/2"]
+_PLAIN: _Format = "premoe-pattern-set/1"
+_IN_SPACE: _Format = "premoe-pattern-set/2"
 _REASON = "PATTERN_SET_INVALID"
 
 
@@ -44,12 +50,12 @@ class Member(_Frozen):
     task: Name
     kind: PatternKind
     cutoff: float | None = None
-    """Smallest score at which the task is recognised; set from ``held_out`` prompts' scores."""
+    """Smallest score at which the task is recognised."""
     first_exemplar: int = Field(default=0, ge=0, le=1 << 40)
     """Row of its first exemplar; its exemplars are contiguous."""
     exemplars: int = Field(default=0, ge=0, le=1 << 40)
     held_out: int = Field(default=0, ge=0, le=1 << 40)
-    """Calibration prompts that set the cutoff; none of them is an exemplar."""
+    """Calibration prompts that are no exemplars; all prompts set the cutoff."""
 
 
 class Retention(_Frozen):
@@ -62,10 +68,22 @@ class Retention(_Frozen):
     """Accuracy over the full model's, when ``premoe eval`` measured it."""
 
 
+class Expected(_Frozen):
+    """How well the set tells tasks apart, measured on its calibration prompts when it was built; 0 to 1.
+
+    ``recognised``: of prompts in wordings as if new, those that get their task; ``abstained``: of prompts of a task
+    that is left out, those that get none. Means over the tasks.
+    """
+
+    recognised: float
+    abstained: float
+
+
 class SetDocument(_Frozen):
     """``sets/<id>.json``."""
 
-    format: Literal["premoe-pattern-set/1"] = "premoe-pattern-set/1"
+    format: _Format = _PLAIN
+    """1: signatures are compared as they are; 2: in a space, whose arrays lie beside the exemplars."""
     weights_id: ObjectId
     metric: Metric
     semantics: Semantics
@@ -82,6 +100,7 @@ class SetDocument(_Frozen):
     generalist_id: ObjectId | None = None
     generalist_retention: tuple[Retention, ...] = ()
     on_unknown: OnUnknown = "generalist"
+    expected: Expected | None = None
     exemplars_digest: str
 
 
@@ -91,11 +110,13 @@ class PatternSet:
 
     exemplars  f32[N, D], unit rows, as the index stores them
     splits     how its budgets are shared over the layers; None: every layer holds equally many
+    space      where signatures are compared; None: as they are
     """
 
     document: SetDocument
     exemplars: F32
     splits: Splits | None = None
+    space: Space | None = None
 
     @property
     def set_id(self) -> SetId:
@@ -169,17 +190,26 @@ class PatternSet:
             )
         if not np.isfinite(given).all():
             raise InvalidInput("signature has values that are not finite", reason="SIGNATURE_INVALID")
-        return unit(given)
+        return unit(given) if self.space is None else self.space.of(unit(given))
 
     def to_files(self) -> tuple[bytes, bytes]:
         """``sets/<id>.json`` and ``sets/<id>.safetensors``."""
-        return self.document.model_dump_json(indent=1).encode(), _encode(self.exemplars, self.splits)
+        # A set of before has no such field, and keeps its id.
+        left_out = {"expected"} if self.document.expected is None else None
+        return self.document.model_dump_json(indent=1, exclude=left_out).encode(), _encode(
+            self.exemplars, self.splits, self.space
+        )
 
     @classmethod
-    def make(cls, document: SetDocument, exemplars: F32, splits: Splits | None = None) -> PatternSet:
-        """Build a set; ``document.exemplars_digest`` is filled in. Raises CorruptData like ``from_files``."""
-        digest = arrays.digest(_encode(exemplars, splits))
-        made = cls(document.model_copy(update={"exemplars_digest": digest}), exemplars, splits)
+    def make(
+        cls, document: SetDocument, exemplars: F32, splits: Splits | None = None, space: Space | None = None
+    ) -> PatternSet:
+        """Build a set; ``document``'s digest and format are filled in. Raises CorruptData like ``from_files``."""
+        update = {
+            "format": _PLAIN if space is None else _IN_SPACE,
+            "exemplars_digest": arrays.digest(_encode(exemplars, splits, space)),
+        }
+        made = cls(document.model_copy(update=update), exemplars, splits, space)
         _check(made, "pattern set")
         return made
 
@@ -191,10 +221,15 @@ class PatternSet:
             raise _corrupt(where, "exemplar file does not match the digest in the document")
         tensors, _ = arrays.decode(exemplars, where=where)
         found = {name: tensor.dtype.name for name, tensor in tensors.items()}
-        if found not in ({"exemplars": "float32"}, {"exemplars": "float32", **dict.fromkeys(_SPLITS, "int16")}):
-            raise _corrupt(where, "exemplar file does not hold float32 exemplars, alone or with splits of the layers")
-        splits = Splits(*(cast("I16", tensors[name]) for name in _SPLITS)) if len(found) > 1 else None
-        made = cls(parsed, cast("F32", tensors["exemplars"]), splits)
+        wanted = {"exemplars": "float32"}
+        if parsed.format == _IN_SPACE:
+            wanted |= dict.fromkeys(_SPACE, "float32")
+        shared = wanted | dict.fromkeys(_SPLITS, "int16")
+        if found not in (wanted, shared):
+            raise _corrupt(where, f"exemplar file does not hold {', '.join(wanted)} in float32, without or with splits")
+        splits = Splits(*(cast("I16", tensors[name]) for name in _SPLITS)) if found == shared else None
+        space = Space(*(cast("F32", tensors[name]) for name in _SPACE)) if parsed.format == _IN_SPACE else None
+        made = cls(parsed, cast("F32", tensors["exemplars"]), splits, space)
         _check(made, where)
         return made
 
@@ -213,9 +248,13 @@ def set_paths(set_id: str) -> tuple[str, str]:
     return f"sets/{set_id}.json", f"sets/{set_id}.safetensors"
 
 
-def _encode(exemplars: F32, splits: Splits | None) -> bytes:
-    tables = {} if splits is None else dict(zip(_SPLITS, (splits.common, splits.wanted), strict=True))
-    return arrays.encode({"exemplars": np.asarray(exemplars, np.float32), **tables}, {"format": "premoe-exemplars/1"})
+def _encode(exemplars: F32, splits: Splits | None, space: Space | None) -> bytes:
+    tables: dict[str, arrays.Array] = {"exemplars": np.asarray(exemplars, np.float32)}
+    if splits is not None:
+        tables |= zip(_SPLITS, (splits.common, splits.wanted), strict=True)
+    if space is not None:
+        tables |= zip(_SPACE, (space.centre, space.axes), strict=True)
+    return arrays.encode(tables, {"format": "premoe-exemplars/1"})
 
 
 def _check(pattern_set: PatternSet, where: str) -> None:
@@ -241,6 +280,10 @@ def _check(pattern_set: PatternSet, where: str) -> None:
         wrong = "generalist_id names no generalist of the set"
     elif pattern_set.splits is not None and not _lawful(pattern_set.splits):
         wrong = "splits of the layers do not add up to their budgets"
+    elif pattern_set.space is not None:
+        wrong = pattern_set.space.problem or (
+            "" if len(pattern_set.space.centre) == dimension else "its space is none of its signatures"
+        )
     if wrong:
         raise _corrupt(where, wrong)
 

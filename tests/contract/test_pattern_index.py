@@ -22,8 +22,10 @@ from qdrant_client import QdrantClient
 from support.stored_patterns import DIMENSION, FAR, TASKS, StoredSet, store_set
 
 from premoe_runtime.formats.errors import Unavailable
+from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import decide, recognise
 from premoe_runtime.formats.signature import unit
+from premoe_runtime.formats.space import Space
 from premoe_runtime.storage import open_store
 
 SERVER = os.environ.get("PREMOE_TEST_QDRANT_URL", "")
@@ -129,6 +131,21 @@ async def test_decisions_agree_with_brute_force(index: PatternIndex, stored: Sto
     assert (ours.kind, ours.pattern_id) == (exact.kind, exact.pattern_id)
     assert ours.score == pytest.approx(exact.score, abs=1e-5)
     assert [match.task for match in ours.matches] == [match.task for match in exact.matches]
+
+
+@pytest.mark.parametrize("task", [*TASKS, None])
+async def test_decisions_in_a_space_agree_too(index: PatternIndex, stored: StoredSet, task: str | None) -> None:
+    axes = np.random.default_rng(3).normal(size=(DIMENSION, DIMENSION)).astype(np.float32)
+    space = Space(np.full(DIMENSION, 0.1, np.float32), axes)
+    plain = stored.pattern_set
+    moved = PatternSet.make(plain.document, space.of(plain.exemplars), plain.splits, space)
+    await index.publish(moved.set_id, moved)
+    signature = FAR if task is None else stored.near(task)
+    found = await index.query(moved.set_id, moved.embed(signature), wanted_of(stored))
+    ours, exact = decide(found, moved), recognise(moved, signature)
+    assert (ours.kind, ours.pattern_id) == (exact.kind, exact.pattern_id)
+    assert ours.recognised == (task is not None)
+    assert ours.score == pytest.approx(exact.score, abs=1e-5)
 
 
 async def test_a_server_that_is_not_there_is_unavailable(unused_tcp_port: int) -> None:

@@ -65,6 +65,24 @@ def test_chat_recognises_the_task(api: openai.OpenAI, mesh: Mesh, task: str) -> 
         assert entry["probe_ms"] > 0
 
 
+def test_a_turn_has_its_own_task_whatever_came_before_it(api: openai.OpenAI, mesh: Mesh) -> None:
+    before: list[ChatCompletionMessageParam] = [
+        {"role": "system", "content": "x" * 40},
+        *user(prompts("digits", 1, seed=7)[0]),
+        {"role": "assistant", "content": "yes"},
+    ]
+
+    def asked(messages: list[ChatCompletionMessageParam]) -> dict[str, Any]:
+        answer = api.chat.completions.create(model=mesh.model_name, messages=messages, max_tokens=1)
+        return record(answer)
+
+    known = [prompt for prompt in prompts("capitals", 3, seed=7) if asked(user(prompt))["decision"] == "specialist"]
+    assert known
+    for prompt in known:
+        behind = asked([*before, *user(prompt)])
+        assert (behind["decision"], behind["task"]) == ("specialist", "capitals")
+
+
 def test_an_unknown_prompt_gets_the_generalist(api: openai.OpenAI, mesh: Mesh) -> None:
     answer = api.chat.completions.create(model=mesh.model_name, messages=user(UNKNOWN), max_tokens=2)
     assert record(answer)["decision"] == "generalist"

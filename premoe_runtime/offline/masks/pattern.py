@@ -19,9 +19,9 @@ from premoe_runtime.offline.patterns.build import (
     MAX_EXEMPLARS,
     MIN_PROMPTS,
     BuildOptions,
-    cutoff_of,
     split_signatures,
 )
+from premoe_runtime.offline.patterns.cutoffs import cutoff_of, scores_as_new
 
 
 def shape_of(manifest: Manifest) -> Shape:
@@ -84,7 +84,7 @@ def joined(found: PatternSet | None, pattern: Pattern, signatures: F32 | None = 
         member, own = _recognised(found, member, signatures)
         exemplars = np.concatenate([exemplars, own])
     members = (*(one for one in found.members if one.task != pattern.task), member)
-    return PatternSet.make(found.document.model_copy(update={"members": members}), exemplars, found.splits)
+    return PatternSet.make(found.document.model_copy(update={"members": members}), exemplars, found.splits, found.space)
 
 
 def _empty(pattern: Pattern) -> PatternSet:
@@ -118,11 +118,11 @@ def _recognised(found: PatternSet, member: Member, signatures: F32) -> tuple[Mem
             reason="PROMPTS_TOO_FEW",
         )
     chosen, rest = split_signatures(len(vectors), MAX_EXEMPLARS)
-    own, options = vectors[chosen], BuildOptions(quantile=document.quantile, margin=document.margin)
+    tightness = BuildOptions(quantile=document.quantile, margin=document.margin).tightness
     cutoff = cutoff_of(
-        task_scores(own, vectors[rest], document.neighbours),
-        task_scores(own, found.exemplars, document.neighbours),
-        options,
+        scores_as_new(vectors, np.array(chosen), document.neighbours),
+        task_scores(vectors[chosen], found.exemplars, document.neighbours),
+        tightness,
     )
     update = {
         "cutoff": cutoff,
@@ -130,4 +130,4 @@ def _recognised(found: PatternSet, member: Member, signatures: F32) -> tuple[Mem
         "exemplars": len(chosen),
         "held_out": len(rest),
     }
-    return member.model_copy(update=update), own
+    return member.model_copy(update=update), vectors[chosen]

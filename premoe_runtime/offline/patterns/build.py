@@ -8,30 +8,29 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from premoe_runtime.formats.allocation import Splits
-from premoe_runtime.formats.arrays import F32, F64
 from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern
-from premoe_runtime.formats.pattern_set import Member, PatternSet, Retention, SetDocument
-from premoe_runtime.formats.recognition import task_scores
+from premoe_runtime.formats.pattern_set import Expected, Member, PatternSet, Retention, SetDocument
 from premoe_runtime.formats.signature import unit
 from premoe_runtime.offline.patterns.bounds import Bounds
+from premoe_runtime.offline.patterns.cutoffs import Tightness
 from premoe_runtime.offline.patterns.derive import generalist, mean_retained_mass, specialist
+from premoe_runtime.offline.patterns.tellable import TaskVectors, best_space
 from premoe_runtime.offline.profile.record import Profile, check_same_weights, merge
 from premoe_runtime.offline.profile.scores import find, has
 
 MIN_PROMPTS = 20
 MAX_EXEMPLARS = 128
-DEFAULT_QUANTILE = 0.985
-WIDE_QUANTILE = 0.9
-MARGIN = 0.25
-NEAREST_OTHERS = 0.99
+DEFAULT_QUANTILE = 0.99
+WIDE_QUANTILE = 0.95
+MARGIN = 0.4
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How patterns are scored and tasks recognised (``cutoff_of`` says how the cutoffs come about).
+    """How patterns are scored and tasks recognised (``cutoffs.cutoff_of`` says how the cutoffs come about).
 
     exemplars  at most this many calibration prompts a task are stored; never more than half of them
     budgets    at which the generalist's retained mass is recorded; by default the usual ones
@@ -51,6 +50,10 @@ class BuildOptions:
     bounds: Bounds = field(default_factory=Bounds)
     budgets: tuple[Budget, ...] = ()
     on_unknown: OnUnknown = "generalist"
+
+    @property
+    def tightness(self) -> Tightness:
+        return Tightness(self.quantile, self.wide_quantile, self.margin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,9 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
     derived = [specialist(profile, metric, seed=options.seed) for profile in tasks]
     derived.append(generalist(tasks, metric, seed=options.seed))
     *specialists, pool = (replace(options.bounds.applied(each), allocation=allocation) for each in derived)
-    splits = [_split(profile, options) for profile in tasks]
-    cutoffs = [_cutoff(index, splits, options) for index in range(len(tasks))]
+    found = [_vectors(profile, options) for profile in tasks]
+    space, telling = best_space(found, options.neighbours, options.tightness)
+    found = [each.moved(space) for each in found]
     budgets = options.budgets or tuple(
         budget
         for budget in usual_budgets(tasks[0].top_k, pool.num_experts)
@@ -92,19 +96,20 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
         quantile=options.quantile,
         wide_quantile=options.wide_quantile,
         margin=options.margin,
-        members=(*_members(specialists, splits, cutoffs), _generalist_member(pool)),
+        members=(*_members(specialists, found, telling.cutoffs), _generalist_member(pool)),
         generalist_id=pool.pattern_id,
         generalist_retention=tuple(
             Retention(budget=str(budget), mass=mean_retained_mass(pool, tasks, budget)) for budget in budgets
         ),
         on_unknown=options.on_unknown,
+        expected=Expected(recognised=telling.recognised, abstained=telling.abstained),
         exemplars_digest="",
     )
     shares = None
     if allocation == "shared":
         shares = Splits.of([pattern.scores for pattern in specialists], tasks[0].top_k)
-    made = PatternSet.make(document, np.concatenate([split.exemplars for split in splits]), shares)
-    return BuiltSet(made, (*specialists, pool), tuple(_notes(tasks, splits, options)))
+    made = PatternSet.make(document, np.concatenate([each.exemplars for each in found]), shares, space)
+    return BuiltSet(made, (*specialists, pool), tuple(_notes(tasks, found, options)))
 
 
 def settle(options: BuildOptions, profiles: Sequence[Profile]) -> tuple[Metric, Allocation]:
@@ -124,31 +129,6 @@ def split_signatures(count: int, max_exemplars: int) -> tuple[list[int], list[in
     chosen = [index * count // taken for index in range(taken)]
     rest = set(range(count)).difference(chosen)
     return chosen, sorted(rest)
-
-
-def cutoff_of(own: F64, others: F64, options: BuildOptions) -> float:
-    """The score at which a task is recognised, from its held-out prompts' scores and other tasks' prompts' scores.
-
-    A plain quantile of ``own`` would refuse new wordings of a narrow task, which lie just outside what calibration
-    showed, and accept foreign text in a wide one (open text). So distances d = 1 - score are compared:
-
-    narrow  the nearest other prompts lie beyond the task's own: d = own^(1 - margin) * others^margin, from the
-            ``quantile`` of its own and the 1 % nearest others. The wider the gap, the more room for new wordings.
-    wide    others come as near as its own: d = its own ``wide_quantile``, which is the tighter one.
-    """
-    inside = _distance(own, options.quantile)
-    if len(others):
-        outside = 1.0 - float(np.quantile(others, NEAREST_OTHERS))
-        if outside <= inside:
-            return 1.0 - min(inside, _distance(own, options.wide_quantile))
-        if inside > 0:
-            return 1.0 - float(inside ** (1 - options.margin) * outside**options.margin)
-    return 1.0 - inside
-
-
-def _distance(own: F64, quantile: float) -> float:
-    """The distance within which at least ``quantile`` of these prompts lie."""
-    return 1.0 - float(np.quantile(own, 1 - quantile, method="lower"))
 
 
 def usable(profiles: Sequence[Profile]) -> tuple[list[Profile], list[str]]:
@@ -177,7 +157,7 @@ def _check(profiles: Sequence[Profile], options: BuildOptions) -> None:
     for quantile in (options.quantile, options.wide_quantile):
         if not 0 < quantile < 1:
             raise InvalidInput(
-                f"quantile {quantile} is outside 0 to 1; give for example 0.985", reason="QUANTILE_INVALID"
+                f"quantile {quantile} is outside 0 to 1; give for example 0.99", reason="QUANTILE_INVALID"
             )
     if not 0 <= options.margin < 1:
         raise InvalidInput(f"margin {options.margin} is outside 0 to 1; give for example 0.25", reason="MARGIN_INVALID")
@@ -198,42 +178,22 @@ def by_task(profiles: Sequence[Profile]) -> list[Profile]:
     return [merge(group) if len(group) > 1 else group[0] for group in groups.values()]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Split:
-    """One task's signatures, unit rows: stored ones, and those that set its cutoff."""
-
-    exemplars: F32
-    held_out: F32
-
-
-def _split(profile: Profile, options: BuildOptions) -> _Split:
+def _vectors(profile: Profile, options: BuildOptions) -> TaskVectors:
     count = len(profile.signatures)
     if count < MIN_PROMPTS:
         raise InvalidInput(
-            f"profile of task {profile.task} has {count} prompts; at least {MIN_PROMPTS} are needed, because half "
-            "of them are held out to set its cutoff",
+            f"profile of task {profile.task} has {count} prompts; at least {MIN_PROMPTS} are needed, because its "
+            "cutoff is set by prompts that are no exemplars",
             reason="PROMPTS_TOO_FEW",
         )
-    chosen, rest = split_signatures(count, options.exemplars)
-    vectors = unit(profile.signatures)
-    return _Split(vectors[chosen], vectors[rest])
+    chosen, _ = split_signatures(count, options.exemplars)
+    return TaskVectors(unit(profile.signatures), np.array(chosen, np.int64))
 
 
-def _cutoff(index: int, splits: Sequence[_Split], options: BuildOptions) -> float:
-    task = splits[index]
-    foreign = [part for other in splits if other is not task for part in (other.exemplars, other.held_out)]
-    others = np.concatenate([np.zeros((0, task.exemplars.shape[1]), np.float32), *foreign])
-    return cutoff_of(
-        task_scores(task.exemplars, task.held_out, options.neighbours),
-        task_scores(task.exemplars, others, options.neighbours),
-        options,
-    )
-
-
-def _members(patterns: Sequence[Pattern], splits: Sequence[_Split], cutoffs: Sequence[float]) -> list[Member]:
+def _members(patterns: Sequence[Pattern], tasks: Sequence[TaskVectors], cutoffs: Sequence[float]) -> list[Member]:
     members: list[Member] = []
     first = 0
-    for pattern, split, cutoff in zip(patterns, splits, cutoffs, strict=True):
+    for pattern, task, cutoff in zip(patterns, tasks, cutoffs, strict=True):
         members.append(
             Member(
                 pattern_id=pattern.pattern_id,
@@ -241,11 +201,11 @@ def _members(patterns: Sequence[Pattern], splits: Sequence[_Split], cutoffs: Seq
                 kind="specialist",
                 cutoff=cutoff,
                 first_exemplar=first,
-                exemplars=len(split.exemplars),
-                held_out=len(split.held_out),
+                exemplars=len(task.stored),
+                held_out=len(task.vectors) - len(task.stored),
             )
         )
-        first += len(split.exemplars)
+        first += len(task.stored)
     return members
 
 
@@ -253,7 +213,7 @@ def _generalist_member(pattern: Pattern) -> Member:
     return Member(pattern_id=pattern.pattern_id, task=pattern.task, kind="generalist")
 
 
-def _notes(tasks: Sequence[Profile], splits: Sequence[_Split], options: BuildOptions) -> list[str]:
+def _notes(tasks: Sequence[Profile], found: Sequence[TaskVectors], options: BuildOptions) -> list[str]:
     wanted = prompts_wanted(options.quantile)
     notes = []
     for profile in tasks:
@@ -266,8 +226,8 @@ def _notes(tasks: Sequence[Profile], splits: Sequence[_Split], options: BuildOpt
         elif len(parts) > 1:
             notes.append(f"task {profile.task}: {len(parts)} profiles are merged; `premoe profile list` shows them")
     return notes + [
-        f"task {profile.task}: {len(split.held_out)} held-out prompts are too few for a {options.quantile:.1%} "
-        f"quantile, so its cutoff rests on their lowest score; give at least {wanted} prompts"
-        for profile, split in zip(tasks, splits, strict=True)
-        if len(split.held_out) < wanted // 2
+        f"task {profile.task}: {len(each.vectors)} prompts are too few for a {options.quantile:.1%} quantile, so its "
+        f"cutoff rests on their lowest score; give at least {wanted} prompts"
+        for profile, each in zip(tasks, found, strict=True)
+        if len(each.vectors) < wanted // 2
     ]

@@ -231,6 +231,12 @@ def _print_set(found: PatternSet, title: str) -> None:
         for member in found.members
     ]
     print_table(title, ("task", "kind", "cutoff", "exemplars", "held out", "pattern"), rows)
+    expected = found.document.expected
+    if expected is not None:
+        shares = (f"{expected.recognised:.1%}", f"{expected.abstained:.1%}")
+        print_table(
+            "Recognition, on calibration prompts", ("own task, in new wordings", "none, task left out"), [shares]
+        )
     if found.splits is not None:
         kept = [count for share in (2, 4, 8) if (count := found.splits.num_experts // share)]
         splits = [

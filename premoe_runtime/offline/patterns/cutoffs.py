@@ -1,0 +1,81 @@
+"""From which score on a task is recognised.
+
+A prompt in a new wording is farther from a task's exemplars than one in a wording they have. So a task's prompts are
+put into groups that are alike, and each is scored without the exemplars of its own group, as a new wording would be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from premoe_runtime.formats.arrays import F32, F64, I64
+
+GROUPS = 8
+_GROUP_PROMPTS = 5
+_ROUNDS = 12
+NEAREST_OTHERS = 0.99
+
+
+def groups_of(vectors: F32) -> I64:
+    """i64[N] in 0 … 7: prompts, unit f32[N, D], that are alike have the same number. The same for the same prompts."""
+    count = max(1, min(GROUPS, len(vectors) // _GROUP_PROMPTS))
+    centres = vectors[:1]
+    while len(centres) < count:
+        farthest = int((vectors @ centres.T).max(axis=1).argmin())
+        centres = np.concatenate([centres, vectors[farthest : farthest + 1]])
+    for _ in range(_ROUNDS):
+        chosen = (vectors @ centres.T).argmax(axis=1)
+        sums = np.stack([vectors[chosen == group].sum(axis=0) for group in range(count)])
+        lengths = np.linalg.norm(sums, axis=1, keepdims=True)
+        centres = np.where(lengths > 0, sums / np.where(lengths > 0, lengths, 1.0), centres).astype(np.float32)
+    return np.asarray((vectors @ centres.T).argmax(axis=1), np.int64)
+
+
+def scores_as_new(vectors: F32, stored: I64, neighbours: int) -> F64:
+    """f64[N]: the score of each of a task's prompts, unit f32[N, D], without the exemplars that are alike.
+
+    ``stored``: which prompts are exemplars. Where no other group has any, only the prompt itself is left out.
+    """
+    groups = groups_of(vectors)
+    similarities = vectors.astype(np.float64) @ vectors[stored].astype(np.float64).T
+    for mine in (groups[:, None] == groups[stored][None, :], np.arange(len(vectors))[:, None] == stored[None, :]):
+        allowed = np.where(mine, -np.inf, similarities)
+        best = np.sort(allowed, axis=1)[:, -neighbours:]
+        if np.isfinite(best).all():
+            break
+    return np.asarray(np.where(np.isfinite(best), best, 0.0).mean(axis=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Tightness:
+    """How cutoffs are set, see ``cutoff_of``."""
+
+    quantile: float
+    wide_quantile: float
+    margin: float
+
+
+def cutoff_of(own: F64, others: F64, tightness: Tightness) -> float:
+    """The score at which a task is recognised, from scores of its own prompts as if new, and of other tasks' prompts.
+
+    Distances d = 1 - score are compared:
+
+    narrow  the nearest other prompts lie beyond the task's own: d = own^(1 - margin) * others^margin, from the
+            ``quantile`` of its own and the 1 % nearest others. The wider the gap, the more room for new wordings.
+    wide    others come as near as its own: d = the others', but its own ``wide_quantile`` at least.
+    """
+    inside = _distance(own, tightness.quantile)
+    if len(others):
+        outside = 1.0 - float(np.quantile(others, NEAREST_OTHERS))
+        if outside <= inside:
+            return 1.0 - min(inside, max(outside, _distance(own, tightness.wide_quantile)))
+        if inside > 0:
+            return 1.0 - float(inside ** (1 - tightness.margin) * outside**tightness.margin)
+    return 1.0 - inside
+
+
+def _distance(own: F64, quantile: float) -> float:
+    """The distance within which at least ``quantile`` of these prompts lie."""
+    return 1.0 - float(np.quantile(own, 1 - quantile, method="lower"))
