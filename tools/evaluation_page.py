@@ -19,6 +19,7 @@ from premoe_local.evaluation.markdown import estimate, facts, sections, table
 from premoe_local.evaluation.recipe import Recipe
 
 from premoe_runtime.offline.evaluation.data import PROMPTS
+from premoe_runtime.offline.evaluation.plan import SCORES
 
 ROOT = Path(__file__).parents[1]
 PAGE, FIGURES = ROOT / "docs" / "evaluation.md", ROOT / "docs" / "evaluation"
@@ -57,9 +58,9 @@ what is new.
 """
 
 
-def measure(name: str, work: Path, threads: int, prompts: int) -> None:
+def measure(name: str, work: Path, threads: int, **options: Any) -> None:
     """Measure one fixture, or take up what ``work`` holds of it, and write its figures and pictures."""
-    recipe = Recipe.read(None, {"model": f"tests/fixtures/{name}", "prompts": prompts})
+    recipe = Recipe.read(None, {"model": f"tests/fixtures/{name}", **options})
     document, pictures = measured(recipe, work / name, threads, quick=False)
     FIGURES.mkdir(exist_ok=True)
     for picture, image in pictures.items():
@@ -149,15 +150,18 @@ def known() -> dict[str, Document]:
 @click.option("--only", type=click.Choice(list(FIXTURES)), help="Measure this fixture, and take the other's figures.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--prompts", default=PROMPTS, show_default=True, help="Test prompts of a task.")
+@click.option("--score", "scores", multiple=True, default=SCORES, show_default=True, help="Scores that are compared.")
 @click.option("--page-only", is_flag=True, help="Measure nothing; write the page from docs/evaluation/*.json.")
-def main(work: Path | None, only: str | None, threads: int, prompts: int, page_only: bool) -> None:
+def main(
+    work: Path | None, only: str | None, threads: int, prompts: int, scores: tuple[str, ...], page_only: bool
+) -> None:
     """Measure both fixtures and write docs/evaluation.md."""
     if not page_only and work is None:
         raise click.UsageError("name a folder with --work, or take --page-only")
     for name in [only] if only else FIXTURES:
         if work is not None and not page_only:
             work.mkdir(parents=True, exist_ok=True)
-            measure(name, work, threads, prompts)
+            measure(name, work, threads, prompts=prompts, scores=scores)
     PAGE.write_text(page(known()), encoding="utf-8")
 
 

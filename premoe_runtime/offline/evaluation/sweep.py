@@ -10,6 +10,7 @@ from typing import get_args
 import numpy as np
 
 from premoe_runtime.engines.hf.model import SlotModel
+from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.manifest import Manifest
@@ -19,13 +20,13 @@ from premoe_runtime.offline.calibration import Example, calibration_digest
 from premoe_runtime.offline.evaluation.data import TaskData, check_tasks
 from premoe_runtime.offline.evaluation.exam import Answers, Examiner
 from premoe_runtime.offline.evaluation.journal import Journal, key_of
-from premoe_runtime.offline.evaluation.plan import SERVED, Cell, Decisions, Rules, Scope, mask_of, plan
+from premoe_runtime.offline.evaluation.plan import SCORES, SERVED, Cell, Decisions, Rules, Scope, mask_of, plan
 from premoe_runtime.offline.evaluation.rules import Patterns
 from premoe_runtime.offline.patterns.build import BuildOptions, build_set
 from premoe_runtime.offline.patterns.measurements import Measurement, ensure_profile
 from premoe_runtime.offline.profile.measure import measure_profile
 from premoe_runtime.offline.profile.record import Profile
-from premoe_runtime.offline.profile.scores import find, refuse_family
+from premoe_runtime.offline.profile.scores import find, refusal, refuse_family
 from premoe_runtime.offline.profile.unfinished import Unfinished
 from premoe_runtime.storage import Store
 
@@ -71,7 +72,7 @@ def sweep(
     seeds = check_tasks(data)
     scope.check(top_k=model.manifest.top_k, num_experts=model.manifest.num_experts)
     refuse_family(scope.ranked, model.manifest.family)
-    measure = _Profiler(model, store, scope.ranked, stage, say)
+    measure = _Profiler(model, store, _profiled(scope, model.manifest.family), stage, say)
     total = len(data) * (seeds + 1) * _PROFILE
     by_seed = [[measure(task, one.calibration[seed], total) for task, one in data.items()] for seed in range(seeds)]
     asked = {task: measure(task, one.test, total, scores=("counts",)).signatures for task, one in data.items()}
@@ -81,6 +82,12 @@ def sweep(
     full, answers = _answers(model, data, cells, rules, scope, journal, stage, say)
     held = _held(answers, rules, scope, model.manifest)
     return Results(scope, model.manifest, tuple(data), seeds, full, answers, decisions, held)
+
+
+def _profiled(scope: Scope, family: str) -> tuple[Metric, ...]:
+    """What profiles are measured for: the usual scores that the family gives, too, so that other choices share them."""
+    usual = (score for score in SCORES if not refusal(find(score), FAMILIES[family]))
+    return tuple(dict.fromkeys((*usual, *scope.ranked)))
 
 
 @dataclass(slots=True)
