@@ -74,7 +74,8 @@ def page(documents: dict[str, Document]) -> str:
     parts = [HEAD.format(links=links) + goals(documents)]
     for name, document in documents.items():
         shown = [f"evaluation/{path.name}" for path in _pictures(name)]
-        parts += [f"## {name} ({FIXTURES[name]})", facts(document), sections(document, shown, "###")]
+        compared = f"Scores compared: {', '.join(document['recipe']['scores'])}."
+        parts += [f"## {name} ({FIXTURES[name]})", facts(document), compared, sections(document, shown, "###")]
     return "\n\n".join(parts) + "\n"
 
 
