@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(240)]
 
 RELEASE_TIMES: dict[str, Any] = {"lease_duration_s": 15, "lease_fence_s": 10, "lease_renew_s": 2}
 
-NEWS = 200
+NEWS = 50
 
 
 def holder(site: Site) -> str:
