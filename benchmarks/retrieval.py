@@ -206,7 +206,7 @@ def _enlarge_live_set(store: Store, weights_id: str) -> None:
         else:
             members.append(member)
     document = live.document.model_copy(update={"members": tuple(members)})
-    enlarged = PatternSet.make(document, np.concatenate(rows), live.splits)
+    enlarged = PatternSet.make(document, np.concatenate(rows), live.splits, live.space)
     put_set(store, enlarged, live=True)
 
 

@@ -213,6 +213,10 @@ class PatternSet:
         _check(made, "pattern set")
         return made
 
+    def under(self, document: SetDocument) -> PatternSet:
+        """The same exemplars, splits and space under another document. Raises CorruptData like ``from_files``."""
+        return PatternSet.make(document, self.exemplars, self.splits, self.space)
+
     @classmethod
     def from_files(cls, document: bytes, exemplars: bytes, *, where: str = "pattern set") -> PatternSet:
         """Read both files. Raises CorruptData: broken JSON, other exemplars, members that do not fit them."""

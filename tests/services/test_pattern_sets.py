@@ -27,7 +27,7 @@ from support.stored_patterns import FAR, WEIGHTS, store_set
 
 from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.live import go_live, live_path
-from premoe_runtime.formats.pattern_set import Member, PatternSet, set_paths
+from premoe_runtime.formats.pattern_set import Member, set_paths
 from premoe_runtime.offline.patterns.library import find_set, put_set
 from premoe_runtime.storage import open_store
 
@@ -164,7 +164,7 @@ def test_a_set_is_tried_goes_live_and_is_rolled_back_while_a_mesh_serves(url: st
     deaf = first.document.model_copy(
         update={"members": tuple(_deaf(member) for member in first.members), "exemplars_digest": ""}
     )
-    second = PatternSet.make(deaf, first.exemplars, first.splits)
+    second = first.under(deaf)
     put_set(store, second)
     # A live set of a model that was here before must not stand in the way.
     foreign = store_set(store)

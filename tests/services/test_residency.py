@@ -18,7 +18,6 @@ from support.mesh import BUDGET
 from support.processes import Child, serving
 
 from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns.library import find_set, put_set
 from premoe_runtime.storage import open_store
 
@@ -125,7 +124,7 @@ def test_a_new_live_set_is_followed(started: tuple[Stub, Child], own_store: str)
         member.model_copy(update={"pattern_id": others.get(member.task, member.pattern_id)}) for member in old.members
     )
     document = old.document.model_copy(update={"members": members})
-    put_set(store, PatternSet.make(document, old.exemplars), live=True)
+    put_set(store, old.under(document), live=True)
     assert kept(own_store, "capitals") != before
     wait_for(lambda: resident(worker, kept(own_store, "capitals")))
 

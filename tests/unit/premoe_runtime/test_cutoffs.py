@@ -112,6 +112,9 @@ def test_a_set_with_a_space_keeps_it_and_compares_in_it() -> None:
     again = PatternSet.from_files(*found.to_files())
     assert again.space is not None
     assert again.set_id == found.set_id
+    rejecting = again.under(again.document.model_copy(update={"on_unknown": "reject"}))
+    assert rejecting.space is again.space
+    assert rejecting.document.exemplars_digest == found.document.exemplars_digest
     signature = unit(np.arange(1, EXPERTS + 1, dtype=np.float32))
     assert np.allclose(again.embed(signature), unit((signature - 0.25) * 2))
     assert recognise(again, signature).score == pytest.approx(recognise(found, signature).score)

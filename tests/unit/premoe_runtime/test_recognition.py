@@ -19,7 +19,7 @@ def without_generalist() -> PatternSet:
     document = SET.document.model_copy(
         update={"generalist_id": None, "members": tuple(m for m in SET.members if m.kind == "specialist")}
     )
-    return PatternSet.make(document, SET.exemplars)
+    return SET.under(document)
 
 
 def test_a_stored_prompt_is_recognised_and_the_opposite_is_not() -> None:
@@ -45,7 +45,7 @@ def test_the_policy_says_what_an_unknown_task_gets() -> None:
 
 
 def test_the_set_brings_the_default_policy() -> None:
-    rejecting = PatternSet.make(SET.document.model_copy(update={"on_unknown": "reject"}), SET.exemplars)
+    rejecting = SET.under(SET.document.model_copy(update={"on_unknown": "reject"}))
     assert recognise(rejecting, -SET.exemplars[0]).kind == "reject"
 
 

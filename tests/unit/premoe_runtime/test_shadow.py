@@ -33,7 +33,7 @@ def sample(live: PatternSet, signature: F32, at: float = 0.0) -> Sample:
 def altered(live: PatternSet, **tasks: Mapping[str, object]) -> PatternSet:
     """The set with other fields of some members."""
     members = [member.model_copy(update=tasks.get(member.task, {})) for member in live.members]
-    return PatternSet.make(live.document.model_copy(update={"members": tuple(members)}), live.exemplars)
+    return live.under(live.document.model_copy(update={"members": tuple(members)}))
 
 
 def test_every_kind_of_change_is_counted_by_task(stored: StoredSet) -> None:
@@ -87,8 +87,8 @@ def test_the_live_set_itself_decides_alike(stored: StoredSet) -> None:
 
 def test_a_conversation_is_decided_as_retrieval_would(stored: StoredSet) -> None:
     live = stored.pattern_set
-    weak = unit((FAR + 1.6 * stored.near("sorting")).astype(np.float32))
-    talk = Signatures(weak, FAR, (stored.near("sorting"),))
+    after, alone = (unit((FAR + share * stored.near("sorting")).astype(np.float32)) for share in (4, 1))
+    talk = Signatures(after, alone, (stored.near("sorting"),))
     assert recognise_turn(live, talk).task == "sorting"
     decided = Sample(0.0, live.set_id, talk, "sorting", "sorting", 0.0)
     assert [trial.task for trial in trials(live, [decided])] == ["sorting"]

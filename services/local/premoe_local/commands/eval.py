@@ -135,8 +135,7 @@ def _record(store: Store, found: PatternSet, outcomes: Sequence[Outcome], budget
             accuracy=retained_accuracy(outcomes, "generalist", budget),
         )
     document = found.document.model_copy(update={"generalist_retention": tuple(entries.values())})
-    changed = PatternSet.make(document, found.exemplars, found.splits)
-    return library.put_set(store, changed, live=live)
+    return library.put_set(store, found.under(document), live=live)
 
 
 def _document(outcomes: Iterable[Outcome]) -> dict[str, Any]:
