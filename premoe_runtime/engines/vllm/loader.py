@@ -14,8 +14,8 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from premoe_runtime.engines.hf.skeleton import read_tensors
 from premoe_runtime.engines.vllm.experts import SlotExperts
 from premoe_runtime.engines.vllm.plan import LOAD_FORMAT, plan_in
-from premoe_runtime.engines.vllm.source import source_of
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.residency.source import ExpertSource
 
 
@@ -33,7 +33,7 @@ class SkeletonLoader(BaseModelLoader):  # type: ignore[misc]
             raise InvalidInput(
                 f"the load format {LOAD_FORMAT} needs a plan of slots in additional_config", reason="PLAN_INVALID"
             )
-        loaded = model.load_weights(skeleton_of(source_of(plan)))  # type: ignore[operator]
+        loaded = model.load_weights(skeleton_of(open_pack(plan.pack)))  # type: ignore[operator]
         slots = {
             f"{name}.{leaf}"
             for name, module in model.named_modules()

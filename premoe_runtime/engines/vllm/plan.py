@@ -24,8 +24,8 @@ class SlotPlan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pack: str = ""
-    """URL of the pack; empty where the process was handed a source (``source.handed``)."""
+    pack: Annotated[str, Field(min_length=1)]
+    """URL of the pack, as vLLM's workers open it."""
     slots: tuple[Annotated[int, Field(ge=2)], ...]
     """Of every MoE layer."""
     blocks: tuple[Annotated[int, Field(ge=0)], ...]
@@ -34,7 +34,7 @@ class SlotPlan(BaseModel):
     """Of the mask table."""
 
     @classmethod
-    def of(cls, manifest: Manifest, slots: int | Sequence[int], *, pack: str = "", rows: int = 64) -> SlotPlan:
+    def of(cls, manifest: Manifest, slots: int | Sequence[int], *, pack: str, rows: int = 64) -> SlotPlan:
         """``slots``: one number for all MoE layers, or one for each. Raises InvalidInput."""
         check_covered(manifest)
         counts = slots_of_layers(slots, manifest.layer_experts)

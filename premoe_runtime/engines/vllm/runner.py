@@ -15,9 +15,9 @@ from premoe_runtime.engines.vllm.plan import ROW, SlotPlan, plan_in
 from premoe_runtime.engines.vllm.router import SlotRouter
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.engines.vllm.slots import PackedSlots
-from premoe_runtime.engines.vllm.source import source_of
 from premoe_runtime.engines.vllm.worker import SLOTS, SlotModel
 from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.residency.slot_shape import SlotShape
 
 Order = Callable[[Any, Any, Any], tuple[Sequence[str], Sequence[int]]]
@@ -99,7 +99,7 @@ def _order_of_second(runner: Any, scheduler_output: Any, prepared: Any) -> tuple
 
 def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
     """Tables over a loaded model's slots, and restricted routers in it. Raises InvalidInput, and what reading does."""
-    source, model = source_of(plan), runner.model
+    source, model = open_pack(plan.pack), runner.model
     manifest = source.manifest()
     layers = sorted((each for each in model.modules() if isinstance(each, SlotExperts)), key=lambda each: each.layer)
     if [each.layer for each in layers] != list(range(len(plan.slots))):

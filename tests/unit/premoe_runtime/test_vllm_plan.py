@@ -106,7 +106,7 @@ def test_families_held_against_vllm_are_covered(tmp_path: Path, family: str) -> 
 )
 def test_other_families_are_refused_with_the_reason(tmp_path: Path, family: str, why: str) -> None:
     with pytest.raises(InvalidInput, match=why) as caught:
-        SlotPlan.of(manifest(tmp_path, family), 4)
+        SlotPlan.of(manifest(tmp_path, family), 4, pack="file:///pack")
     assert family in refusal(caught)
     assert caught.value.reason == "ENGINE_UNSUPPORTED"
 
@@ -159,7 +159,13 @@ def test_the_plan_comes_through_vllm_s_configuration() -> None:
 
 @pytest.mark.parametrize(
     ("change", "where"),
-    [({"slots": [1, 4]}, "slots"), ({"rows": 0}, "rows"), ({"row": 3}, "row"), ({"blocks": ["x"]}, "blocks")],
+    [
+        ({"slots": [1, 4]}, "slots"),
+        ({"rows": 0}, "rows"),
+        ({"pack": ""}, "pack"),
+        ({"row": 3}, "row"),
+        ({"blocks": ["x"]}, "blocks"),
+    ],
 )
 def test_a_plan_that_does_not_hold_is_one_line(change: dict[str, Any], where: str) -> None:
     with pytest.raises(InvalidInput, match=f"premoe.{where}") as caught:
