@@ -1,9 +1,9 @@
-"""Engines of vLLM, each in a process of its own: over slots with our plug-in, or stock and masked from outside.
+"""Engines of vLLM in a process of their own: over slots with our plug-in, or stock and masked from outside.
 
-    python -m support.vllm_engines JOB.json ANSWER.json
+    python -m support.vllm_engines JOBS.json ANSWERS.json
 
-Tests call ``slots`` and ``stock``, which start that process; what runs in it is below ``main``. vLLM is imported there
-only, so that its threads, warnings and global state stay there.
+Tests describe jobs by ``slots`` and ``stock`` and call ``run``, which starts that process; what runs in it is below
+``main``. vLLM is imported there only, so that its threads, warnings and global state stay there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 NEW_TOKENS, TOP_LOGPROBS = 16, 20
-SECONDS = 600
+SECONDS = 1500
 """Bound on a process that only a bug would reach."""
 QUIET = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -70,10 +70,14 @@ CHECK, ADDRESSES, WEIGHT_BYTES = ({"do": name} for name in ("check", "addresses"
 
 def slots(
     pack: str, count: int | Sequence[int], stages: Sequence[dict[str, Any]], *, compiled: bool = False
-) -> list[Any]:
-    """What an engine over slots answers to each stage."""
-    answers = _run({"what": "slots", "pack": pack, "slots": count, "stages": stages, "compiled": compiled})
-    return [_read(stage, answer) for stage, answer in zip(stages, answers, strict=True)]
+) -> dict[str, Any]:
+    """A job: an engine over slots; its answers are those of the stages, in order."""
+    return {"what": "slots", "pack": pack, "slots": count, "stages": stages, "compiled": compiled}
+
+
+def stock(checkpoint: Path, batches: Sequence[tuple[Kept | None, Sequence[Sequence[int]]]]) -> dict[str, Any]:
+    """A job: unchanged vLLM, its routers kept from choosing anything else. Answers a ``Masked`` to each batch."""
+    return {"what": "stock", "checkpoint": str(checkpoint), "batches": batches, "compiled": False}
 
 
 class Masked(NamedTuple):
@@ -83,36 +87,59 @@ class Masked(NamedTuple):
     changed: float
 
 
-def stock(
-    checkpoint: Path, batches: Sequence[tuple[Kept | None, Sequence[Sequence[int]]]], *, compiled: bool = False
-) -> list[Masked]:
-    """What unchanged vLLM answers to each batch of prompts, its routers kept from choosing anything else."""
-    found = _run({"what": "stock", "checkpoint": str(checkpoint), "batches": batches, "compiled": compiled})
-    return [Masked([Answer(*each) for each in answers], changed) for answers, changed in found]
+def run(jobs: Mapping[str, dict[str, Any]]) -> dict[str, list[Any]]:
+    """The answers of each job, by its name. Engines run one after another, those of one kind in one process: the
+    import of vLLM takes most of the time. Stock ones know of no plug-in.
+    """
+    answers: dict[str, list[Any]] = {}
+    for what, plugins in (("slots", {}), ("stock", {"VLLM_PLUGINS": ""})):
+        some = {name: job for name, job in jobs.items() if job["what"] == what}
+        if some:
+            answers |= _process(some, {**QUIET, **plugins})
+    return {name: _read(job, answers[name]) for name, job in jobs.items()}
 
 
-def _read(stage: dict[str, Any], answer: Any) -> Any:
-    return [Answer(*each) for each in answer] if stage["do"] == "generate" else answer
-
-
-def _run(job: dict[str, Any]) -> Any:
+def _process(jobs: dict[str, dict[str, Any]], environment: dict[str, str]) -> dict[str, list[Any]]:
     with tempfile.TemporaryDirectory(prefix="premoe-vllm-") as name:
-        given, answer = Path(name, "job.json"), Path(name, "answer.json")
-        given.write_text(json.dumps(job))
-        command = [sys.executable, "-m", "support.vllm_engines", str(given), str(answer)]
-        environment = {**os.environ, **QUIET, "PYTHONPATH": str(Path(__file__).parents[1])}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=SECONDS)
+        given, answer = Path(name, "jobs.json"), Path(name, "answers.json")
+        given.write_text(json.dumps(jobs))
+        done = subprocess.run(
+            [sys.executable, "-m", "support.vllm_engines", str(given), str(answer)],
+            env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parents[1])},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
         assert done.returncode == 0, done.stderr[-4000:]
-        return json.loads(answer.read_text())
+        found: dict[str, list[Any]] = json.loads(answer.read_text())
+        return found
+
+
+def _read(job: dict[str, Any], answers: list[Any]) -> list[Any]:
+    if job["what"] == "stock":
+        return [Masked([Answer(*each) for each in batch], changed) for batch, changed in answers]
+    return [
+        [Answer(*each) for each in answer] if stage["do"] == "generate" else answer
+        for stage, answer in zip(job["stages"], answers, strict=True)
+    ]
 
 
 # The rest runs in the process of the engine.
 
 
 def main() -> None:
-    job = json.loads(Path(sys.argv[1]).read_text())
-    answer = _slots(job) if job["what"] == "slots" else _stock(job)
-    Path(sys.argv[2]).write_text(json.dumps(answer))
+    jobs, answers = json.loads(Path(sys.argv[1]).read_text()), {}
+    for name, job in jobs.items():
+        answers[name] = _slots(job) if job["what"] == "slots" else _stock(job)
+        _tidy()
+    Path(sys.argv[2]).write_text(json.dumps(answers))
+
+
+def _tidy() -> None:
+    """Make room for another engine in this process."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    cleanup_dist_env_and_memory()
 
 
 def _engine(job: dict[str, Any], **arguments: Any) -> Any:
@@ -205,7 +232,9 @@ def _stock(job: dict[str, Any]) -> list[Any]:
 
 
 class Masks:
-    """Puts -inf into what the ``torch.topk`` of vLLM's own routers chooses by, while they run."""
+    """Puts -inf into what vLLM's own routers choose by, while they run: their correction bias, or what their
+    ``torch.topk`` sees.
+    """
 
     def __init__(self) -> None:
         self.kept: Kept | None = None
@@ -215,9 +244,9 @@ class Masks:
         routers = [module.router for module in model.modules() if hasattr(module, "routed_experts")]
         assert routers
         for layer, router in enumerate(routers):
-            router._compute_routing = self._masked(layer, router._compute_routing)
+            router._compute_routing = self._masked(layer, router, router._compute_routing)
 
-    def _masked(self, layer: int, stock: Any) -> Any:
+    def _masked(self, layer: int, router: Any, stock: Any) -> Any:
         import torch
 
         topk = torch.topk
@@ -227,12 +256,18 @@ class Masks:
                 return stock(*args, **kwargs)
             free = stock(*args, **kwargs)[1].sort(-1).values
 
+            out = torch.ones(router.global_num_experts, dtype=torch.bool)
+            out[list(self.kept[layer])] = False
+
             def chosen(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-                out = torch.ones(values.shape[-1], dtype=torch.bool)
-                out[list((self.kept or [])[layer])] = False
                 return topk(values.masked_fill(out, -torch.inf), *args, **kwargs)
 
-            with mock.patch.object(torch, "topk", chosen):
+            bias = router.e_score_correction_bias
+            if bias is None:
+                patch = mock.patch.object(torch, "topk", chosen)
+            else:
+                patch = mock.patch.object(router, "e_score_correction_bias", bias.masked_fill(out, -torch.inf))
+            with patch:
                 weights, ids = stock(*args, **kwargs)
             self.changed.append(float((ids.sort(-1).values != free).any(-1).float().mean()))
             return weights, ids

@@ -9,16 +9,19 @@ from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
 from premoe_runtime.engines.vllm.routing import choose, slots_of
 from premoe_runtime.engines.vllm.rows import TokenRows
+from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.residency.slot_tables import SlotTables
 
 
 class SlotRouter(BaseRouter):  # type: ignore[misc]
     """Chooses among what a token's mask row keeps, and names slots instead of experts."""
 
-    def __init__(self, stock: Any, layer: int, tables: SlotTables, rows: TokenRows) -> None:
+    def __init__(self, stock: Any, layer: int, spec: RouterSpec, tables: SlotTables, rows: TokenRows) -> None:
         super().__init__(top_k=stock.top_k, global_num_experts=stock.global_num_experts, eplb_state=stock.eplb_state)
         self._stock = stock
-        self._renormalise = bool(stock.renormalize)
+        self._bias: torch.Tensor | None = getattr(stock, "e_score_correction_bias", None)
+        # Where vLLM's router does not scale, the layer does.
+        self._spec = spec.model_copy(update={"scale": getattr(stock, "routed_scaling_factor", 1.0)})
         self._lut, self._mask, self._sliced = tables.lut[layer], tables.mask[layer], tables.sliced
         self._row_of_token = rows.of_token
 
@@ -36,10 +39,6 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self._row_of_token[: router_logits.shape[0]]
         weights, experts = choose(
-            router_logits,
-            self._mask[rows],
-            self._sliced[rows, None],
-            top_k=self.top_k,
-            renormalise=self._renormalise,
+            self._spec, router_logits, self._mask[rows], self._sliced[rows, None], top_k=self.top_k, bias=self._bias
         )
         return weights, slots_of(self._lut, experts).to(indices_type or torch.int32)

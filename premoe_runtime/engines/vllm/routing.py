@@ -1,22 +1,43 @@
 """The restricted router in vLLM's own order of arithmetic, so that it equals vLLM's masked router bit for bit.
 
-``engines.hf.router`` computes the same in the order of transformers; the two differ in last bits.
+``engines.hf.router`` computes in the order of transformers. For a sigmoid with groups that is vLLM's too; for a softmax
+the two differ in last bits.
 """
 
 from __future__ import annotations
 
 import torch
 
+from premoe_runtime.engines.hf.router import route
+from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules
+from premoe_runtime.formats.manifest import RouterSpec
+
 
 def choose(
+    spec: RouterSpec,
+    logits: torch.Tensor,
+    mask: torch.Tensor,
+    sliced: torch.Tensor,
+    *,
+    top_k: int,
+    bias: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """f32[T, k] weights and i64[T, k] experts, E for none, of a router at full width.
+
+    ``logits``: [T, E]; ``mask``: f32[T, E], 0 or -inf; ``sliced``: bool[T, 1], whose weights count kept experts only;
+    ``bias``: [E], the correction where the family has one. Picks of weight 0 may be experts that are left out.
+    """
+    if spec.score == "sigmoid":
+        # Both semantics are the same: no sigmoid knows of its neighbours.
+        routing = route(spec, logits, LayerRules(mask, False, ((top_k, ALL_TOKENS),)), bias=bias)
+        return routing.weights.float(), routing.ids
+    renormalise = spec.renormalise or spec.score == "topk_softmax"
+    return _softmax(logits, mask, sliced, top_k=top_k, renormalise=renormalise)
+
+
+def _softmax(
     logits: torch.Tensor, mask: torch.Tensor, sliced: torch.Tensor, *, top_k: int, renormalise: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """f32[T, k] weights and i64[T, k] experts of a softmax router at full width.
-
-    ``logits``: [T, E]; ``mask``: f32[T, E], 0 or -inf; ``sliced``: bool[T, 1]. Where a token keeps fewer than k, the
-    other picks are experts that are left out, of weight 0. Under ``selection`` weights are shares of all experts; a
-    token that is ``sliced`` counts the kept ones only. Renormalised, both are the same.
-    """
     kept = logits + mask.to(logits.dtype)
     picked, experts = torch.topk(kept, top_k, dim=-1, sorted=False)
     if renormalise:

@@ -120,5 +120,5 @@ def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
                 )
             if fault := stock_router_fault(module.router, manifest):
                 raise InvalidInput(f"{fault}; use the engine hf", reason="ENGINE_UNSUPPORTED")
-            module.router = SlotRouter(module.router, experts.layer, slots, rows)
+            module.router = SlotRouter(module.router, experts.layer, manifest.router, slots, rows)
     return SlotModel(source, slots, rows)

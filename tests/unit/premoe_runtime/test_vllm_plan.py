@@ -90,18 +90,20 @@ def test_families_held_against_vllm_are_covered(tmp_path: Path, family: str) -> 
     check_covered(found)
     plan = SlotPlan.of(found, [3, 40], pack="file:///here", rows=5)
     # No layer has more slots than experts.
-    assert (plan.slots, plan.blocks, plan.rows, plan.pack) == ((3, 16), (0, 1), 5, "file:///here")
+    blocks = tuple(layer.block for layer in found.layers)
+    assert (plan.slots, plan.blocks, plan.rows, plan.pack) == ((3, 16), blocks, 5, "file:///here")
 
 
 @pytest.mark.parametrize(
     ("family", "why"),
     [
         ("deepseek_v2", "scales"),
-        ("deepseek_v3", "sigmoid"),
-        ("gpt_oss", "topk_softmax"),
+        ("deepseek_v3", "held against stock vLLM"),
+        ("gpt_oss", "held against stock vLLM"),
         ("phimoe", "sparsemixer"),
         ("ernie4_5_moe", "correction bias"),
-        ("flex_olmo", "held against stock vLLM"),
+        ("flex_olmo", "no model of its own"),
+        ("hunyuan_v1_moe", "no model of its own"),
     ],
 )
 def test_other_families_are_refused_with_the_reason(tmp_path: Path, family: str, why: str) -> None:
@@ -128,6 +130,7 @@ def test_layers_of_different_widths_are_refused(tmp_path: Path) -> None:
     ("change", "fault"),
     [
         ({"score": "sigmoid"}, "sigmoid"),
+        ({"score": "sparsemixer"}, "sparsemixer"),
         ({"bias": True}, "bias"),
         ({"groups": 4, "chosen_groups": 2}, "groups"),
         ({"scale": 2.5}, "scales"),
@@ -144,8 +147,20 @@ def test_a_stock_router_that_computes_otherwise_is_found_out(tmp_path: Path) -> 
     same = {"top_k": 4, "global_num_experts": 16, "renormalize": True, "scoring_func": "softmax"}
     assert stock_router_fault(SimpleNamespace(**same), found) is None
     others = {"top_k": 5, "renormalize": False, "scoring_func": "sigmoid", "use_grouped_topk": True}
-    for name, value in {**others, "e_score_correction_bias": [0.0], "routed_scaling_factor": 2.0}.items():
+    for name, value in {**others, "routed_scaling_factor": 2.0}.items():
         assert name in str(stock_router_fault(SimpleNamespace(**{**same, name: value}), found))
+    biased = SimpleNamespace(**same, e_score_correction_bias=[0.0])
+    assert "correction bias" in str(stock_router_fault(biased, found))
+
+
+def test_a_stock_router_with_groups(tmp_path: Path) -> None:
+    found = manifest(tmp_path, "glm4_moe", n_group=4, topk_group=2)
+    same = {"top_k": 4, "scoring_func": "sigmoid", "use_grouped_topk": True, "num_expert_group": 4, "topk_group": 2}
+    biased = {**same, "e_score_correction_bias": [0.0]}
+    assert stock_router_fault(SimpleNamespace(**biased), found) is None
+    assert "bias" in str(stock_router_fault(SimpleNamespace(**same), found))
+    for name, value in {"scoring_func": "softmax", "num_expert_group": 1, "topk_group": 3}.items():
+        assert name in str(stock_router_fault(SimpleNamespace(**{**biased, name: value}), found))
 
 
 def test_the_plan_comes_through_vllm_s_configuration() -> None:

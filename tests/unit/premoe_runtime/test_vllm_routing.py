@@ -18,6 +18,15 @@ SELECTION = torch.zeros(TOKENS, 1, dtype=torch.bool)
 each_kind = pytest.mark.parametrize("renormalise", [True, False])
 
 
+GROUPED = RouterSpec(
+    score="sigmoid", renormalise=True, bias=True, groups=4, chosen_groups=2, floor=1e-20, ranked=False, scale=2.5
+)
+
+
+def softmax(renormalise: bool) -> RouterSpec:
+    return RouterSpec(score="softmax", renormalise=renormalise)
+
+
 def logits(seed: int = 0) -> torch.Tensor:
     return torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(seed))
 
@@ -32,7 +41,7 @@ def dense(weights: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
 
 @each_kind
 def test_without_a_mask_it_is_vllm_s_own_arithmetic(renormalise: bool) -> None:
-    weights, experts = choose(logits(), UNMASKED, SELECTION, top_k=TOP_K, renormalise=renormalise)
+    weights, experts = choose(softmax(renormalise), logits(), UNMASKED, SELECTION, top_k=TOP_K)
     best, stock = torch.topk(logits(), TOP_K, dim=-1, sorted=False)
     own = torch.softmax(best, -1) if renormalise else (best - torch.logsumexp(logits(), -1, keepdim=True)).exp()
     assert torch.equal(experts, stock)
@@ -44,25 +53,46 @@ def test_without_a_mask_it_is_vllm_s_own_arithmetic(renormalise: bool) -> None:
 @pytest.mark.parametrize("count", [2, 7])
 def test_it_is_what_the_other_engine_computes(renormalise: bool, sliced: bool, count: int) -> None:
     kept = random_kept(1, 1, EXPERTS, count)[0, 0]
-    spec = RouterSpec(score="softmax", renormalise=renormalise)
+    spec = softmax(renormalise)
     rules = LayerRules(masked(kept), sliced, [(min(TOP_K, count), ALL_TOKENS)])
     expected = route(spec, logits(), rules)
     cut = torch.full((TOKENS, 1), sliced)
-    weights, experts = choose(logits(), masked(kept), cut, top_k=TOP_K, renormalise=renormalise)
+    weights, experts = choose(spec, logits(), masked(kept), cut, top_k=TOP_K)
     assert not weights[~kept[experts]].any()
     assert torch.allclose(dense(weights, experts), dense(expected.weights, expected.ids), atol=1e-6)
+
+
+def test_top_k_before_the_softmax_is_a_renormalised_softmax() -> None:
+    later = RouterSpec(score="topk_softmax", renormalise=False)
+    one, other = (choose(spec, logits(), UNMASKED, SELECTION, top_k=TOP_K) for spec in (later, softmax(True)))
+    assert all(map(torch.equal, one, other))
+
+
+def test_groups_hold_without_a_mask_what_vllm_computes() -> None:
+    """Step by step as vLLM does it."""
+    bias = 0.1 * torch.randn(EXPERTS, generator=torch.Generator().manual_seed(4))
+    weights, experts = choose(GROUPED, logits(), UNMASKED, SELECTION, top_k=TOP_K, bias=bias)
+    scores = logits().sigmoid()
+    grouped = (scores + bias).view(TOKENS, 4, -1)
+    best = grouped.topk(2, dim=-1)[0].sum(-1).topk(2, dim=-1, sorted=False)[1]
+    inside = torch.zeros(TOKENS, 4).scatter_(1, best, 1)[..., None].expand_as(grouped).reshape(TOKENS, -1).bool()
+    stock = torch.topk((scores + bias).masked_fill(~inside, -torch.inf), TOP_K, dim=-1, sorted=False)[1]
+    own = scores.gather(1, stock)
+    assert torch.equal(experts, stock)
+    assert torch.equal(weights, own / own.sum(-1, keepdim=True) * 2.5)
 
 
 def test_tokens_of_one_batch_obey_their_own_rows() -> None:
     kept = random_kept(3, 1, EXPERTS, 6)[:, 0]
     table, rows = torch.where(kept, 0.0, -torch.inf), torch.arange(TOKENS) % 3
-    _, experts = choose(logits(), table[rows], SELECTION, top_k=TOP_K, renormalise=True)
+    _, experts = choose(softmax(True), logits(), table[rows], SELECTION, top_k=TOP_K)
     assert kept[rows].gather(-1, experts).all()
 
 
-def test_with_nothing_kept_weights_are_zero_and_slots_are_real() -> None:
+@pytest.mark.parametrize("spec", [softmax(True), softmax(False), GROUPED], ids=["renormalised", "softmax", "groups"])
+def test_with_nothing_kept_weights_are_zero_and_slots_are_real(spec: RouterSpec) -> None:
     nothing = torch.full((TOKENS, EXPERTS), -torch.inf)
-    weights, experts = choose(logits(), nothing, SELECTION, top_k=TOP_K, renormalise=True)
+    weights, experts = choose(spec, logits(), nothing, SELECTION, top_k=TOP_K, bias=torch.zeros(EXPERTS))
     assert torch.equal(weights, torch.zeros(TOKENS, TOP_K))
     slots = slots_of(torch.full((EXPERTS + 1,), 5), experts)
     assert ((slots >= 0) & (slots < 5)).all()
