@@ -74,7 +74,7 @@ def test_build_prints_tables_and_notes(store: str) -> None:
     result = run("build", store, "--budget", "4/8")
     assert result.exit_code == 0
     assert "Router mass kept" in result.stdout
-    assert "held-out prompts are too few" in result.stderr
+    assert "prompts are too few for a 99.0% quantile" in result.stderr
 
 
 def test_chosen_profiles_only(store: str) -> None:
