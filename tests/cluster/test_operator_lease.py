@@ -81,7 +81,7 @@ def test_a_leader_that_stood_still_writes_nothing_and_ends(site: Site) -> None:
             version = site.model("one")["metadata"]["resourceVersion"]
             first.process.send_signal(signal.SIGCONT)
             assert first.process.wait(30) == 6
-            assert "lease" in first.stderr().splitlines()[-1]
+            assert "Lease" in first.stderr().splitlines()[-1]
             assert holder(site) == "second"
             assert site.model("one")["metadata"]["resourceVersion"] == version
 

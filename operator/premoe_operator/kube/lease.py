@@ -105,9 +105,9 @@ class Lease:
                 holder = self._identity
             if holder != self._identity:
                 self._renewed_at = None
-                raise LeaseLost(f"{holder} has the lease")
+                raise LeaseLost(f"{holder} has the Lease")
             if not self.is_held:
-                raise LeaseLost("the lease could not be renewed in time")
+                raise LeaseLost("the Lease could not be renewed in time")
 
     async def release(self, cluster: Cluster) -> None:
         """Let another replica act at once. Does nothing when the Lease is not ours."""

@@ -64,7 +64,7 @@ async def test_it_is_taken_only_after_the_whole_duration_on_the_own_clock() -> N
     clock.now += 0.2
     assert await within(1.0, second.acquire(cluster))
     assert cluster.objects[KEY]["spec"]["leaseTransitions"] == 2
-    with pytest.raises(LeaseLost, match="second has the lease"):
+    with pytest.raises(LeaseLost, match="second has the Lease"):
         await first.keep(cluster)
 
 
