@@ -62,7 +62,7 @@ async def test_it_is_taken_only_after_the_whole_duration_on_the_own_clock() -> N
     clock.now += TIMES.duration_s - 0.1
     assert not await within(0.05, second.acquire(cluster))
     clock.now += 0.2
-    assert await within(1.0, second.acquire(cluster))
+    assert await within(30, second.acquire(cluster))
     assert cluster.objects[KEY]["spec"]["leaseTransitions"] == 2
     with pytest.raises(LeaseLost, match="second has the Lease"):
         await first.keep(cluster)
@@ -100,7 +100,7 @@ async def test_a_released_lease_is_taken_at_once() -> None:
     await first.release(cluster)
     with pytest.raises(FenceClosed):
         first.check()
-    assert await within(1.0, second.acquire(cluster))
+    assert await within(30, second.acquire(cluster))
 
 
 async def test_a_claim_whose_answer_never_came_is_released_too() -> None:
@@ -123,7 +123,7 @@ async def test_a_claim_whose_answer_never_came_is_released_too() -> None:
     assert cluster.objects[KEY]["spec"]["holderIdentity"] == "first"
     cluster.replace = replace  # type: ignore[method-assign]
     await first.release(cluster)
-    assert await within(1.0, second.acquire(cluster))
+    assert await within(30, second.acquire(cluster))
 
 
 async def test_the_lease_of_another_is_never_released() -> None:
