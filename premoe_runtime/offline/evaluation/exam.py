@@ -81,10 +81,6 @@ class Examiner:
         self._end = len(end_token(model))
         self._known: tuple[str, list[Tensor], Answers] | None = None
 
-    def prompts(self, task: str) -> int:
-        """How many of its examples are used."""
-        return len(self._samples[task])
-
     def full(self, task: str) -> Answers:
         """What the full model gives. Raises CorruptData when that is not finite."""
         return self._reference(task)[1]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal, get_args
 
-from premoe_runtime.formats.allocation import Splits
 from premoe_runtime.formats.arrays import Mask, existing
 from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
 from premoe_runtime.formats.choices import Allocation
@@ -124,7 +123,7 @@ def mask_of(cell: Cell, rules: Rules, scope: Scope, manifest: Manifest) -> Mask 
         return _pool(rule).kept(scope.equal_bytes(cell.budget, manifest))
     pattern = _pool(rule) if cell.owner == GENERALIST_TASK else rule.specialists[cell.owner]
     if cell.way == "served":
-        return pattern.kept(cell.budget, _slots(rule.splits, cell.budget, scope.spare))
+        return pattern.kept(cell.budget, rule.slots(cell.budget))
     left = existing(manifest.layer_experts) & ~pattern.kept(cell.budget)
     return left if left.sum(axis=1).min() >= cell.budget.active else None
 
@@ -132,7 +131,3 @@ def mask_of(cell: Cell, rules: Rules, scope: Scope, manifest: Manifest) -> Mask 
 def _pool(rule: Patterns) -> Pattern:
     assert rule.generalist is not None, "rules made from profiles have a generalist"
     return rule.generalist
-
-
-def _slots(splits: Splits | None, budget: Budget, spare: int) -> tuple[int, ...] | None:
-    return None if splits is None else splits.layer_slots(budget.kept, spare)

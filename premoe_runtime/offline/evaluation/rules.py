@@ -32,7 +32,15 @@ class Patterns:
     spare: int = DEFAULT_SPARE_SLOTS
 
     @classmethod
-    def by_rule(cls, profiles: Sequence[Profile], metric: Metric, allocation: Allocation, *, seed: int = 0) -> Patterns:
+    def by_rule(
+        cls,
+        profiles: Sequence[Profile],
+        metric: Metric,
+        allocation: Allocation,
+        *,
+        seed: int = 0,
+        spare: int = DEFAULT_SPARE_SLOTS,
+    ) -> Patterns:
         """Of one profile a task, by one metric. Raises InvalidInput where the profiles cannot tell it."""
         *each, pool = (
             replace(pattern, allocation=allocation)
@@ -43,7 +51,7 @@ class Patterns:
         )
         shared = allocation == "shared"
         splits = Splits.of([pattern.scores for pattern in each], profiles[0].top_k) if shared else None
-        return cls({pattern.task: pattern for pattern in each}, pool, None, splits)
+        return cls({pattern.task: pattern for pattern in each}, pool, None, splits, spare)
 
     def slots(self, budget: Budget) -> tuple[int, ...] | None:
         """Slots of every layer of a worker that serves all tasks at ``budget``; None: equally many."""

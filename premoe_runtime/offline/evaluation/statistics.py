@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -70,8 +71,16 @@ class _Draw:
         return self._counts(count, 1 + task)
 
     def _counts(self, count: int, stream: int) -> F64:
-        draw = np.random.default_rng([stream, count])
-        return np.asarray(draw.multinomial(count, np.full(count, 1 / count), self._resamples), np.float64)
+        return _drawn(self._resamples, count, stream)
+
+
+@lru_cache(64)
+def _drawn(resamples: int, count: int, stream: int) -> F64:
+    """How often each of ``count`` was drawn. Hundreds of estimates ask for the same draws."""
+    draw = np.random.default_rng([stream, count])
+    found = draw.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
+    found.flags.writeable = False
+    return np.asarray(found)
 
 
 def _mean(ratios: Sequence[Ratio], of: Callable[[F64], F64], draw: _Draw | None) -> F64:

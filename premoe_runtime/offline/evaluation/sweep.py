@@ -123,7 +123,7 @@ class _Profiler:
 
 def _rules(by_seed: Sequence[Sequence[Profile]], scope: Scope) -> Rules:
     return {
-        (seed, score, allocation): Patterns.by_rule(profiles, score, allocation, seed=seed)
+        (seed, score, allocation): Patterns.by_rule(profiles, score, allocation, seed=seed, spare=scope.spare)
         for (seed, profiles), score, allocation in product(enumerate(by_seed), scope.ranked, get_args(Allocation))
     }
 

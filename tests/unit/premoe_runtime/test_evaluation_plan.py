@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support.profiles import EXPERTS, LAYERS, TOP_K, profile
 
-from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.budget import DEFAULT_SPARE_SLOTS, Budget
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import GENERALIST_TASK
@@ -25,14 +25,14 @@ class Shape:
 SHAPE: Manifest = Shape()  # type: ignore[assignment]
 
 
-def rules() -> Rules:
+def rules(spare: int = DEFAULT_SPARE_SLOTS) -> Rules:
     profiles = []
     for place, task in enumerate(TASKS):
         made = profile(task)
         impact = np.roll(np.outer([1.0, 1.5], 2.0 ** -np.arange(EXPERTS)), 3 * place, axis=1)
         profiles.append(replace(made, state=replace(made.state, sums={**made.state.sums, IMPACT: impact})))
     return {
-        (0, score, allocation): Patterns.by_rule(profiles, score, allocation)
+        (0, score, allocation): Patterns.by_rule(profiles, score, allocation, spare=spare)
         for score in ("impact", "counts")
         for allocation in ("shared", "uniform")
     }
@@ -87,7 +87,7 @@ def test_without_drops_what_the_owner_keeps_and_needs_enough_left() -> None:
 
 
 def test_another_task_is_served_within_the_worker_s_slots() -> None:
-    scope, made = Scope((BUDGET,), spare=0), rules()
+    scope, made = Scope((BUDGET,), spare=0), rules(spare=0)
     masks = [
         mask_of(Cell("add", "served", "impact", "shared", BUDGET, 0, owner), made, scope, SHAPE)
         for owner in ("add", "rev", GENERALIST_TASK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
@@ -18,9 +18,6 @@ from premoe_runtime.offline.calibration import PassedOver
 from premoe_runtime.offline.evaluation.data import DOCUMENTS, PROMPTS
 from premoe_runtime.offline.evaluation.plan import SCORES
 from premoe_runtime.offline.profile.scores import refuse_family
-
-if TYPE_CHECKING:
-    pass
 
 _STATE = "state"
 
@@ -61,7 +58,8 @@ def sweep(
     """
     interrupt_on_sigterm()
     given = {name: value for name, value in options.items() if value not in (None, ())}
-    files, texts = (task_files(named, option) if named else {} for named, option in _named(data, calibration))
+    files = task_files(data, "--data") if data else {}
+    texts = task_files(calibration, "--calibration") if calibration else {}
     if texts.keys() - files.keys():
         raise InvalidInput(
             f"--calibration names {min(texts.keys() - files.keys())!r}, which --data does not", reason="TASK_UNKNOWN"
@@ -78,10 +76,6 @@ def sweep(
         return
     _print(document)
     note(f"{out / 'evaluation.md'}, evaluation.json, {', '.join(pictures) or 'no pictures'}")
-
-
-def _named(data: tuple[str, ...], calibration: tuple[str, ...]) -> list[tuple[tuple[str, ...], str]]:
-    return [(data, "--data"), (calibration, "--calibration")]
 
 
 def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
