@@ -17,7 +17,7 @@ from premoe_retrieval.recorder import Recorder
 from premoe_retrieval.repository import PatternRepository
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.choices import OnUnknown
-from premoe_runtime.formats.conversation import decide_turn
+from premoe_runtime.formats.conversation import Asking, decide_turn
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
@@ -100,15 +100,14 @@ class PatternService:
             if on_unknown != "full" or error.reason != "NO_LIVE_SET":
                 raise
             return Retrieved(Decision("full", "", "", 0.0, "there is no live pattern set", ()), "", 0)
-        vectors = [pattern_set.embed(signature) for signature in signatures.all]
+        turns = signatures.like([pattern_set.embed(signature) for signature in signatures.all])
         if set_id and searched not in self._published and not await self._is_indexed(searched, pattern_set):
             raise NotFound(f"pattern set {searched} is not published; publish it first", reason="SET_NOT_PUBLISHED")
         await self._ensure_indexed(searched, pattern_set)
-        found = await self._nearest(searched, pattern_set, vectors)
-        decision = decide_turn(signatures.like(found), pattern_set, on_unknown)
+        decision, neighbours = await self._decide(searched, pattern_set, decide_turn(turns, pattern_set, on_unknown))
         if not set_id:
             self.recorder.note(weights_id, searched, signatures, decision)
-        return Retrieved(decision, searched, sum(map(len, found)), _exemplars(pattern_set))
+        return Retrieved(decision, searched, neighbours, _exemplars(pattern_set))
 
     async def publish_set(self, set_id: str) -> tuple[int, bool]:
         """Index a set that lies in object storage; returns its exemplars, and whether the index had them before."""
@@ -189,17 +188,30 @@ class PatternService:
             _check_weights(set_id, pattern_set, weights_id)
         return pattern_set
 
-    async def _nearest(self, set_id: str, pattern_set: PatternSet, vectors: Sequence[F32]) -> list[Sequence[Neighbour]]:
-        """Exemplars near each vector, as many of every task as the decision needs."""
+    async def _decide(self, set_id: str, pattern_set: PatternSet, asking: Asking) -> tuple[Decision, int]:
+        """The decision, and how many exemplars it took."""
+        taken = 0
+        vector = next(asking)
+        while True:
+            found = await self._nearest(set_id, pattern_set, vector)
+            taken += len(found)
+            try:
+                vector = asking.send(found)
+            except StopIteration as end:
+                decision: Decision = end.value
+                return decision, taken
+
+    async def _nearest(self, set_id: str, pattern_set: PatternSet, vector: F32) -> Sequence[Neighbour]:
+        """Exemplars near a vector, as many of every task as the decision needs."""
         wanted = _wanted(pattern_set)
         if not wanted:
-            return [() for _ in vectors]
-        found = [await self._index.query(set_id, vector, wanted) for vector in vectors]
-        if any(len(neighbours) < sum(wanted.values()) for neighbours in found):
+            return ()
+        found = await self._index.query(set_id, vector, wanted)
+        if len(found) < sum(wanted.values()):
             # The index lost points behind our back (a server restarted empty): the truth is still there.
             log.warning("index holds only part of set %s; publishing it again", set_id)
             await self._index.publish(set_id, pattern_set)
-            found = [await self._index.query(set_id, vector, wanted) for vector in vectors]
+            found = await self._index.query(set_id, vector, wanted)
         return found
 
     async def _ensure_indexed(self, set_id: str, pattern_set: PatternSet) -> None:
