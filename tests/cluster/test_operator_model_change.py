@@ -98,7 +98,8 @@ def test_another_revision_fails_beside_what_serves_then_replaces_it(site: Site) 
     kubelet.end(kubelet.wait_for_pods("moves", "pack")[0], {"modelId": NEW_ID})
     both = kubelet.wait_for_pods("moves", "worker", 2)
     assert {pod["metadata"]["uid"] for pod in both} > set(before)  # the old one serves until the new one is ready
-    assert serving(site, "moves") == (MODEL_ID, NEW_ID)
+    # The status follows the pods, in the write after them.
+    wait(lambda: serving(site, "moves") == (MODEL_ID, NEW_ID), 60, lambda: str(site.model("moves")["status"]))
     kubelet.serve("moves")
     wait(lambda: serving(site, "moves") == (NEW_ID, NEW_ID), 60, lambda: str(site.model("moves")["status"]))
     site.wait_for("moves", "Ready", "True", "AllReady")

@@ -22,6 +22,7 @@ NODE_TIMEOUT_S = 60.0
 CLEAN_UP_TIMEOUT_S = 300.0
 ANNOTATION = "kwok.x-k8s.io/node"
 LEASE_SECONDS = 40
+NOT_READY = "node.kubernetes.io/not-ready"
 
 
 @contextmanager
@@ -77,12 +78,13 @@ def fake_node(name: str, pods: int = 1000) -> dict[str, Any]:
 
 
 def ready_nodes(cluster: ControlPlane) -> set[str]:
-    """Names of the nodes, fake and real, whose Ready condition is true."""
+    """Names of the nodes, fake and real, that take pods: Ready, and no longer tainted from the time before."""
     listed = cluster.get("/api/v1/nodes") or {}
     return {
         node["metadata"]["name"]
         for node in listed.get("items", ())
         if any(one["type"] == "Ready" and one["status"] == "True" for one in node["status"].get("conditions", ()))
+        and not any(taint["key"] == NOT_READY for taint in node["spec"].get("taints", ()))
     }
 
 

@@ -246,12 +246,18 @@ class Kubelet:
         return [pod for pod in found if not pod["metadata"].get("deletionTimestamp")]
 
     def wait_for_pods(self, model: str, component: str, count: int = 1, timeout_s: float = 60.0) -> list[Json]:
+        found: list[Json] = []
+
+        def enough() -> bool:
+            found[:] = self.open_pods(model, component)
+            return len(found) >= count
+
         wait(
-            lambda: len(self.open_pods(model, component)) >= count,
+            enough,
             timeout_s,
             lambda: f"{count} {component} pods of {model}; status {json.dumps(self._site.model(model).get('status'))}",
         )
-        return self.open_pods(model, component)
+        return found
 
     def open_pods(self, model: str, component: str) -> list[Json]:
         """Pods that have not ended."""
