@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from premoe_runtime.formats import arrays
 from premoe_runtime.formats.allocation import Splits
@@ -22,6 +22,7 @@ from premoe_runtime.formats.documents import Name, ObjectId, parse_document
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import PatternId, SetId, WeightsId
 from premoe_runtime.formats.pattern import Metric, PatternKind
+from premoe_runtime.formats.set_card import Decided, Expected, Frozen, Retention
 from premoe_runtime.formats.signature import SignatureSpec, unit
 from premoe_runtime.formats.space import Space
 
@@ -35,11 +36,7 @@ _IN_SPACE: _Format = "premoe-pattern-set/2"
 _REASON = "PATTERN_SET_INVALID"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Member(_Frozen):
+class Member(Frozen):
     """One pattern of the set.
 
     The generalist has no exemplars and no cutoff: nothing is recognised as it. Nor has a specialist that runs only
@@ -58,28 +55,7 @@ class Member(_Frozen):
     """Calibration prompts that are no exemplars; all prompts set the cutoff."""
 
 
-class Retention(_Frozen):
-    """What the generalist keeps at one budget, averaged over the set's tasks."""
-
-    budget: str
-    mass: float
-    """Share of the full router's probability on kept experts, 0 to 1, from the profiles."""
-    accuracy: float | None = None
-    """Accuracy over the full model's, when ``premoe eval`` measured it."""
-
-
-class Expected(_Frozen):
-    """How well the set tells tasks apart, measured on its calibration prompts when it was built; 0 to 1.
-
-    ``recognised``: of prompts in wordings as if new, those that get their task; ``abstained``: of prompts of a task
-    that is left out, those that get none. Means over the tasks.
-    """
-
-    recognised: float
-    abstained: float
-
-
-class SetDocument(_Frozen):
+class SetDocument(Frozen):
     """``sets/<id>.json``."""
 
     format: _Format = _PLAIN
@@ -101,6 +77,8 @@ class SetDocument(_Frozen):
     generalist_retention: tuple[Retention, ...] = ()
     on_unknown: OnUnknown = "generalist"
     expected: Expected | None = None
+    decided: tuple[Decided, ...] = ()
+    """What became of held-out prompts, when ``premoe eval --record`` measured it."""
     exemplars_digest: str
 
 
@@ -194,8 +172,8 @@ class PatternSet:
 
     def to_files(self) -> tuple[bytes, bytes]:
         """``sets/<id>.json`` and ``sets/<id>.safetensors``."""
-        # A set of before has no such field, and keeps its id.
-        left_out = {"expected"} if self.document.expected is None else None
+        # Sets of before have no such fields, and keep their ids.
+        left_out = {name for name in ("expected", "decided") if not getattr(self.document, name)}
         return self.document.model_dump_json(indent=1, exclude=left_out).encode(), _encode(
             self.exemplars, self.splits, self.space
         )

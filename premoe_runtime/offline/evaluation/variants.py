@@ -17,7 +17,7 @@ from premoe_runtime.offline.calibration import Example
 from premoe_runtime.offline.evaluation.exam import Answers, Examiner
 from premoe_runtime.offline.evaluation.rules import Patterns
 
-Variant = Literal["full", "specialist", "served", "generalist", "random", "wrong"]
+Variant = Literal["full", "specialist", "served", "generalist", "random", "wrong", "decided"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 
@@ -32,7 +32,8 @@ class Run:
     variant: Variant
     budget: Budget | None
     pattern: Pattern | None
-    """For ``wrong``: the specialist of the next stored task in alphabetical order."""
+    """For ``wrong``: the specialist of the next stored task in alphabetical order. For ``decided``: what the set's
+    recognition gives some of the prompts, or would if it knew the task."""
     slots: tuple[int, ...] | None = None
 
     def kept(self) -> Mask | None:

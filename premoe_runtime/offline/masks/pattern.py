@@ -84,7 +84,8 @@ def joined(found: PatternSet | None, pattern: Pattern, signatures: F32 | None = 
         member, own = _recognised(found, member, signatures)
         exemplars = np.concatenate([exemplars, own])
     members = (*(one for one in found.members if one.task != pattern.task), member)
-    return PatternSet.make(found.document.model_copy(update={"members": members}), exemplars, found.splits, found.space)
+    update = {"members": members, "decided": ()}
+    return PatternSet.make(found.document.model_copy(update=update), exemplars, found.splits, found.space)
 
 
 def _empty(pattern: Pattern) -> PatternSet:

@@ -12,7 +12,8 @@ from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern
-from premoe_runtime.formats.pattern_set import Expected, Member, PatternSet, Retention, SetDocument
+from premoe_runtime.formats.pattern_set import Member, PatternSet, SetDocument
+from premoe_runtime.formats.set_card import Expected, Retention
 from premoe_runtime.formats.signature import unit
 from premoe_runtime.offline.patterns.bounds import Bounds
 from premoe_runtime.offline.patterns.cutoffs import Tightness

@@ -86,6 +86,29 @@ def test_the_measured_generalist_is_recorded_in_a_new_set(folder: Path) -> None:
     assert again.mass == known.mass
 
 
+def test_what_decisions_cost_is_on_the_card_of_the_new_set(folder: Path) -> None:
+    arguments = [*data(folder, "digits", "vowels"), "--budgets", "4/16,4/6", "--limit", 8, "--record", "--json"]
+    result = run(folder, *arguments)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    decided = document["decided"]
+    assert {one["task"] for one in decided} == {"digits", "vowels"}
+    for budget in ("4/16", "4/6"):
+        for task in ("digits", "vowels"):
+            some = [one for one in decided if (one["task"], one["budget"]) == (task, budget)]
+            assert sum(one["share"] for one in some) == pytest.approx(1)
+    # With every expert kept all patterns are the full model.
+    assert [one["lost"] for one in decided if one["budget"] == "4/16"] == pytest.approx(
+        [0.0] * sum(one["budget"] == "4/16" for one in decided)
+    )
+    shown = premoe_run("patterns", "show", url(folder), "--set", document["recorded_set_id"])
+    assert shown.exit_code == 0, shown.output
+    assert "What decisions cost" in shown.stdout
+    assert "another task's specialist" in shown.stdout
+    whole = premoe_run("patterns", "show", url(folder), "--set", document["recorded_set_id"], "--json")
+    assert json.loads(whole.stdout)["decided"] == decided
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "what"),
     [

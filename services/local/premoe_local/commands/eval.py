@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table, progress
+from premoe_local.decided import print_decided
 from premoe_local.default_group import DefaultGroup
 from premoe_local.evaluation.command import sweep
 from premoe_local.full_model import full_model
 from premoe_local.task_files import task_files
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.pattern_set import PatternSet, Retention
+from premoe_runtime.formats.pattern_set import PatternSet
+from premoe_runtime.formats.set_card import Decided, Retention
 from premoe_runtime.offline.calibration import PassedOver, read_calibration
 from premoe_runtime.offline.patterns import library
 from premoe_runtime.packs.reader import open_pack
@@ -31,8 +33,9 @@ def command() -> None:
     MODEL is a pack (…/models/<id>) or an object store with one pack; every expert must fit into memory, because the
     full model is measured too. Accuracy is the share of answers that greedy decoding writes exactly; perplexity is
     that of the given answers. "specialist" splits its experts over the layers as the task likes, "served" as one
-    worker does for all tasks, "wrong" runs the next task's specialist. `premoe eval sweep` compares scores, splits and
-    static sets over several calibration seeds, on your model and data.
+    worker does for all tasks, "wrong" runs the next task's specialist. Of a set it also says what its decisions
+    on these prompts cost in answers. `premoe eval sweep` compares scores, splits and static sets over several
+    calibration seeds, on your model and data.
     """
 
 
@@ -57,7 +60,7 @@ command.add_command(sweep)
     help="Arithmetic; on a CPU bfloat16 takes half the memory, but is slower.  "
     "[default: float32 on a CPU, else the checkpoint's]",
 )
-@click.option("--record", is_flag=True, help="Write the generalist's measured accuracy into a new set.")
+@click.option("--record", is_flag=True, help="Write what its generalist keeps and its decisions cost into a new set.")
 @click.option("--set-live", is_flag=True, help="With --record: make the new set the live one.")
 @json_option
 def of_set(
@@ -87,6 +90,7 @@ def of_set(
         task: read_calibration(path, limit=limit, passed_over=unused)
         for task, path in task_files(data, "--data").items()
     }
+    from premoe_runtime.offline.evaluation.decisions import decided_runs, decisions_on, worth
     from premoe_runtime.offline.evaluation.rules import Patterns, random_pattern
     from premoe_runtime.offline.evaluation.variants import evaluate, plan_runs
 
@@ -106,24 +110,41 @@ def of_set(
     )
     runs = plan_runs(list(examples), wanted, patterns)
     slot_model = full_model(reader, threads=threads, device=device, dtype=dtype)
+    decisions = {} if found is None else decisions_on(slot_model, examples, found)
+    runs += decided_runs(decisions, wanted, patterns)
     total = sum(len(examples[run.task]) for run in runs)
     with progress("evaluating", total=total) as bar:
         outcomes = list(evaluate(slot_model, examples, runs, advance=bar.advance, passed_over=unused))
     if unused.note:
         note(unused.note)
-    recorded = _record(store, found, outcomes, wanted, set_live) if record and found is not None else None
+    decided = worth(decisions, wanted, outcomes)
+    outcomes = [outcome for outcome in outcomes if outcome.run.variant != "decided"]
+    recorded = _record(store, found, outcomes, wanted, decided, set_live) if record and found is not None else None
     if as_json:
         print_json(
-            {"set_id": None if found is None else found.set_id, "recorded_set_id": recorded, **_document(outcomes)}
+            {
+                "set_id": None if found is None else found.set_id,
+                "recorded_set_id": recorded,
+                **_document(outcomes),
+                "decided": [one.model_dump() for one in decided],
+            }
         )
         return
     _print(outcomes)
+    print_decided(decided)
     if recorded is not None:
         note(f"recorded in set {recorded}" + (" (live)" if set_live else ""))
 
 
-def _record(store: Store, found: PatternSet, outcomes: Sequence[Outcome], budgets: Sequence[Budget], live: bool) -> str:
-    """A new set that says how much accuracy its generalist keeps at the budgets just measured."""
+def _record(
+    store: Store,
+    found: PatternSet,
+    outcomes: Sequence[Outcome],
+    budgets: Sequence[Budget],
+    decided: tuple[Decided, ...],
+    live: bool,
+) -> str:
+    """A new set that says how much accuracy its generalist keeps at the budgets just measured, and its decisions."""
     from premoe_runtime.offline.evaluation.variants import generalist_mass, retained_accuracy
 
     entries = {entry.budget: entry for entry in found.document.generalist_retention}
@@ -134,7 +155,7 @@ def _record(store: Store, found: PatternSet, outcomes: Sequence[Outcome], budget
             mass=known.mass if known else generalist_mass(outcomes, budget),
             accuracy=retained_accuracy(outcomes, "generalist", budget),
         )
-    document = found.document.model_copy(update={"generalist_retention": tuple(entries.values())})
+    document = found.document.model_copy(update={"generalist_retention": tuple(entries.values()), "decided": decided})
     return library.put_set(store, found.under(document), live=live)
 
 

@@ -9,6 +9,7 @@ from typing import Any, cast, get_args
 import click
 
 from premoe_local.console import json_option, note, print_json, print_table
+from premoe_local.decided import print_decided
 from premoe_local.output_file import write_file
 from premoe_local.pattern_index import reindex
 from premoe_local.pattern_life import history, roll_back, set_live
@@ -237,6 +238,7 @@ def _print_set(found: PatternSet, title: str) -> None:
         print_table(
             "Recognition, on calibration prompts", ("own task, in new wordings", "none, task left out"), [shares]
         )
+    print_decided(found.document.decided)
     if found.splits is not None:
         kept = [count for share in (2, 4, 8) if (count := found.splits.num_experts // share)]
         splits = [
