@@ -3,46 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 
-from premoe_runtime.engines.hf.model import SlotModel
+from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import DecisionKind
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Pattern
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import recognise
 from premoe_runtime.formats.set_card import Decided
-from premoe_runtime.offline.calibration import Example
 from premoe_runtime.offline.evaluation.rules import Patterns
 from premoe_runtime.offline.evaluation.variants import Outcome, Run
-from premoe_runtime.offline.profile.samples import encode_examples
-from premoe_runtime.probing.prober import Prober
 
 Decisions = Mapping[str, Counter[tuple[DecisionKind, str]]]
 """Of each task's prompts, how many were decided to run on what: a specialist's task, the generalist, or "" for none."""
 
 
-def decisions_on(
-    model: SlotModel,
-    data: Mapping[str, Sequence[Example]],
-    pattern_set: PatternSet,
-    advance: Callable[[int], None] = lambda count: None,
-) -> Decisions:
-    """What the set makes of the examples' last turns, each by itself, as a prober and a retrieval service would.
+def decisions_on(signatures: Mapping[str, F32], pattern_set: PatternSet) -> Decisions:
+    """What the set makes of each task's prompts, f32[N, D], each by itself, as a retrieval service would.
 
-    Raises InvalidInput: a task without an example that fits, signatures that are not the set's.
+    Raises InvalidInput: signatures that are not the set's.
     """
-    prober = Prober(model.model, model.manifest)
     found: dict[str, Counter[tuple[DecisionKind, str]]] = {}
-    for task, examples in data.items():
-        counts = found[task] = Counter()
-        for sample in encode_examples(model, examples, answers="given", where=task):
-            span = sample.prompt.span
-            signature = prober.signature(sample.prompt.token_ids, range(span.start, span.stop))
-            decision = recognise(pattern_set, signature)
-            counts[decision.kind, _runs(decision.kind, decision.task)] += 1
-            advance(1)
+    for task, rows in signatures.items():
+        decided = [recognise(pattern_set, row) for row in rows]
+        found[task] = Counter((one.kind, _runs(one.kind, one.task)) for one in decided)
     return found
 
 

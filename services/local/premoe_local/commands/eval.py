@@ -12,6 +12,7 @@ from premoe_local.decided import print_decided
 from premoe_local.default_group import DefaultGroup
 from premoe_local.evaluation.command import sweep
 from premoe_local.full_model import full_model
+from premoe_local.signatures import signatures_by_task
 from premoe_local.task_files import task_files
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import InvalidInput
@@ -110,7 +111,7 @@ def of_set(
     )
     runs = plan_runs(list(examples), wanted, patterns)
     slot_model = full_model(reader, threads=threads, device=device, dtype=dtype)
-    decisions = {} if found is None else decisions_on(slot_model, examples, found)
+    decisions = {} if found is None else decisions_on(signatures_by_task(slot_model, examples), found)
     runs += decided_runs(decisions, wanted, patterns)
     total = sum(len(examples[run.task]) for run in runs)
     with progress("evaluating", total=total) as bar:
