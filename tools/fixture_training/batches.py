@@ -55,18 +55,22 @@ class Batch:
     labels: Tensor
 
 
-def training_talks(count: int, seed: int) -> dict[str, list[Talk]]:
-    """What each task is learnt from, in random order: ``count`` examples in the task's own wordings (open text gives
-    all it has) and as many in the kinds of wording for training; strangers of training count as tasks of their own.
+def training_talks(count: int, seed: int, *, varied: bool) -> dict[str, list[Talk]]:
+    """What each task is learnt from: ``count`` examples in the task's own wordings (open text gives all it has).
+
+    ``varied`` adds as many in the kinds of wording for training, in random order, and the strangers of training, which
+    count as tasks of their own.
     """
+    if not varied:
+        return {task: _plain(task, count, seed) for task in TRAINED}
     pools: dict[str, list[Talk]] = {}
     for task in (*TRAINED, *strangers("train")):
         known = task in TRAINED
         plain = _plain(task, count, seed) if known else talks(task, PLAIN, count // STRANGER_PART, seed)
         chosen = [kind for kind in kinds("train") if applies(task, kind)]
         each = len(plain) // len(chosen)
-        varied = [talk for kind in chosen for talk in talks(task, kind, each, seed, "train")]
-        pools[task] = Draw("pool", task, seed).shuffled(plain + varied)
+        more = [talk for kind in chosen for talk in talks(task, kind, each, seed, "train")]
+        pools[task] = Draw("pool", task, seed).shuffled(plain + more)
     return pools
 
 

@@ -314,6 +314,6 @@ def card(name: str, measured: dict[str, Any], training: dict[str, Any]) -> str:
         + _recognition(measured["recognition"])
         + _unknown(measured["recognition"])
         + LIMITS
-        + _wordings(measured["wordings"], varied="start" in recipe)
+        + _wordings(measured["wordings"], varied=recipe.get("varied", False))
         + TAIL
     )

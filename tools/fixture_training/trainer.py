@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,16 @@ class Recipe:
     start: str = ""
     """Digest of the weights that training went on from; "" for random ones."""
     warmup: int = 60
-    rows: int = 7
-    length: int = 288
+    rows: int = 14
+    length: int = 144
     mutual_information: float = 0.03
     balance: float = 1e-3
     z: float = 1e-4
     weight_decay: float = 0.05
-    pool: int = 6000
-    """Training examples generated for each task with exact answers, in its own wordings and again in others."""
+    pool: int = 15000
+    """Training examples generated for each task with exact answers, in its own wordings."""
+    varied: bool = False
+    """As many again in the kinds of wording for training, and strangers."""
     shape: Shape = field(default_factory=Shape)
 
     @property
@@ -59,8 +61,11 @@ RECIPES = {
     "tiny-moe-natural": Recipe(mutual_information=0.0, cycles=((1500, 4e-3), (500, 2.5e-3))),
 }
 """The committed fixtures. The natural one never sees a task's label: its experts split as training makes them."""
-FURTHER = ((800, 2e-3),)
-"""Cycles of training that goes on from an exported model."""
+
+
+def further(recipe: Recipe, start: str) -> Recipe:
+    """The recipe of training that goes on from an exported model, whose weights' digest is ``start``."""
+    return replace(recipe, start=start, cycles=((800, 2e-3),), rows=7, length=288, pool=6000, varied=True)
 
 
 def routing_losses(output: Output, batch: Batch, tasks: int, recipe: Recipe) -> Tensor:

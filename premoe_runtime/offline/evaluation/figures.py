@@ -1,14 +1,14 @@
 """Measured answers as one document of figures with intervals: what tables, pictures and readers take. Pure.
 
-Shares are in per cent and estimates are ``[value, low, high]``. *Retained* is a task's right answers under some experts
-over those of the full model on the same prompts; a mean over tasks counts every task that the full model answers at
-all (``COUNTED``).
+Shares are in per cent and estimates are ``[value, low, high]``, means over models (training seeds of one thing).
+*Retained* is a task's right answers under some experts over those of the same model whole on the same prompts; a mean
+over tasks counts every task that all models answer at all (``COUNTED``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -17,51 +17,79 @@ import numpy as np
 from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric
 from premoe_runtime.offline.evaluation.exam import Answers
 from premoe_runtime.offline.evaluation.plan import SERVED, Cell, Way
 from premoe_runtime.offline.evaluation.statistics import LEVEL, RESAMPLES, Ratio, estimate
 from premoe_runtime.offline.evaluation.sweep import Results
 
-FORMAT = "premoe-evaluation/1"
+FORMAT = "premoe-evaluation/2"
 COUNTED = 10.0
 """Per cent of right answers from which a task counts in means of retained accuracy."""
 Document = dict[str, Any]
-BySeed = Sequence[Answers]
-Cells = Callable[[str], BySeed]
+Found = Sequence[Sequence[Answers]]
+"""By model and calibration seed (one for what knows none)."""
+Cells = Callable[[str], Found]
 """Of a task."""
 
 
-def figures(results: Results) -> Document:
-    """Everything that ``results`` say."""
-    made = _Figures(results)
+def figures(runs: Sequence[Results]) -> Document:
+    """Everything that ``runs`` say, one of each model. Raises InvalidInput where they do not compare."""
+    check_alike(runs)
+    made = _Figures(runs)
     return {
         "format": FORMAT,
-        "interval": {"level": LEVEL, "resamples": RESAMPLES, "over": "calibration seeds x test prompts"},
+        "interval": {
+            "level": LEVEL,
+            "resamples": RESAMPLES,
+            "over": "training seeds x calibration seeds x test prompts",
+        },
         "model": made.model(),
-        "seeds": results.seeds,
-        "full": {task: made.judged(task, [results.full[task]]) for task in results.tasks},
+        "seeds": made.first.seeds,
+        "full": {task: made.judged(task, made.full(task)) for task in made.first.tasks},
         "counted": made.counted,
         "kept": made.kept(),
-        "contest": [made.contest(budget) for budget in results.scope.budgets],
-        "recognition": {task: made.recognition(task) for task in results.tasks},
-        "matrix": made.matrix(results.scope.matrix) if results.scope.matrix else None,
+        "contest": [made.contest(budget) for budget in made.first.scope.budgets],
+        "recognition": {task: made.recognition(task) for task in made.first.tasks},
+        "matrix": made.matrix(made.first.scope.matrix) if made.first.scope.matrix else None,
     }
+
+
+def check_alike(runs: Sequence[Results]) -> None:
+    """Raise InvalidInput unless ``runs``, models of one shape, were asked the same prompts."""
+    first = runs[0]
+    for one in runs[1:]:
+        asked = {task: (len(full.right), len(one.full[task].right)) for task, full in first.full.items()}
+        uneven = [f"{task} ({a} and {b} prompts)" for task, (a, b) in asked.items() if a != b]
+        if uneven:
+            raise InvalidInput(
+                f"the models were not asked the same: {', '.join(uneven)}; leave out prompts that do not fit all",
+                reason="MODELS_UNLIKE",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class _Figures:
-    results: Results
+    runs: Sequence[Results]
+
+    @property
+    def first(self) -> Results:
+        """What all have alike: scope, tasks, seeds, shape."""
+        return self.runs[0]
 
     @property
     def counted(self) -> list[str]:
-        return [task for task, full in self.results.full.items() if 100 * full.right.mean() >= COUNTED]
+        whole = {task: [100 * one.full[task].right.mean() for one in self.runs] for task in self.first.tasks}
+        return [task for task, shares in whole.items() if min(shares) >= COUNTED]
+
+    def full(self, task: str) -> Found:
+        return [[one.full[task]] for one in self.runs]
 
     def model(self) -> Document:
-        manifest, scope = self.results.manifest, self.results.scope
+        manifest, scope = self.first.manifest, self.first.scope
         return {
-            "model_id": manifest.model_id,
-            "weights_id": manifest.weights_id,
+            "models": [{"model_id": one.manifest.model_id, "weights_id": one.manifest.weights_id} for one in self.runs],
             "family": manifest.family,
             "layers": manifest.num_layers,
             "experts": manifest.num_experts,
@@ -70,32 +98,30 @@ class _Figures:
             "probe_experts": scope.probe,
         }
 
-    def judged(self, task: str, by_seed: BySeed) -> Document:
-        """One task under some experts, of every seed."""
-        full = self.results.full[task]
-        right = _table(by_seed, lambda one: one.right)
-        known = {} if task not in self.counted else {"retained": _estimate([Ratio(100 * right, _row(full.right))])}
+    def judged(self, task: str, found: Found) -> Document:
+        """One task under some experts, of every model and seed."""
+        full = self.full(task)
+        right = _table(found, lambda one: one.right)
+        known = {} if task not in self.counted else {"retained": _estimate([self._ratio(task, found)])}
         return {
-            "prompts": len(full.right),
+            "prompts": right.shape[2],
             "accuracy": _estimate([_alone(100 * right)]),
             **known,
             "perplexity": _estimate(
-                [Ratio(_table(by_seed, lambda one: one.nll), _row(full.tokens))],
+                [Ratio(_table(found, lambda one: one.nll), _table(full, lambda one: one.tokens))],
                 of=lambda nll: np.exp(np.minimum(nll, 700)),
             ),
-            "kl": _estimate([_alone(_table(by_seed, lambda one: one.kl))], digits=4),
+            "kl": _estimate([_alone(_table(found, lambda one: one.kl))], digits=4),
         }
 
     def kept(self) -> list[Document]:
         """Every way to keep experts, task by task and in the mean."""
         ways: list[tuple[Way, Metric, Allocation]] = list(
-            dict.fromkeys(
-                (cell.way, cell.score, cell.allocation) for cell in self.results.cells if cell.way != "without"
-            )
+            dict.fromkeys((cell.way, cell.score, cell.allocation) for cell in self.first.cells if cell.way != "without")
         )
         return [
             self._kept(way, score, allocation, budget)
-            for budget in self.results.scope.budgets
+            for budget in self.first.scope.budgets
             for way, score, allocation in ways
         ]
 
@@ -104,8 +130,8 @@ class _Figures:
             return Cell(task, way, score, allocation, budget, seed, task if way == "served" else "")
 
         held = {
-            task: [self.results.held.get(cell(task, seed)) for seed in range(self.results.seeds)]
-            for task in self.results.tasks
+            task: [one.held.get(cell(task, seed)) for one in self.runs for seed in range(one.seeds)]
+            for task in self.first.tasks
         }
         shares = {task: round(100 * fmean(each), 1) for task, each in held.items() if None not in each}  # type: ignore[arg-type]
         return {
@@ -121,31 +147,33 @@ class _Figures:
         mean = self._retained(cells)
         return {
             "retained": _estimate(mean) if mean else None,
-            "seeds": [
-                round(float(np.mean([one.top[seed].sum() / one.bottom.sum() for one in mean])), 2)
-                for seed in range(self.results.seeds)
-            ]
-            if mean
-            else [],
-            "kl": _estimate([_alone(_table(cells(task), lambda one: one.kl)) for task in self.results.tasks], digits=4),
-            "tasks": {task: self.judged(task, cells(task)) for task in self.results.tasks},
+            "seeds": _by_seed(mean) if mean else [],
+            "kl": _estimate([_alone(_table(cells(task), lambda one: one.kl)) for task in self.first.tasks], digits=4),
+            "tasks": {task: self.judged(task, cells(task)) for task in self.first.tasks},
         }
 
     def contest(self, budget: Budget) -> Document:
-        """The retrieved specialist beside static sets of the same bytes, and its leads over the best of them.
+        """The retrieved specialist beside static sets of the same bytes, and its lead over each.
 
-        ``leads``: over all of them, and over those that others' scores rank.
+        ``leads``: over the best of them all, and over the best of those that others' scores rank.
         """
         statics = {
             f"one set for all, {score}, {allocation}": self._static(score, allocation, budget)
-            for score, allocation in self.results.scope.statics
+            for score, allocation in self.first.scope.statics
         }
         entrants: dict[str, Cells] = {"retrieved specialist": lambda task: self._retrieved(task, budget), **statics}
         others = {name: cells for name, cells in statics.items() if f" {SERVED}," not in name}
         return {
             **self._size(budget),
-            "static_experts": self.results.scope.equal_bytes(budget, self.results.manifest).kept,
-            "entrants": [{"name": name, **self._judged(cells)} for name, cells in entrants.items()],
+            "static_experts": self.first.scope.equal_bytes(budget, self.first.manifest).kept,
+            "entrants": [
+                {
+                    "name": name,
+                    **self._judged(cells),
+                    "behind": self._points(budget, cells) if name in statics else None,
+                }
+                for name, cells in entrants.items()
+            ],
             "leads": [self._lead(budget, among) for among in (statics, others) if among] if self.counted else [],
         }
 
@@ -153,15 +181,19 @@ class _Figures:
         """Points over the best of static sets, which the test prompts themselves choose."""
         found = {name: self._retained(cells) for name, cells in among.items()}
         best = max(found, key=lambda name: sum(one.value for one in found[name]))
+        return {"over": best, "points": self._points(budget, among[best])}
+
+    def _points(self, budget: Budget, cells: Cells) -> list[float] | None:
+        """That the retrieved specialist keeps more than ``cells``; None where no task counts."""
         ours = self._retained(lambda task: self._retrieved(task, budget))
-        return {"over": best, "points": _estimate(ours, found[best])}
+        return _estimate(ours, self._retained(cells)) if ours else None
 
     def _static(self, score: Metric, allocation: Allocation, budget: Budget) -> Cells:
         return lambda task: self._cells(Cell(task, "static", score, allocation, budget, 0))
 
     def recognition(self, task: str) -> Document:
         """Per cent of a task's test prompts that got its own experts, the generalist's, another task's."""
-        owners = [owner for seed in range(self.results.seeds) for owner in self.results.decisions[seed, task]]
+        owners = [owner for one in self.runs for seed in range(one.seeds) for owner in one.decisions[seed, task]]
         own, unknown = owners.count(task), owners.count(GENERALIST_TASK)
         shares = {"own": own, "generalist": unknown, "other": len(owners) - own - unknown}
         return {name: round(100 * count / len(owners), 2) for name, count in shares.items()}
@@ -188,31 +220,37 @@ class _Figures:
         return [[entry(owner, task) for task in self.counted] for owner in self.counted]
 
     def _size(self, budget: Budget) -> Document:
-        return {"budget": str(budget), "percent": round(100 * budget.kept / self.results.manifest.num_experts, 2)}
+        return {"budget": str(budget), "percent": round(100 * budget.kept / self.first.manifest.num_experts, 2)}
 
-    def _cells(self, cell: Cell) -> BySeed:
-        """The cell under every seed; empty where any is missing."""
-        named = (cell.task, cell.way, cell.score, cell.allocation, cell.budget)
-        cells = [Cell(*named, seed, cell.owner) for seed in range(self.results.seeds)]
-        return [self.results.cells[one] for one in cells] if all(one in self.results.cells for one in cells) else []
+    def _cells(self, cell: Cell) -> Found:
+        """The cell of every model under every seed; empty where any is missing."""
+        cells = [replace(cell, seed=seed) for seed in range(self.first.seeds)]
+        whole = all(each in one.cells for one in self.runs for each in cells)
+        return [[one.cells[each] for each in cells] for one in self.runs] if whole else []
 
-    def _retrieved(self, task: str, budget: Budget) -> BySeed:
+    def _retrieved(self, task: str, budget: Budget) -> Found:
         """Every prompt as the experts answered it that it was given."""
-        found = []
-        for seed in range(self.results.seeds):
-            owners = self.results.decisions[seed, task]
-            by_owner = {
-                owner: self.results.cells[Cell(task, "served", SERVED, "shared", budget, seed, owner)]
-                for owner in set(owners)
-            }
-            found.append(_picked([by_owner[owner] for owner in owners]))
-        return found
+        return [[_retrieved(one, task, budget, seed) for seed in range(one.seeds)] for one in self.runs]
 
     def _retained(self, cells: Cells) -> list[Ratio]:
         return [self._ratio(task, cells(task)) for task in self.counted]
 
-    def _ratio(self, task: str, by_seed: BySeed) -> Ratio:
-        return Ratio(100 * _table(by_seed, lambda one: one.right), _row(self.results.full[task].right))
+    def _ratio(self, task: str, found: Found) -> Ratio:
+        return Ratio(100 * _table(found, lambda one: one.right), _table(self.full(task), lambda one: one.right))
+
+
+def _by_seed(ratios: Sequence[Ratio]) -> list[list[float]]:
+    """The mean over tasks, model by model and calibration seed by calibration seed."""
+    each = [one.top.sum(axis=2) / one.bottom.sum(axis=2) for one in ratios]
+    return [[round(float(value), 2) for value in line] for line in np.mean(each, axis=0)]
+
+
+def _retrieved(results: Results, task: str, budget: Budget, seed: int) -> Answers:
+    owners = results.decisions[seed, task]
+    by_owner = {
+        owner: results.cells[Cell(task, "served", SERVED, "shared", budget, seed, owner)] for owner in set(owners)
+    }
+    return _picked([by_owner[owner] for owner in owners])
 
 
 def _picked(answers: Sequence[Answers]) -> Answers:
@@ -222,19 +260,14 @@ def _picked(answers: Sequence[Answers]) -> Answers:
     return Answers(*(np.array([getattr(answers[n], name)[n] for n in places]) for name in fields))
 
 
-def _table(by_seed: BySeed, field: Callable[[Answers], Any]) -> F64:
-    """f64[S, N]."""
-    return np.stack([np.asarray(field(one), np.float64) for one in by_seed])
+def _table(found: Found, field: Callable[[Answers], Any]) -> F64:
+    """f64[M, S, N]."""
+    return np.array([[field(one) for one in by_seed] for by_seed in found], np.float64)
 
 
 def _alone(table: F64) -> Ratio:
-    """A mean over seeds and prompts."""
+    """A mean over models, seeds and prompts."""
     return Ratio(table, np.ones_like(table))
-
-
-def _row(values: Any) -> F64:
-    """f64[1, N]: what knows no seeds."""
-    return np.asarray(values, np.float64)[None]
 
 
 def _estimate(

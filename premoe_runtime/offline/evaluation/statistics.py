@@ -1,10 +1,11 @@
-"""Means over tasks with intervals over calibration seeds × test prompts. Pure numpy.
+"""Means over tasks with intervals over training seeds × calibration seeds × test prompts. Pure numpy.
 
-Seeds and prompts are crossed: every prompt is answered under every seed's experts. Both are resampled, independently
-of each other, and a cell counts as often as its seed times its prompt was drawn: the pigeonhole bootstrap (A. B. Owen,
-Annals of Applied Statistics 1(2), 2007), percentile intervals. A plain bootstrap of S seeds understates their variance
-by (S - 1) / S, a third at three seeds, so their weights are stretched about 1 by the root of S / (S - 1) (J. N. K. Rao
-and C. F. J. Wu, JASA 83, 1988). What is compared is resampled alike: differences are paired.
+The three are crossed: every prompt is answered by every model under the experts of every calibration text. Each is
+resampled, independently of the others, and a cell counts as often as its model, times its calibration seed, times its
+prompt was drawn: the pigeonhole bootstrap (A. B. Owen, Annals of Applied Statistics 1(2), 2007), percentile intervals.
+A plain bootstrap of S seeds understates their variance by (S - 1) / S, a third at three seeds, so their weights are
+stretched about 1 by the root of S / (S - 1) (J. N. K. Rao and C. F. J. Wu, JASA 83, 1988). What is compared is
+resampled alike: differences are paired.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from premoe_runtime.formats.arrays import F64
 
 RESAMPLES = 2000
 LEVEL = 0.95
+_SEEDS, _PROMPTS, _MODELS = 0, 1, 2**32
+"""Streams of draws; those of prompts are counted by task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +35,16 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ratio:
-    """Σ top / Σ bottom of one task, f64[S, N] each: S calibration seeds (1 for what knows none) by N prompts."""
+    """Σ top / Σ bottom of one task, f64[M, S, N] each: M models by S calibration seeds (1 for what knows none) by N
+    prompts. Sums are over prompts and seeds; each model has a ratio of its own.
+    """
 
     top: F64
     bottom: F64
 
     @property
     def value(self) -> float:
-        return float(self.top.mean() / self.bottom.mean())
+        return float(_mean([self], lambda ratio: ratio, None).item())
 
 
 def estimate(
@@ -49,7 +54,7 @@ def estimate(
     of: Callable[[F64], F64] = lambda ratio: ratio,
     resamples: int = RESAMPLES,
 ) -> Estimate:
-    """The mean over tasks of ``of`` their ratios, less that of ``minus`` (the same tasks and prompts)."""
+    """The mean over tasks and models of ``of`` their ratios, less that of ``minus`` (the same tasks and prompts)."""
     draw = _Draw(resamples)
     value = _mean(ratios, of, None) - (_mean(minus, of, None) if minus else 0.0)
     found = _mean(ratios, of, draw) - (_mean(minus, of, draw) if minus else 0.0)
@@ -58,20 +63,23 @@ def estimate(
 
 
 class _Draw:
-    """Weights of seeds and prompts, f64[resamples, count], each row of mean 1: the same whenever they are asked for."""
+    """Weights of models, seeds and prompts, f64[resamples, count], each row of mean 1: the same whenever asked for."""
 
     def __init__(self, resamples: int) -> None:
         self._resamples = resamples
 
+    def models(self, count: int) -> F64:
+        return self._stretched(count, _MODELS)
+
     def seeds(self, count: int) -> F64:
-        weights = self._counts(count, 0)
-        return np.asarray(1 + (weights - 1) * np.sqrt(count / max(count - 1, 1)))
+        return self._stretched(count, _SEEDS)
 
     def prompts(self, count: int, task: int) -> F64:
-        return self._counts(count, 1 + task)
+        return _drawn(self._resamples, count, _PROMPTS + task)
 
-    def _counts(self, count: int, stream: int) -> F64:
-        return _drawn(self._resamples, count, stream)
+    def _stretched(self, count: int, stream: int) -> F64:
+        weights = _drawn(self._resamples, count, stream)
+        return np.asarray(1 + (weights - 1) * np.sqrt(count / max(count - 1, 1)))
 
 
 @lru_cache(64)
@@ -87,13 +95,15 @@ def _mean(ratios: Sequence[Ratio], of: Callable[[F64], F64], draw: _Draw | None)
     """f64[resamples], or f64[1] of all as they are; nan where a resample has nothing below the line."""
     each = []
     for task, ratio in enumerate(ratios):
-        prompts = np.ones((1, ratio.top.shape[1])) if draw is None else draw.prompts(ratio.top.shape[1], task)
+        models, _, count = ratio.top.shape
+        prompts = np.ones((1, count)) if draw is None else draw.prompts(count, task)
         bottom = _sum(ratio.bottom, prompts, draw)
-        each.append(of(_sum(ratio.top, prompts, draw) / np.where(bottom > 0, bottom, np.nan)))
-    return np.asarray(np.mean(each, axis=0))
+        found = of(_sum(ratio.top, prompts, draw) / np.where(bottom > 0, bottom, np.nan))
+        each.append(found if draw is None else found * draw.models(models))
+    return np.asarray(np.mean(each, axis=(0, 2)))
 
 
 def _sum(table: F64, prompts: F64, draw: _Draw | None) -> F64:
-    """Weighted mean over seeds of the weighted sums over prompts."""
-    seeds = np.ones((1, len(table))) if draw is None else draw.seeds(len(table))
-    return np.asarray(((prompts @ table.T) * seeds).mean(axis=1))
+    """f64[resamples, M]: weighted mean over calibration seeds of the weighted sums over prompts."""
+    sums = np.einsum("rn,msn->rms", prompts, table, optimize=True)
+    return np.asarray(sums.mean(axis=2) if draw is None else (sums * draw.seeds(table.shape[1])[:, None]).mean(axis=2))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import get_args
@@ -11,7 +11,7 @@ import numpy as np
 
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.families.registry import FAMILIES
-from premoe_runtime.formats.arrays import F32
+from premoe_runtime.formats.arrays import F32, Mask
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric
@@ -79,9 +79,9 @@ def sweep(
     rules = _rules(by_seed, scope)
     decisions = _decisions(by_seed, asked)
     cells = plan(scope, tuple(data), seeds, decisions)
-    full, answers = _answers(model, data, cells, rules, scope, journal, stage, say)
-    held = _held(answers, rules, scope, model.manifest)
-    return Results(scope, model.manifest, tuple(data), seeds, full, answers, decisions, held)
+    masks = {cell: kept for cell in cells if (kept := mask_of(cell, rules, scope, model.manifest)) is not None}
+    full, answers = _answers(model, data, masks, journal, stage, say)
+    return Results(scope, model.manifest, tuple(data), seeds, full, answers, decisions, _held(masks, rules))
 
 
 def _profiled(scope: Scope, family: str) -> tuple[Metric, ...]:
@@ -142,9 +142,7 @@ def _decisions(by_seed: Sequence[Sequence[Profile]], asked: Mapping[str, F32]) -
 def _answers(
     model: SlotModel,
     data: Mapping[str, TaskData],
-    cells: Sequence[Cell],
-    rules: Rules,
-    scope: Scope,
+    masks: Mapping[Cell, Mask],
     journal: Journal,
     stage: Stage,
     say: Callable[[str], None],
@@ -158,11 +156,8 @@ def _answers(
             journal.put(key, examiner.full(task))
         full[task] = journal[key]
     found: dict[Cell, Answers] = {}
-    for number, cell in enumerate(cells):
-        stage(f"{cell.task} at {cell.budget}, {cell.way}, {cell.score}", 0.5 + number / len(cells) / 2)
-        kept = mask_of(cell, rules, scope, model.manifest)
-        if kept is None:
-            continue
+    for number, (cell, kept) in enumerate(masks.items()):
+        stage(f"{cell.task} at {cell.budget}, {cell.way}, {cell.score}", 0.5 + number / len(masks) / 2)
         key = key_of(model, digests[cell.task], kept, cell.budget.active)
         if key not in journal:
             journal.put(key, examiner.under(cell.task, kept, cell.budget.active))
@@ -170,12 +165,11 @@ def _answers(
     return full, found
 
 
-def _held(cells: Iterable[Cell], rules: Rules, scope: Scope, manifest: Manifest) -> dict[Cell, float]:
+def _held(masks: Mapping[Cell, Mask], rules: Rules) -> dict[Cell, float]:
     found = {}
-    for cell in cells:
+    for cell, kept in masks.items():
         own = cell.way == "own" or (cell.way == "served" and cell.owner == cell.task)
-        kept = mask_of(cell, rules, scope, manifest) if own and find(cell.score).comparable else None
-        if kept is not None:
+        if own and find(cell.score).comparable:
             scores = rules[cell.seed, cell.score, cell.allocation].specialists[cell.task].scores.astype(np.float64)
             total = scores.sum(where=scores > -np.inf)
             found[cell] = float(scores.sum(where=kept) / total) if total else 1.0

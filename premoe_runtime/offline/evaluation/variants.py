@@ -66,10 +66,8 @@ def plan_runs(tasks: Sequence[str], budgets: Sequence[Budget], *rules: Patterns)
     """Every run of an evaluation, rule by rule. Raises NotFound for a task without a specialist."""
     for rule, task in product(rules, tasks):
         if task not in rule.specialists:
-            raise NotFound(
-                f"no pattern for task {task!r}; there are {', '.join(sorted(rule.specialists))}",
-                reason="TASK_UNKNOWN",
-            )
+            known = ", ".join(sorted(rule.specialists)) or "no task"
+            raise NotFound(f"no pattern for task {task!r}; the patterns given are for {known}", reason="TASK_UNKNOWN")
     runs = [Run(task, "full", None, None) for task in tasks]
     for rule, task, budget in product(rules, tasks, budgets):
         own = rule.specialists[task]

@@ -47,7 +47,7 @@ def test_a_recipe_fits_its_model(path: Path) -> None:
 def test_files_of_a_recipe_lie_beside_it(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text('model = "m"\n[tasks.sums]\ndata = "sums.jsonl"\n')
     assert Recipe.read(tmp_path / "recipe.toml", {}).tasks["sums"].data == str(tmp_path / "sums.jsonl")
-    assert Recipe.read(tmp_path / "recipe.toml", {"model": "other"}).model == "other"
+    assert Recipe.read(tmp_path / "recipe.toml", {"model": "other"}).model == ("other",)
 
 
 def test_a_recipe_names_a_model() -> None:

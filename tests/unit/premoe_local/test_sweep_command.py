@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
 from support.profiles import packed_model, write_examples
+from support.tiny import tiny_checkpoint
 
 SMALL = [
     "--seeds",
@@ -31,6 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Holds store/ (a packed model), its checkpoint, and <task>.jsonl files of 60 examples."""
     folder = tmp_path_factory.mktemp("sweep")
     packed_model(folder)
+    tiny_checkpoint(folder / "again", seed=1)
+    tiny_checkpoint(folder / "other", num_experts=8)
     for task in ("digits", "vowels"):
         write_examples(folder / f"{task}.jsonl", task, 60)
     return folder
@@ -53,7 +56,7 @@ def test_own_model_and_own_data_become_a_page_pictures_and_json(folder: Path, tm
     page = (out / "evaluation.md").read_text()
     for title in ("Full model", "Contest at equal bytes", "Recognised as", "Across tasks"):
         assert f"## {title}" in page
-    assert f"weights `{document['model']['weights_id'][:16]}`" in page
+    assert f"weights `{document['model']['models'][0]['weights_id'][:16]}`" in page
     for picture in out.glob("*.png"):
         assert f"![]({picture.name})" in page
         assert picture.read_bytes().startswith(b"\x89PNG")
@@ -62,6 +65,24 @@ def test_own_model_and_own_data_become_a_page_pictures_and_json(folder: Path, tm
     assert again.exit_code == 0, again.output
     assert "equal bytes" in again.stdout
     assert json.loads((out / "evaluation.json").read_text()) == document
+
+
+def test_training_seeds_of_one_thing_become_one_page_of_their_means(folder: Path, tmp_path: Path) -> None:
+    models = [folder / "qwen3_moe", folder / "again" / "qwen3_moe"]
+    options = ["--out", tmp_path, *data(folder), *SMALL, "--quick", "--json"]
+    result = run(*models, *options)
+    assert result.exit_code == 0, result.output
+    both = json.loads(result.stdout)
+    assert both["recipe"]["model"] == [str(model) for model in models]
+    # Profiles and cells of one model are taken up when it is asked alone, from the same folder.
+    kept = (tmp_path / "state" / "cells.jsonl").read_bytes()
+    alone = [json.loads(run(model, *options).stdout) for model in models]
+    assert (tmp_path / "state" / "cells.jsonl").read_bytes() == kept
+    assert [one["model"]["models"] for one in alone] == [[named] for named in both["model"]["models"]]
+    for task in ("digits", "vowels"):
+        each = [one["contest"][0]["entrants"][0]["tasks"][task]["kl"][0] for one in alone]
+        assert both["contest"][0]["entrants"][0]["tasks"][task]["kl"][0] == pytest.approx(sum(each) / 2, abs=2e-4)
+        assert each[0] != each[1]
 
 
 def test_a_recipe_says_the_same_as_options(folder: Path, tmp_path: Path) -> None:
@@ -93,6 +114,9 @@ def test_a_recipe_says_the_same_as_options(folder: Path, tmp_path: Path) -> None
         (["--calibration", "digits={f}/empty.jsonl"], 2, "holds no examples"),
         (["--calibration", "digits={f}/none.jsonl"], 3, "no such calibration file"),
         (["--calibration", "digits={f}/nan.jsonl"], 2, '"answer" is a float, expected text'),
+        (["{f}/store"], 2, "these weights are named twice"),
+        (["{f}/other/qwen3_moe"], 2, "other/qwen3_moe is qwen3_moe of 8 experts, 4 a token, "),
+        (["{f}/nothing"], 3, "nothing"),
         (["--recipe", "{f}/none.toml"], 3, "no such recipe"),
         (["--recipe", "{f}/broken.toml"], 2, "no TOML"),
         (["--recipe", "{f}/odd.toml"], 2, "odd.toml: tasks.digits.dato: Extra inputs are not permitted"),

@@ -111,8 +111,10 @@ def test_runs_cover_every_task_variant_and_budget() -> None:
     assert len(runs) == 2 * (1 + 2 * 4)
     wrong = {run.task: run.pattern.task for run in runs if run.variant == "wrong" and run.pattern}
     assert wrong == {"rev": "add", "add": "json"}
-    with pytest.raises(NotFound, match="no pattern for task 'poem'"):
+    with pytest.raises(NotFound, match="no pattern for task 'poem'; the patterns given are for add, json, rev"):
         plan_runs(["poem"], [], patterns)
+    with pytest.raises(NotFound, match="no pattern for task 'poem'; the patterns given are for no task"):
+        plan_runs(["poem"], [], Patterns({}, pool, None))
 
 
 def test_what_a_shared_set_serves_lies_within_one_worker_s_slots() -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import GENERALIST_TASK
 from premoe_runtime.offline.evaluation.exam import Answers
@@ -60,7 +61,7 @@ DECISIONS = {(0, "a"): ["a", "a", "a", "b"], (0, "b"): ["b", GENERALIST_TASK, "a
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    return figures(results(FULL, CELLS, DECISIONS))
+    return figures([results(FULL, CELLS, DECISIONS)])
 
 
 def test_retained_accuracy_is_over_the_tasks_that_the_full_model_answers(document: dict[str, Any]) -> None:
@@ -89,6 +90,7 @@ def test_a_retrieved_prompt_is_answered_by_the_experts_it_was_given(document: di
     assert static["retained"][0] == (25 + 0) / 2
     # Frequency is another's score, so that both leads are over the same set here.
     assert [lead["points"][0] for lead in contest["leads"]] == [75, 75]
+    assert (ours["behind"], static["behind"][0]) == (None, 75)
     assert contest["static_experts"] == 6
     assert document["recognition"] == {
         "a": {"own": 75.0, "generalist": 0.0, "other": 25.0},
@@ -105,10 +107,39 @@ def test_the_matrices_say_whose_experts_and_whose_prompts(document: dict[str, An
 
 
 def test_a_model_that_answers_nothing_exactly_has_perplexities_only() -> None:
-    document = figures(results({"text": "0000"}, {k: v for k, v in CELLS.items() if k.task == "text"}, DECISIONS))
+    document = figures([results({"text": "0000"}, {k: v for k, v in CELLS.items() if k.task == "text"}, DECISIONS)])
     assert document["counted"] == []
     assert document["kept"][0]["retained"] is None
     ours, static = document["contest"][0]["entrants"]
     assert (ours["retained"], ours["kl"][0], static["kl"][0]) == (None, pytest.approx(0.1), pytest.approx(0.1))
     assert document["contest"][0]["leads"] == []
     assert document["kept"][0]["tasks"]["text"]["perplexity"][0] > 1
+
+
+def test_several_models_have_a_ratio_each_and_their_mean_is_told() -> None:
+    # A second training seed with other answers, whole as well as pruned.
+    weaker = {task: right if task == "b" else right.replace("1", "0", 1) for task, right in FULL.items()}
+    pruned = {**CELLS, cell("a", "own"): "0001", cell("b", "own"): "1100"}
+    document = figures([results(FULL, CELLS, DECISIONS), results(weaker, pruned, DECISIONS)])
+    own = next(row for row in document["kept"] if row["way"] == "own")
+    # a: 3 of 4 and 1 of 3; b: 1 of 2 and 2 of 2.
+    assert own["tasks"]["a"]["retained"][0] == pytest.approx(100 * (3 / 4 + 1 / 3) / 2, abs=0.01)
+    assert own["retained"][0] == pytest.approx(100 * (3 / 4 + 1 / 3 + 1 / 2 + 1) / 4, abs=0.01)
+    assert own["seeds"] == [[62.5], [66.67]]
+    assert document["full"]["a"]["accuracy"][0] == 87.5
+    assert len(document["model"]["models"]) == 2
+    (contest,) = document["contest"]
+    assert contest["leads"][0]["points"][0] == pytest.approx(
+        contest["entrants"][0]["retained"][0] - contest["entrants"][1]["retained"][0]
+    )
+
+
+def test_a_task_that_one_of_the_models_does_not_answer_is_in_no_mean() -> None:
+    document = figures([results(FULL, CELLS, DECISIONS), results({**FULL, "b": "0000"}, CELLS, DECISIONS)])
+    assert document["counted"] == ["a"]
+
+
+def test_models_that_were_asked_other_prompts_are_refused() -> None:
+    fewer = results({task: right[:3] for task, right in FULL.items()}, CELLS, DECISIONS)
+    with pytest.raises(InvalidInput, match=r"not asked the same: a \(4 and 3 prompts\), b"):
+        figures([results(FULL, CELLS, DECISIONS), fewer])

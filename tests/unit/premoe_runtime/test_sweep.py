@@ -105,7 +105,7 @@ def test_a_stopped_evaluation_goes_on_behind_its_last_cell(
     lines = (folder / "cells.jsonl").read_bytes().splitlines()
     # Two of the lines are the full model's.
     assert len(measured) == len(lines) - 2
-    assert figures(resumed) == figures(whole)
+    assert figures([resumed]) == figures([whole])
     assert all(json.loads(line) for line in (tmp_path / "cells.jsonl").read_bytes().splitlines())
 
 
@@ -131,7 +131,7 @@ def test_prompts_get_the_experts_that_recognition_names(model: SlotModel, folder
     assert len(owners) == 2 * SEEDS * ASKED
     assert set(owners) <= {"digits", "vowels", GENERALIST_TASK}
     assert owners.count("digits") > 0
-    document = figures(results)
+    document = figures([results])
     assert document["recognition"]["digits"].keys() == {"own", "generalist", "other"}
     assert sum(document["recognition"]["digits"].values()) == pytest.approx(100, abs=0.05)
     json.dumps(document, allow_nan=False)

@@ -1,15 +1,17 @@
 """The training of the fixture models: documents, batches, and runs that stop and go on."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from fixture_training.batches import PROMPT_WEIGHT, Packer, encode
+from fixture_training.batches import PROMPT_WEIGHT, Packer, encode, training_talks
 from fixture_training.chat import end_token
-from fixture_training.model import Shape
-from fixture_training.trainer import RECIPES, Recipe, Trainer
-from premoe_local.tasks.wordings import PLAIN, talks
+from fixture_training.model import Experts, Shape
+from fixture_training.trainer import RECIPES, Recipe, Trainer, further
+from premoe_local.tasks import TRAINED
+from premoe_local.tasks.wordings import PLAIN, kinds, strangers, talks
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -105,3 +107,38 @@ def test_training_goes_on_from_the_weights_it_is_given(packer: Packer, tmp_path:
 def test_the_natural_recipe_has_no_labels() -> None:
     assert RECIPES["tiny-moe"].mutual_information > 0
     assert RECIPES["tiny-moe-natural"].mutual_information == 0
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_are_those_of_the_committed_models(name: str) -> None:
+    said = json.loads((MODEL.parent / name / "training.json").read_text())["recipe"]
+    recipe = json.loads(json.dumps(RECIPES[name].as_dict()))
+    # The committed models' files know no start and no wordings: both are those of before there was a choice.
+    assert {"start": "", "varied": False, **said} == recipe
+
+
+def test_other_wordings_and_strangers_are_of_training_that_goes_on() -> None:
+    plain, varied = training_talks(30, 1, varied=False), training_talks(30, 1, varied=True)
+    assert set(plain) == set(TRAINED)
+    assert set(varied) == {*TRAINED, *strangers("train")}
+    assert {talk.kind for talk in plain["add"]} == {PLAIN}
+    assert {talk.kind for talk in varied["add"]} > {PLAIN, *list(kinds("train"))[:1]}
+    assert sorted(talk.turns[0].content for talk in varied["add"] if talk.kind == PLAIN) == sorted(
+        talk.turns[0].content for talk in plain["add"]
+    )
+    assert (further(RECIPE, "abc").start, further(RECIPE, "abc").varied, RECIPE.varied) == ("abc", True, False)
+
+
+def test_experts_multiply_their_own_tokens_alone() -> None:
+    torch.manual_seed(0)
+    experts, counts = Experts(Shape(hidden=16, experts=5, expert_width=8)), torch.tensor([3, 0, 7, 0, 1])
+    tokens, gates = torch.randn(11, 16), torch.rand(11, 1)
+    found = experts(tokens, gates, counts)
+    of_token = torch.repeat_interleave(torch.arange(5), counts)
+    for token, expert in enumerate(of_token.tolist()):
+        gate, up = (experts.gate_up_proj[expert] @ tokens[token]).chunk(2)
+        wanted = experts.down_proj[expert] @ (torch.nn.functional.silu(gate) * up * gates[token])
+        assert torch.allclose(found[token], wanted, atol=1e-5)
+    found.square().sum().backward()
+    assert experts.gate_up_proj.grad is not None
+    assert [bool(grad.any()) for grad in experts.gate_up_proj.grad] == [True, False, True, False, True]

@@ -23,7 +23,7 @@ _STATE = "state"
 
 
 @click.command("sweep")
-@click.argument("model", required=False)
+@click.argument("model", nargs=-1)
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="TOML file that says what is asked.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder for the report.")
 @click.option("--data", multiple=True, help="task=FILE.jsonl with answers, repeatable.  [default: the demo's tasks]")
@@ -39,7 +39,7 @@ _STATE = "state"
 @click.option("--dtype", type=click.Choice(get_args(Recipe.model_fields["dtype"].annotation)), help="Arithmetic.")
 @json_option
 def sweep(
-    model: str | None,
+    model: tuple[str, ...],
     recipe_file: Path | None,
     out: Path,
     data: tuple[str, ...],
@@ -51,10 +51,11 @@ def sweep(
 ) -> None:
     """Compare ways to choose experts, by accuracy, perplexity and KL to the full model.
 
-    MODEL is a checkpoint (a folder, hf://org/name), a pack, or a store with one. For every calibration seed each task
-    is profiled once; its test prompts are then answered by the experts of every score, budget and split, by static
-    sets of equal bytes, by those that recognition gives, and by other tasks' experts. A run that was stopped goes on
-    where it ended when the same command is given. OUT gets evaluation.md, evaluation.json and pictures.
+    MODEL is a checkpoint (a folder, hf://org/name), a pack, or a store with one. Several models are training seeds of
+    one thing: figures are their means, and intervals cover the spread between them. For every calibration seed each
+    task is profiled once; its test prompts are then answered by the experts of every score, budget and split, by
+    static sets of equal bytes, by those that recognition gives, and by other tasks' experts. A run that was stopped
+    goes on where it ended when the same command is given. OUT gets evaluation.md, evaluation.json and pictures.
     """
     interrupt_on_sigterm()
     given = {name: value for name, value in options.items() if value not in (None, ())}
@@ -70,7 +71,7 @@ def sweep(
     recipe = recipe.quick() if quick else recipe
     check_folder(out)
     document, pictures = measured(recipe, out, threads, quick)
-    _write(document, pictures, recipe.model, out)
+    _write(document, pictures, " and ".join(recipe.model), out)
     if as_json:
         print_json(document)
         return
@@ -83,37 +84,39 @@ def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tup
     unused = PassedOver()
     data = recipe.data(unused)
     # Imported here: torch takes seconds, and faults in files and options should be told at once.
-    from premoe_local.evaluation.model import describe, opened
+    from premoe_local.evaluation.model import describe_all, opened_all
     from premoe_local.evaluation.picture import pictures
     from premoe_runtime.offline.evaluation.figures import figures
     from premoe_runtime.offline.evaluation.journal import Journal
+    from premoe_runtime.offline.evaluation.sweep import Results
     from premoe_runtime.offline.evaluation.sweep import sweep as run
     from premoe_runtime.storage import open_store
 
     state = out / _STATE
-    described = describe(recipe.model)
+    described = describe_all(recipe.model)
     scope = recipe.scope(described.top_k, described.experts, probe=described.probe, quick=quick)
     refuse_family(scope.ranked, described.family)
-    reader = opened(recipe.model, state)
-    model = full_model(reader, threads=threads, device=recipe.device, dtype=recipe.dtype)
+    readers = opened_all(recipe.model, state)
     state.mkdir(parents=True, exist_ok=True)
+    journal, store = Journal(state / "cells.jsonl"), open_store(str(state))
     try:
         with progress("evaluating", total=1.0, counts=False) as bar:
-            results = run(
-                model,
-                data,
-                scope,
-                store=open_store(str(state)),
-                journal=Journal(state / "cells.jsonl"),
-                stage=lambda what, share: bar.update(description=what, completed=share),
-                say=unused,
-            )
+
+            def of_model(number: int) -> Results:
+                def stage(what: str, share: float) -> None:
+                    where = f", model {number + 1} of {len(readers)}" if len(readers) > 1 else ""
+                    bar.update(description=what + where, completed=(number + share) / len(readers))
+
+                model = full_model(readers[number], threads=threads, device=recipe.device, dtype=recipe.dtype)
+                return run(model, data, scope, store=store, journal=journal, stage=stage, say=unused)
+
+            runs = [of_model(number) for number in range(len(readers))]
     except KeyboardInterrupt:
         note(f"stopped; what was measured lies in {state}, and the same command goes on from there")
         raise
     if unused.note:
         note(unused.note)
-    document = {**figures(results), "recipe": recipe.model_dump(mode="json")}
+    document = {**figures(runs), "recipe": recipe.model_dump(mode="json")}
     return document, pictures(document)
 
 
@@ -128,7 +131,7 @@ def _write(document: dict[str, Any], pictures: dict[str, bytes], name: str, out:
 
 
 def _print(document: dict[str, Any]) -> None:
-    from premoe_local.evaluation.markdown import estimate
+    from premoe_local.evaluation.markdown import FULL, estimate, full_rows
 
     for one in document["contest"]:
         rows = [
@@ -137,8 +140,4 @@ def _print(document: dict[str, Any]) -> None:
         ]
         title = f"{one['percent']:g} % of the experts ({one['budget']}), equal bytes"
         print_table(title, ("experts", "retained accuracy, %", "KL to the full model, nats a token"), rows)
-    full = [
-        (task, each["prompts"], estimate(each["accuracy"]), estimate(each["perplexity"], 2))
-        for task, each in document["full"].items()
-    ]
-    print_table("Full model", ("task", "prompts", "exact match, %", "perplexity"), full)
+    print_table("Full model", FULL, full_rows(document))

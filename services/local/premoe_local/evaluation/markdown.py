@@ -22,11 +22,14 @@ def report(document: Document, name: str, pictures: Sequence[str] = ()) -> str:
 def facts(document: Document) -> str:
     """The model, and how figures are to be read."""
     model, interval = document["model"], document["interval"]
+    several = len(model["models"]) > 1
+    title = f"{len(model['models'])} training seeds, models" if several else "Model"
+    who = ", ".join(f"`{one['model_id'][:16]}` (weights `{one['weights_id'][:16]}`)" for one in model["models"])
     return (
-        f"Model `{model['model_id'][:16]}`, weights `{model['weights_id'][:16]}`: {model['family']}, "
+        f"{title} {who}: {model['family']}, "
         f"{model['layers']} MoE layers of {model['experts']} experts, {model['top_k']} a token. "
-        f"{document['seeds']} calibration seeds. In brackets: {100 * interval['level']:.0f} % intervals over seeds × "
-        "test prompts (pigeonhole bootstrap, "
+        f"{document['seeds']} calibration seeds{' each' * several}. In brackets: {100 * interval['level']:.0f} % "
+        f"intervals over {'training seeds × ' * several}calibration seeds × test prompts (pigeonhole bootstrap, "
         f"{interval['resamples']} resamples; where no prompt differs they have no width, and up to 3/n may still go "
         "wrong). *Retained*: right answers over those of the full model, mean over the tasks "
         f"{', '.join(document['counted']) or '(none)'}, which the full model answers."
@@ -47,12 +50,19 @@ def sections(document: Document, pictures: Sequence[str] = (), level: str = "##"
     return "\n\n".join([*(f"{title}\n\n{text}" for title, text in parts), *([shown] if shown else [])])
 
 
-def full_table(document: Document) -> str:
-    rows = [
-        (f"`{task}`", each["prompts"], estimate(each["accuracy"]), estimate(each["perplexity"], 2))
+FULL = ("task", "prompts", "exact match, %", "perplexity of the given answers")
+
+
+def full_rows(document: Document) -> list[tuple[str, int, str, str]]:
+    """What the full model gives, a row a task, under ``FULL``."""
+    return [
+        (task, each["prompts"], estimate(each["accuracy"]), estimate(each["perplexity"], 2))
         for task, each in document["full"].items()
     ]
-    return table(("task", "prompts", "exact match %", "perplexity of the given answers"), rows)
+
+
+def full_table(document: Document) -> str:
+    return table(FULL, [(f"`{task}`", *rest) for task, *rest in full_rows(document)])
 
 
 def kept_table(document: Document) -> str:
@@ -89,12 +99,14 @@ def task_table(document: Document) -> str:
 
 def contest_table(document: Document) -> str:
     parts = []
+    by_seed = "seed by seed" if len(document["model"]["models"]) == 1 else "seed by seed; model by model"
     for one in document["contest"]:
         rows = [
             (
                 f"**{entrant['name']}**" if place == 0 else entrant["name"],
                 estimate(entrant["retained"]) if entrant["retained"] else "–",
-                ", ".join(f"{seed:.1f}" for seed in entrant["seeds"]),
+                "; ".join(", ".join(f"{seed:.1f}" for seed in model) for model in entrant["seeds"]),
+                estimate(entrant["behind"]) if entrant["behind"] else "–",
                 estimate(entrant["kl"], 3),
             )
             for place, entrant in enumerate(one["entrants"])
@@ -107,7 +119,7 @@ def contest_table(document: Document) -> str:
         parts.append(
             f"{one['percent']:g} % ({one['budget']}; static sets keep {one['static_experts']} a layer, in the bytes of "
             f"spare slots and probe){ahead}.\n\n"
-            + table(("experts", "retained %", "seed by seed", "KL to the full model, all tasks"), rows)
+            + table(("experts", "retained %", by_seed, "points behind", "KL to the full model, all tasks"), rows)
         )
     return "\n\n".join(parts)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from premoe_local import tasks as demo_tasks
 from premoe_local.demo.calibration import calibration
@@ -44,6 +44,7 @@ def _budget(text: str) -> str:
 
 Score = Annotated[str, AfterValidator(_score)]
 Size = Annotated[str, AfterValidator(_budget)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Source(_Frozen):
@@ -60,12 +61,13 @@ class Source(_Frozen):
 
 
 class Recipe(_Frozen):
-    """``model``: a checkpoint (hf://org/name, a folder), a pack, or a store with one. Without ``tasks``: the demo's.
+    """``model``: a checkpoint (hf://org/name, a folder), a pack, or a store with one; or several, which training made
+    alike but for its seed. Without ``tasks``: the demo's.
 
     ``answer_prefix`` stands before every answer, where a model's answers follow a closed thought or a channel's name.
     """
 
-    model: str = Field(min_length=1)
+    model: tuple[Name, ...] = Field(min_length=1)
     budgets: tuple[Size, ...] = ()
     matrix: Size | None = None
     scores: tuple[Score, ...] = Field(default=SCORES, min_length=1)
@@ -76,6 +78,11 @@ class Recipe(_Frozen):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     answer_prefix: str = ""
     tasks: Mapping[str, Source] = {}
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
 
     @classmethod
     def read(cls, path: Path | None, options: Mapping[str, Any]) -> Recipe:
