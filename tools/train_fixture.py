@@ -97,7 +97,11 @@ def main(name: str, out: Path, work: Path, start: Path | None, seed: int, thread
     with console.status("generating and tokenizing the tasks"):
         tokenizer, packer = prepare(recipe, work, start)
     trainer = Trainer(recipe, packer, work)
-    if trainer.resume():
+    try:
+        resumed = trainer.resume()
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if resumed:
         console.print(f"resumed at step {trainer.step}")
     elif weights is not None:
         trainer.begin(weights)

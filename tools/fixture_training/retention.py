@@ -1,13 +1,11 @@
 """What pruned models keep, by the product's own profiles, rankings and splits: rules, allocations, seeds, budgets.
 
-Every answer count is kept in a file beside the checkpoint's work, so that a run that is stopped goes on where it was.
+Answers are kept as `premoe eval sweep` keeps them, so that a run that is stopped goes on where it was.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -22,8 +20,10 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.pattern import Metric
 from premoe_runtime.offline.calibration import Example
+from premoe_runtime.offline.evaluation.journal import Journal
+from premoe_runtime.offline.evaluation.known import Known
 from premoe_runtime.offline.evaluation.rules import Patterns
-from premoe_runtime.offline.evaluation.variants import Run, evaluate
+from premoe_runtime.offline.evaluation.variants import Run
 from premoe_runtime.offline.patterns.derive import overlap
 from premoe_runtime.offline.profile.measure import load_full_model, measure_profile
 from premoe_runtime.offline.profile.record import Profile
@@ -65,30 +65,39 @@ class Row:
     perplexity: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a row is made of: the runs of every calibration seed."""
+
+    how: str
+    metric: str
+    allocation: str
+    budget: Budget
+    seeds: list[list[Run]]
+
+    def of_task(self, task: str) -> Iterator[Run]:
+        return (run for runs in self.seeds for run in runs if run.task == task)
+
+
 class Answers:
-    """Right answers and perplexity of the model on test prompts, whole or pruned; remembers what it has measured."""
+    """Right answers and perplexity of the model on test prompts, whole or pruned; each is measured once."""
 
-    def __init__(self, model: SlotModel, prompts: int, memory: Path | None) -> None:
-        self._model, self._memory, self._prompts = model, memory, prompts
-        known = json.loads(memory.read_text(encoding="utf-8")) if memory and memory.exists() else {}
-        self._known: dict[str, list[float]] = known
+    def __init__(self, model: SlotModel, sizes: Sizes, journal: Journal) -> None:
+        limits = {task: min(sizes.pruned, OPEN_PROMPTS) if task in OPEN else sizes.pruned for task in STORED}
+        own = {task: asked(task, limit) for task, limit in limits.items()}
+        wrong = {task: own[task][: sizes.wrong] for task in EXACT}
+        self._known = {True: Known(model, wrong, journal), False: Known(model, own, journal)}
 
-    def of(self, run: Run, prompts: int | None = None) -> tuple[float, float]:
+    def of(self, run: Run) -> tuple[float, float]:
         """Per cent of right answers, and perplexity of the given ones."""
-        limit = min(prompts or self._prompts, OPEN_PROMPTS if run.task in OPEN else self._prompts)
-        kept = run.kept()
-        mask = "" if kept is None else blake2b(kept.tobytes(), digest_size=12).hexdigest()
-        key = f"{self._model.manifest.weights_id[:12]} {run.task} {limit} {mask}"
-        if key not in self._known:
-            outcome = next(evaluate(self._model, {run.task: test_documents(run.task, limit)}, [run]))
-            self._known[key] = [100 * outcome.accuracy, outcome.perplexity]
-            if self._memory:
-                self._memory.write_text(json.dumps(self._known), encoding="utf-8")
-        right, perplexity = self._known[key]
-        return right, perplexity
+        known, kept = self._known[run.variant == "wrong"], run.kept()
+        answers = known.full(run.task)
+        if kept is not None and run.budget is not None:
+            answers = known.under(run.task, kept, run.budget.active)
+        return 100 * float(answers.right.mean()), answers.perplexity
 
 
-def test_documents(task: str, count: int) -> list[Example]:
+def asked(task: str, count: int) -> list[Example]:
     """The first test prompts of a task, with answers."""
     return calibration(examples(task, "test", count))
 
@@ -112,9 +121,7 @@ def profiles(model: SlotModel, seed: int) -> list[Profile]:
 def measure_retention(
     model: SlotModel, sizes: Sizes, memory: Path | None, advance: Callable[[str], None]
 ) -> dict[str, object]:
-    """All figures of pruned models; ``advance`` is called before each of ``steps()`` rows."""
-    answers = Answers(model, sizes.pruned, memory)
-    full = {task: answers.of(Run(task, "full", None, None)) for task in STORED}
+    """All figures of pruned models; ``memory`` keeps answers, ``advance`` is called ``steps()`` times."""
     by_seed = [profiles(model, seed) for seed in SEEDS]
     made = {
         (metric, allocation): [
@@ -123,11 +130,21 @@ def measure_retention(
         for metric, allocation in product(RULES, ALLOCATIONS)
     }
     budgets = [Budget(model.manifest.top_k, model.manifest.num_experts // share) for share in SHARES]
-    rows = []
-    for budget, (how, metric, allocation, plans) in product(budgets, _plans(made)):
-        advance(f"{how}, {metric} {allocation}, {budget}")
-        percent = 100 * budget.kept / model.manifest.num_experts
-        rows.append(_row(how, metric, allocation, percent, full, answers, [plan(budget) for plan in plans], sizes))
+    planned = [
+        Planned(how, metric, allocation, budget, [plan(budget) for plan in plans])
+        for budget, (how, metric, allocation, plans) in product(budgets, _plans(made))
+    ]
+    with TemporaryDirectory(prefix="premoe-card-") as scratch:
+        answers = Answers(model, sizes, Journal(memory or Path(scratch) / "cells.jsonl"))
+        # Task by task, because the full model's answers are remembered of one at a time.
+        full = {}
+        for task in STORED:
+            full[task] = answers.of(Run(task, "full", None, None))
+            for row in planned:
+                advance(f"{task}, {row.how}, {row.metric} {row.allocation}, {row.budget}")
+                for run in row.of_task(task):
+                    answers.of(run)
+        rows = [_row(row, full, answers, model.manifest.num_experts) for row in planned]
     best = made["impact", "shared"][0]
     return {
         "full_on_pruned_prompts": {task: round(full[task][0], 2) for task in EXACT},
@@ -144,7 +161,7 @@ def measure_retention(
 
 def steps() -> int:
     """How often ``measure_retention`` reports."""
-    return len(SHARES) * len(list(_plans({rule: [] for rule in product(RULES, ALLOCATIONS)})))
+    return len(STORED) * len(SHARES) * len(list(_plans({rule: [] for rule in product(RULES, ALLOCATIONS)})))
 
 
 Plan = Callable[[Budget], list[Run]]
@@ -182,30 +199,20 @@ def _wrong(rule: Patterns) -> Plan:
     ]
 
 
-def _row(
-    how: str,
-    metric: str,
-    allocation: str,
-    percent: float,
-    full: dict[str, tuple[float, float]],
-    answers: Answers,
-    seeds: list[list[Run]],
-    sizes: Sizes,
-) -> Row:
-    limit = sizes.wrong if how == "wrong specialist" else None
+def _row(row: Planned, full: dict[str, tuple[float, float]], answers: Answers, experts: int) -> Row:
     found: list[dict[str, list[tuple[float, float]]]] = []
-    for runs in seeds:
+    for runs in row.seeds:
         by_task: dict[str, list[tuple[float, float]]] = {}
         for run in runs:
-            by_task.setdefault(run.task, []).append(answers.of(run, limit))
+            by_task.setdefault(run.task, []).append(answers.of(run))
         found.append(by_task)
     exact = [{task: fmean(right for right, _ in cells[task]) for task in EXACT} for cells in found]
     retained = [100 * fmean(each[task] / full[task][0] for task in EXACT) for each in exact]
     return Row(
-        how,
-        metric,
-        allocation,
-        percent,
+        row.how,
+        row.metric,
+        row.allocation,
+        100 * row.budget.kept / experts,
         round(fmean(retained), 1),
         [round(each, 1) for each in retained],
         {task: round(fmean(each[task] for each in exact), 1) for task in EXACT},

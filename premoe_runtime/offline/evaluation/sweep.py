@@ -16,10 +16,11 @@ from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric
 from premoe_runtime.formats.recognition import recognise
-from premoe_runtime.offline.calibration import Example, calibration_digest
+from premoe_runtime.offline.calibration import Example
 from premoe_runtime.offline.evaluation.data import TaskData, check_tasks
-from premoe_runtime.offline.evaluation.exam import Answers, Examiner
-from premoe_runtime.offline.evaluation.journal import Journal, key_of
+from premoe_runtime.offline.evaluation.exam import Answers
+from premoe_runtime.offline.evaluation.journal import Journal
+from premoe_runtime.offline.evaluation.known import Known
 from premoe_runtime.offline.evaluation.plan import SCORES, SERVED, Cell, Decisions, Rules, Scope, mask_of, plan
 from premoe_runtime.offline.evaluation.rules import Patterns
 from premoe_runtime.offline.patterns.build import BuildOptions, build_set
@@ -147,21 +148,12 @@ def _answers(
     stage: Stage,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Answers], dict[Cell, Answers]]:
-    examiner = Examiner(model, {task: one.test for task, one in data.items()}, passed_over=say)
-    digests = {task: calibration_digest(one.test) for task, one in data.items()}
-    full: dict[str, Answers] = {}
-    for task in data:
-        key = key_of(model, digests[task], None, model.manifest.top_k)
-        if key not in journal:
-            journal.put(key, examiner.full(task))
-        full[task] = journal[key]
+    known = Known(model, {task: one.test for task, one in data.items()}, journal, say)
+    full = {task: known.full(task) for task in data}
     found: dict[Cell, Answers] = {}
     for number, (cell, kept) in enumerate(masks.items()):
         stage(f"{cell.task} at {cell.budget}, {cell.way}, {cell.score}", 0.5 + number / len(masks) / 2)
-        key = key_of(model, digests[cell.task], kept, cell.budget.active)
-        if key not in journal:
-            journal.put(key, examiner.under(cell.task, kept, cell.budget.active))
-        found[cell] = journal[key]
+        found[cell] = known.under(cell.task, kept, cell.budget.active)
     return full, found
 
 
