@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from premoe_runtime.engines.vllm.coverage import FAMILIES as ON_VLLM
 from premoe_runtime.families.refused import REFUSED
 from premoe_runtime.families.registry import FAMILIES
 from premoe_runtime.families.spec import FamilySpec
@@ -40,7 +41,8 @@ greedy answers equal `generate` in float32.
 Formats of weights: {", ".join(WEIGHT_DTYPES)}, and what a row names: packs keep those tensors as they are, and the
 engine computes with what it dequantises of them on arrival, bit for bit what transformers makes of them
 ([test_number_formats.py](../{NUMBERS_SUITE})), or what compressed-tensors does and the definitions of AWQ and GPTQ say
-([test_integer_checkpoints.py](../{INTEGERS_SUITE})). Engine: `hf`.
+([test_integer_checkpoints.py](../{INTEGERS_SUITE})). That is the engine `hf`; what `vllm` runs, and why not the others,
+is in [vllm.md](vllm.md).
 
 Of `compressed-tensors`: `pack-quantized` and `int-quantized`, 4 and 8 bits, by group or channel, with or without zero
 points, also where columns were grouped by importance. Of `gptq`: 4 and 8 bits, both versions of zero points, also by
@@ -85,11 +87,12 @@ def numbers(spec: FamilySpec) -> str:
 
 
 def page() -> str:
-    rows = ["| type | models | router | experts on disk | number formats |", "|---|---|---|---|---|"]
+    rows = ["| type | models | router | experts on disk | number formats | engines |", "|---|---|---|---|---|---|"]
     for name, spec in sorted(FAMILIES.items()):
         models, _, _ = (import_module(f"{PACKAGE}.{name}").__doc__ or "").partition(":")
         router = arithmetic(spec.router(CONFIG_MAPPING[name]()))
-        known = f"{router} | {stored(spec)} | {numbers(spec) or 'none'} |"
+        engines = "`hf`, `vllm`" if name in ON_VLLM else "`hf`"
+        known = f"{router} | {stored(spec)} | {numbers(spec) or 'none'} | {engines} |"
         rows.append(f"| `{name}` | {models} | {known}")
         rows += [f"| `{alias}` | read as `{name}`, without its code | {known}" for alias in spec.aliases]
     other = ["## Number formats that are refused", "", "| `quant_method` | why |", "|---|---|"]

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.formats.allocation import even_slots
 from premoe_runtime.formats.arrays import Mask
+from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, Semantics
 from premoe_runtime.formats.ids import WeightsId
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import Pattern
+from premoe_runtime.offline.export.cut import Cut, Spread, Target, cut, kept_by, usual_spread
 from premoe_runtime.packs.reader import PackReader, open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
@@ -56,13 +58,38 @@ def random_pattern(
     )
 
 
-def restricted_logits(source: PackReader, kept: Mask, active: int, semantics: Semantics = "selection") -> torch.Tensor:
+def restricted_logits(
+    source: PackReader, kept: Mask, active: int, semantics: Semantics = "selection", prompts: torch.Tensor = PROMPTS
+) -> torch.Tensor:
     """Of the whole pack's model, restricted to ``kept`` bool[L, E]."""
     slots = load_slot_model(source, slots=even_slots(int(kept.sum(axis=1).max()), kept.sum(axis=1).tolist(), "uniform"))
     mask = torch.from_numpy(kept)
     bring(slots.store, slots.source, experts_of(mask), {0: kept}, semantics=semantics)
     with slots.steps(0, active):
-        return stock_logits(slots.model, PROMPTS)
+        return stock_logits(slots.model, prompts)
+
+
+def cut_to(
+    source: PackReader,
+    budget: str,
+    *,
+    spread: Spread | None = None,
+    target: Target = "transformers",
+    accept_rescale: bool = False,
+    **pattern: object,
+) -> Cut:
+    manifest, parsed = source.manifest(), Budget.parse(budget)
+    chosen = spread or usual_spread(manifest.router)
+    found = random_pattern(manifest, **pattern)  # type: ignore[arg-type]
+    return cut(
+        found,
+        kept_by(found, parsed, chosen, manifest),
+        manifest,
+        active=parsed.active,
+        spread=chosen,
+        target=target,
+        accept_rescale=accept_rescale,
+    )
 
 
 def stock_model(folder: Path) -> PreTrainedModel:

@@ -69,15 +69,28 @@ CHECK, ADDRESSES, WEIGHT_BYTES = ({"do": name} for name in ("check", "addresses"
 
 
 def slots(
-    pack: str, count: int | Sequence[int], stages: Sequence[dict[str, Any]], *, compiled: bool = False
+    pack: str,
+    count: int | Sequence[int],
+    stages: Sequence[dict[str, Any]],
+    *,
+    compiled: bool = False,
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """A job: an engine over slots; its answers are those of the stages, in order."""
-    return {"what": "slots", "pack": pack, "slots": count, "stages": stages, "compiled": compiled}
+    return {"what": "slots", "pack": pack, "slots": count, "stages": stages, "compiled": compiled, "dtype": dtype}
 
 
-def stock(checkpoint: Path, batches: Sequence[tuple[Kept | None, Sequence[Sequence[int]]]]) -> dict[str, Any]:
+def stock(
+    checkpoint: Path, batches: Sequence[tuple[Kept | None, Sequence[Sequence[int]]]], *, dtype: str = "float32"
+) -> dict[str, Any]:
     """A job: unchanged vLLM, its routers kept from choosing anything else. Answers a ``Masked`` to each batch."""
-    return {"what": "stock", "checkpoint": str(checkpoint), "batches": batches, "compiled": False}
+    return {
+        "what": "stock",
+        "checkpoint": str(checkpoint),
+        "batches": batches,
+        "compiled": False,
+        "dtype": dtype,
+    }
 
 
 class Masked(NamedTuple):
@@ -144,9 +157,12 @@ def _tidy() -> None:
 
 def _engine(job: dict[str, Any], **arguments: Any) -> Any:
     from vllm import LLM
+    from vllm.model_executor.models import registry
 
+    # Only where nobody has CUDA to keep untouched: for each new architecture it imports all of vLLM in another process.
+    registry._run_in_subprocess = lambda look: look()
     return LLM(
-        dtype="float32",
+        dtype=job["dtype"],
         enforce_eager=not job["compiled"],
         max_model_len=256,
         max_num_seqs=16,
@@ -232,8 +248,8 @@ def _stock(job: dict[str, Any]) -> list[Any]:
 
 
 class Masks:
-    """Puts -inf into what vLLM's own routers choose by, while they run: their correction bias, or what their
-    ``torch.topk`` sees.
+    """Puts -inf into what vLLM's own routers choose by, while they run: their correction bias, the logits of a function
+    of the model's own, the scores of groups, or what their ``torch.topk`` sees.
     """
 
     def __init__(self) -> None:
@@ -244,35 +260,52 @@ class Masks:
         routers = [module.router for module in model.modules() if hasattr(module, "routed_experts")]
         assert routers
         for layer, router in enumerate(routers):
+            if router.e_score_correction_bias is not None and not router.use_grouped_topk:
+                # vLLM's router for CPUs has a correction bias in its function of groups only, and leaves it out (ERNIE)
+                # or stops (MiniMax-M2) where there are none. One group is none.
+                router.use_grouped_topk, router.num_expert_group, router.topk_group = True, 1, 1
             router._compute_routing = self._masked(layer, router, router._compute_routing)
 
     def _masked(self, layer: int, router: Any, stock: Any) -> Any:
         import torch
 
-        topk = torch.topk
-
         def compute(*args: Any, **kwargs: Any) -> Any:
             if self.kept is None:
                 return stock(*args, **kwargs)
             free = stock(*args, **kwargs)[1].sort(-1).values
-
             out = torch.ones(router.global_num_experts, dtype=torch.bool)
             out[list(self.kept[layer])] = False
-
-            def chosen(values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-                return topk(values.masked_fill(out, -torch.inf), *args, **kwargs)
-
-            bias = router.e_score_correction_bias
-            if bias is None:
-                patch = mock.patch.object(torch, "topk", chosen)
-            else:
-                patch = mock.patch.object(router, "e_score_correction_bias", bias.masked_fill(out, -torch.inf))
-            with patch:
+            with _left_out(router, out):
                 weights, ids = stock(*args, **kwargs)
             self.changed.append(float((ids.sort(-1).values != free).any(-1).float().mean()))
             return weights, ids
 
         return compute
+
+
+def _left_out(router: Any, out: Any) -> Any:
+    """While it is entered, ``router`` chooses nothing of ``out``: bool[E]."""
+    import torch
+
+    inf, topk, softmax = float("inf"), torch.topk, torch.softmax
+    if (bias := router.e_score_correction_bias) is not None:
+        return mock.patch.object(router, "e_score_correction_bias", bias.masked_fill(out, -inf))
+    if (own := router.custom_routing_function) is not None:
+
+        def routed(*, gating_output: Any, **others: Any) -> Any:
+            return own(gating_output=gating_output.masked_fill(out, -inf), **others)
+
+        return mock.patch.object(router, "custom_routing_function", routed)
+    if router.use_grouped_topk and router.num_expert_group > 1:
+        return mock.patch.object(
+            torch, "softmax", lambda *args, **kwargs: softmax(*args, **kwargs).masked_fill(out, -inf)
+        )
+
+    def chosen(values: Any, *args: Any, **kwargs: Any) -> Any:
+        left = values.masked_fill(out, -inf) if values.shape[-1] == len(out) else values
+        return topk(left, *args, **kwargs)
+
+    return mock.patch.object(torch, "topk", chosen)
 
 
 if __name__ == "__main__":

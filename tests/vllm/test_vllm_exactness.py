@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support import exports
 from support.oracle import random_kept
 from support.tiny import tiny_checkpoint
 from support.vllm_engines import (
@@ -24,9 +26,11 @@ from support.vllm_engines import (
     slots,
     stock,
 )
+from support.vllm_models import AMX, MODELS, NUMBERS, checkpoint_of
 
 from premoe_runtime.engines.vllm.coverage import FAMILIES as COVERED
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.offline.export.writer import export
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import open_store
@@ -35,15 +39,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "tiny-moe"
 LENGTHS = [8 + 3 * number for number in range(9)]
-# vLLM's CPU attention knows heads of 32 numbers and more.
-HEADS: dict[str, dict[str, Any]] = {
-    "qwen3_moe": {"head_dim": 32},
-    "mixtral": {"head_dim": 32},
-    "qwen2_moe": {"num_attention_heads": 2},
-    "olmoe": {"num_attention_heads": 2, "num_key_value_heads": 2},
-    "granitemoe": {"num_attention_heads": 2},
-    "glm4_moe": {"head_dim": 32},
-}
 
 
 def packed(checkpoint: Path, folder: Path) -> tuple[str, Manifest]:
@@ -109,11 +104,15 @@ BEFORE, AFTER = [number % 3 for number in range(9)], [(3, 1, 2)[number % 3] for 
 
 @dataclass
 class Case:
-    """One model and what is asked of it: ``jobs`` of both sides, and their answers once ``run`` has come back."""
+    """One model and what is asked of it: ``jobs`` of both sides, and their answers once ``run`` has come back.
+
+    ``expected``: log probabilities that our engine hf has for a stock answer, where it is held against that.
+    """
 
     manifest: Manifest
     some: list[Kept]
     jobs: dict[str, dict[str, Any]]
+    expected: Callable[[Answer], torch.Tensor] | None = None
     slots: list[Any] = field(default_factory=list)
     stock: list[Masked] = field(default_factory=list)
 
@@ -151,37 +150,47 @@ def fixture_case(folder: Path) -> Case:
     return Case(manifest, some, jobs)
 
 
-def family_case(folder: Path, family: str, overrides: dict[str, Any]) -> Case:
-    checkpoint = tiny_checkpoint(folder, family, **HEADS[family], **overrides)
+def random_case(folder: Path, checkpoint: Path, dtype: str = "float32", *, fewer: bool = True) -> Case:
     pack, manifest = packed(checkpoint, folder / "store")
-    some, asked = in_groups(manifest, 3) if manifest.router.bias else patterns(manifest, 3, 5), prompts()
+    some, asked = patterns(manifest, 3, 5) if fewer else in_groups(manifest, 3), prompts()
     counts = [len(union(some, layer)) for layer in range(manifest.num_layers)]
     stages = [bring(dict(enumerate(some))), CHECK, mixed(asked, BEFORE)]
-    jobs = {"slots": slots(pack, counts, stages), "stock": stock(checkpoint, [(kept, asked) for kept in some])}
+    jobs = {
+        "slots": slots(pack, counts, stages, dtype=dtype),
+        "stock": stock(checkpoint, [(kept, asked) for kept in some], dtype=dtype),
+    }
     return Case(manifest, some, jobs)
 
 
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3_moe, embeddings tied": ("qwen3_moe", {"tie_word_embeddings": True}),
-    "qwen3_moe, not renormalised": ("qwen3_moe", {"norm_topk_prob": False}),
-    "qwen2_moe": ("qwen2_moe", {}),
-    "mixtral": ("mixtral", {}),
-    "olmoe": ("olmoe", {}),
-    "granitemoe": ("granitemoe", {}),
-    "glm4_moe, one group": ("glm4_moe", {}),
-    "glm4_moe, two of four groups": ("glm4_moe", {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5}),
-}
+def exported_case(folder: Path) -> Case:
+    """Half of the experts as ``premoe export`` writes them, for vLLM without plug-in."""
+    source = exports.packed(folder, "qwen3_moe", head_dim=32)
+    manifest = source.manifest()
+    chosen, asked = exports.cut_to(source, f"{manifest.top_k}/8"), prompts()[0]
+    export(source, chosen, str(folder / "cut"))
+
+    def expected(answer: Answer) -> torch.Tensor:
+        whole = torch.tensor([[*asked, *answer.tokens]])
+        logits = exports.restricted_logits(source, chosen.kept, manifest.top_k, prompts=whole)[0]
+        return torch.log_softmax(logits[len(asked) - 1 : -1], dim=-1)
+
+    return Case(manifest, [], {"stock": stock(folder / "cut", [(None, [asked])])}, expected)
 
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """Of the fixture and of every model, answered."""
     found = {"fixture": fixture_case(tmp_path_factory.mktemp("fixture"))}
-    for name, (family, overrides) in MODELS.items():
-        found[name] = family_case(tmp_path_factory.mktemp(family), family, overrides)
+    for name, model in MODELS.items():
+        folder = tmp_path_factory.mktemp(model.family)
+        found[name] = random_case(folder, checkpoint_of(model, folder), model.dtype, fewer=model.fewer)
+    for name, make in NUMBERS.items() if AMX else ():
+        folder = tmp_path_factory.mktemp("numbers")
+        found[name] = random_case(folder, make(folder), "bfloat16")
+    found["exported"] = exported_case(tmp_path_factory.mktemp("exported"))
     answers = run({f"{name}: {side}": job for name, case in found.items() for side, job in case.jobs.items()})
     for name, case in found.items():
-        case.slots, case.stock = answers[f"{name}: slots"], answers[f"{name}: stock"]
+        case.slots, case.stock = answers.get(f"{name}: slots", []), answers[f"{name}: stock"]
     return found
 
 
@@ -209,20 +218,35 @@ def _expert_bytes(manifest: Manifest) -> int:
     return 4 * numbers * manifest.num_experts * manifest.num_layers
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_covered_family_equals_masked_stock_vllm(cases: dict[str, Case], name: str) -> None:
+needs_amx = pytest.mark.skipif(not AMX, reason="vLLM's kernels for number formats need a CPU with AMX")
+
+
+@pytest.mark.parametrize("name", [*MODELS, *(pytest.param(name, marks=needs_amx) for name in NUMBERS)])
+def test_every_covered_family_and_number_format_equals_masked_stock_vllm(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
     assert all(each.changed >= 0.3 for each in case.stock)
     assert worst(case.slots[2], of_rows(case.masked, BEFORE)) == 0
 
 
 def test_every_covered_family_is_among_them() -> None:
-    assert {family for family, _ in MODELS.values()} == set(COVERED)
+    assert {model.family for model in MODELS.values()} == set(COVERED)
+
+
+def test_an_exported_checkpoint_is_loaded_by_stock_vllm(cases: dict[str, Case]) -> None:
+    """Its answer is ours: greedy tokens, and log probabilities within what docs/export.md says of transformers."""
+    case = cases["exported"]
+    (answer,) = case.stock[0].answers
+    assert case.expected is not None
+    found = case.expected(answer)
+    assert found.argmax(-1).tolist() == answer.tokens
+    theirs = [(place, int(token), value) for place, at in enumerate(answer.logprobs) for token, value in at.items()]
+    places, tokens, values = zip(*theirs, strict=True)
+    torch.testing.assert_close(torch.tensor(values), found[list(places), list(tokens)], rtol=1e-5, atol=1e-5)
 
 
 def test_compiled_slots_equal_compiled_masks_over_all_experts(tmp_path: Path) -> None:
     """What is compiled looks into no mask of ours from outside, so the other side is our router over all experts."""
-    pack, manifest = packed(tiny_checkpoint(tmp_path, **HEADS["qwen3_moe"]), tmp_path / "store")
+    pack, manifest = packed(tiny_checkpoint(tmp_path, head_dim=32), tmp_path / "store")
     some, asked = patterns(manifest, 4, 5), prompts()
     others = [sorted(union(some[1:3], layer)) for layer in range(manifest.num_layers)]
     batch = mixed(asked, BEFORE)

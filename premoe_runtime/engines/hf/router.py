@@ -88,10 +88,10 @@ def _choice(spec: RouterSpec, scores: torch.Tensor, rules: LayerRules, bias: tor
     """[T, n]: what experts are chosen by, -inf for those left out; float32, for sparsemixer the logits' dtype."""
     choice = scores if bias is None else scores + bias
     choice = choice if rules.mask is None else choice + rules.mask.to(choice.dtype)
-    return choice if spec.groups == 1 else _in_groups(spec, choice)
+    return choice if spec.groups == 1 else in_groups(spec, choice)
 
 
-def _in_groups(spec: RouterSpec, choice: torch.Tensor) -> torch.Tensor:
+def in_groups(spec: RouterSpec, choice: torch.Tensor) -> torch.Tensor:
     """The choice cut to the best groups. Experts left out count 0 in a group's sum; a group without any is -inf."""
     grouped = choice.view(len(choice), spec.groups, -1)
     if spec.group_score == "max":
@@ -112,7 +112,7 @@ def _pick(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[T, count] weights and i64[T, count] experts of tokens that use so many ranks."""
     if spec.score == "sparsemixer":
-        return _mix(spec, choice, count)
+        return mix(spec, choice, count)
     best, ids = torch.topk(choice, count, dim=-1, sorted=spec.ranked)
     weights = scores.gather(-1, ids) if spec.bias else best
     if spec.groups > 1:
@@ -128,7 +128,7 @@ def _pick(
     return weights * spec.scale if spec.scale != 1.0 else weights, ids
 
 
-def _mix(spec: RouterSpec, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def mix(spec: RouterSpec, logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The best expert left, again and again, weighed by a softmax over what is left and nearly as good.
 
     Experts left out of ``logits`` (-inf) are no neighbours either: ``selection`` has no meaning of its own here.

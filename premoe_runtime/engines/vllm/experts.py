@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
-from vllm.config import get_current_vllm_config
-from vllm.model_executor.layers.fused_moe.oracle.unquantized import convert_to_unquantized_kernel_format
+from vllm.config import get_current_vllm_config, set_current_vllm_config
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
+from vllm.model_executor.models.gpt_oss import GptOssRoutedExperts
 
 from premoe_runtime.engines.vllm.plan import plan_in
+from premoe_runtime.engines.vllm.shards import Names
 from premoe_runtime.formats.errors import InvalidInput
 
 _BLOCK = re.compile(r"\.(\d+)\.")
@@ -21,12 +23,13 @@ _BLOCK = re.compile(r"\.(\d+)\.")
 class SlotExperts(RoutedExperts):  # type: ignore[misc]
     """Stands in for vLLM's class in every engine of the process; without a plan it is that class.
 
-    ``layer``: which MoE layer, in the model's order; -1 without a plan. Weights begin as zeros, since kernels may
+    ``layer``: which MoE layer, in the model's order; -1 without a plan. Parameters begin as zeros, since kernels may
     read slots that hold nothing.
     """
 
     def __init__(self, layer_name: str, params_dtype: torch.dtype, moe_config: Any, *args: Any, **kwargs: Any) -> None:
-        plan = plan_in(get_current_vllm_config().additional_config)
+        self._config = get_current_vllm_config()
+        plan = plan_in(self._config.additional_config)
         slots, layer = 0, -1
         if plan is not None:
             parallel = moe_config.moe_parallel_config
@@ -40,24 +43,60 @@ class SlotExperts(RoutedExperts):  # type: ignore[misc]
         self.layer = layer
         if plan is not None:
             self.local_num_experts = slots
-            for weight in (self.w13_weight, self.w2_weight):
-                weight.data.zero_()
+            for parameter in self.slot_parameters().values():
+                parameter.zero_()
 
-    def pack(self, gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One expert as the kernel that runs wants it, by the backend's own code, on a layer of that one expert.
+    def slot_parameters(self) -> dict[str, torch.Tensor]:
+        """All that the kernel reads of experts, by vLLM's names, an expert each along the first dimension."""
+        return {
+            name: parameter.data
+            for name, parameter in self.named_parameters(recurse=False)
+            if name.startswith(("w13_", "w2_"))
+        }
 
-        [2I, H] and [H, I] in the model's dtype. Returns what belongs into a slot of ``w13_weight`` and ``w2_weight``.
+    def pack(self, fields: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """One expert as the kernel that runs wants it, by vLLM's own code, on a layer of that one expert.
+
+        ``fields``: of a blob, as the pack has them. Returns what belongs into a slot of each of ``slot_parameters``.
         """
-        method, one = self.quant_method, nn.Module()
-        one.moe_config, one.activation = self.moe_config, self.activation
-        w13, w2 = convert_to_unquantized_kernel_format(
-            method.unquantized_backend,
-            moe_config=self.moe_config,
-            layer=one,
-            w13_weight=gate_up[None].contiguous(),
-            w2_weight=down[None].contiguous(),
+        names = Names(
+            gate=self.ckpt_gate_proj_name,
+            up=self.ckpt_up_proj_name,
+            down=self.ckpt_down_proj_name,
+            gpt_oss=isinstance(self, GptOssRoutedExperts),
         )
-        one.w13_weight = nn.Parameter(w13, requires_grad=False)
-        one.w2_weight = nn.Parameter(w2, requires_grad=False)
-        method.moe_kernel.fused_experts.process_weights_after_loading(one)
-        return one.w13_weight.data[0], one.w2_weight.data[0]
+        with set_current_vllm_config(self._config), torch.no_grad():
+            one = self._of_one()
+            for field, tensor in fields.items():
+                for shard in names.shards(field, tensor):
+                    parameter = getattr(one, shard.parameter)
+                    one.weight_loader(parameter, shard.tensor, f"experts.0.{shard.parameter}", shard.part, 0)
+            one.quant_method.process_weights_after_loading(one)
+        return {name: parameter[0] for name, parameter in one.slot_parameters().items()}
+
+    def _of_one(self) -> SlotExperts:
+        """The same layer before weights were loaded, with a single expert, of zeros."""
+        one = copy.copy(self)
+        one._parameters, one._modules = {}, {}
+        one.moe_config = copy.copy(self.moe_config)
+        one.moe_config.num_local_experts = one.local_num_experts = 1
+        one.quant_method = copy.copy(self.quant_method)
+        one.quant_method.moe, one.quant_method.moe_kernel = one.moe_config, None
+        one.quant_method.create_weights(
+            layer=one,
+            num_experts=1,
+            hidden_size=one.hidden_size,
+            unpadded_hidden_size=one.moe_config.hidden_dim_unpadded,
+            intermediate_size_per_partition=one.moe_config.intermediate_size_per_partition,
+            params_dtype=one.params_dtype,
+            weight_loader=one.weight_loader,
+            global_num_experts=one.global_num_experts,
+        )
+        for parameter in one.slot_parameters().values():
+            parameter.zero_()
+        return one
+
+
+@GptOssRoutedExperts.register_oot(name="GptOssRoutedExperts")
+class GptOssSlotExperts(SlotExperts, GptOssRoutedExperts):  # type: ignore[misc]
+    """GPT-OSS's class, which loads experts in its own way."""

@@ -12,11 +12,15 @@ from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from premoe_runtime.engines.hf.skeleton import read_tensors
+from premoe_runtime.engines.vllm.coverage import model_fault
 from premoe_runtime.engines.vllm.experts import SlotExperts
 from premoe_runtime.engines.vllm.plan import LOAD_FORMAT, plan_in
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.residency.source import ExpertSource
+
+CACHE = tuple(f".attn.{one}_{what}" for one in ("k", "v", "q", "prob") for what in ("scale", "zero_point"))
+"""Of a quantised cache of keys and values: vLLM makes them for compressed-tensors, and needs none."""
 
 
 @register_model_loader(LOAD_FORMAT)
@@ -33,6 +37,8 @@ class SkeletonLoader(BaseModelLoader):  # type: ignore[misc]
             raise InvalidInput(
                 f"the load format {LOAD_FORMAT} needs a plan of slots in additional_config", reason="PLAN_INVALID"
             )
+        if fault := model_fault(type(model).__module__, model_config.hf_config):
+            raise InvalidInput(f"{fault}; use the engine hf", reason="ENGINE_UNSUPPORTED")
         loaded = model.load_weights(skeleton_of(open_pack(plan.pack)))  # type: ignore[operator]
         slots = {
             f"{name}.{leaf}"
@@ -40,7 +46,8 @@ class SkeletonLoader(BaseModelLoader):  # type: ignore[misc]
             if isinstance(module, SlotExperts)
             for leaf, _ in module.named_parameters()
         }
-        if lacking := sorted({name for name, _ in model.named_parameters()} - slots - set(loaded)):
+        wanted = {name for name, _ in model.named_parameters() if not name.endswith(CACHE)}
+        if lacking := sorted(wanted - slots - set(loaded)):
             raise CorruptData(
                 f"the skeleton has nothing for {lacking[0]} and {len(lacking) - 1} other weights of vLLM's model; pack "
                 "the model again",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
+from premoe_runtime.engines.vllm.coverage import is_grouped
 from premoe_runtime.engines.vllm.routing import choose, slots_of
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.formats.manifest import RouterSpec
@@ -22,6 +23,7 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
         self._bias: torch.Tensor | None = getattr(stock, "e_score_correction_bias", None)
         # Where vLLM's router does not scale, the layer does.
         self._spec = spec.model_copy(update={"scale": getattr(stock, "routed_scaling_factor", 1.0)})
+        self._of_scores = is_grouped(stock)
         self._lut, self._mask, self._sliced = tables.lut[layer], tables.mask[layer], tables.sliced
         self._row_of_token = rows.of_token
 
@@ -39,6 +41,12 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         rows = self._row_of_token[: router_logits.shape[0]]
         weights, experts = choose(
-            self._spec, router_logits, self._mask[rows], self._sliced[rows, None], top_k=self.top_k, bias=self._bias
+            self._spec,
+            router_logits,
+            self._mask[rows],
+            self._sliced[rows, None],
+            top_k=self.top_k,
+            bias=self._bias,
+            of_scores=self._of_scores,
         )
         return weights, slots_of(self._lut, experts).to(indices_type or torch.int32)

@@ -1,15 +1,13 @@
 """The restricted router in vLLM's own order of arithmetic, so that it equals vLLM's masked router bit for bit.
 
-``engines.hf.router`` computes in the order of transformers. For a sigmoid with groups that is vLLM's too; for a softmax
-the two differ in last bits.
+``engines.hf.router`` computes in the order of transformers, which differs in last bits for a softmax.
 """
 
 from __future__ import annotations
 
 import torch
 
-from premoe_runtime.engines.hf.router import route
-from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules
+from premoe_runtime.engines.hf.router import in_groups, mix
 from premoe_runtime.formats.manifest import RouterSpec
 
 
@@ -21,32 +19,61 @@ def choose(
     *,
     top_k: int,
     bias: torch.Tensor | None = None,
+    of_scores: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """f32[T, k] weights and i64[T, k] experts, E for none, of a router at full width.
+    """f32[T, k] weights and i64[T, k] experts, of a router at full width.
 
     ``logits``: [T, E]; ``mask``: f32[T, E], 0 or -inf; ``sliced``: bool[T, 1], whose weights count kept experts only;
-    ``bias``: [E], the correction where the family has one. Picks of weight 0 may be experts that are left out.
+    ``bias``: [E], the correction where the family has one; ``of_scores``: vLLM's router is one that chooses by scores
+    where it could by logits. Picks of weight 0 may be experts that are left out.
     """
-    if spec.score == "sigmoid":
-        # Both semantics are the same: no sigmoid knows of its neighbours.
-        routing = route(spec, logits, LayerRules(mask, False, ((top_k, ALL_TOKENS),)), bias=bias)
-        return routing.weights.float(), routing.ids
-    renormalise = spec.renormalise or spec.score == "topk_softmax"
-    return _softmax(logits, mask, sliced, top_k=top_k, renormalise=renormalise)
+    kept = mask.to(logits.dtype)
+    if spec.score == "sparsemixer":
+        # With nothing kept, as while vLLM measures memory before any expert is here, a softmax is no number.
+        weights, experts = mix(spec, logits + kept, top_k)
+        weights = weights.masked_fill(mask.gather(-1, experts) == -torch.inf, 0.0)
+    elif spec.score == "sigmoid" or bias is not None or spec.groups > 1 or of_scores:
+        weights, experts = _by_scores(spec, logits.float(), mask, sliced, top_k=top_k, bias=bias)
+    else:
+        weights, experts = _by_logits(spec, logits, kept, sliced, top_k=top_k)
+    return weights.float() * spec.scale if spec.scale != 1.0 else weights.float(), experts
 
 
-def _softmax(
-    logits: torch.Tensor, mask: torch.Tensor, sliced: torch.Tensor, *, top_k: int, renormalise: bool
+def _by_logits(
+    spec: RouterSpec, logits: torch.Tensor, mask: torch.Tensor, sliced: torch.Tensor, *, top_k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    kept = logits + mask.to(logits.dtype)
+    kept = logits + mask
     picked, experts = torch.topk(kept, top_k, dim=-1, sorted=False)
-    if renormalise:
+    if spec.renormalise or spec.score == "topk_softmax":
         weights = torch.softmax(picked, dim=-1)
     else:
         counted = torch.where(sliced, kept, logits)
         weights = (picked - torch.logsumexp(counted, dim=-1, keepdim=True)).exp()
-    # With nothing kept, as while vLLM measures memory before any expert is here, a softmax is no number.
-    return weights.masked_fill(picked == -torch.inf, 0.0).float(), experts
+    return weights.masked_fill(picked == -torch.inf, 0.0), experts
+
+
+def _by_scores(
+    spec: RouterSpec,
+    logits: torch.Tensor,
+    mask: torch.Tensor,
+    sliced: torch.Tensor,
+    *,
+    top_k: int,
+    bias: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if spec.score == "sigmoid":
+        scores = logits.sigmoid()  # both semantics are the same: no sigmoid knows of its neighbours
+    else:
+        scores = torch.where(sliced, torch.softmax(logits + mask, dim=-1), torch.softmax(logits, dim=-1))
+    choice = (scores if bias is None else scores + bias) + mask
+    if spec.groups > 1:
+        choice = in_groups(spec, choice)
+    picked, experts = torch.topk(choice, top_k, dim=-1, sorted=False)
+    weights = picked if bias is None else scores.gather(-1, experts)
+    weights = weights.masked_fill(picked == -torch.inf, 0.0)
+    if spec.renormalise:
+        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return weights, experts
 
 
 def slots_of(lut: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:

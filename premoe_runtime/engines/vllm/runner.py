@@ -18,6 +18,7 @@ from premoe_runtime.engines.vllm.slots import PackedSlots
 from premoe_runtime.engines.vllm.worker import SLOTS, SlotModel
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.residency.slot_layout import SlotLayout
 from premoe_runtime.residency.slot_shape import SlotShape
 
 Order = Callable[[Any, Any, Any], tuple[Sequence[str], Sequence[int]]]
@@ -106,7 +107,8 @@ def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
         raise InvalidInput(
             f"vLLM's model has {len(layers)} MoE layers, the pack {len(plan.slots)}", reason="PLAN_INVALID"
         )
-    shape = SlotShape.of(manifest, slots=plan.slots, max_rows=plan.rows, dtype=runner.model_config.dtype)
+    # Blobs stay as they are until vLLM's own code takes them in: it casts, and knows the number formats it runs.
+    shape = SlotShape(manifest, plan.slots, plan.rows, SlotLayout(manifest.layout, manifest.layout))
     slots = PackedSlots(shape, layers)
     rows = TokenRows(runner.vllm_config.scheduler_config.max_num_batched_tokens, slots.device)
     for module in list(model.modules()):

@@ -1,14 +1,15 @@
-"""Slots in the parameters of vLLM's experts: in the layout of its kernel, written in place."""
+"""Slots in the parameters of vLLM's experts: in the layout of its kernel, scales and biases too, written in place."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import blake3
 import torch
 
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.blob_fields import field_view
 from premoe_runtime.residency.copier import BlobCopy, Copied, Copy
@@ -21,32 +22,42 @@ from premoe_runtime.residency.slot_tables import SlotTables
 class SlotLayer(Protocol):
     """What the slots of one MoE layer lie in: ``experts.SlotExperts``."""
 
-    w13_weight: torch.Tensor
-    w2_weight: torch.Tensor
+    def slot_parameters(self) -> dict[str, torch.Tensor]: ...
 
-    def pack(self, gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def pack(self, fields: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]: ...
 
 
 class PackedSlots(SlotTables):
-    """Tables over the slots of a vLLM model. Blobs come as the host tier holds them and are packed on the way in."""
+    """Tables over the slots of a vLLM model. Blobs come as the pack has them and are packed on the way in.
+
+    ``weights``: of every layer, all that its kernel reads of experts, [slots, …] by vLLM's names.
+    """
 
     def __init__(self, shape: SlotShape, layers: Sequence[SlotLayer]) -> None:
-        super().__init__(shape, layers[0].w13_weight.device)
-        self._layers = list(layers)
         # Taken once, after vLLM has packed them: a parameter that took their place later would be another memory.
-        self.weights = [(layer.w13_weight.detach(), layer.w2_weight.detach()) for layer in layers]
+        self.weights = [layer.slot_parameters() for layer in layers]
+        self._layers = list(layers)
+        for layer, count in enumerate(shape.slots):
+            for name, weight in self.weights[layer].items():
+                if weight.shape[:1] != (count,):
+                    raise InvalidInput(
+                        f"vLLM's backend lays out {name} of {count} experts as {list(weight.shape)}, where none has a "
+                        "place of its own; choose another MoE backend, or use the engine hf",
+                        reason="ENGINE_UNSUPPORTED",
+                    )
+        super().__init__(shape, next(iter(self.weights[0].values())).device)
 
     def write(self, expert: ExpertId, slot: int, blob: torch.Tensor) -> None:
         """Fill a slot that the tables do not name. ``blob``: uint8[blob_bytes] as held."""
         held = self.shape.layout.held
-        gate_up, down = (field_view(blob[None], held, name)[0] for name in ("gate_up", "down"))
-        packed = self._layers[expert.layer].pack(gate_up, down)
-        for place, made in zip(self.weights[expert.layer], packed, strict=True):
-            place[slot].copy_(made)
-        self.note_digest(expert, _digest(packed))
+        fields = {field.name: field_view(blob[None], held, field.name)[0] for field in held.fields}
+        packed, places = self._layers[expert.layer].pack(fields), self.weights[expert.layer]
+        for name, place in places.items():
+            place[slot].copy_(packed[name])
+        self.note_digest(expert, _digest([packed[name] for name in places]))
 
     def slot_digest(self, layer: int, index: int) -> str:
-        return _digest([weight[index] for weight in self.weights[layer]])
+        return _digest([weight[index] for weight in self.weights[layer].values()])
 
 
 def _digest(parts: Sequence[torch.Tensor]) -> str:

@@ -71,13 +71,13 @@ class SlotWorker:
         """Raise CorruptData when tables contradict each other or a slot's bytes are not its expert's."""
         self._premoe.slots.check_integrity()
 
-    def premoe_addresses(self) -> list[tuple[int, int]]:
+    def premoe_addresses(self) -> list[list[int]]:
         """Where each layer's weights lie: never anywhere else."""
-        return [(w13.data_ptr(), w2.data_ptr()) for w13, w2 in self._premoe.slots.weights]
+        return [[weight.data_ptr() for weight in layer.values()] for layer in self._premoe.slots.weights]
 
     def premoe_weight_bytes(self) -> int:
         """Bytes of all slots, empty ones included."""
-        return sum(weight.nbytes for layer in self._premoe.slots.weights for weight in layer)
+        return sum(weight.nbytes for layer in self._premoe.slots.weights for weight in layer.values())
 
 
 def _experts(kept: Sequence[Collection[int]]) -> list[ExpertId]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from support.exports import PROMPTS, pack_of, packed, random_pattern, restricted_logits, stock_model
+from support.exports import PROMPTS, cut_to, pack_of, packed, random_pattern, restricted_logits, stock_model
 from support.family_rows import ROWS, Row
 from support.oracle import stock_logits
 from support.tiny import prune, tiny_checkpoint
@@ -18,38 +18,14 @@ from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Semantics
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput
 from premoe_runtime.formats.manifest import RouterSpec
-from premoe_runtime.offline.export.cut import Cut, Spread, Target, cut, kept_by, rescaling, usual_spread
+from premoe_runtime.offline.export.cut import Spread, kept_by, rescaling
 from premoe_runtime.offline.export.writer import export
-from premoe_runtime.packs.reader import PackReader
 from premoe_runtime.packs.verify import verify_pack
 from premoe_runtime.storage import LocalStore
 
 BIT_EQUAL = {"gpt_oss", "granitemoe"}
 """Rows whose routers see nothing but the chosen logits; the others add up as many scores in another order."""
 each_row = pytest.mark.parametrize(("name", "row"), ROWS.items(), ids=ROWS)
-
-
-def cut_to(
-    source: PackReader,
-    budget: str,
-    *,
-    spread: Spread | None = None,
-    target: Target = "transformers",
-    accept_rescale: bool = False,
-    **pattern: object,
-) -> Cut:
-    manifest, parsed = source.manifest(), Budget.parse(budget)
-    chosen = spread or usual_spread(manifest.router)
-    found = random_pattern(manifest, **pattern)  # type: ignore[arg-type]
-    return cut(
-        found,
-        kept_by(found, parsed, chosen, manifest),
-        manifest,
-        active=parsed.active,
-        spread=chosen,
-        target=target,
-        accept_rescale=accept_rescale,
-    )
 
 
 def exact_semantics(router: RouterSpec) -> Semantics:

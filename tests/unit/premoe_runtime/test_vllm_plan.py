@@ -14,11 +14,11 @@ from premoe_runtime.engines.vllm import compat
 from premoe_runtime.engines.vllm.arguments import arguments
 from premoe_runtime.engines.vllm.compat import NEEDED, SECOND_RUNNER, Needed
 from premoe_runtime.engines.vllm.coverage import FAMILIES as COVERED
-from premoe_runtime.engines.vllm.coverage import check_covered, router_fault, stock_router_fault
+from premoe_runtime.engines.vllm.coverage import check_covered, is_grouped, model_fault, stock_router_fault
 from premoe_runtime.engines.vllm.plan import SlotPlan, plan_in
 from premoe_runtime.families.registry import FAMILIES as KNOWN
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.manifest import Manifest, RouterSpec
+from premoe_runtime.formats.manifest import Manifest, NumberSpec
 
 PLAN = SlotPlan(pack="file:///pack", slots=(6, 4), blocks=(0, 2), rows=8)
 
@@ -56,7 +56,7 @@ def test_without_vllm_the_extra_is_named() -> None:
 
 
 def test_what_a_vllm_lacks_is_named_with_its_use() -> None:
-    gone = {"_prepare_inputs", "convert_to_unquantized_kernel_format"}
+    gone = {"_prepare_inputs", "create_weights"}
 
     def find(needed: Needed) -> object:
         if needed.path.split(".")[-1] in gone:
@@ -67,7 +67,7 @@ def test_what_a_vllm_lacks_is_named_with_its_use() -> None:
         compat.check("0.32.0", find=find)
     text = refusal(caught)
     assert "gpu_model_runner.GPUModelRunner._prepare_inputs (rows of tokens)" in text
-    assert "oracle.unquantized.convert_to_unquantized_kernel_format (swaps)" in text
+    assert "fused_moe_method_base.FusedMoEMethodBase.create_weights (swaps)" in text
     assert "load_model" not in text
 
 
@@ -86,7 +86,7 @@ def test_every_name_is_vllm_s_own_and_said_once() -> None:
 
 @pytest.mark.parametrize("family", COVERED)
 def test_families_held_against_vllm_are_covered(tmp_path: Path, family: str) -> None:
-    found = manifest(tmp_path, family)
+    found = manifest(tmp_path, family, **({"router_jitter_noise": 0.01} if family == "phimoe" else {}))
     check_covered(found)
     plan = SlotPlan.of(found, [3, 40], pack="file:///here", rows=5)
     # No layer has more slots than experts.
@@ -97,13 +97,10 @@ def test_families_held_against_vllm_are_covered(tmp_path: Path, family: str) -> 
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        ("deepseek_v2", "scales"),
-        ("deepseek_v3", "held against stock vLLM"),
-        ("gpt_oss", "held against stock vLLM"),
-        ("phimoe", "sparsemixer"),
-        ("ernie4_5_moe", "correction bias"),
+        ("phimoe", "jitter of 0.2, and vLLM's function 0.01"),
         ("flex_olmo", "no model of its own"),
         ("hunyuan_v1_moe", "no model of its own"),
+        ("minimax", "took its model out in 0.23"),
     ],
 )
 def test_other_families_are_refused_with_the_reason(tmp_path: Path, family: str, why: str) -> None:
@@ -127,30 +124,63 @@ def test_layers_of_different_widths_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "fault"),
+    "held",
     [
-        ({"score": "sigmoid"}, "sigmoid"),
-        ({"score": "sparsemixer"}, "sparsemixer"),
-        ({"bias": True}, "bias"),
-        ({"groups": 4, "chosen_groups": 2}, "groups"),
-        ({"scale": 2.5}, "scales"),
+        {"method": "fp8", "block": (128, 128)},
+        {"method": "mxfp4", "block": (1, 32)},
+        {"method": "compressed-tensors", "block": (1, 128), "bits": 4, "packed": True},
+        {"method": "compressed-tensors", "block": (1, 0), "bits": 8},
+        {"method": "gptq", "block": (1, 32), "bits": 4, "zeros_less": 1},
+        {"method": "awq", "block": (1, 64), "bits": 4},
+    ],
+    ids=lambda given: given["method"],
+)
+def test_number_formats_held_against_vllm_are_covered(tmp_path: Path, held: dict[str, Any]) -> None:
+    check_covered(manifest(tmp_path).model_copy(update={"numbers": NumberSpec(**held)}))
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"method": "fp8", "block": (64, 64)}, "only blocks of 128 x 128"),
+        ({"method": "compressed-tensors", "block": (1, 32), "bits": 4, "packed": True}, "another size than 32"),
+        ({"method": "compressed-tensors", "block": (1, 128), "bits": 8, "packed": True}, "INT8 by channel"),
+        (
+            {"method": "compressed-tensors", "block": (1, 128), "bits": 4, "packed": True, "symmetric": False},
+            "symmetric INT4",
+        ),
+        ({"method": "compressed-tensors", "block": (1, 128), "bits": 8}, "INT8 by channel"),
+        ({"method": "gptq", "block": (1, 128), "bits": 8}, "4 bits in groups"),
+        ({"method": "awq", "block": (1, 0), "bits": 4}, "4 bits in groups"),
     ],
 )
-def test_router_arithmetic_that_is_not_there_is_named(change: dict[str, Any], fault: str) -> None:
-    plain = RouterSpec(score="softmax", renormalise=True)
-    assert router_fault(plain) is None
-    assert fault in str(router_fault(plain.model_copy(update=change)))
+def test_other_number_formats_are_refused_with_the_reason(tmp_path: Path, other: dict[str, Any], why: str) -> None:
+    found = manifest(tmp_path).model_copy(update={"numbers": NumberSpec(**other)})
+    with pytest.raises(InvalidInput, match=why) as caught:
+        check_covered(found)
+    assert "kernels for CPUs" in refusal(caught)
+
+
+def test_a_model_that_is_not_the_pack_s_is_found_out() -> None:
+    own = "vllm.model_executor.models.gpt_oss"
+    assert model_fault(own, SimpleNamespace()) is None
+    assert model_fault(own, SimpleNamespace(swiglu_limit=7.0)) is None
+    assert "swiglu_limit of 2.0" in str(model_fault(own, SimpleNamespace(swiglu_limit=2.0)))
+    named = SimpleNamespace(architectures=["PhimoeForCausalLM"])
+    assert "PhimoeForCausalLM" in str(model_fault("vllm.model_executor.models.transformers.moe", named))
 
 
 def test_a_stock_router_that_computes_otherwise_is_found_out(tmp_path: Path) -> None:
     found = manifest(tmp_path)
     same = {"top_k": 4, "global_num_experts": 16, "renormalize": True, "scoring_func": "softmax"}
     assert stock_router_fault(SimpleNamespace(**same), found) is None
-    others = {"top_k": 5, "renormalize": False, "scoring_func": "sigmoid", "use_grouped_topk": True}
+    others = {"top_k": 5, "renormalize": False, "scoring_func": "sigmoid", "num_expert_group": 4}
     for name, value in {**others, "routed_scaling_factor": 2.0}.items():
         assert name in str(stock_router_fault(SimpleNamespace(**{**same, name: value}), found))
     biased = SimpleNamespace(**same, e_score_correction_bias=[0.0])
     assert "correction bias" in str(stock_router_fault(biased, found))
+    own = SimpleNamespace(**same, custom_routing_function=print)
+    assert "function of the model's own" in str(stock_router_fault(own, found))
 
 
 def test_a_stock_router_with_groups(tmp_path: Path) -> None:
@@ -161,6 +191,14 @@ def test_a_stock_router_with_groups(tmp_path: Path) -> None:
     assert "bias" in str(stock_router_fault(SimpleNamespace(**same), found))
     for name, value in {"scoring_func": "softmax", "num_expert_group": 1, "topk_group": 3}.items():
         assert name in str(stock_router_fault(SimpleNamespace(**{**biased, name: value}), found))
+    assert "knows no groups" in str(stock_router_fault(SimpleNamespace(**{**biased, "use_grouped_topk": False}), found))
+
+
+def test_routers_of_groups_are_known_by_what_they_say_or_have() -> None:
+    assert is_grouped(SimpleNamespace(use_grouped_topk=True))
+    assert is_grouped(SimpleNamespace(num_expert_group=1))
+    assert not is_grouped(SimpleNamespace(use_grouped_topk=False, num_expert_group=None))
+    assert not is_grouped(SimpleNamespace(top_k=4))
 
 
 def test_the_plan_comes_through_vllm_s_configuration() -> None:

@@ -82,6 +82,47 @@ def test_groups_hold_without_a_mask_what_vllm_computes() -> None:
     assert torch.equal(weights, own / own.sum(-1, keepdim=True) * 2.5)
 
 
+def test_scores_instead_of_logits_where_vllm_has_a_router_of_groups() -> None:
+    """DeepSeek-V2, greedy: one group, a softmax, a scale."""
+    spec = RouterSpec(score="softmax", renormalise=False, scale=1.5)
+    weights, experts = choose(spec, logits(), UNMASKED, SELECTION, top_k=TOP_K, of_scores=True)
+    best, stock = torch.topk(torch.softmax(logits(), -1), TOP_K, dim=-1, sorted=False)
+    assert torch.equal(experts, stock)
+    assert torch.equal(weights, best * 1.5)
+
+
+LIMITED = RouterSpec(score="softmax", renormalise=False, groups=4, chosen_groups=2, group_score="max", scale=1.5)
+BIASED = RouterSpec(score="softmax", renormalise=True, bias=True, floor=1e-12)
+BIASED_SIGMOID = RouterSpec(score="sigmoid", renormalise=True, bias=True)
+PLAIN_SIGMOID = RouterSpec(score="sigmoid", renormalise=False)
+MIXER = RouterSpec(score="sparsemixer", renormalise=False, jitter=0.01)
+OTHERS = {
+    "limited": LIMITED,
+    "biased": BIASED,
+    "biased sigmoid": BIASED_SIGMOID,
+    "sigmoid": PLAIN_SIGMOID,
+    "mixer": MIXER,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("sliced", [True, False])
+@pytest.mark.parametrize("count", [2, 7])
+def test_other_routers_are_what_the_other_engine_computes(name: str, sliced: bool, count: int) -> None:
+    """Also where fewer than top-k are kept: then those left out have no weight, and no part in the sum."""
+    spec, top_k = OTHERS[name], 2 if name == "mixer" else TOP_K
+    kept = random_kept(1, 1, EXPERTS, count)[0, 0]
+    bias = 0.1 * torch.randn(EXPERTS, generator=torch.Generator().manual_seed(4)) if spec.bias else None
+    rules = LayerRules(masked(kept), sliced, [(min(top_k, count), ALL_TOKENS)])
+    expected = route(spec, logits(), rules, bias=bias)
+    cut = torch.full((TOKENS, 1), sliced)
+    weights, experts = choose(spec, logits(), masked(kept), cut, top_k=top_k, bias=bias)
+    assert not weights[~kept[experts]].any()
+    some = torch.zeros(TOKENS, EXPERTS + 1).scatter(-1, expected.ids, expected.weights)[:, :EXPERTS]
+    assert torch.allclose(dense(weights, experts), some, atol=1e-6)
+    assert dense(weights, experts).any()
+
+
 def test_tokens_of_one_batch_obey_their_own_rows() -> None:
     kept = random_kept(3, 1, EXPERTS, 6)[:, 0]
     table, rows = torch.where(kept, 0.0, -torch.inf), torch.arange(TOKENS) % 3
@@ -89,10 +130,15 @@ def test_tokens_of_one_batch_obey_their_own_rows() -> None:
     assert kept[rows].gather(-1, experts).all()
 
 
-@pytest.mark.parametrize("spec", [softmax(True), softmax(False), GROUPED], ids=["renormalised", "softmax", "groups"])
+@pytest.mark.parametrize(
+    "spec",
+    [softmax(True), softmax(False), GROUPED, *OTHERS.values()],
+    ids=["renormalised", "softmax", "groups", *OTHERS],
+)
 def test_with_nothing_kept_weights_are_zero_and_slots_are_real(spec: RouterSpec) -> None:
     nothing = torch.full((TOKENS, EXPERTS), -torch.inf)
-    weights, experts = choose(spec, logits(), nothing, SELECTION, top_k=TOP_K, bias=torch.zeros(EXPERTS))
+    bias = torch.zeros(EXPERTS) if spec.bias else None
+    weights, experts = choose(spec, logits(), nothing, SELECTION, top_k=TOP_K, bias=bias)
     assert torch.equal(weights, torch.zeros(TOKENS, TOP_K))
     slots = slots_of(torch.full((EXPERTS + 1,), 5), experts)
     assert ((slots >= 0) & (slots < 5)).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 
 from premoe_runtime.engines.vllm.slots import PackedSlots, PackingCopier
-from premoe_runtime.formats.errors import CorruptData, Exhausted
+from premoe_runtime.formats.errors import CorruptData, Exhausted, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.residency.blob_fields import field_view
+from premoe_runtime.residency.blob_fields import field_view, torch_dtype
 from premoe_runtime.residency.copier import BlobCopy, Copy
 from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.slot_shape import SlotShape
@@ -25,13 +26,16 @@ LAYERS, EXPERTS, SLOTS = 2, 16, 8
 
 @dataclass
 class TransposedLayer:
-    """A kernel that wants its weights the other way round."""
+    """A kernel that wants its weights the other way round, and a scale that it makes itself."""
 
-    w13_weight: torch.Tensor
-    w2_weight: torch.Tensor
+    parameters: dict[str, torch.Tensor]
 
-    def pack(self, gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return gate_up.T.contiguous(), down.T.contiguous()
+    def slot_parameters(self) -> dict[str, torch.Tensor]:
+        return self.parameters
+
+    def pack(self, fields: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        gate_up, down = fields["gate_up"].T, fields["down"].T
+        return {"w2_weight": down, "w13_weight": gate_up, "w13_scale": gate_up.float().amax()}
 
 
 @dataclass
@@ -44,23 +48,36 @@ class Ground:
         copier = PackingCopier(self.slots, self.arena)
         bring_by(copier.run, self.slots, self.arena, self.source, experts, rows)
 
-    def expected(self, expert: ExpertId) -> list[torch.Tensor]:
+    def expected(self, expert: ExpertId) -> dict[str, torch.Tensor]:
         blob = torch.frombuffer(bytearray(self.source.blobs[expert]), dtype=torch.uint8)[None]
         layout = self.source.manifest().layout
-        return [field_view(blob, layout, name)[0].T.float() for name in ("gate_up", "down")]
+        gate_up, down = (field_view(blob, layout, name)[0].T for name in ("gate_up", "down"))
+        return {"w13_weight": gate_up, "w2_weight": down, "w13_scale": gate_up.float().amax()}
 
-    def held(self, layer: int, slot: int) -> list[torch.Tensor]:
-        return [weight[slot] for weight in self.slots.weights[layer]]
+    def held(self, layer: int, slot: int) -> dict[str, torch.Tensor]:
+        return {name: weight[slot] for name, weight in self.slots.weights[layer].items()}
+
+
+def parameters(source: MemorySource, slots: int = SLOTS) -> dict[str, torch.Tensor]:
+    gate_up, down = source.manifest().layout.fields
+    dtype = torch_dtype(gate_up.dtype)
+    return {
+        "w13_weight": torch.zeros(slots, *reversed(gate_up.shape), dtype=dtype),
+        "w13_scale": torch.zeros(slots),
+        "w2_weight": torch.zeros(slots, *reversed(down.shape), dtype=dtype),
+    }
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=("fp32", "bf16"))
 def made(request: pytest.FixtureRequest, tmp_path: Path) -> Ground:
-    """Slots in float32, whatever the pack has."""
     source = MemorySource(tiny_checkpoint(tmp_path, dtype=request.param))
-    shape = SlotShape.of(source.manifest(), slots=SLOTS, max_rows=4, dtype=torch.float32)
-    sizes = [field.shape for field in source.manifest().layout.fields]
-    layers = [TransposedLayer(*(torch.zeros(SLOTS, *reversed(size)) for size in sizes)) for _ in range(LAYERS)]
-    return Ground(source, PackedSlots(shape, layers), HostArena(shape.blob_bytes, 3 * shape.blob_bytes))
+    shape = SlotShape.of(source.manifest(), slots=SLOTS, max_rows=4)
+    slots = PackedSlots(shape, [TransposedLayer(parameters(source)) for _ in range(LAYERS)])
+    return Ground(source, slots, HostArena(shape.blob_bytes, 3 * shape.blob_bytes))
+
+
+def everything(made: Ground) -> list[torch.Tensor]:
+    return [weight for layer in made.slots.weights for weight in layer.values()]
 
 
 def some(*experts: int) -> set[ExpertId]:
@@ -68,7 +85,7 @@ def some(*experts: int) -> set[ExpertId]:
 
 
 def test_slots_hold_packed_experts_at_addresses_that_stay(made: Ground) -> None:
-    before = [weight.data_ptr() for layer in made.slots.weights for weight in layer]
+    before = [weight.data_ptr() for weight in everything(made)]
     for turn in range(3):
         wanted = some(*range(turn, turn + 6))
         made.bring(wanted)
@@ -77,26 +94,35 @@ def test_slots_hold_packed_experts_at_addresses_that_stay(made: Ground) -> None:
         for layer, row in enumerate(made.slots.slot_table()):
             for slot, expert in enumerate(row):
                 if expert >= 0:
-                    expected = made.expected(ExpertId(layer, expert))
-                    assert all(map(torch.equal, made.held(layer, slot), expected))
-    assert [weight.data_ptr() for layer in made.slots.weights for weight in layer] == before
+                    held, expected = made.held(layer, slot), made.expected(ExpertId(layer, expert))
+                    assert held.keys() == expected.keys()
+                    assert all(torch.equal(held[name], expected[name]) for name in held)
+    assert [weight.data_ptr() for weight in everything(made)] == before
 
 
 def test_more_than_the_slots_hold_is_refused_before_anything_is_written(made: Ground) -> None:
     made.bring(some(0, 1, 2))
-    before = [weight.clone() for layer in made.slots.weights for weight in layer]
+    before = [weight.clone() for weight in everything(made)]
     with pytest.raises(Exhausted, match="more slots"):
         made.bring(some(*range(SLOTS + 1)))
-    assert all(map(torch.equal, before, (weight for layer in made.slots.weights for weight in layer)))
+    assert all(map(torch.equal, before, everything(made)))
     assert made.slots.resident() == some(0, 1, 2)
 
 
-def test_a_changed_number_in_a_slot_is_found(made: Ground) -> None:
+@pytest.mark.parametrize("name", ["w13_weight", "w13_scale", "w2_weight"])
+def test_a_changed_number_in_a_slot_is_found(made: Ground, name: str) -> None:
     made.bring(some(3, 4))
     made.slots.check_integrity()
-    made.slots.weights[1][0][made.slots.slot_table()[1].index(4), 0, 0] += 1
+    made.slots.weights[1][name][made.slots.slot_table()[1].index(4)] += 1
     with pytest.raises(CorruptData, match="digest"):
         made.slots.check_integrity()
+
+
+def test_a_layout_without_a_place_for_every_expert_is_refused(made: Ground) -> None:
+    layer = TransposedLayer(parameters(made.source) | {"w2_scale": torch.zeros(1)})
+    with pytest.raises(InvalidInput, match="w2_scale of 8 experts as \\[1\\]") as caught:
+        PackedSlots(made.slots.shape, [layer, layer])
+    assert caught.value.reason == "ENGINE_UNSUPPORTED"
 
 
 def test_rows_keep_what_is_resident(made: Ground) -> None:
