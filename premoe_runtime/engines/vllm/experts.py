@@ -100,3 +100,7 @@ class SlotExperts(RoutedExperts):  # type: ignore[misc]
 @GptOssRoutedExperts.register_oot(name="GptOssRoutedExperts")
 class GptOssSlotExperts(SlotExperts, GptOssRoutedExperts):  # type: ignore[misc]
     """GPT-OSS's class, which loads experts in its own way."""
+
+
+# compressed-tensors finds the format of a layer by the name of its class.
+SlotExperts.__name__, GptOssSlotExperts.__name__ = RoutedExperts.__name__, GptOssRoutedExperts.__name__

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from premoe_runtime.formats.errors import InvalidInput
+
 _GATE_UP = ("w1", "w3")
 _GPT_OSS = {
     "gate_up": "w13_weight",
@@ -44,7 +46,7 @@ class Names:
     gpt_oss: bool = False
 
     def shards(self, field: str, tensor: torch.Tensor) -> Iterator[Shard]:
-        """Of one field of a blob."""
+        """Of one field of a blob. Raises InvalidInput for what vLLM does not take."""
         if self.gpt_oss:
             yield self._of_gpt_oss(field, tensor)
         elif field == "gate_up":
@@ -52,6 +54,13 @@ class Names:
                 yield Shard("w13_weight", part, half)
         elif field == "down":
             yield Shard("w2_weight", "w2", tensor)
+        elif field.endswith(".g_idx"):
+            if bool((tensor.diff() < 0).any()):
+                raise InvalidInput(
+                    f"{field}: columns are grouped by importance, which no kernel of vLLM's for experts knows; use the "
+                    "engine hf",
+                    reason="ENGINE_UNSUPPORTED",
+                )
         else:
             name, _, what = field.partition(".")
             weights, part = {self.gate: ("w13", "w1"), self.up: ("w13", "w3"), self.down: ("w2", "w2")}[name]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from premoe_runtime.engines.vllm.shards import Names, Shard
+from premoe_runtime.formats.errors import InvalidInput
 
 QWEN, MIXTRAL = Names("gate_proj", "up_proj", "down_proj"), Names("w1", "w3", "w2")
 GPT_OSS = Names("gate_proj", "up_proj", "down_proj", gpt_oss=True)
@@ -39,6 +40,12 @@ def test_tensors_of_a_number_format(names: Names, field: str, parameter: str, pa
     found = one(names, field)
     assert found[:2] == (parameter, part)
     assert found.tensor is TENSOR
+
+
+def test_columns_grouped_by_importance_are_refused_and_runs_need_no_index() -> None:
+    assert not list(QWEN.shards("up_proj.g_idx", torch.tensor([0, 0, 1, 1])))
+    with pytest.raises(InvalidInput, match=r"up_proj\.g_idx: columns are grouped by importance"):
+        list(QWEN.shards("up_proj.g_idx", torch.tensor([0, 1, 0, 1])))
 
 
 def test_gpt_oss_has_rows_in_turns_and_matrices_as_checkpoints_do() -> None:
