@@ -40,6 +40,7 @@ NEEDED = (
     Needed("vllm.model_executor.models.gpt_oss", "GptOssRoutedExperts.weight_loader", "swaps"),
     Needed("vllm.config", "get_current_vllm_config", "plan of the slots"),
     Needed("vllm.config", "set_current_vllm_config", "swaps"),
+    Needed("vllm.utils.torch_utils", "set_default_torch_dtype", "swaps"),
     Needed("vllm.model_executor.model_loader", "register_model_loader", "skeleton"),
     Needed("vllm.model_executor.model_loader.base_loader", "BaseModelLoader.load_model", "skeleton"),
     Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._prepare_inputs", "rows of tokens"),

@@ -11,6 +11,7 @@ import torch
 from vllm.config import get_current_vllm_config, set_current_vllm_config
 from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts
 from vllm.model_executor.models.gpt_oss import GptOssRoutedExperts
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from premoe_runtime.engines.vllm.plan import plan_in
 from premoe_runtime.engines.vllm.shards import Names
@@ -65,7 +66,8 @@ class SlotExperts(RoutedExperts):  # type: ignore[misc]
             down=self.ckpt_down_proj_name,
             gpt_oss=isinstance(self, GptOssRoutedExperts),
         )
-        with set_current_vllm_config(self._config), torch.no_grad():
+        dtype = self._config.model_config.dtype
+        with set_current_vllm_config(self._config), set_default_torch_dtype(dtype), torch.no_grad():
             one = self._of_one()
             for field, tensor in fields.items():
                 for shard in names.shards(field, tensor):
