@@ -47,19 +47,24 @@ class Example:
 
 
 class PassedOver:
-    """Collects what is not used of some data: one ``FILE:LINE: reason`` each."""
+    """Collects what is not used of some data: one ``FILE:LINE: reason`` each, however often it is told."""
 
     def __init__(self) -> None:
-        self.places: list[str] = []
+        self._places: dict[str, None] = {}
 
     def __call__(self, place: str) -> None:
-        self.places.append(place)
+        self._places[place] = None
+
+    @property
+    def places(self) -> list[str]:
+        """In the order in which they were told."""
+        return list(self._places)
 
     @property
     def note(self) -> str:
         """One line about all of them; empty when there are none."""
-        count = len(self.places)
-        return f"{count} line{'s' * (count > 1)} passed over; the first: {self.places[0]}" if count else ""
+        count = len(self._places)
+        return f"{count} line{'s' * (count > 1)} passed over; the first: {next(iter(self._places))}" if count else ""
 
 
 def read_calibration(

@@ -101,6 +101,8 @@ def test_what_no_request_could_send_is_passed_over_and_counted(tmp_path: Path, l
     assert [example.line for example in read_calibration(path, passed_over=unused)] == [1, 3]
     assert unused.places[0].startswith(f"{path}:2: ")
     assert reason in unused.places[0]
+    # Several seeds or models that read the same are told the same.
+    read_calibration(path, passed_over=unused)
     assert unused.note == f"1 line passed over; the first: {unused.places[0]}"
     with pytest.raises(InvalidInput, match=re.escape(reason)):
         read_calibration(written(tmp_path, line))

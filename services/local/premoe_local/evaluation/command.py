@@ -8,9 +8,8 @@ from typing import Any, get_args
 
 import click
 
-from premoe_local.console import interrupt_on_sigterm, json_option, note, print_json, print_table, progress
+from premoe_local.console import interrupt_on_sigterm, json_option, note, print_json, print_table
 from premoe_local.evaluation.recipe import SEEDS, Recipe
-from premoe_local.full_model import full_model
 from premoe_local.output_file import check_folder, write_file
 from premoe_local.task_files import task_files
 from premoe_runtime.formats.errors import InvalidInput
@@ -86,34 +85,15 @@ def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tup
     # Imported here: torch takes seconds, and faults in files and options should be told at once.
     from premoe_local.evaluation.model import describe_all, opened_all
     from premoe_local.evaluation.picture import pictures
+    from premoe_local.evaluation.runs import measure
     from premoe_runtime.offline.evaluation.figures import figures
-    from premoe_runtime.offline.evaluation.journal import Journal
-    from premoe_runtime.offline.evaluation.sweep import Results
-    from premoe_runtime.offline.evaluation.sweep import sweep as run
-    from premoe_runtime.storage import open_store
 
     state = out / _STATE
     described = describe_all(recipe.model)
     scope = recipe.scope(described.top_k, described.experts, probe=described.probe, quick=quick)
     refuse_family(scope.ranked, described.family)
     readers = opened_all(recipe.model, state)
-    state.mkdir(parents=True, exist_ok=True)
-    journal, store = Journal(state / "cells.jsonl"), open_store(str(state))
-    try:
-        with progress("evaluating", total=1.0, counts=False) as bar:
-
-            def of_model(number: int) -> Results:
-                def stage(what: str, share: float) -> None:
-                    where = f", model {number + 1} of {len(readers)}" if len(readers) > 1 else ""
-                    bar.update(description=what + where, completed=(number + share) / len(readers))
-
-                model = full_model(readers[number], threads=threads, device=recipe.device, dtype=recipe.dtype)
-                return run(model, data, scope, store=store, journal=journal, stage=stage, say=unused)
-
-            runs = [of_model(number) for number in range(len(readers))]
-    except KeyboardInterrupt:
-        note(f"stopped; what was measured lies in {state}, and the same command goes on from there")
-        raise
+    runs = measure(recipe, readers, data, scope, state, threads=threads, say=unused)
     if unused.note:
         note(unused.note)
     document = {**figures(runs), "recipe": recipe.model_dump(mode="json")}
