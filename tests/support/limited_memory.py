@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _SCRIPT = """
 import importlib, json, re, resource, sys
@@ -37,6 +38,12 @@ class Ended:
     code: int
     notes: list[str]
     over_bytes: int
+    stdout: str
+
+    @property
+    def figures(self) -> Any:
+        """What it printed with ``--json``."""
+        return json.loads(self.stdout)
 
 
 def premoe(arguments: Sequence[object], *, limit_bytes: int, imports: Sequence[str], cache: Path) -> Ended:
@@ -49,4 +56,4 @@ def premoe(arguments: Sequence[object], *, limit_bytes: int, imports: Sequence[s
         check=False,
     )
     *notes, last = ended.stderr.splitlines()
-    return Ended(ended.returncode, notes, json.loads(last)["over"])
+    return Ended(ended.returncode, notes, json.loads(last)["over"], ended.stdout)

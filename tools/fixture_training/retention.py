@@ -86,14 +86,12 @@ class Answers:
         limits = {task: min(sizes.pruned, OPEN_PROMPTS) if task in OPEN else sizes.pruned for task in STORED}
         own = {task: asked(task, limit) for task, limit in limits.items()}
         wrong = {task: own[task][: sizes.wrong] for task in EXACT}
+        self._top_k = model.manifest.top_k
         self._known = {True: Known(model, wrong, journal), False: Known(model, own, journal)}
 
     def of(self, run: Run) -> tuple[float, float]:
         """Per cent of right answers, and perplexity of the given ones."""
-        known, kept = self._known[run.variant == "wrong"], run.kept()
-        answers = known.full(run.task)
-        if kept is not None and run.budget is not None:
-            answers = known.under(run.task, kept, run.budget.active)
+        [answers] = self._known[run.variant == "wrong"].answers([run.asked(self._top_k)])
         return 100 * float(answers.right.mean()), answers.perplexity
 
 

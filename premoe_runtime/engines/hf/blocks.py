@@ -6,7 +6,8 @@ Embedding, final norm and head stay. The others' bytes are read from the pack ag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import torch
 from transformers import PreTrainedModel
@@ -39,7 +40,7 @@ def load_block_model(
             tensors += read_header(reader.store, reader.path(file.path), file.num_bytes)
     tensors.sort(key=lambda tensor: tensor.name)  # those that stand for one weight follow each other
     refuse(skeleton_contradiction(manifest, facts, tensors))
-    shape = SlotShape.of(manifest, slots=manifest.num_experts, max_rows=1, dtype=dtype)
+    shape = SlotShape.of(manifest, slots=manifest.num_experts, max_rows=2, dtype=dtype)
     store = SlotStore(shape, device, one_layer=True)
     store.set_row(0, manifest.exists)
     state = put_slots_in(model, facts, store)
@@ -70,6 +71,26 @@ class BlockModel(SlotModel):
     def num_blocks(self) -> int:
         return self._facts.num_blocks
 
+    def steps(self, rows: Sequence[int] | int, active: Sequence[int] | int | None = None) -> ExitStack:
+        """As of any slot model, with one row and one width for all tokens."""
+        before = super().steps(rows, active)
+        # Routers see what the tables say when a forward begins, and the first one may not be the one to run.
+        self._state.take(0)
+        after = ExitStack()
+        after.callback(self._state.take, 0)
+        after.enter_context(before)
+        return after
+
+    def block_mass(self, tokens: int) -> torch.Tensor:
+        """f32[tokens] of the block's last forward: the full router's probability mass on kept experts.
+
+        0 where the block has no experts.
+        """
+        if self._loaded not in self._facts.blocks:
+            return torch.zeros(tokens, device=self.device)
+        mass = self._state.masses[self._facts.blocks.index(self._loaded)]
+        return torch.ones(tokens, device=self.device) if mass is None else mass.clamp(max=1.0)
+
     def load(self, block: int) -> None:
         """Give one block its weights and the others none. Raises CorruptData, Exhausted, Unavailable."""
         if self._loaded == block:
@@ -85,7 +106,6 @@ class BlockModel(SlotModel):
             layer = self._facts.blocks.index(block)
             experts = range(self._facts.layer_experts[layer])
             bring(self.store, self.source, {ExpertId(layer, expert) for expert in experts})
-        # Routers see what the tables say when a forward begins, and the first one may not be the one to run.
         self._state.take(0)
         self._loaded = block
 

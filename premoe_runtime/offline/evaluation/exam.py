@@ -7,24 +7,25 @@ position if and only if greedy decoding writes it (by induction over its tokens)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from premoe_runtime.engines.hf.calls import layer_calls, logits_of
+from premoe_runtime.engines.hf.blocks import BlockModel
+from premoe_runtime.engines.hf.calls import logits_of
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.arrays import F64, I64, Mask
 from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.offline.batches import MAX_TOKENS, Batch, pad, plan_batches
 from premoe_runtime.offline.calibration import Example
+from premoe_runtime.offline.evaluation.outputs import Asked, Asking, Output, Outputs, in_memory, layer_by_layer, parts
 from premoe_runtime.offline.profile.measure import make_full
 from premoe_runtime.offline.profile.samples import Sample, encode_examples, end_token, targets
 
-ROW = 1
-"""Mask row of the experts under test; row 0 keeps every expert."""
 HEAD_TOKENS = 1024
 """Answer tokens whose logits are in memory at once, twice."""
 
@@ -58,10 +59,11 @@ def perplexity(nll: float, tokens: float) -> float:
 
 
 class Examiner:
-    """Runs test prompts under masks; of one task at a time it remembers what the full model gave.
+    """Runs test prompts under masks.
 
-    ``model`` needs slots for all experts and gets them filled. Raises InvalidInput: a task without an example that
-    fits, or without slots for every expert.
+    ``model`` needs slots for all experts and gets them filled, or is a ``BlockModel``: then everything that is asked at
+    a time goes through one layer after the other, with the layers' inputs in ``spool``. Raises InvalidInput: a task
+    without an example that fits, or without slots for every expert.
     """
 
     def __init__(
@@ -70,73 +72,80 @@ class Examiner:
         data: Mapping[str, Sequence[Example]],
         *,
         max_tokens: int = MAX_TOKENS,
+        spool: Path | None = None,
         passed_over: Callable[[str], None] = lambda place: None,
     ) -> None:
-        self._model, self._max_tokens = model, max_tokens
+        self._model, self._spool = model, spool
         self._samples = {
             task: encode_examples(model, examples, answers="given", where=task, passed_over=passed_over)
             for task, examples in data.items()
         }
-        make_full(model)
+        if not isinstance(model, BlockModel):
+            make_full(model)
         self._end = len(end_token(model))
+        self._batches = {task: self._planned(samples, max_tokens) for task, samples in self._samples.items()}
         self._known: tuple[str, list[Tensor], Answers] | None = None
 
-    def full(self, task: str) -> Answers:
-        """What the full model gives. Raises CorruptData when that is not finite."""
-        return self._reference(task)[1]
+    def answers(
+        self,
+        asked: Sequence[Asked],
+        *,
+        advance: Callable[[float], None] = lambda count: None,
+        stage: Callable[[str], None] = lambda what: None,
+    ) -> Iterator[Answers]:
+        """What the model gives to each, in their order, best task by task.
 
-    def under(self, task: str, kept: Mask, active: int, advance: Callable[[int], None] = lambda count: None) -> Answers:
-        """What the model gives with ``kept`` bool[L, E] alone, ``active`` of them a token.
-
-        ``advance`` is told how many prompts each batch had. Raises CorruptData like ``full``.
+        ``advance`` is told of prompts (or parts of them), ``stage`` of what is run. Raises CorruptData when answers are
+        not finite, and what ``open_spool`` raises.
         """
-        whole, _ = self._reference(task)
-        self._model.store.set_row(ROW, kept)
-        samples, found = self._samples[task], _Found(len(self._samples[task]))
-        with self._model.steps(ROW, active):
-            for number, batch in enumerate(self._batches(task)):
-                hidden = self._hidden(batch, samples)
-                self._note(task, batch, hidden, whole[number], found)
-                advance(len(batch.indices))
+        if not isinstance(self._model, BlockModel):
+            outputs = in_memory(self._model, self._batches)
+            for one in asked:
+                stage(one.name)
+                yield self._answers(one, Asked(one.task, None, self._model.manifest.top_k), outputs)
+                advance(len(self._samples[one.task]))
+            return
+        for part in parts(self._model, asked, self._batches, self._spool):
+            with layer_by_layer(self._model, part.runs, self._batches, self._spool, advance, stage) as outputs:
+                self._known = None
+                for one in part.asked:
+                    yield self._answers(one, part.full[one.task], outputs)
+
+    def _answers(self, asked: Asked, full: Asked, outputs: Outputs) -> Answers:
+        if self._known is None or self._known[0] != asked.task:
+            self._known = None
+            states, found = list[Tensor](), _Found(len(self._samples[asked.task]))
+            for asking, output in zip(self._batches[asked.task], outputs(full), strict=True):
+                self._note(asked.task, asking.batch, output, None, found)
+                states.append(output.hidden.cpu())
+            self._known = asked.task, states, found.answers()
+        _, states, answers = self._known
+        if asked.kept is None:
+            return answers
+        found = _Found(len(self._samples[asked.task]))
+        for asking, output, state in zip(self._batches[asked.task], outputs(asked), states, strict=True):
+            self._note(asked.task, asking.batch, output, state, found)
         return found.answers()
 
-    def _reference(self, task: str) -> tuple[list[Tensor], Answers]:
-        if self._known is None or self._known[0] != task:
-            self._known = None
-            samples, found, states = self._samples[task], _Found(len(self._samples[task])), list[Tensor]()
-            with self._model.steps(0):
-                for batch in self._batches(task):
-                    hidden = self._hidden(batch, samples)
-                    self._note(task, batch, hidden, None, found)
-                    states.append(hidden.cpu())
-            self._known = task, states, found.answers()
-        return self._known[1:]
-
-    def _batches(self, task: str) -> list[Batch]:
-        tokens = [sample.token_ids for sample in self._samples[task]]
-        plan = plan_batches([len(ids) for ids in tokens], self._max_tokens)
-        return [pad(tokens, indices, device=self._model.device) for indices in plan]
+    def _planned(self, samples: Sequence[Sample], max_tokens: int) -> list[Asking]:
+        tokens = [sample.token_ids for sample in samples]
+        asking = []
+        for indices in plan_batches([len(ids) for ids in tokens], max_tokens):
+            batch = pad(tokens, indices, device=self._model.device)
+            rows, places, _ = targets(batch.token_ids, [samples[index] for index in indices])
+            asking.append(Asking(batch, rows, places))
+        return asking
 
     @torch.no_grad()
-    def _hidden(self, batch: Batch, samples: Sequence[Sample]) -> Tensor:
-        """The last layer's output [A, H] where answer tokens are predicted, sample by sample."""
-        calls = layer_calls(self._model.model, batch.token_ids)
-        hidden = calls[0].embedded
-        for call in calls:
-            hidden = call(hidden)
-        rows, places, _ = targets(batch.token_ids, [samples[index] for index in batch.indices])
-        return hidden[rows, places]
-
-    @torch.no_grad()
-    def _note(self, task: str, batch: Batch, hidden: Tensor, whole: Tensor | None, found: _Found) -> None:
+    def _note(self, task: str, batch: Batch, output: Output, whole: Tensor | None, found: _Found) -> None:
         samples = [self._samples[task][index] for index in batch.indices]
         _, _, wanted = targets(batch.token_ids, samples)
         parts = [
-            self._judged(hidden[part], wanted[part], None if whole is None else whole[part])
+            self._judged(output.hidden[part], wanted[part], None if whole is None else whole[part])
             for part in (slice(start, start + HEAD_TOKENS) for start in range(0, len(wanted), HEAD_TOKENS))
         ]
         right, logp, kl = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-        masses = self._model.retained_mass().view(batch.valid.shape).double().cpu()
+        masses = output.mass.double().cpu()
         lengths = [len(sample.predicted) for sample in samples]
         each = zip(batch.indices, *(torch.split(values, lengths) for values in (right, logp, kl)), strict=True)
         for row, (index, hits, logs, far) in enumerate(each):

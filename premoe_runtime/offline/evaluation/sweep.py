@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from premoe_runtime.offline.evaluation.data import TaskData, check_tasks
 from premoe_runtime.offline.evaluation.exam import Answers
 from premoe_runtime.offline.evaluation.journal import Journal
 from premoe_runtime.offline.evaluation.known import Known
+from premoe_runtime.offline.evaluation.outputs import Asked
 from premoe_runtime.offline.evaluation.plan import SCORES, SERVED, Cell, Decisions, Rules, Scope, mask_of, plan
 from premoe_runtime.offline.evaluation.rules import Patterns
 from premoe_runtime.offline.patterns.build import BuildOptions, build_set
@@ -62,10 +64,13 @@ def sweep(
     *,
     store: Store,
     journal: Journal,
+    spool: Path | None = None,
     stage: Stage = lambda what, share: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Results:
     """Measure all that ``scope`` spans; ``store`` keeps the profiles, ``journal`` the answers.
+
+    ``model`` and ``spool`` are what an ``Examiner`` takes.
 
     A run that was stopped goes on behind its last batch of a profile, or its last cell. ``say`` is told of what is not
     used. Raises InvalidInput (scores, budgets, data that do not do), CorruptData (answers that are not finite).
@@ -73,7 +78,7 @@ def sweep(
     seeds = check_tasks(data)
     scope.check(top_k=model.manifest.top_k, num_experts=model.manifest.num_experts)
     refuse_family(scope.ranked, model.manifest.family)
-    measure = _Profiler(model, store, _profiled(scope, model.manifest.family), stage, say)
+    measure = _Profiler(model, store, spool, profiled(scope, model.manifest.family), stage, say)
     total = len(data) * (seeds + 1) * _PROFILE
     by_seed = [[measure(task, one.calibration[seed], total) for task, one in data.items()] for seed in range(seeds)]
     asked = {task: measure(task, one.test, total, scores=("counts",)).signatures for task, one in data.items()}
@@ -81,11 +86,11 @@ def sweep(
     decisions = _decisions(by_seed, asked)
     cells = plan(scope, tuple(data), seeds, decisions)
     masks = {cell: kept for cell in cells if (kept := mask_of(cell, rules, scope, model.manifest)) is not None}
-    full, answers = _answers(model, data, masks, journal, stage, say)
+    full, answers = _answers(model, data, masks, journal, spool, stage, say)
     return Results(scope, model.manifest, tuple(data), seeds, full, answers, decisions, _held(masks, rules))
 
 
-def _profiled(scope: Scope, family: str) -> tuple[Metric, ...]:
+def profiled(scope: Scope, family: str) -> tuple[Metric, ...]:
     """What profiles are measured for: the usual scores that the family gives, too, so that other choices share them."""
     usual = (score for score in SCORES if not refusal(find(score), FAMILIES[family]))
     return tuple(dict.fromkeys((*usual, *scope.ranked)))
@@ -97,6 +102,7 @@ class _Profiler:
 
     model: SlotModel
     store: Store
+    spool: Path | None
     scores: tuple[Metric, ...]
     stage: Stage
     say: Callable[[str], None]
@@ -108,12 +114,21 @@ class _Profiler:
         wanted = scores or self.scores
         variant = f"{self.model.model.dtype} scores {' '.join(sorted(wanted))}"
         one = Measurement.of(self.model.manifest.weights_id, task, "given", examples, variant)
-        self.stage(f"profiling {task}", self.done * _PROFILE / total / 2)
+        share = self.done * _PROFILE / total / 2
+        self.stage(f"profiling {task}", share)
         unfinished = Unfinished(self.store, one.weights_id, task)
 
         def measure() -> Profile:
             return measure_profile(
-                self.model, examples, task=task, where=task, scores=wanted, unfinished=unfinished, passed_over=self.say
+                self.model,
+                examples,
+                task=task,
+                where=task,
+                scores=wanted,
+                unfinished=unfinished,
+                spool=self.spool,
+                stage=lambda what: self.stage(f"profiling {task}, {what}", share),
+                passed_over=self.say,
             )
 
         profile_id = ensure_profile(self.store, one, measure)
@@ -145,16 +160,21 @@ def _answers(
     data: Mapping[str, TaskData],
     masks: Mapping[Cell, Mask],
     journal: Journal,
+    spool: Path | None,
     stage: Stage,
     say: Callable[[str], None],
 ) -> tuple[dict[str, Answers], dict[Cell, Answers]]:
-    known = Known(model, {task: one.test for task, one in data.items()}, journal, say)
-    full = {task: known.full(task) for task in data}
-    found: dict[Cell, Answers] = {}
-    for number, (cell, kept) in enumerate(masks.items()):
-        stage(f"{cell.task} at {cell.budget}, {cell.way}, {cell.score}", 0.5 + number / len(masks) / 2)
-        found[cell] = known.under(cell.task, kept, cell.budget.active)
-    return full, found
+    known = Known(model, {task: one.test for task, one in data.items()}, journal, spool=spool, passed_over=say)
+    full = {task: Asked(task, None, model.manifest.top_k, f"{task}, the full model") for task in data}
+    of_cells = {
+        cell: Asked(cell.task, kept, cell.budget.active, f"{cell.task} at {cell.budget}, {cell.way}, {cell.score}")
+        for cell, kept in masks.items()
+    }
+    # Task by task, which is what is known best.
+    asked = [one for task in data for one in (full[task], *(cell for cell in of_cells.values() if cell.task == task))]
+    found = known.answers(asked, lambda what, share: stage(what, 0.5 + share / 2))
+    answers = dict(zip(asked, found, strict=True))
+    return {task: answers[one] for task, one in full.items()}, {cell: answers[one] for cell, one in of_cells.items()}
 
 
 def _held(masks: Mapping[Cell, Mask], rules: Rules) -> dict[Cell, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Literal, get_args
 
 from premoe_runtime.engines.hf.model import SlotModel
@@ -15,6 +16,7 @@ from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.offline.batches import MAX_TOKENS
 from premoe_runtime.offline.calibration import Example
 from premoe_runtime.offline.evaluation.exam import Answers, Examiner
+from premoe_runtime.offline.evaluation.outputs import Asked
 from premoe_runtime.offline.evaluation.rules import Patterns
 
 Variant = Literal["full", "specialist", "served", "generalist", "random", "wrong", "decided"]
@@ -35,6 +37,13 @@ class Run:
     """For ``wrong``: the specialist of the next stored task in alphabetical order. For ``decided``: what the set's
     recognition gives some of the prompts, or would if it knew the task."""
     slots: tuple[int, ...] | None = None
+
+    def asked(self, top_k: int) -> Asked:
+        """What an ``Examiner`` is asked of a model with this top-k. Raises InvalidInput like ``kept``."""
+        at = f" at {self.budget}" if self.budget else ""
+        return Asked(
+            self.task, self.kept(), self.budget.active if self.budget else top_k, f"{self.task}, {self.variant}{at}"
+        )
 
     def kept(self) -> Mask | None:
         """bool[L, E], or None for all experts. Raises InvalidInput like ``Pattern.kept``."""
@@ -90,14 +99,16 @@ def evaluate(
     runs: Sequence[Run],
     *,
     max_tokens: int = MAX_TOKENS,
-    advance: Callable[[int], None] = lambda _: None,
+    spool: Path | None = None,
+    advance: Callable[[float], None] = lambda _: None,
+    stage: Callable[[str], None] = lambda what: None,
     passed_over: Callable[[str], None] = lambda place: None,
 ) -> Iterator[Outcome]:
-    """Carry ``runs`` out one by one; ``model`` needs slots for all experts and gets them filled.
+    """Carry ``runs`` out; ``model`` and ``spool`` are what an ``Examiner`` takes.
 
-    ``data`` holds every task's examples, all with answers. ``advance`` is told how many examples each batch had,
-    ``passed_over`` which are not used. Raises InvalidInput: no example that fits, a budget the model cannot run,
-    patterns of other weights.
+    ``data`` holds every task's examples, all with answers. ``advance`` is told how many examples were run, ``stage``
+    what is, ``passed_over`` which are not used. Raises InvalidInput: no example that fits, a budget the model cannot
+    run, patterns of other weights.
     """
     manifest = model.manifest
     for run in runs:
@@ -109,9 +120,10 @@ def evaluate(
                 f"the model has {manifest.weights_id[:12]}",
                 reason="WEIGHTS_MISMATCH",
             )
-    examiner = Examiner(model, data, max_tokens=max_tokens, passed_over=passed_over)
-    for run in runs:
-        yield _outcome(run, _answers(examiner, run, advance))
+    examiner = Examiner(model, data, max_tokens=max_tokens, spool=spool, passed_over=passed_over)
+    asked = [run.asked(manifest.top_k) for run in runs]
+    for run, answers in zip(runs, examiner.answers(asked, advance=advance, stage=stage), strict=True):
+        yield _outcome(run, answers)
 
 
 def retained_accuracy(outcomes: Sequence[Outcome], variant: Variant, budget: Budget) -> float | None:
@@ -127,15 +139,6 @@ def generalist_mass(outcomes: Sequence[Outcome], budget: Budget) -> float:
     """Router mass that the generalist keeps at ``budget``, mean over tasks; 0 without any such run."""
     masses = [o.mass for o in outcomes if o.run.variant == "generalist" and o.run.budget == budget]
     return sum(masses) / len(masses) if masses else 0.0
-
-
-def _answers(examiner: Examiner, run: Run, advance: Callable[[int], None]) -> Answers:
-    kept = run.kept()
-    if kept is None or run.budget is None:
-        answers = examiner.full(run.task)
-        advance(len(answers.right))
-        return answers
-    return examiner.under(run.task, kept, run.budget.active, advance)
 
 
 def _outcome(run: Run, answers: Answers) -> Outcome:

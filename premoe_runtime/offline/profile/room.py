@@ -1,4 +1,4 @@
-"""Whether a model is profiled in memory or layer by layer: arithmetic over its manifest and its tensors' shapes."""
+"""Whether a model is measured in memory or layer by layer: arithmetic over its manifest and its tensors' shapes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import torch
 
@@ -29,10 +30,12 @@ from premoe_runtime.residency.slot_layout import SlotLayout
 from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.storage import READ_PART_BYTES
 
+Purpose = Literal["profiled", "evaluated"]
+
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes of memory that profiling takes: with all layers there, or one at a time."""
+    """Bytes of memory that measuring takes: with all layers there, or one at a time."""
 
     whole: int
     one_layer: int
@@ -40,22 +43,28 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a model is profiled, and a sentence why."""
+    """How a model is measured, and a sentence why."""
 
     by_layers: bool
     why: str
 
 
 def choose_way(
-    source: ExpertSource, *, memory: int | None, device: str = "cpu", dtype: str = "auto", scores: Sequence[str] = USUAL
+    source: ExpertSource,
+    *,
+    memory: int | None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    scores: Sequence[str] = USUAL,
+    purpose: Purpose = "profiled",
 ) -> Way:
-    """In memory where that fits, else layer by layer.
+    """In memory where that fits, else layer by layer. ``scores``: those that profiles are measured for, if any.
 
-    ``memory``: bytes that profiling may take of the device's memory (on the CPU: that the process may take); None:
+    ``memory``: bytes that measuring may take of the device's memory (on the CPU: that the process may take); None:
     what is free. Raises Exhausted when not even one layer fits into what was given; what is free is an estimate, and
     refuses nothing.
     """
-    needed = room(source, arithmetic(device, dtype), scores)
+    needed = room(source, arithmetic(device, dtype), scores, judged=purpose == "evaluated")
     if memory is None:
         there, process, given = _free(device), 0, "are free"
     else:
@@ -63,23 +72,23 @@ def choose_way(
     whole, one_layer = needed.whole + process, needed.one_layer + process
     if whole <= there:
         return Way(
-            by_layers=False, why=f"the model is profiled in memory: it takes {_mib(whole)}, {_mib(there)} {given}"
+            by_layers=False, why=f"the model is {purpose} in memory: it takes {_mib(whole)}, {_mib(there)} {given}"
         )
     if memory is not None and one_layer > there:
         raise Exhausted(
-            f"profiling this model takes {_mib(one_layer)} even layer by layer, but {_mib(there)} {given}; give more "
-            "memory",
+            f"this model takes {_mib(one_layer)} even when it is {purpose} layer by layer, but {_mib(there)} {given}; "
+            "give more memory",
             reason="MEMORY_TOO_SMALL",
         )
     return Way(
         by_layers=True,
-        why=f"the model is profiled layer by layer, in {_mib(one_layer)}: as a whole it takes {_mib(whole)}, and "
+        why=f"the model is {purpose} layer by layer, in {_mib(one_layer)}: as a whole it takes {_mib(whole)}, and "
         f"{_mib(there)} {given}",
     )
 
 
-def room(source: ExpertSource, dtype: torch.dtype | None, scores: Sequence[str]) -> Room:
-    """What profiling takes beside the process itself; ``dtype`` None: the checkpoint's.
+def room(source: ExpertSource, dtype: torch.dtype | None, scores: Sequence[str], *, judged: bool = False) -> Room:
+    """What measuring takes beside the process itself; ``dtype`` None: the checkpoint's. ``judged``: answers are.
 
     Raises what ``bare_model`` raises.
     """
@@ -95,7 +104,7 @@ def room(source: ExpertSource, dtype: torch.dtype | None, scores: Sequence[str])
     ends = skeleton.pop(None, 0)
     needs = {each.needs for each in sums_of(scores)}
     backward = bool(needs & {"gradient", "loss"})
-    work = _workspace(layout.held, facts, held.itemsize, apart=needs != {"router"}, backward=backward)
+    work = _workspace(layout.held, facts, held.itemsize, apart=bool(needs - {"router"}), head=backward or judged)
     work += _tables(manifest, facts, scores)
     work += max(STAGING_BYTES, 2 * blob_bytes) + 2 * max(READ_PART_BYTES, manifest.layout.blob_bytes)
     inputs = facts.num_blocks * MAX_TOKENS * manifest.hidden_size * held.itemsize * backward
@@ -105,7 +114,7 @@ def room(source: ExpertSource, dtype: torch.dtype | None, scores: Sequence[str])
     )
 
 
-def _workspace(layout: BlobLayout, facts: MoeModel, item: int, *, apart: bool, backward: bool) -> int:
+def _workspace(layout: BlobLayout, facts: MoeModel, item: int, *, apart: bool, head: bool) -> int:
     """Of one batch: hidden states in several copies, and each token's copies through its experts.
 
     Where experts answer one by one, and back, it is two and a half times as much (measured), or what the head takes.
@@ -113,7 +122,7 @@ def _workspace(layout: BlobLayout, facts: MoeModel, item: int, *, apart: bool, b
     hidden, rows = facts.hidden_size, max(field.shape[0] for field in layout.fields)
     token = item * (16 * hidden + facts.top_k * (3 * hidden + 2 * rows))
     experts = MAX_TOKENS * token * (5 if apart else 2) // 2
-    return max(experts, 6 * HEAD_TOKENS * _vocabulary(facts) * 4) if backward else experts
+    return max(experts, 6 * HEAD_TOKENS * _vocabulary(facts) * 4) if head else experts
 
 
 def _vocabulary(facts: MoeModel) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from premoe_local.console import Progress, note, progress
-from premoe_local.full_model import full_model
+from premoe_local.full_model import model_to_measure
 from premoe_runtime.offline.calibration import Answers, Example, PassedOver
 from premoe_runtime.offline.profile.scores import refuse_family
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from premoe_runtime.engines.hf.model import SlotModel
     from premoe_runtime.offline.profile.record import Profile
     from premoe_runtime.offline.profile.unfinished import Unfinished
-    from premoe_runtime.packs.reader import PackReader
     from premoe_runtime.storage import Store
 
 
@@ -70,7 +69,19 @@ def profiles(model: str, to: str | None, jobs: Sequence[Job], how: How, unused: 
     wanted = [Measurement.of(weights_id, job.task, how.answers, job.examples, variant) for job in jobs]
     found = {one.task: find_profile(store, one) for one in wanted}
     missing = [job for job in jobs if found[job.task] is None]
-    slot_model = _model(reader, how) if missing else None
+    slot_model = (
+        model_to_measure(
+            reader,
+            memory=how.memory,
+            threads=how.threads,
+            device=how.device,
+            dtype=how.dtype,
+            purpose="profiled",
+            scores=how.scores,
+        )
+        if missing
+        else None
+    )
     done = []
     with progress("profiling", total=sum(len(job.examples) for job in missing)) as bar:
         for one, job in zip(wanted, jobs, strict=True):
@@ -85,18 +96,6 @@ def profiles(model: str, to: str | None, jobs: Sequence[Job], how: How, unused: 
             seconds = time.perf_counter() - started if job in missing else None
             done.append(Done(profile_id, Profile.load(store.get, profile_id), seconds))
     return done, store
-
-
-def _model(reader: PackReader, how: How) -> SlotModel:
-    """The model in memory as a whole, or layer by layer where that does not fit."""
-    from premoe_runtime.offline.profile.measure import load_blocks
-    from premoe_runtime.offline.profile.room import choose_way
-
-    way = choose_way(reader, memory=how.memory, device=how.device, dtype=how.dtype, scores=how.scores)
-    if way.by_layers or how.memory is not None:
-        note(f"note: {way.why}")
-    load = load_blocks if way.by_layers else full_model
-    return load(reader, threads=how.threads, device=how.device, dtype=how.dtype)
 
 
 def _measure(

@@ -39,10 +39,15 @@ def signatures_of(reader: PackReader, file: Path, unused: PassedOver) -> F32:
 
 def signatures_by_task(model: SlotModel, data: Mapping[str, Sequence[Example]]) -> dict[str, F32]:
     """f32[N, E] of each task's prompts that fit the model. Raises InvalidInput: a task without any."""
+    from premoe_runtime.engines.hf.blocks import BlockModel
     from premoe_runtime.offline.profile.samples import encode_examples
     from premoe_runtime.probing.prober import Prober
+    from premoe_runtime.probing.weights import load_probing_model
 
-    prober = Prober(model.model, model.manifest)
+    probed = model.model
+    if isinstance(model, BlockModel):  # a probe may go through several blocks, and it has one at a time
+        probed = load_probing_model(model.source, device=model.device, dtype=model.model.dtype)
+    prober = Prober(probed, model.manifest)
     return {
         task: _probed(prober, [one.prompt for one in encode_examples(model, examples, answers="given", where=task)])
         for task, examples in data.items()

@@ -125,7 +125,7 @@ def test_a_model_that_does_not_fit_is_profiled_layer_by_layer(store: str, tmp_pa
     assert found[0] == found[1]
     refused = run("--task", f"digits={data}", "--to", tmp_path / "none", "--memory", "900MiB", store)
     assert (refused.exit_code, refused.stderr.count("\n")) == (7, 1)
-    assert "MiB even layer by layer, but 900 MiB are given; give more memory" in refused.stderr
+    assert "MiB even when it is profiled layer by layer, but 900 MiB are given; give more memory" in refused.stderr
     assert "is not a size" in run("--task", f"digits={data}", "--memory", "much", store).stderr
 
 

@@ -1,4 +1,4 @@
-"""A model larger than the memory that the kernel lets its process have: profiled layer by layer, and only so."""
+"""A model larger than the memory that the kernel lets its process have: profiled and evaluated layer by layer."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ IMPORTS = (
     "premoe_runtime.offline.profile.measure",
     "premoe_local.commands.profile",
     "premoe_runtime.offline.patterns.library",
+    "premoe_runtime.offline.evaluation.sweep",
 )
 
 
@@ -48,9 +49,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def profile(folder: Path, to: str, memory: int, *, limit_bytes: int = LIMIT_BYTES) -> Ended:
+def evaluate(folder: Path, memory: int, *, limit_bytes: int = LIMIT_BYTES) -> Ended:
+    """The live set of the store ``patterns``, at one budget."""
+    options = ["--data", f"digits={folder / 'digits.jsonl'}", "--budgets", "4/8", "--memory", str(memory), "--json"]
+    arguments = ["eval", folder / "store", *options, "--store", folder / "patterns"]
+    return premoe(arguments, limit_bytes=limit_bytes, imports=IMPORTS, cache=folder / "cache")
+
+
+def profile(folder: Path, to: str, memory: int, *more: str, limit_bytes: int = LIMIT_BYTES) -> Ended:
     options = ["--task", f"digits={folder / 'digits.jsonl'}", "--memory", str(memory), "--to", str(folder / to)]
-    arguments = ["profile", folder / "store", *options]
+    arguments = ["profile", folder / "store", *options, *more]
     return premoe(arguments, limit_bytes=limit_bytes, imports=IMPORTS, cache=folder / "cache")
 
 
@@ -72,4 +80,26 @@ def test_only_layer_by_layer_does_it_fit_under_a_limit_and_the_profile_is_the_sa
     assert LAYERS * EXPERTS * BLOB_BYTES <= whole.over_bytes <= needed.whole
     stored = [[one.path for one in open_store(str(folder / to)).list("profiles")] for to in ("streamed", "whole")]
     assert stored[0] == stored[1] != []
+    assert not any(file.is_file() for file in (folder / "cache").rglob("*"))
+
+
+def test_so_are_its_patterns_evaluated(folder: Path) -> None:
+    needed = room(open_pack(str(folder / "store")), torch.float32, (), judged=True)
+    little, much = PROCESS_BYTES + (needed.whole + needed.one_layer) // 2, 1 << 40
+    assert profile(folder, "patterns", much, "--router-only", limit_bytes=4 << 30).code == 0
+    build = ["patterns", "build", folder / "patterns", folder / "store", "--set-live"]
+    assert premoe(build, limit_bytes=4 << 30, imports=IMPORTS, cache=folder / "cache").code == 0
+
+    broken, streamed = evaluate(folder, much), evaluate(folder, little)
+    assert broken.code == 7
+    assert broken.notes[-1].startswith(f"error: no room for {EXPERTS} expert blobs of {BLOB_BYTES} bytes on cpu")
+    assert (streamed.code, "the model is evaluated layer by layer" in streamed.notes[0]) == (0, True), streamed.notes
+    assert streamed.over_bytes <= needed.one_layer
+    whole = evaluate(folder, much, limit_bytes=4 << 30)
+    assert whole.code == 0, whole.notes
+    assert LAYERS * EXPERTS * BLOB_BYTES <= whole.over_bytes <= needed.whole
+    assert len(streamed.figures["results"]) >= 4
+    for one, other in zip(streamed.figures["results"], whole.figures["results"], strict=True):
+        assert one.pop("retained_mass") == pytest.approx(other.pop("retained_mass"), abs=1e-6)
+        assert one == other
     assert not any(file.is_file() for file in (folder / "cache").rglob("*"))

@@ -1,6 +1,7 @@
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 
 from premoe_runtime.engines.hf.model import SlotModel
-from premoe_runtime.formats.arrays import Mask
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
 from premoe_runtime.formats.pattern import GENERALIST_TASK
@@ -19,6 +19,7 @@ from premoe_runtime.offline.evaluation.data import TaskData
 from premoe_runtime.offline.evaluation.exam import Answers, Examiner
 from premoe_runtime.offline.evaluation.figures import figures
 from premoe_runtime.offline.evaluation.journal import Journal
+from premoe_runtime.offline.evaluation.outputs import Asked
 from premoe_runtime.offline.evaluation.plan import Cell, Scope
 from premoe_runtime.offline.evaluation.sweep import Results, sweep
 from premoe_runtime.offline.profile.measure import load_full_model
@@ -68,8 +69,7 @@ def refuse(*arguments: object) -> Answers:
 def test_a_finished_evaluation_measures_nothing_again(
     model: SlotModel, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Examiner, "under", refuse)
-    monkeypatch.setattr(Examiner, "full", refuse)
+    monkeypatch.setattr(Examiner, "_answers", refuse)
     monkeypatch.setattr("premoe_runtime.offline.evaluation.sweep.measure_profile", refuse)
     results = run(model, folder)
     assert set(results.full) == {"digits", "vowels"}
@@ -84,16 +84,16 @@ def test_a_stopped_evaluation_goes_on_behind_its_last_cell(
     model: SlotModel, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    under = Examiner.under
+    answers = Examiner._answers
 
     def until(limit: int) -> None:
-        def counted(self: Examiner, task: str, kept: Mask, active: int) -> Answers:
+        def counted(self: Examiner, asked: Asked, *others: Any) -> Answers:
             if len(measured) == limit:
                 raise KeyboardInterrupt
-            measured.append(task)
-            return under(self, task, kept, active)
+            measured.append(asked.task)
+            return answers(self, asked, *others)
 
-        monkeypatch.setattr(Examiner, "under", counted)
+        monkeypatch.setattr(Examiner, "_answers", counted)
 
     until(5)
     with pytest.raises(KeyboardInterrupt):
@@ -103,8 +103,7 @@ def test_a_stopped_evaluation_goes_on_behind_its_last_cell(
     until(10_000)
     resumed, whole = run(model, tmp_path), run(model, folder)
     lines = (folder / "cells.jsonl").read_bytes().splitlines()
-    # Two of the lines are the full model's.
-    assert len(measured) == len(lines) - 2
+    assert len(measured) == len(lines)
     assert figures([resumed]) == figures([whole])
     assert all(json.loads(line) for line in (tmp_path / "cells.jsonl").read_bytes().splitlines())
 
@@ -112,10 +111,10 @@ def test_a_stopped_evaluation_goes_on_behind_its_last_cell(
 def test_every_cell_is_what_its_experts_answer(model: SlotModel, folder: Path) -> None:
     results = run(model, folder)
     examiner = Examiner(model, {"digits": tasks("digits")["digits"].test})
-    full = examiner.full("digits")
+    every_expert = Asked("digits", np.ones((2, 16), np.bool_), 4)
+    full, every = examiner.answers([Asked("digits", None, 4), every_expert])
     assert (results.full["digits"].nll == full.nll).all()
     assert full.kl.tolist() == [0] * ASKED
-    every = examiner.under("digits", np.ones((2, 16), np.bool_), 4)
     assert every.nll == pytest.approx(full.nll)
     assert every.kl == pytest.approx(0, abs=1e-6)
     own = Cell("digits", "own", "impact", "shared", BUDGET, 0)
@@ -142,13 +141,13 @@ def test_a_wider_scope_reuses_what_was_measured(
 ) -> None:
     before = len((folder / "cells.jsonl").read_bytes().splitlines())
     asked: list[Sequence[int]] = []
-    under = Examiner.under
+    answers = Examiner.answers
 
-    def counted(self: Examiner, task: str, kept: Mask, active: int) -> Answers:
-        asked.append(kept.sum(axis=1).tolist())
-        return under(self, task, kept, active)
+    def counted(self: Examiner, wanted: Sequence[Asked], **watched: Any) -> Iterator[Answers]:
+        asked.extend(one.kept.sum(axis=1).tolist() for one in wanted if one.kept is not None)
+        return answers(self, wanted, **watched)
 
-    monkeypatch.setattr(Examiner, "under", counted)
+    monkeypatch.setattr(Examiner, "answers", counted)
     run(model, folder, Scope((BUDGET, Budget(2, 8)), ("impact", "counts"), BUDGET, spare=1))
     assert len((folder / "cells.jsonl").read_bytes().splitlines()) == before + len(asked)
     assert {sum(counts) for counts in asked} == {2 * 8, 2 * 9}
@@ -162,7 +161,7 @@ def test_answers_that_are_no_numbers_are_refused(model: SlotModel) -> None:
         with torch.no_grad():
             head[0] = torch.nan
         with pytest.raises(CorruptData, match=r"digits:[01]: the model's answer is not a number"):
-            examiner.full("digits")
+            list(examiner.answers([Asked("digits", None, 4)]))
     finally:
         with torch.no_grad():
             head.copy_(kept)

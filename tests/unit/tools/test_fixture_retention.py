@@ -13,6 +13,7 @@ from support.tiny import tiny_checkpoint
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.offline.evaluation.exam import Answers, Examiner
+from premoe_runtime.offline.evaluation.outputs import Asked
 from premoe_runtime.offline.evaluation.rules import Patterns
 from premoe_runtime.offline.profile.measure import load_full_model
 
@@ -35,11 +36,8 @@ def test_rows_are_what_the_examiner_gives_and_are_measured_once(
     model: SlotModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A random model answers nothing: it counts as if every first prompt were answered.
-    full, under = Examiner.full, Examiner.under
-    monkeypatch.setattr(Examiner, "full", lambda self, task: _first_right(full(self, task)))
-    monkeypatch.setattr(
-        Examiner, "under", lambda self, task, kept, active: _first_right(under(self, task, kept, active))
-    )
+    answers = Examiner.answers
+    monkeypatch.setattr(Examiner, "answers", lambda *given, **told: map(_first_right, answers(*given, **told)))
     told: list[str] = []
     found = measure_retention(model, SIZES, tmp_path / "cells.jsonl", told.append)
     assert len(told) == steps()
@@ -59,15 +57,14 @@ def test_rows_are_what_the_examiner_gives_and_are_measured_once(
     task = OPEN[0]
     rule = Patterns.by_rule(profiles(model, 0), "impact", "uniform")
     examiner = Examiner(model, {task: asked(task, 1)})
-    own = under(examiner, task, rule.specialists[task].kept(Budget(4, 8)), 4)
+    [own] = answers(examiner, [Asked(task, rule.specialists[task].kept(Budget(4, 8)), 4)])
     assert rows["own split", "uniform"]["perplexity"][task] == pytest.approx(own.perplexity, rel=1e-3)
     assert fmean(rows["own split", "uniform"]["exact"][each] for each in EXACT) == 50
 
     def refuse(*arguments: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(Examiner, "full", refuse)
-    monkeypatch.setattr(Examiner, "under", refuse)
+    monkeypatch.setattr(Examiner, "_answers", refuse)
     assert measure_retention(model, SIZES, tmp_path / "cells.jsonl", told.append) == found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +12,7 @@ from premoe_local.console import json_option, note, print_json, print_table, pro
 from premoe_local.decided import print_decided
 from premoe_local.default_group import DefaultGroup
 from premoe_local.evaluation.command import sweep
-from premoe_local.full_model import full_model
+from premoe_local.full_model import memory_options, model_to_measure
 from premoe_local.signatures import signatures_by_task
 from premoe_local.task_files import task_files
 from premoe_runtime.formats.budget import Budget
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
 def command() -> None:
     """Measure accuracy and perplexity at several budgets, all patterns at equal slots.
 
-    MODEL is a pack (…/models/<id>) or an object store with one pack; every expert must fit into memory, because the
-    full model is measured too. Accuracy is the share of answers that greedy decoding writes exactly; perplexity is
-    that of the given answers. "specialist" splits its experts over the layers as the task likes, "served" as one
-    worker does for all tasks, "wrong" runs the next task's specialist. Of a set it also says what its decisions
-    on these prompts cost in answers. `premoe eval sweep` compares scores, splits and static sets over several
-    calibration seeds, on your model and data.
+    MODEL is a pack (…/models/<id>) or an object store with one pack. The full model is measured too; one that does
+    not fit into memory is read layer by layer, once for all patterns and tasks, and gives the same figures.
+    Accuracy is the share of answers that greedy decoding writes exactly; perplexity is that of the given answers.
+    "specialist" splits its experts over the layers as the task likes, "served" as one worker does for all tasks,
+    "wrong" runs the next task's specialist. Of a set it also says what its decisions on these prompts cost in
+    answers. `premoe eval sweep` compares scores, splits and static sets over several calibration seeds, on your model
+    and data.
     """
 
 
@@ -61,6 +63,7 @@ command.add_command(sweep)
     help="Arithmetic; on a CPU bfloat16 takes half the memory, but is slower.  "
     "[default: float32 on a CPU, else the checkpoint's]",
 )
+@memory_options
 @click.option("--record", is_flag=True, help="Write what its generalist keeps and its decisions cost into a new set.")
 @click.option("--set-live", is_flag=True, help="With --record: make the new set the live one.")
 @json_option
@@ -76,6 +79,8 @@ def of_set(
     threads: int | None,
     device: str,
     dtype: str,
+    memory: int | None,
+    spool: Path | None,
     record: bool,
     set_live: bool,
     as_json: bool,
@@ -110,12 +115,24 @@ def of_set(
         splits=found.splits if found else None,
     )
     runs = plan_runs(list(examples), wanted, patterns)
-    slot_model = full_model(reader, threads=threads, device=device, dtype=dtype)
+    slot_model = model_to_measure(
+        reader, memory=memory, threads=threads, device=device, dtype=dtype, purpose="evaluated"
+    )
     decisions = {} if found is None else decisions_on(signatures_by_task(slot_model, examples), found)
     runs += decided_runs(decisions, wanted, patterns)
     total = sum(len(examples[run.task]) for run in runs)
     with progress("evaluating", total=total) as bar:
-        outcomes = list(evaluate(slot_model, examples, runs, advance=bar.advance, passed_over=unused))
+        outcomes = list(
+            evaluate(
+                slot_model,
+                examples,
+                runs,
+                spool=spool,
+                advance=bar.advance,
+                stage=lambda what: bar.update(description=f"evaluating {what}"),
+                passed_over=unused,
+            )
+        )
     if unused.note:
         note(unused.note)
     decided = worth(decisions, wanted, outcomes)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
-from premoe_local.console import date, json_option, note, parse_bytes, print_json, print_table
+from premoe_local.console import date, json_option, note, print_json, print_table
 from premoe_local.default_group import DefaultGroup
+from premoe_local.full_model import memory_options
 from premoe_local.profiling import Done, How, Job, profiles
 from premoe_local.score_option import score_names
 from premoe_local.task_files import task_files
@@ -73,16 +74,7 @@ def command() -> None:
     help="Arithmetic; on a CPU bfloat16 takes half the memory, but is slower.  "
     "[default: float32 on a CPU, else the checkpoint's]",
 )
-@click.option(
-    "--memory",
-    help="Memory that profiling may take, for example 8GiB: a larger model is profiled layer by layer.  "
-    "[default: what is free]",
-)
-@click.option(
-    "--spool",
-    type=click.Path(path_type=Path),
-    help="Folder for the layers' inputs meanwhile, layer by layer.  [default: premoe/spool in the user's cache folder]",
-)
+@memory_options
 @json_option
 def measure(
     model: str,
@@ -97,7 +89,7 @@ def measure(
     threads: int | None,
     device: str,
     dtype: str,
-    memory: str | None,
+    memory: int | None,
     spool: Path | None,
     as_json: bool,
 ) -> None:
@@ -105,8 +97,7 @@ def measure(
     if scores and router_only:
         raise click.UsageError("--router-only is a choice of scores: give it or --score")
     asked = scores or (ROUTER_ONLY if router_only else USUAL)
-    room = parse_bytes(memory) if memory is not None else None
-    how = How(cast("Answers", answers), asked, threads, device, dtype, room, spool)
+    how = How(cast("Answers", answers), asked, threads, device, dtype, memory, spool)
     unused = PassedOver()
     jobs = [
         Job(task, file, read_calibration(file, answers=how.answers, limit=limit, skip=skip, passed_over=unused))

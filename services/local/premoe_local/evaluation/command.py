@@ -10,6 +10,7 @@ import click
 
 from premoe_local.console import interrupt_on_sigterm, json_option, note, print_json, print_table
 from premoe_local.evaluation.recipe import SEEDS, Recipe
+from premoe_local.full_model import memory_options
 from premoe_local.output_file import check_folder, write_file
 from premoe_local.task_files import task_files
 from premoe_runtime.formats.errors import InvalidInput
@@ -36,6 +37,7 @@ _STATE = "state"
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads.")
 @click.option("--device", help="Torch device.  [default: cpu]")
 @click.option("--dtype", type=click.Choice(get_args(Recipe.model_fields["dtype"].annotation)), help="Arithmetic.")
+@memory_options
 @json_option
 def sweep(
     model: tuple[str, ...],
@@ -45,6 +47,8 @@ def sweep(
     calibration: tuple[str, ...],
     quick: bool,
     threads: int | None,
+    memory: int | None,
+    spool: Path | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -54,7 +58,9 @@ def sweep(
     one thing: figures are their means, and intervals cover the spread between them. For every calibration seed each
     task is profiled once; its test prompts are then answered by the experts of every score, budget and split, by
     static sets of equal bytes, by those that recognition gives, and by other tasks' experts. A run that was stopped
-    goes on where it ended when the same command is given. OUT gets evaluation.md, evaluation.json and pictures.
+    goes on where it ended when the same command is given. A model that does not fit into memory is read layer by
+    layer, twice for each profile and once for all answers, and gives the same figures. OUT gets evaluation.md,
+    evaluation.json and pictures.
     """
     interrupt_on_sigterm()
     given = {name: value for name, value in options.items() if value not in (None, ())}
@@ -69,7 +75,7 @@ def sweep(
     recipe = Recipe.read(recipe_file, given | ({"model": model} if model else {}))
     recipe = recipe.quick() if quick else recipe
     check_folder(out)
-    document, pictures = measured(recipe, out, threads, quick)
+    document, pictures = measured(recipe, out, threads, quick, memory=memory, spool=spool)
     _write(document, pictures, " and ".join(recipe.model), out)
     if as_json:
         print_json(document)
@@ -78,7 +84,9 @@ def sweep(
     note(f"{out / 'evaluation.md'}, evaluation.json, {', '.join(pictures) or 'no pictures'}")
 
 
-def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tuple[dict[str, Any], dict[str, bytes]]:
+def measured(
+    recipe: Recipe, out: Path, threads: int | None, quick: bool, *, memory: int | None = None, spool: Path | None = None
+) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Figures and pictures; ``out``/state holds what a stopped run had measured."""
     unused = PassedOver()
     data = recipe.data(unused)
@@ -93,7 +101,7 @@ def measured(recipe: Recipe, out: Path, threads: int | None, quick: bool) -> tup
     scope = recipe.scope(described.top_k, described.experts, probe=described.probe, quick=quick)
     refuse_family(scope.ranked, described.family)
     readers = opened_all(recipe.model, state)
-    runs = measure(recipe, readers, data, scope, state, threads=threads, say=unused)
+    runs = measure(recipe, readers, data, scope, state, threads=threads, memory=memory, spool=spool, say=unused)
     if unused.note:
         note(unused.note)
     document = {**figures(runs), "recipe": recipe.model_dump(mode="json")}

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from premoe_local.console import note, progress
 from premoe_local.evaluation.recipe import Recipe
-from premoe_local.full_model import full_model
+from premoe_local.full_model import model_to_measure
 from premoe_runtime.offline.evaluation.data import TaskData
 from premoe_runtime.offline.evaluation.journal import Journal
 from premoe_runtime.offline.evaluation.plan import Scope
-from premoe_runtime.offline.evaluation.sweep import Results, sweep
+from premoe_runtime.offline.evaluation.sweep import Results, profiled, sweep
 from premoe_runtime.packs.reader import PackReader
 from premoe_runtime.storage import open_store
 
@@ -24,6 +24,8 @@ def measure(
     state: Path,
     *,
     threads: int | None,
+    memory: int | None,
+    spool: Path | None,
     say: Callable[[str], None],
 ) -> list[Results]:
     """Of every model, one in memory at a time. ``state`` keeps what was measured. Raises like ``sweep``."""
@@ -37,8 +39,17 @@ def measure(
                     where = f", model {number + 1} of {len(readers)}" if len(readers) > 1 else ""
                     bar.update(description=what + where, completed=(number + share) / len(readers))
 
-                model = full_model(readers[number], threads=threads, device=recipe.device, dtype=recipe.dtype)
-                return sweep(model, data, scope, store=store, journal=journal, stage=stage, say=say)
+                reader = readers[number]
+                model = model_to_measure(
+                    reader,
+                    memory=memory,
+                    threads=threads,
+                    device=recipe.device,
+                    dtype=recipe.dtype,
+                    purpose="evaluated",
+                    scores=profiled(scope, reader.manifest().family),
+                )
+                return sweep(model, data, scope, store=store, journal=journal, spool=spool, stage=stage, say=say)
 
             return [of_model(number) for number in range(len(readers))]
     except KeyboardInterrupt:
