@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 _SCRIPT = """
 import importlib, json, re, resource, sys
@@ -39,11 +38,6 @@ class Ended:
     notes: list[str]
     over_bytes: int
     stdout: str
-
-    @property
-    def figures(self) -> Any:
-        """What it printed with ``--json``."""
-        return json.loads(self.stdout)
 
 
 def premoe(arguments: Sequence[object], *, limit_bytes: int, imports: Sequence[str], cache: Path) -> Ended:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+from premoe_local.cli import command
 from support.limited_memory import Ended, premoe
 from support.profiles import write_examples
 from support.tiny import tiny_checkpoint
@@ -50,15 +53,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluate(folder: Path, memory: int, *, limit_bytes: int = LIMIT_BYTES) -> Ended:
-    """The live set of the store ``patterns``, at one budget."""
+    """The patterns of the store ``set``, asked four prompts."""
     options = ["--data", f"digits={folder / 'digits.jsonl'}", "--budgets", "4/8", "--memory", str(memory), "--json"]
-    arguments = ["eval", folder / "store", *options, "--store", folder / "patterns"]
+    arguments = ["eval", folder / "store", *options, "--limit", "4", "--store", folder / "set"]
     return premoe(arguments, limit_bytes=limit_bytes, imports=IMPORTS, cache=folder / "cache")
 
 
-def profile(folder: Path, to: str, memory: int, *more: str, limit_bytes: int = LIMIT_BYTES) -> Ended:
+def profile(folder: Path, to: str, memory: int, *, limit_bytes: int = LIMIT_BYTES) -> Ended:
     options = ["--task", f"digits={folder / 'digits.jsonl'}", "--memory", str(memory), "--to", str(folder / to)]
-    arguments = ["profile", folder / "store", *options, *more]
+    arguments = ["profile", folder / "store", *options]
     return premoe(arguments, limit_bytes=limit_bytes, imports=IMPORTS, cache=folder / "cache")
 
 
@@ -83,23 +86,22 @@ def test_only_layer_by_layer_does_it_fit_under_a_limit_and_the_profile_is_the_sa
     assert not any(file.is_file() for file in (folder / "cache").rglob("*"))
 
 
-def test_so_are_its_patterns_evaluated(folder: Path) -> None:
+def test_its_patterns_are_evaluated_so_too(folder: Path) -> None:
+    mask = folder / "mask.json"
+    mask.write_text(json.dumps({"layers": [list(range(8))] * LAYERS}))
+    told = ["import-mask", str(mask), "--pack", str(folder / "store"), "--task", "digits", "--to", str(folder / "set")]
+    assert CliRunner().invoke(command, [*told, "--set-live"]).exit_code == 0
     needed = room(open_pack(str(folder / "store")), torch.float32, (), judged=True)
-    little, much = PROCESS_BYTES + (needed.whole + needed.one_layer) // 2, 1 << 40
-    assert profile(folder, "patterns", much, "--router-only", limit_bytes=4 << 30).code == 0
-    build = ["patterns", "build", folder / "patterns", folder / "store", "--set-live"]
-    assert premoe(build, limit_bytes=4 << 30, imports=IMPORTS, cache=folder / "cache").code == 0
 
-    broken, streamed = evaluate(folder, much), evaluate(folder, little)
+    broken = evaluate(folder, 1 << 40)
     assert broken.code == 7
     assert broken.notes[-1].startswith(f"error: no room for {EXPERTS} expert blobs of {BLOB_BYTES} bytes on cpu")
+    streamed = evaluate(folder, PROCESS_BYTES + (needed.whole + needed.one_layer) // 2)
     assert (streamed.code, "the model is evaluated layer by layer" in streamed.notes[0]) == (0, True), streamed.notes
     assert streamed.over_bytes <= needed.one_layer
-    whole = evaluate(folder, much, limit_bytes=4 << 30)
-    assert whole.code == 0, whole.notes
-    assert LAYERS * EXPERTS * BLOB_BYTES <= whole.over_bytes <= needed.whole
-    assert len(streamed.figures["results"]) >= 4
-    for one, other in zip(streamed.figures["results"], whole.figures["results"], strict=True):
-        assert one.pop("retained_mass") == pytest.approx(other.pop("retained_mass"), abs=1e-6)
-        assert one == other
+    found = {one["variant"]: one for one in json.loads(streamed.stdout)["results"]}
+    assert found.keys() == {"full", "specialist", "random"}
+    assert found["full"]["kl"] == 0 < found["specialist"]["kl"]
+    assert found["full"]["retained_mass"] == pytest.approx(1)
+    assert found["specialist"]["retained_mass"] < 0.9
     assert not any(file.is_file() for file in (folder / "cache").rglob("*"))
