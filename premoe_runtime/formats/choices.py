@@ -15,3 +15,6 @@ OnUnknown = Literal["generalist", "full", "reject"]
 
 DecisionKind = Literal["specialist", "generalist", "full", "reject"]
 """What recognition decided."""
+
+EngineName = Literal["hf", "vllm", "auto"]
+"""What a worker runs on: transformers, vLLM, or vLLM where it is installed and runs the model."""

@@ -78,7 +78,7 @@ class Copier:
         error: Exception | None = None
 
         def one(blob: BlobCopy) -> None:
-            self._pace(copy, len(touched), begun, cancelled)
+            pace(copy, len(touched), self._blob_bytes, begun, cancelled)
             if cancelled():
                 return
             touched.add(blob.expert)
@@ -129,10 +129,11 @@ class Copier:
         if self._stream is not None:
             self._stream.synchronize()
 
-    def _pace(self, copy: Copy, done: int, begun: float, cancelled: Callable[[], bool]) -> None:
-        """Sleep as long as the blobs copied so far are ahead of the pace."""
-        if not copy.bytes_per_second:
-            return
-        due = begun + (done + 1) * self._blob_bytes / copy.bytes_per_second
-        while (left := due - time.monotonic()) > 0 and not cancelled():
-            time.sleep(min(left, _NAP_SECONDS))
+
+def pace(copy: Copy, done: int, blob_bytes: int, begun: float, cancelled: Callable[[], bool]) -> None:
+    """Sleep as long as the ``done`` blobs copied since ``begun`` are ahead of the copy's pace."""
+    if not copy.bytes_per_second:
+        return
+    due = begun + (done + 1) * blob_bytes / copy.bytes_per_second
+    while (left := due - time.monotonic()) > 0 and not cancelled():
+        time.sleep(min(left, _NAP_SECONDS))

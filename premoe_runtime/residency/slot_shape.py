@@ -40,6 +40,12 @@ class SlotShape:
         counts = slots_of_layers(slots, manifest.layer_experts)
         return cls(manifest, counts, max_rows, SlotLayout.of(manifest, dtype))
 
+    @classmethod
+    def as_stored(cls, manifest: Manifest, *, slots: int | Sequence[int], max_rows: int = 64) -> SlotShape:
+        """Blobs stay as the pack has them: for whoever makes of them himself what kernels read. Raises InvalidInput."""
+        counts = slots_of_layers(slots, manifest.layer_experts)
+        return cls(manifest, counts, max_rows, SlotLayout(manifest.layout, manifest.layout))
+
     @property
     def num_layers(self) -> int:
         return len(self.slots)

@@ -21,6 +21,7 @@ from support.engines import WAIT_SECONDS, Bench, Collector, child_bench, hf_benc
 from support.grammars import grammar_of
 from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
+from support.vllm_bench import Benches, need_vllm
 
 from premoe_runtime.engines.grammar import Grammars, Matcher
 from premoe_runtime.engines.hf.tokenizer import load_tokenizer
@@ -41,8 +42,18 @@ POINT = {
 Json = dict[str, Any]
 
 
-@pytest.fixture(params=ENGINES)
-def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benches]:
+    with Benches(lambda: tmp_path_factory.mktemp("vllm")) as benches:
+        yield benches
+
+
+@pytest.fixture(params=[*ENGINES, pytest.param("vllm", marks=pytest.mark.vllm)])
+def bench(request: pytest.FixtureRequest, tmp_path: Path, vllm: Benches) -> Iterator[Bench]:
+    if request.param == "vllm":
+        need_vllm()
+        yield vllm.open(max_sequences=6)
+        return
     with ExitStack() as stack:
         yield stack.enter_context(ENGINES[request.param](tmp_path, max_sequences=6))
 

@@ -21,7 +21,7 @@ from premoe_servicekit.clients import blocking_channel, channel
 from premoe_servicekit.errors import rpc_errors
 from support import dying_worker
 from support.mesh import BUDGET, UNKNOWN, mesh_over, prepare_store, prompts
-from support.processes import run_to_end, serving
+from support.processes import engine_process, run_to_end, serving
 
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
@@ -323,7 +323,7 @@ def test_a_worker_s_port_in_use_is_one_line(store_address: str) -> None:
 def test_without_retrieval_the_full_model_is_served(store_address: str, store_url: str, engine: str) -> None:
     experts = open_pack(store_url).manifest().num_experts
     arguments = ["--store", store_address, "--budget", "2/4", "--slots", str(experts), "--threads", "1"]
-    arguments += ["--engine", engine]
+    arguments += ["--engine-place", engine]
     with serving("premoe_worker.cli", arguments, {"OMP_WAIT_POLICY": "PASSIVE"}) as child:
         with blocking_channel(child.address) as opened:
             stub = Stub(opened)
@@ -336,18 +336,10 @@ def test_without_retrieval_the_full_model_is_served(store_address: str, store_ur
         assert "error" not in child.stderr().lower()
 
 
-def engine_process(worker: int) -> int:
-    """Id of the process that a worker started for its engine."""
-    threads = Path(f"/proc/{worker}/task").iterdir()
-    children = {int(pid) for thread in threads for pid in (thread / "children").read_text().split()}
-    (found,) = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return found
-
-
 def test_an_engine_process_that_is_killed_ends_the_worker_with_its_reason(store_address: str, store_url: str) -> None:
     experts = open_pack(store_url).manifest().num_experts
     arguments = ["--store", store_address, "--budget", "2/4", "--slots", str(experts), "--threads", "1"]
-    arguments += ["--engine", "process", "--drain-delay-s", "3600"]  # so that there is time to look at it
+    arguments += ["--engine-place", "process", "--drain-delay-s", "3600"]  # so that there is time to look at it
     reason = "the engine process was killed by SIGKILL"
     with serving("premoe_worker.cli", arguments, {"OMP_WAIT_POLICY": "PASSIVE"}) as child:
         pid = engine_process(child.process.pid)

@@ -11,12 +11,13 @@ def main() -> None:
     from premoe_worker.cli import main as serve
 
     from premoe_runtime.engines.base import Submit
-    from premoe_runtime.engines.hf.running import RunningSequences
+    from premoe_runtime.engines.hf.running import RowSequence, RunningSequences
+    from premoe_runtime.engines.sequences import Sequences
 
     add, step = RunningSequences.add, RunningSequences.step
     doomed = False
 
-    def noticing(self: RunningSequences, request: Submit) -> None:
+    def noticing(self: Sequences[RowSequence], request: Submit) -> None:
         nonlocal doomed
         doomed = doomed or request.sampling.max_tokens == FATAL_TOKENS
         add(self, request)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from premoe_local.mesh import Mesh, running
 from premoe_local.mesh_options import MeshOptions
@@ -33,15 +34,15 @@ def prompts(task: str, count: int, seed: int = 0) -> list[str]:
     return ["".join(draw.choices(ALPHABETS[task], k=24)) for _ in range(count)]
 
 
-def prepare_store(folder: Path, layer_experts: Sequence[int] = (), *, template: str = "") -> str:
+def prepare_store(folder: Path, layer_experts: Sequence[int] = (), *, template: str = "", **overrides: Any) -> str:
     """Pack a tiny random Qwen3-MoE, profile three tasks, publish a live set. Returns the store's URL.
 
     ``layer_experts``: of its two layers, where they are pruned to fewer than 16. ``template``: of its chats, instead of
-    the usual one.
+    the usual one. ``overrides``: of its configuration.
     """
     url = f"file://{folder / 'store'}"
     store = open_store(url)
-    checkpoint = tiny_checkpoint(folder)
+    checkpoint = tiny_checkpoint(folder, **overrides)
     if template:
         (checkpoint / "chat_template.jinja").write_text(template)
     write_pack(open_source(str(prune(checkpoint, layer_experts) if layer_experts else checkpoint)), store)

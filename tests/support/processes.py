@@ -85,3 +85,11 @@ def environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """This process's environment without settings and exporters of its own, plus ``extra``."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREMOE_", "OTEL_"))}
     return {**kept, **(extra or {})}
+
+
+def engine_process(worker: int) -> int:
+    """Id of the process that a worker started for its engine."""
+    threads = Path(f"/proc/{worker}/task").iterdir()
+    children = {int(pid) for thread in threads for pid in (thread / "children").read_text().split()}
+    (found,) = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return found

@@ -66,7 +66,11 @@ def route(
             weights[tokens, :count], ids[tokens, :count] = found.to(weights.dtype), chosen
     if spec.weights_dtype == "model":
         weights = weights.to(dtype or logits.dtype)
-    return Routing(weights, ids, _mass(spec, values, full, rules))
+    mass = None
+    if rules.mask is not None:
+        share = full if spec.score in ("softmax", "sigmoid") else torch.softmax(values, dim=-1)
+        mass = retained_share(spec, share.detach(), rules.mask)
+    return Routing(weights, ids, mass)
 
 
 def _scores(spec: RouterSpec, logits: torch.Tensor) -> torch.Tensor:
@@ -143,13 +147,11 @@ def mix(spec: RouterSpec, logits: torch.Tensor, count: int) -> tuple[torch.Tenso
     return torch.cat(weights, dim=-1), torch.cat(ids, dim=-1)
 
 
-def _mass(spec: RouterSpec, values: torch.Tensor, scores: torch.Tensor, rules: LayerRules) -> torch.Tensor | None:
-    if rules.mask is None:
-        return None
-    share = scores if spec.score in ("softmax", "sigmoid") else torch.softmax(values, dim=-1)
+def retained_share(spec: RouterSpec, share: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """f32[T]: how much of ``share`` [T, n], scores of all experts, lies on those that the mask (0 or -inf) keeps."""
     # No score is negative, so this takes out what the mask made -inf.
-    mass = (share.detach() + rules.mask).clamp_min(0.0).sum(dim=-1)
-    return mass / scores.detach().sum(dim=-1) if spec.score == "sigmoid" else mass
+    mass = (share + mask).clamp_min(0.0).sum(dim=-1)
+    return mass / share.sum(dim=-1) if spec.score == "sigmoid" else mass
 
 
 class RestrictedRouter(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from premoe_runtime.engines.hf.text import REPLACEMENT, Tokenizer, TokenText
+from premoe_runtime.engines.text import REPLACEMENT, Tokenizer, TokenText
 
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
 """By the character that byte-level vocabularies write for each."""

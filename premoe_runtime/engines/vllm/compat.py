@@ -49,6 +49,15 @@ NEEDED = (
     Needed("vllm.v1.worker.cpu_model_runner", "CPUModelRunner.load_model", "router in its place"),
 )
 """Names of all devices and of the first model runner."""
+ENGINE = (
+    Needed("vllm.v1.engine.core", "EngineCore.preprocess_add_request", "requests"),
+    Needed("vllm.v1.engine.core", "EngineCore.abort_requests", "cancellation"),
+    Needed("vllm.v1.engine.core", "EngineCore.post_step", "steps"),
+    Needed("vllm.v1.core.sched.scheduler", "Scheduler.finish_requests", "pausing"),
+    Needed("vllm.v1.sample.sampler", "Sampler.gather_logprobs", "choice of tokens"),
+    Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.sample_tokens", "choice of tokens"),
+)
+"""Names of the engine behind the port beside them."""
 SECOND_RUNNER = (
     Needed("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.prepare_inputs", "rows of tokens"),
     Needed("vllm.v1.worker.gpu.model_runner", "GPUModelRunner.execute_model", "rows of requests"),

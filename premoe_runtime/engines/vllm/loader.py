@@ -15,8 +15,8 @@ from premoe_runtime.engines.hf.skeleton import read_tensors
 from premoe_runtime.engines.vllm.coverage import model_fault
 from premoe_runtime.engines.vllm.experts import SlotExperts
 from premoe_runtime.engines.vllm.plan import LOAD_FORMAT, plan_in
+from premoe_runtime.engines.vllm.sources import source_of
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
-from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.residency.source import ExpertSource
 
 CACHE = tuple(f".attn.{one}_{what}" for one in ("k", "v", "q", "prob") for what in ("scale", "zero_point"))
@@ -39,7 +39,7 @@ class SkeletonLoader(BaseModelLoader):  # type: ignore[misc]
             )
         if fault := model_fault(type(model).__module__, model_config.hf_config):
             raise InvalidInput(f"{fault}; use the engine hf", reason="ENGINE_UNSUPPORTED")
-        loaded = model.load_weights(skeleton_of(open_pack(plan.pack)))  # type: ignore[operator]
+        loaded = model.load_weights(skeleton_of(source_of(plan.pack)))  # type: ignore[operator]
         slots = {
             f"{name}.{leaf}"
             for name, module in model.named_modules()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,8 +15,10 @@ from premoe_runtime.residency.ledger import slots_of_layers
 KEY = "premoe"
 LOAD_FORMAT = "premoe"
 """Name of our loader among vLLM's load formats."""
-ROW = "premoe_row"
-"""Key of a request's mask row in the extra arguments of its sampling parameters."""
+ROW, ACTIVE = "premoe_row", "premoe_active"
+"""Keys of a request's mask row, and of how many experts its tokens use, in the extra arguments of its sampling
+parameters; without them it is under row 0, and uses the model's top-k.
+"""
 
 
 class SlotPlan(BaseModel):
@@ -25,21 +27,31 @@ class SlotPlan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     pack: Annotated[str, Field(min_length=1)]
-    """URL of the pack, as vLLM's workers open it."""
+    """URL of the pack, as vLLM's workers open it, or of a source in this process (``sources.lend``)."""
     slots: tuple[Annotated[int, Field(ge=2)], ...]
     """Of every MoE layer."""
     blocks: tuple[Annotated[int, Field(ge=0)], ...]
     """Transformer blocks of these layers."""
     rows: Annotated[int, Field(ge=1)] = 64
     """Of the mask table."""
+    active: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Numbers of experts that tokens may use; none: any, or the model's top-k alone where it is compiled."""
 
     @classmethod
-    def of(cls, manifest: Manifest, slots: int | Sequence[int], *, pack: str, rows: int = 64) -> SlotPlan:
+    def of(
+        cls,
+        manifest: Manifest,
+        slots: int | Sequence[int],
+        *,
+        pack: str,
+        rows: int = 64,
+        active: Collection[int] = (),
+    ) -> SlotPlan:
         """``slots``: one number for all MoE layers, or one for each. Raises InvalidInput."""
         check_covered(manifest)
         counts = slots_of_layers(slots, manifest.layer_experts)
         blocks = tuple(layer.block for layer in manifest.layers)
-        return cls(pack=pack, slots=counts, blocks=blocks, rows=rows)
+        return cls(pack=pack, slots=counts, blocks=blocks, rows=rows, active=tuple(sorted(set(active))))
 
     def config(self) -> dict[str, Any]:
         """As a value of vLLM's ``additional_config``."""

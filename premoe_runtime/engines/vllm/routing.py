@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from premoe_runtime.engines.hf.router import in_groups, mix
+from premoe_runtime.engines.hf.router import in_groups, mix, retained_share
 from premoe_runtime.formats.manifest import RouterSpec
 
 
@@ -74,6 +76,41 @@ def _by_scores(
     if spec.renormalise:
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     return weights, experts
+
+
+def choose_for(
+    spec: RouterSpec,
+    logits: torch.Tensor,
+    mask: torch.Tensor,
+    sliced: torch.Tensor,
+    widths: Sequence[int],
+    active: torch.Tensor,
+    *,
+    top_k: int,
+    bias: torch.Tensor | None = None,
+    of_scores: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``choose`` for tokens that use different numbers of experts, each of ``widths``; ``active``: i64[T], which one.
+
+    A token has, bit for bit, what a router of that top-k gives it; what it leaves of ``top_k`` is weight 0 for none.
+    """
+    if tuple(widths) == (top_k,):
+        return choose(spec, logits, mask, sliced, top_k=top_k, bias=bias, of_scores=of_scores)
+    weights = torch.zeros(len(logits), top_k, device=logits.device)
+    experts = torch.full_like(weights, logits.shape[-1], dtype=torch.int64)
+    for width in widths:
+        found, chosen = choose(spec, logits, mask, sliced, top_k=width, bias=bias, of_scores=of_scores)
+        of_these = (active == width)[:, None]
+        weights[:, :width] = torch.where(of_these, found, weights[:, :width])
+        experts[:, :width] = torch.where(of_these, chosen, experts[:, :width])
+    return weights, experts
+
+
+def retained(spec: RouterSpec, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """f32[T]: the share of the full router's scores that lies on kept experts."""
+    values = logits.float()
+    scores = torch.sigmoid(values) if spec.score == "sigmoid" else torch.softmax(values, dim=-1)
+    return retained_share(spec, scores, mask).clamp(max=1.0)
 
 
 def slots_of(lut: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:

@@ -11,14 +11,13 @@ from vllm.v1.worker import cpu_model_runner, gpu_model_runner
 from premoe_runtime.engines.vllm import compat
 from premoe_runtime.engines.vllm.coverage import stock_router_fault
 from premoe_runtime.engines.vllm.experts import SlotExperts
-from premoe_runtime.engines.vllm.plan import ROW, SlotPlan, plan_in
+from premoe_runtime.engines.vllm.plan import ACTIVE, ROW, SlotPlan, plan_in
 from premoe_runtime.engines.vllm.router import SlotRouter
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.engines.vllm.slots import PackedSlots
+from premoe_runtime.engines.vllm.sources import source_of
 from premoe_runtime.engines.vllm.worker import SLOTS, SlotModel
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.packs.reader import open_pack
-from premoe_runtime.residency.slot_layout import SlotLayout
 from premoe_runtime.residency.slot_shape import SlotShape
 
 Order = Callable[[Any, Any, Any], tuple[Sequence[str], Sequence[int]]]
@@ -68,7 +67,7 @@ def _learning_requests(runner: Any) -> None:
             model.rows.forget(scheduler_output.finished_req_ids)
             for new in scheduler_output.scheduled_new_reqs:
                 extra = (new.sampling_params and new.sampling_params.extra_args) or {}
-                model.rows.learn(new.req_id, extra.get(ROW, 0))
+                model.rows.learn(new.req_id, extra.get(ROW, 0), extra.get(ACTIVE))
         return inner(self, scheduler_output, *args, **kwargs)
 
     runner.execute_model = execute_model
@@ -100,7 +99,7 @@ def _order_of_second(runner: Any, scheduler_output: Any, prepared: Any) -> tuple
 
 def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
     """Tables over a loaded model's slots, and restricted routers in it. Raises InvalidInput, and what reading does."""
-    source, model = open_pack(plan.pack), runner.model
+    source, model = source_of(plan.pack), runner.model
     manifest = source.manifest()
     layers = sorted((each for each in model.modules() if isinstance(each, SlotExperts)), key=lambda each: each.layer)
     if [each.layer for each in layers] != list(range(len(plan.slots))):
@@ -108,9 +107,10 @@ def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
             f"vLLM's model has {len(layers)} MoE layers, the pack {len(plan.slots)}", reason="PLAN_INVALID"
         )
     # Blobs stay as they are until vLLM's own code takes them in: it casts, and knows the number formats it runs.
-    shape = SlotShape(manifest, plan.slots, plan.rows, SlotLayout(manifest.layout, manifest.layout))
+    shape = SlotShape.as_stored(manifest, slots=plan.slots, max_rows=plan.rows)
     slots = PackedSlots(shape, layers)
-    rows = TokenRows(runner.vllm_config.scheduler_config.max_num_batched_tokens, slots.device)
+    rows = TokenRows(runner.vllm_config.scheduler_config.max_num_batched_tokens, slots.device, manifest.top_k)
+    active = plan.active or (None if runner.model_config.enforce_eager else (manifest.top_k,))
     for module in list(model.modules()):
         experts = getattr(module, "routed_experts", None)
         if isinstance(experts, SlotExperts):
@@ -122,5 +122,5 @@ def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
                 )
             if fault := stock_router_fault(module.router, manifest):
                 raise InvalidInput(f"{fault}; use the engine hf", reason="ENGINE_UNSUPPORTED")
-            module.router = SlotRouter(module.router, experts.layer, manifest.router, slots, rows)
+            module.router = SlotRouter(module.router, experts.layer, manifest.router, slots, rows, active)
     return SlotModel(source, slots, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import blake3
@@ -12,7 +13,7 @@ import torch
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.blob_fields import field_view
-from premoe_runtime.residency.copier import BlobCopy, Copied, Copy
+from premoe_runtime.residency.copier import BlobCopy, Copied, Copy, pace
 from premoe_runtime.residency.fetch import never
 from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.slot_shape import SlotShape
@@ -71,17 +72,26 @@ class PackingCopier:
     """Carries out copies into packed slots, one at a time. Never raises: what went wrong is in the result.
 
     Nothing is saved from slots: a packed expert is no blob any more. Whoever wants it again fetches it again.
+    ``turns`` is held while one expert is packed.
     """
 
-    def __init__(self, slots: PackedSlots, arena: HostArena) -> None:
-        self._slots, self._arena = slots, arena
+    def __init__(
+        self, slots: PackedSlots, arena: HostArena, turns: AbstractContextManager[object] | None = None
+    ) -> None:
+        self._slots, self._arena, self._turns = slots, arena, turns or nullcontext()
 
-    def run(self, copy: Copy, cancelled: Callable[[], bool] = never) -> Copied:
-        started = time.time_ns()
+    def run(
+        self, copy: Copy, cancelled: Callable[[], bool] = never, *, after: torch.cuda.Event | None = None
+    ) -> Copied:
+        """``after``: CUDA event of the last step that could read the slots."""
+        started, begun = time.time_ns(), time.monotonic()
         written, torn = set[ExpertId](), set[ExpertId]()
         error: Exception | None = None
         try:
+            if after is not None:
+                after.synchronize()
             for blob in copy.loads:
+                pace(copy, len(written), self._arena.blob_bytes, begun, cancelled)
                 if cancelled():
                     break
                 torn.add(blob.expert)
@@ -95,4 +105,5 @@ class PackingCopier:
     def _write(self, blob: BlobCopy) -> None:
         if not (0 <= blob.place < self._arena.capacity and 0 <= blob.slot < self._slots.slots[blob.expert.layer]):
             raise IndexError(f"{blob.expert}: there is no slot {blob.slot} or no place {blob.place}")
-        self._slots.write(blob.expert, blob.slot, self._arena.blob(blob.place))
+        with self._turns:
+            self._slots.write(blob.expert, blob.slot, self._arena.blob(blob.place))

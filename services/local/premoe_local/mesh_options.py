@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from premoe_runtime.formats.choices import Allocation, OnUnknown
+from premoe_runtime.formats.choices import Allocation, EngineName, OnUnknown
 from premoe_runtime.formats.manifest import Manifest
 
 
@@ -27,6 +27,9 @@ class MeshOptions:
     workers: int = 1
     threads: int | None = None
     device: str = "cpu"
+    engine: EngineName = "hf"
+    engine_arguments: str = ""
+    """vLLM's own, a JSON object."""
     context_length: int | None = None
     max_sequences: int | None = None
     host_memory_bytes: int | None = None
@@ -66,6 +69,8 @@ def worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieval
         "context-length": options.context_length,
         "threads": options.threads,
         "device": options.device,
+        "engine": options.engine,
+        "engine-arguments": options.engine_arguments,
     }
     given = {name: value for name, value in values.items() if value not in (None, "")}
     return [part for name, value in given.items() for part in (f"--{name}", str(value))]

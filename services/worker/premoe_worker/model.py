@@ -26,7 +26,7 @@ from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import KeptPattern
 from premoe_worker.domain import Prompt, Tool, Turn
-from premoe_worker.engine import Opener, load_here, load_in_child
+from premoe_worker.engine import Loaded, Opener, choose_engine, load_here, load_in_child, say_hf
 from premoe_worker.limits import Limits
 from premoe_worker.settings import WorkerSettings
 from premoe_worker.tools.formats import ToolUse
@@ -145,14 +145,31 @@ def load_model(source: ExpertSource, opener: Opener, limits: Limits, settings: W
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    shape = SlotShape.of(source.manifest(), slots=limits.slots)
-    arena = HostArena(shape.blob_bytes, _host_bytes(shape, settings))
-    if settings.engine == "process":
-        engine, model, tokenizer = load_in_child(source, opener, shape.slots, arena, settings)
-    else:
-        engine, model, tokenizer = load_here(source, shape.slots, arena, settings)
+    shape, arena, (engine, model, tokenizer) = _load(source, opener, limits, settings)
     front = Front(engine, shape, arena, source, max_waiting=settings.queue_limit, copy_rate=settings.copy_rate_bytes)
     return ServedModel(shape.manifest, tokenizer, engine, front, Prober(model, shape.manifest))
+
+
+def _load(
+    source: ExpertSource, opener: Opener, limits: Limits, settings: WorkerSettings
+) -> tuple[SlotShape, HostArena, Loaded]:
+    """Slots and host tier as the engine wants them, and the engine."""
+    manifest = source.manifest()
+    if choose_engine(settings, manifest) == "vllm":
+        shape = SlotShape.as_stored(manifest, slots=limits.slots)
+        arena = HostArena(shape.blob_bytes, _host_bytes(shape, settings))
+        try:
+            return shape, arena, load_in_child(source, opener, shape, arena, settings)
+        except InvalidInput as error:
+            if settings.engine == "vllm" or error.reason not in ("ENGINE_UNSUPPORTED", "VLLM_UNSUPPORTED"):
+                raise
+            say_hf(error)
+    settings = settings.model_copy(update={"engine": "hf"})
+    shape = SlotShape.of(manifest, slots=limits.slots)
+    arena = HostArena(shape.blob_bytes, _host_bytes(shape, settings))
+    if settings.engine_place == "process":
+        return shape, arena, load_in_child(source, opener, shape, arena, settings)
+    return shape, arena, load_here(source, shape.slots, arena, settings)
 
 
 def _host_bytes(shape: SlotShape, settings: WorkerSettings) -> int:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import json
+from typing import Any, Literal
 
 from premoe_servicekit.settings import ServerSettings
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from premoe_runtime.formats.choices import Allocation, OnUnknown
+from premoe_runtime.formats.choices import Allocation, EngineName, OnUnknown
 from premoe_runtime.formats.ids import bare_digest
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Raises ValueError for what is no JSON object."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError('must be a JSON object of vLLM\'s arguments, for example {"enforce_eager": false}')
+    return found
 
 
 class WorkerSettings(ServerSettings):
@@ -56,8 +68,14 @@ class WorkerSettings(ServerSettings):
     """Most bytes a second that a swap copies while sequences decode; default: no limit."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the model; default: torch's own choice."""
-    engine: Literal["thread", "process"] = "thread"
-    """Where the model runs: in threads of this process, or in a process of its own beside the one that answers."""
+    engine: EngineName = "hf"
+    """What the model runs on: transformers (`hf`), vLLM in a process of its own, or vLLM where it is installed and runs
+    the model, and transformers elsewhere (`auto`)."""
+    engine_place: Literal["thread", "process"] = "thread"
+    """Where `hf` runs: in threads of this process, or in a process of its own beside the one that answers."""
+    engine_arguments: str = ""
+    """Arguments of vLLM's own, a JSON object, for example `{"enforce_eager": false}`; those that would break slots, or
+    that other settings decide, are refused by name."""
     residency_dir: str = ""
     """Folder with `residency.json`, {"preload": ["task", …]}: tasks whose experts come in before they are asked for, as
     far as slots reach. Watched, so that a change needs no restart. Empty: none."""
@@ -71,6 +89,17 @@ class WorkerSettings(ServerSettings):
     """Port of the admin service; 0 takes a free one, which the ready line names."""
     drain_s: float = Field(default=30.0, ge=0)
     """Seconds that Drain waits when the caller names no time."""
+
+    @field_validator("engine_arguments")
+    @classmethod
+    def _is_object(cls, value: str) -> str:
+        parse_arguments(value)
+        return value
+
+    @property
+    def vllm_arguments(self) -> dict[str, Any]:
+        """``engine_arguments``, read."""
+        return parse_arguments(self.engine_arguments)
 
     @field_validator("model_id")
     @classmethod

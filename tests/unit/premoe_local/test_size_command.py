@@ -62,7 +62,9 @@ def test_an_accelerator_names_a_memory_size(store: str) -> None:
 
 
 def test_a_child_engine_is_counted(store: str) -> None:
-    thread, process = (json.loads(run(store, "--engine", kind, "--json").stdout) for kind in ("thread", "process"))
+    thread, process = (
+        json.loads(run(store, "--engine-place", kind, "--json").stdout) for kind in ("thread", "process")
+    )
     assert thread["probed"] == 0
     # The embedding of 264 rows of 64 numbers in float32 is most of it.
     assert process["probed"] > 264 * 64 * 4

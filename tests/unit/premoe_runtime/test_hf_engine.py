@@ -9,15 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.engines import EXPERTS, LAYERS, HfBench, hf_bench, prompt
+from support.engines import EXPERTS, LAYERS, WAIT_SECONDS, HfBench, hf_bench, prompt
 from support.oracle import masked_selection, stock_logits
 from transformers import AutoModelForCausalLM
 
+from premoe_runtime.engines.base import Load
 from premoe_runtime.engines.hf.attention import Reading, attend, attention_mask, neighbours
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.kv import KVPool, KVShape, StepCache
 from premoe_runtime.engines.hf.step import Chunk, ChunkResult, StepRunner, kv_shape
 from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.residency.copier import Copied, Copy
 
 
 @pytest.fixture
@@ -265,3 +267,17 @@ def test_attention_over_the_pool_equals_attention_one_by_one(
         scores = scores.masked_fill((distance < 0) | (distance >= (window or 99)), -torch.inf)
         expected = (scores.softmax(-1) @ own[1]).transpose(0, 1)
         torch.testing.assert_close(found[index, width - count :], expected, rtol=1e-5, atol=5e-5)
+
+
+def test_a_copying_thread_that_dies_ends_the_engine(bench: HfBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else whoever waits for the swap would wait for ever."""
+    assert isinstance(bench.engine, HfEngine)
+
+    def died(*args: object, **kwargs: object) -> Copied:
+        raise MemoryError("no room for a thought")
+
+    monkeypatch.setattr(bench.engine._copier, "run", died)
+    bench.engine.post(Load(Copy(())))
+    bench.engine._threads[0].join(WAIT_SECONDS)
+    (ended,) = bench.reports.ended
+    assert isinstance(ended.error, MemoryError)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.tiny import piece_tokenizer, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from premoe_runtime.engines.hf.text import Detokenizer, TokenText
 from premoe_runtime.engines.hf.token_bytes import TokenBytes
+from premoe_runtime.engines.text import Detokenizer, TokenText
 
 LEVEL = tiny_tokenizer()
 PIECES = piece_tokenizer("\u2581Hi", "Hi", "\u2581", ".", "\u2581.", "a")

@@ -11,7 +11,7 @@ from support.sources import MemorySource
 from support.tiny import prune, tiny_checkpoint
 
 from premoe_runtime.engines.vllm import compat
-from premoe_runtime.engines.vllm.arguments import arguments
+from premoe_runtime.engines.vllm.arguments import arguments, check_given, engine_arguments
 from premoe_runtime.engines.vllm.compat import NEEDED, SECOND_RUNNER, Needed
 from premoe_runtime.engines.vllm.coverage import FAMILIES as COVERED
 from premoe_runtime.engines.vllm.coverage import check_covered, is_grouped, model_fault, stock_router_fault
@@ -234,6 +234,28 @@ def test_arguments_of_an_engine() -> None:
     # On by default in vLLM.
     assert made["enable_prefix_caching"] is False
     assert plan_in(made["additional_config"]) == PLAN
+
+
+def test_arguments_of_the_engine_behind_the_port() -> None:
+    settings: dict[str, Any] = {"dtype": "bfloat16", "context": 128, "max_sequences": 4, "prefill_tokens": 32}
+    made = engine_arguments(Path("skeleton"), PLAN, {"enforce_eager": False, "block_size": 32}, **settings)
+    assert (made["enforce_eager"], made["block_size"], made["enable_prefix_caching"]) == (False, 32, True)
+    assert (made["max_model_len"], made["max_num_seqs"], made["max_num_batched_tokens"]) == (128, 4, 36)
+    assert (
+        engine_arguments(Path("skeleton"), PLAN, {"enable_prefix_caching": False}, **settings)["enable_prefix_caching"]
+        is False
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"max_model_len": 64}, {"model": "x"}, {"async_scheduling": True}, {"enable_lora": True}, {"dtype": "half"}],
+)
+def test_arguments_that_settings_decide_are_refused_behind_the_port(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=next(iter(given))) as caught:
+        check_given(given)
+    refusal(caught)
+    assert caught.value.reason == "ENGINE_ARGUMENT"
 
 
 @pytest.mark.parametrize(

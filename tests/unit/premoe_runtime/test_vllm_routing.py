@@ -8,7 +8,7 @@ from support.oracle import random_kept
 
 from premoe_runtime.engines.hf.router import route
 from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules
-from premoe_runtime.engines.vllm.routing import choose, slots_of
+from premoe_runtime.engines.vllm.routing import choose, choose_for, retained, slots_of
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.formats.manifest import RouterSpec
 
@@ -163,3 +163,38 @@ def test_rows_follow_the_order_of_the_step_and_end_with_row_0() -> None:
     assert rows.of_token.data_ptr() == address
     with pytest.raises(KeyError):
         rows.fill(["a"], [1])
+
+
+def test_experts_a_token_uses_follow_its_request_and_the_rest_of_the_step_uses_all() -> None:
+    rows = TokenRows(6, torch.device("cpu"), top_k=4)
+    rows.learn("a", 1, 2)
+    rows.learn("b", 0)
+    rows.fill(["a", "b"], [2, 1])
+    assert rows.active_of_token.tolist() == [2, 2, 4, 4, 4, 4]
+    assert rows.counts == {"a": 2, "b": 1}
+    rows.mass.copy_(torch.tensor([0.25, 0.5, 1.0, 9.0, 9.0, 9.0]))
+    assert rows.masses() == [0.75, 1.0]
+    rows.fill(["b"], [3])
+    assert rows.masses() == [0.0]
+
+
+@pytest.mark.parametrize("spec", [softmax(True), softmax(False), GROUPED], ids=["renormalised", "softmax", "groups"])
+def test_every_token_has_what_a_router_of_its_own_width_gives_it(spec: RouterSpec) -> None:
+    kept = torch.where(random_kept(1, 1, EXPERTS, 12)[0, 0], 0.0, -torch.inf).expand(TOKENS, -1)
+    bias = torch.linspace(0, 0.1, EXPERTS) if spec.bias else None
+    widths, active = (1, 2, TOP_K), torch.tensor([1, 2, TOP_K])[torch.arange(TOKENS) % 3]
+    weights, experts = choose_for(spec, logits(), kept, SELECTION, widths, active, top_k=TOP_K, bias=bias)
+    for token, width in enumerate(active.tolist()):
+        found, chosen = choose(spec, logits(), kept, SELECTION, top_k=width, bias=bias)
+        assert torch.equal(weights[token, :width], found[token])
+        assert torch.equal(experts[token, :width], chosen[token])
+        assert not weights[token, width:].any()
+        assert (experts[token, width:] == EXPERTS).all()
+
+
+@pytest.mark.parametrize("spec", [softmax(True), GROUPED], ids=["softmax", "sigmoid"])
+def test_the_retained_share_is_that_of_the_other_engine(spec: RouterSpec) -> None:
+    kept = torch.where(random_kept(1, 1, EXPERTS, 12)[0, 0], 0.0, -torch.inf).expand(TOKENS, -1)
+    theirs = route(spec, logits(), LayerRules(kept, False, ((TOP_K, ALL_TOKENS),)), bias=torch.zeros(EXPERTS)).mass
+    assert theirs is not None
+    assert torch.equal(retained(spec, logits(), kept), theirs)

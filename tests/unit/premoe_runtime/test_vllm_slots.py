@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 
 from premoe_runtime.engines.vllm.slots import PackedSlots, PackingCopier
+from premoe_runtime.engines.vllm.turns import Turns
 from premoe_runtime.formats.errors import CorruptData, Exhausted, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.blob_fields import field_view, torch_dtype
@@ -149,3 +151,26 @@ def test_nothing_is_saved_from_a_packed_slot(made: Ground) -> None:
     saved = PackingCopier(made.slots, made.arena).run(Copy((), (BlobCopy(ExpertId(0, 1), 0, 0, ""),)))
     assert saved.saved == {}
     assert saved.error is None
+
+
+def test_turns_go_out_in_order_so_that_a_loop_starves_nobody() -> None:
+    turns, order, stop = Turns(), list[str](), threading.Event()
+
+    def loop() -> None:
+        while not stop.is_set():
+            with turns:
+                order.append("step")
+
+    def pack() -> None:
+        for _ in range(20):
+            with turns:
+                order.append("pack")
+        stop.set()
+
+    threads = [threading.Thread(target=each, daemon=True) for each in (loop, pack)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert order.count("pack") == 20

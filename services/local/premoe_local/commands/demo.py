@@ -6,11 +6,13 @@ import json
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from premoe_local.console import interrupt_on_sigterm, note, print_table, progress
 from premoe_local.output_file import check_folder, write_file
+from premoe_runtime.formats.choices import EngineName
 from premoe_runtime.formats.errors import NotFound
 
 BUDGET = "4/16"
@@ -27,7 +29,14 @@ _FIXTURE = Path("tests/fixtures/tiny-moe")
 @click.option("--fixture", type=click.Path(path_type=Path), help="Checkpoint folder [default: the repository's].")
 @click.option("--requests", "per_task", type=click.IntRange(1), default=8, show_default=True, help="Prompts a task.")
 @click.option("--budget", default=BUDGET, show_default=True, help="Experts activated out of experts kept per layer.")
-def command(json_file: Path | None, fixture: Path | None, per_task: int, budget: str) -> None:
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(EngineName)),
+    default="hf",
+    show_default=True,
+    help="As `premoe up --engine`.",
+)
+def command(json_file: Path | None, fixture: Path | None, per_task: int, budget: str, engine: EngineName) -> None:
     """Show the whole path on a small trained model, in about a minute.
 
     Packs the fixture, profiles its eight stored tasks, starts the mesh, sends prompts of every stored task and of
@@ -50,6 +59,7 @@ def command(json_file: Path | None, fixture: Path | None, per_task: int, budget:
             work,
             per_task=per_task,
             budget=budget,
+            engine=engine,
             step=lambda text, share: bar.update(description=text, completed=share),
             log=lambda name, line: note(f"{name}: {line}"),
         )

@@ -42,11 +42,11 @@ LARGEST_CONFIG = 16 << 20
     help="What if the weights were stored so?  [default: as the pack or the config says]",
 )
 @click.option(
-    "--engine",
+    "--engine-place",
     type=click.Choice(("thread", "process")),
     default="thread",
     show_default=True,
-    help="As `premoe-worker --engine`: a child process takes memory of its own.",
+    help="As `premoe-worker --engine-place`: a child process takes memory of its own.",
 )
 @click.option(
     "--allocation",
@@ -65,7 +65,7 @@ def command(
     batch: int,
     spare: int,
     dtype: str | None,
-    engine: Literal["thread", "process"],
+    engine_place: Literal["thread", "process"],
     allocation: Allocation,
     as_json: bool,
 ) -> None:
@@ -78,7 +78,7 @@ def command(
     CPU. Without --memory and --gpu a second table says how many accelerators hold each budget, by memory alone. Exit
     code 7 when none of the budgets fits.
     """
-    shape, splits = _shape(model, dtype, engine == "process", allocation)
+    shape, splits = _shape(model, dtype, engine_place == "process", allocation)
     request = SizeRequest(
         memory=_memory(memory, gpu),
         budgets=tuple(Budget.parse(text) for text in budgets),
@@ -86,7 +86,7 @@ def command(
         rows=batch,
         spare=spare,
         splits=splits,
-        engine=engine,
+        engine=engine_place,
     )
     report = size(shape, request)
     if as_json:

@@ -12,7 +12,7 @@ import click
 
 from premoe_local.console import interrupt_on_sigterm, json_option, note, parse_bytes, print_json, progress
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.choices import Allocation, OnUnknown
+from premoe_runtime.formats.choices import Allocation, EngineName, OnUnknown
 
 if TYPE_CHECKING:
     from premoe_local.mesh import Mesh
@@ -53,6 +53,14 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Worker processes.")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of each worker.")
 @click.option("--device", default="cpu", show_default=True, help="Torch device of the workers.")
+@click.option(
+    "--engine",
+    type=click.Choice(get_args(EngineName)),
+    default="hf",
+    show_default=True,
+    help="What the workers run on: transformers, vLLM, or vLLM where it is installed and runs the model.",
+)
+@click.option("--engine-arguments", default="", help="vLLM's own arguments, as a JSON object [default: none].")
 @click.option("--context", "context_length", type=click.IntRange(8), help="Longest prompt and answer, in tokens.")
 @click.option("--max-sequences", type=click.IntRange(1), help="Sequences in one batch.")
 @click.option("--host-memory", help="For expert blobs outside slots, e.g. 8GiB [default: one a slot].")
@@ -86,6 +94,8 @@ def command(
     workers: int,
     threads: int | None,
     device: str,
+    engine: EngineName,
+    engine_arguments: str,
     context_length: int | None,
     max_sequences: int | None,
     host_memory: str | None,
@@ -121,6 +131,8 @@ def command(
         workers=workers,
         threads=threads,
         device=device,
+        engine=engine,
+        engine_arguments=engine_arguments,
         context_length=context_length,
         max_sequences=max_sequences,
         host_memory_bytes=parse_bytes(host_memory) if host_memory else None,

@@ -18,6 +18,7 @@ from premoe_local.demo.requests import Served, ask, plan_prompts
 from premoe_local.mesh import Mesh, running
 from premoe_local.mesh_options import MeshOptions
 from premoe_runtime.formats.budget import Budget
+from premoe_runtime.formats.choices import EngineName
 
 _HOST_SHARE = 4
 """Host memory of the demo's worker: one part in so many of all experts."""
@@ -33,7 +34,14 @@ class DemoResult:
 
 
 def run_demo(
-    fixture: Path, work: Path, *, per_task: int, budget: str, step: Step, log: Callable[[str, str], None]
+    fixture: Path,
+    work: Path,
+    *,
+    per_task: int,
+    budget: str,
+    step: Step,
+    log: Callable[[str, str], None],
+    engine: EngineName = "hf",
 ) -> DemoResult:
     """Run it in the empty folder ``work``. Raises what any part raises; leaves no process behind."""
     store_url = f"file://{work}/store"
@@ -43,6 +51,7 @@ def run_demo(
         model=store_url,
         budget=budget,
         threads=1,
+        engine=engine,
         context_length=512,
         max_sequences=2,
         host_memory_bytes=manifest.experts_bytes // _HOST_SHARE,

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from premoe_servicekit.texts import whole_text
 
-from premoe_runtime.engines.hf.text import overlap
+from premoe_runtime.engines.text import overlap
 from premoe_worker.domain import ToolCall
 from premoe_worker.tools.formats import ToolForm
 

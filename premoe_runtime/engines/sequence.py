@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from premoe_runtime.engines.base import FinishReason, Logprobs, SequenceTimings, Submit, TokenEvent
 from premoe_runtime.engines.grammar import Matcher
-from premoe_runtime.engines.hf.kv import ParkedKV
-from premoe_runtime.engines.hf.text import Detokenizer, StopMatcher, TokenText
 from premoe_runtime.engines.logprobs import logprobs
 from premoe_runtime.engines.sampling import Sampler
+from premoe_runtime.engines.text import Detokenizer, StopMatcher, TokenText
 
 
 class RunningSequence:
-    """Tokens, text and place in memory of one sequence. ``computed`` tokens are in its KV.
+    """Tokens and text of one sequence. ``computed`` tokens are in its KV.
 
     With more than ``short_tokens`` tokens its keys are others: then all are computed again.
     """
@@ -33,8 +33,6 @@ class RunningSequence:
         self.tokens = list(request.token_ids)
         self.computed = 0
         self._short_tokens = short_tokens
-        self.row: int | None = None
-        self.parked: ParkedKV | None = None
         self.paused = False
         self.matcher: Matcher | None = None
         """Of its grammar, once that is compiled."""
@@ -51,10 +49,17 @@ class RunningSequence:
         self._prompt_known = 1
         self._mass = 0.0
         self._mass_tokens = 0
-        """Tokens computed at least once: a sequence whose KV was given up computes them again."""
+        """Tokens that ``_mass`` is of."""
+        self._known = 0
+        """Tokens that were in the KV at least once: a sequence whose KV was given up computes them again."""
         self._submitted_ns = time.time_ns()
         self._started_ns = 0
         self._first_token_ns = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens that it can have at its end."""
+        return len(self.request.token_ids) + self._limit
 
     @property
     def remaining(self) -> int:
@@ -74,14 +79,18 @@ class RunningSequence:
         self._started_ns = self._started_ns or time.time_ns()
 
     def computed_more(self, tokens: int, mass: float) -> int:
-        """``tokens`` more are in the KV; ``mass``: sum of their retained router mass. Returns new prompt tokens."""
+        """``tokens`` more are in the KV; ``mass``: sum of their retained router mass. Returns new prompt tokens, those
+        included that came into the KV without being computed.
+        """
         self.computed += tokens
-        if self.computed <= self._mass_tokens:
+        if self.computed <= self._known:
             return 0
-        new = self.computed - self._mass_tokens
-        self._mass += mass * new / tokens
-        self._mass_tokens = self.computed
-        return max(0, min(new, len(self.request.token_ids) - (self.computed - new)))
+        counted = min(tokens, self.computed - self._known)
+        self._mass += mass * counted / tokens
+        self._mass_tokens += counted
+        before, self._known = self._known, self.computed
+        prompt = len(self.request.token_ids)
+        return min(self.computed, prompt) - min(before, prompt)
 
     @property
     def wants_every_logit(self) -> bool:
@@ -101,6 +110,10 @@ class RunningSequence:
         if tokens:
             self._prompt_logprobs += logprobs(logits[start : start + len(tokens)], tokens, [count] * len(tokens))
             self._prompt_known += len(tokens)
+
+    def tell_prompt(self, known: Sequence[Logprobs]) -> None:
+        """The log probabilities of its prompt's tokens from the second on, from whoever worked them out."""
+        self._prompt_logprobs, self._prompt_known = list(known), len(self.request.token_ids)
 
     def accept(self, token: int, likelihood: Logprobs | None = None) -> TokenEvent:
         """Take the chosen token; the event says whether the sequence ends with it."""

@@ -11,7 +11,7 @@ from support.tiny import piece_tokenizer, tiny_tokenizer
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from premoe_runtime.engines.hf.text import REPLACEMENT, Detokenizer, StopMatcher, TokenText, overlap, settled_length
+from premoe_runtime.engines.text import REPLACEMENT, Detokenizer, StopMatcher, TokenText, overlap, settled_length
 
 TOKENIZER = tiny_tokenizer()
 TEXT = TokenText(TOKENIZER)
