@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 
 
@@ -14,12 +13,11 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._tickets = itertools.count()
-        self._serving = 0
+        self._asked = self._serving = 0
 
     def __enter__(self) -> None:
         with self._changed:
-            ticket = next(self._tickets)
+            ticket, self._asked = self._asked, self._asked + 1
             self._changed.wait_for(lambda: self._serving == ticket)
 
     def __exit__(self, *raised: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,24 +154,20 @@ def test_nothing_is_saved_from_a_packed_slot(made: Ground) -> None:
     assert saved.error is None
 
 
-def test_turns_go_out_in_order_so_that_a_loop_starves_nobody() -> None:
-    turns, order, stop = Turns(), list[str](), threading.Event()
+def test_turns_go_out_in_the_order_in_which_they_were_asked_for() -> None:
+    turns, order = Turns(), list[int]()
 
-    def loop() -> None:
-        while not stop.is_set():
-            with turns:
-                order.append("step")
+    def take(number: int) -> None:
+        with turns:
+            order.append(number)
 
-    def pack() -> None:
-        for _ in range(20):
-            with turns:
-                order.append("pack")
-        stop.set()
-
-    threads = [threading.Thread(target=each, daemon=True) for each in (loop, pack)]
-    for thread in threads:
-        thread.start()
+    threads = [threading.Thread(target=take, args=(number,), daemon=True) for number in range(5)]
+    with turns:
+        for number, thread in enumerate(threads):
+            thread.start()
+            while turns._asked < number + 2:
+                time.sleep(0.001)
+        assert not order
     for thread in threads:
         thread.join(60)
-        assert not thread.is_alive()
-    assert order.count("pack") == 20
+    assert order == [0, 1, 2, 3, 4]
