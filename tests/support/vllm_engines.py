@@ -78,7 +78,9 @@ def slots(
     compiled: bool = False,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """A job: an engine over slots; its answers are those of the stages, in order."""
+    """A job: an engine over slots; its answers are those of the stages, in order, or all {"error": …} where it does not
+    start.
+    """
     return {"what": "slots", "pack": pack, "slots": count, "stages": stages, "compiled": compiled, "dtype": dtype}
 
 
@@ -201,12 +203,16 @@ def _slots(job: dict[str, Any]) -> list[Any]:
     from premoe_runtime.engines.hf.tokenizer import skeleton_folder
     from premoe_runtime.engines.vllm.arguments import arguments
     from premoe_runtime.engines.vllm.plan import SlotPlan
+    from premoe_runtime.formats.errors import InvalidInput
     from premoe_runtime.packs.reader import open_pack
 
     source = open_pack(job["pack"])
     plan = SlotPlan.of(source.manifest(), job["slots"], pack=job["pack"], rows=8)
     with skeleton_folder(source) as folder:
-        llm = _engine(job, **arguments(folder, plan))
+        try:
+            llm = _engine(job, **arguments(folder, plan))
+        except InvalidInput as error:
+            return [{"error": str(error)} for _ in job["stages"]]
         return [_stage(llm, stage) for stage in job["stages"]]
 
 

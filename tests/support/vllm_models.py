@@ -80,6 +80,15 @@ MODELS: Mapping[str, Model] = {
     ),
 }
 
+_PHI, _M2, _OSS = MODELS["phimoe"], MODELS["minimax_m2"], MODELS["gpt_oss"]
+OTHERS: Mapping[str, tuple[Model, str]] = {
+    "its class's name": (_PHI._replace(said={}), "PhimoeForCausalLM) and takes transformers' class"),
+    "too few biases": (_PHI._replace(overrides={**_PHI.overrides, "attention_bias": False}), "the pack does not have"),
+    "no routing bias": (_M2._replace(said={**_M2.said, "use_routing_bias": False}), "does not take all weights"),
+    "another limit": (_OSS._replace(overrides={**_OSS.overrides, "swiglu_limit": 2.0}), "swiglu_limit of 2.0"),
+}
+"""Models whose config.json vLLM reads as another one than the pack's, and of the refusal."""
+
 
 def checkpoint_of(model: Model, folder: Path) -> Path:
     made = tiny_checkpoint(folder, model.family, getattr(torch, model.dtype), **model.overrides)
@@ -110,9 +119,17 @@ def _fp8(folder: Path) -> Path:
     return made
 
 
+def _deepseek_fp8(folder: Path) -> Path:
+    v3, heads = MODELS["deepseek_v3"], {"q_lora_rank": 128, "qk_nope_head_dim": 64, "v_head_dim": 64}
+    made = fp8_checkpoint(folder, v3.family, **{**_SQUARE, **v3.overrides, **heads})
+    configure(made, **v3.said)
+    return made
+
+
 NUMBERS: Mapping[str, Callable[[Path], Path]] = {
     "bf16": lambda folder: tiny_checkpoint(folder, "qwen3_moe", torch.bfloat16, head_dim=32),
     "fp8": _fp8,
+    "fp8, deepseek_v3": _deepseek_fp8,
     "mxfp4": lambda folder: mxfp4_checkpoint(
         folder, hidden_size=128, intermediate_size=128, head_dim=32, rope_parameters=_YARN, swiglu_limit=7.0
     ),

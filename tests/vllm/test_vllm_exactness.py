@@ -26,7 +26,7 @@ from support.vllm_engines import (
     slots,
     stock,
 )
-from support.vllm_models import AMX, MODELS, NUMBERS, checkpoint_of
+from support.vllm_models import AMX, MODELS, NUMBERS, OTHERS, Model, checkpoint_of
 
 from premoe_runtime.engines.vllm.coverage import FAMILIES as COVERED
 from premoe_runtime.formats.manifest import Manifest
@@ -183,6 +183,11 @@ def exported_case(folder: Path) -> Case:
     return Case(manifest, [], {"stock": stock(folder / "cut", [(None, [asked])])}, expected)
 
 
+def other_case(folder: Path, model: Model) -> Case:
+    pack, manifest = packed(checkpoint_of(model, folder), folder / "store")
+    return Case(manifest, [], {"slots": slots(pack, 4, [CHECK])})
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     """Of the fixture and of every model, answered."""
@@ -192,11 +197,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         found[name] = random_case(folder, checkpoint_of(model, folder), model.dtype, fewer=model.fewer)
     for name, make in NUMBERS.items() if AMX else ():
         folder = tmp_path_factory.mktemp("numbers")
-        found[name] = random_case(folder, make(folder), "bfloat16", alike=True)
+        found[name] = random_case(folder, make(folder), "bfloat16", fewer=False, alike=True)
+    for name, (model, _) in OTHERS.items():
+        found[name] = other_case(tmp_path_factory.mktemp("other"), model)
     found["exported"] = exported_case(tmp_path_factory.mktemp("exported"))
     answers = run({f"{name}: {side}": job for name, case in found.items() for side, job in case.jobs.items()})
     for name, case in found.items():
-        case.slots, case.stock = answers.get(f"{name}: slots", []), answers[f"{name}: stock"]
+        case.slots, case.stock = (answers.get(f"{name}: {side}", []) for side in ("slots", "stock"))
     return found
 
 
@@ -241,6 +248,13 @@ def test_every_covered_family_and_number_format_equals_masked_stock_vllm(cases: 
 
 def test_every_covered_family_is_among_them() -> None:
     assert {model.family for model in MODELS.values()} == set(COVERED)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_config_that_vllm_reads_otherwise_is_refused_in_one_line(cases: dict[str, Case], name: str) -> None:
+    (answer,) = cases[name].slots
+    assert OTHERS[name][1] in answer["error"]
+    assert "\n" not in answer["error"]
 
 
 def test_an_exported_checkpoint_is_loaded_by_stock_vllm(cases: dict[str, Case]) -> None:

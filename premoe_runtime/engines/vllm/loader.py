@@ -16,7 +16,7 @@ from premoe_runtime.engines.vllm.coverage import model_fault
 from premoe_runtime.engines.vllm.experts import SlotExperts
 from premoe_runtime.engines.vllm.plan import LOAD_FORMAT, plan_in
 from premoe_runtime.engines.vllm.sources import source_of
-from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.residency.source import ExpertSource
 
 CACHE = tuple(f".attn.{one}_{what}" for one in ("k", "v", "q", "prob") for what in ("scale", "zero_point"))
@@ -31,28 +31,33 @@ class SkeletonLoader(BaseModelLoader):  # type: ignore[misc]
         """Nothing is downloaded: files are read one by one as they are needed."""
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
-        """Raises InvalidInput without a plan, CorruptData when the skeleton lacks a weight, and what reading raises."""
+        """Raises InvalidInput without a plan, or where vLLM's model is not the pack's, and what reading raises."""
         plan = plan_in(get_current_vllm_config().additional_config)
         if plan is None:
             raise InvalidInput(
                 f"the load format {LOAD_FORMAT} needs a plan of slots in additional_config", reason="PLAN_INVALID"
             )
-        if fault := model_fault(type(model).__module__, model_config.hf_config):
+        if fault := model_fault(type(model).__module__, model_config.hf_config) or _load(model, source_of(plan.pack)):
             raise InvalidInput(f"{fault}; use the engine hf", reason="ENGINE_UNSUPPORTED")
-        loaded = model.load_weights(skeleton_of(source_of(plan.pack)))  # type: ignore[operator]
-        slots = {
-            f"{name}.{leaf}"
-            for name, module in model.named_modules()
-            if isinstance(module, SlotExperts)
-            for leaf, _ in module.named_parameters()
-        }
-        wanted = {name for name, _ in model.named_parameters() if not name.endswith(CACHE)}
-        if lacking := sorted(wanted - slots - set(loaded)):
-            raise CorruptData(
-                f"the skeleton has nothing for {lacking[0]} and {len(lacking) - 1} other weights of vLLM's model; pack "
-                "the model again",
-                reason="SKELETON_INVALID",
-            )
+
+
+def _load(model: Any, source: ExpertSource) -> str | None:
+    """Load the skeleton. Returns in what the model that vLLM made of config.json is another; None: in nothing."""
+    try:
+        loaded = model.load_weights(skeleton_of(source))
+    except (KeyError, ValueError) as error:
+        line = str(error).partition("\n")[0].partition(". ")[0][:200]
+        return f"vLLM reads config.json as a model that does not take all weights of the pack ({line})"
+    slots = {
+        f"{name}.{leaf}"
+        for name, module in model.named_modules()
+        if isinstance(module, SlotExperts)
+        for leaf, _ in module.named_parameters()
+    }
+    wanted = {name for name, _ in model.named_parameters() if not name.endswith(CACHE)}
+    if lacking := sorted(wanted - slots - set(loaded)):
+        return f"vLLM reads config.json as a model with weights that the pack does not have ({', '.join(lacking[:3])})"
+    return None
 
 
 def skeleton_of(source: ExpertSource) -> Iterator[tuple[str, torch.Tensor]]:
