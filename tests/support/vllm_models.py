@@ -62,6 +62,13 @@ MODELS: Mapping[str, Model] = {
     "deepseek_v3": Model(
         "deepseek_v3", _MLA, {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}, dtype="bfloat16", fewer=False
     ),
+    "kimi_k2": Model(
+        "deepseek_v3",
+        {**_MLA, "n_group": 1, "topk_group": 1, "called": "kimi_k2"},
+        {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+        dtype="bfloat16",
+        fewer=False,
+    ),
     "ernie4_5_moe": Model("ernie4_5_moe", _FEW, fewer=False),
     "gpt_oss": Model("gpt_oss", {**_WIDE, "rope_parameters": _YARN, "swiglu_limit": 7.0}),
     "lfm2_moe": Model("lfm2_moe", _FEW, fewer=False),

@@ -26,7 +26,7 @@ FAMILIES = (
     "qwen3_moe",
     "qwen3_next",
 )
-_TRANSFORMERS = "vLLM has no model of its own for it, and runs the experts of transformers' class"
+_TRANSFORMERS = "vLLM has no model of its own for it, and transformers' class chooses experts beside vLLM's router"
 REFUSED: Mapping[str, str] = {
     "flex_olmo": _TRANSFORMERS,
     "hunyuan_v1_moe": _TRANSFORMERS,

@@ -45,7 +45,7 @@ def _load(model: Any, source: ExpertSource) -> str | None:
     """Load the skeleton. Returns in what the model that vLLM made of config.json is another; None: in nothing."""
     try:
         loaded = model.load_weights(skeleton_of(source))
-    except (KeyError, ValueError) as error:
+    except (AssertionError, KeyError, ValueError) as error:
         line = str(error).partition("\n")[0].partition(". ")[0][:200]
         return f"vLLM reads config.json as a model that does not take all weights of the pack ({line})"
     slots = {
