@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound
@@ -47,3 +48,14 @@ def packed_weights(store: Store, known: MutableMapping[str, str] | None = None) 
     except (CorruptData, InvalidInput, NotFound):
         return PackedWeights(store.url, None)
     return PackedWeights(store.url, frozenset(known[model_id] for model_id in models) or None)
+
+
+def packed_top_k(store: Store, weights_id: str) -> frozenset[int]:
+    """Experts a token of each readable pack with these weights; their configs may differ. Raises Unavailable."""
+    found = set()
+    for model_id in packs_in(store):
+        with suppress(CorruptData, InvalidInput, NotFound):
+            manifest = PackReader(store, pack_folder(model_id)).manifest()
+            if manifest.weights_id == weights_id:
+                found.add(manifest.top_k)
+    return frozenset(found)

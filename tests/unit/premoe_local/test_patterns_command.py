@@ -128,6 +128,8 @@ def test_a_plot_is_what_its_name_says(store: str, tmp_path: Path) -> None:
         (["show", "{store}", "poem"], 3, "no task or pattern 'poem'"),
         (["show", "{store}", "digits", "--budget", "4/99"], 2, "the model has 16"),
         (["show", "{store}", "digits", "--budget", "x"], 2, "is not of the form a/b"),
+        (["show", "{store}", "digits", "--budget", "5/8"], 2, "the model's top-k is 4"),
+        (["plot", "{store}", "digits", "--out", "x.png", "--budget", "5/8"], 2, "the model's top-k is 4"),
         (["show", "{store}", "--set", "ffff0000ffff"], 3, "no set 'ffff0000ffff'"),
         (["plot", "{store}", "poem", "--out", "{tmp}/x.png"], 3, "no task or pattern"),
         (["plot", "{store}", "--out", "{tmp}/absent/x.png"], 3, "absent/x.png: no such folder"),

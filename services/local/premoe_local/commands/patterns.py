@@ -36,7 +36,8 @@ from premoe_runtime.offline.patterns.build import (
 from premoe_runtime.offline.patterns.derive import mean_retained_mass
 from premoe_runtime.offline.profile.record import Profile
 from premoe_runtime.packs.reader import open_pack
-from premoe_runtime.storage import open_store
+from premoe_runtime.packs.weights import packed_top_k
+from premoe_runtime.storage import Store, open_store
 
 set_option: Callable[[Callable[..., Any]], Callable[..., Any]] = click.option(
     "--set", "set_name", help="Pattern set, by id or the start of it.  [default: the live one]"
@@ -166,7 +167,7 @@ def show(store_url: str, name: str | None, set_name: str | None, budget: str | N
             _print_set(found, f"Pattern set {found.set_id}")
         return
     pattern = library.find_pattern(store, name, set_name)
-    chosen = _budget(budget, pattern)
+    chosen = _budget(budget, pattern, store)
     counts = pattern.kept(chosen).sum(axis=1)
     best = [ranking[:count].tolist() for ranking, count in zip(pattern.ranking, counts, strict=True)]
     if as_json:
@@ -204,15 +205,19 @@ def plot(store_url: str, name: str | None, out: Path, budget: str | None, set_na
     found = library.find_set(store, set_name)
     members = [Pattern.load(store.get, member.pattern_id) for member in found.members]
     pattern = members[0] if name is None else library.find_pattern(store, name, set_name)
-    write_file(out, pattern_picture(pattern, members, _budget(budget, pattern), kind))
+    write_file(out, pattern_picture(pattern, members, _budget(budget, pattern, store), kind))
     note(f"wrote {out}")
 
 
-def _budget(text: str | None, pattern: Pattern) -> Budget:
-    if text is not None:
-        return Budget.parse(text)
-    kept = max(1, pattern.num_experts // 4)
-    return Budget(1, kept)
+def _budget(text: str | None, pattern: Pattern, store: Store) -> Budget:
+    """The budget asked for, or a quarter of the experts. Raises InvalidInput where no pack of the store can run it."""
+    if text is None:
+        return Budget(1, max(1, pattern.num_experts // 4))
+    budget = Budget.parse(text)
+    widths = packed_top_k(store, pattern.weights_id)
+    if widths:  # a pattern does not know how many experts its model gives a token
+        budget.check(top_k=max(widths), num_experts=pattern.num_experts)
+    return budget
 
 
 def _set_document(found: PatternSet) -> dict[str, Any]:
