@@ -13,11 +13,12 @@ from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from premoe_gateway.domain import Called, Delta, Event, Finished, Recognition, ToolCall
 from premoe_gateway.echo import echoed
 from premoe_gateway.http.bodies import parsed
+from premoe_gateway.http.documents import answer_of, text_of
 from premoe_gateway.http.refusals import unforeseen
 from premoe_gateway.http.tracing import describe
 from premoe_gateway.openai import answers
@@ -68,7 +69,7 @@ async def _answer(gateway: Gateway, head: answers.Head, order: Order) -> Respons
         document = await _response(head, order, sequences[0])
     else:
         document = answers.whole(head, await _all([_choice(sequence) for sequence in sequences]))
-    return JSONResponse(document, headers=_headers(sequences[0].recognition))
+    return await answer_of(document, _headers(sequences[0].recognition))
 
 
 async def _sequences(gateway: Gateway, head: answers.Head, order: Order) -> list[Sequence]:
@@ -175,13 +176,13 @@ async def _response_sent(head: answers.Head, order: ResponseOrder, sequence: Seq
     async with aclosing(sequence.events) as events:
         try:
             for said in writer.opening():
-                yield _named(said)
+                yield await _named(said)
             async for said in _written(writer, events):
-                yield _named(said)
+                yield await _named(said)
         except PremoeError as error:
-            yield _named(writer.failed(error))
+            yield await _named(writer.failed(error))
         except Exception as error:
-            yield _named(writer.failed(_bug(error)))
+            yield await _named(writer.failed(_bug(error)))
 
 
 async def _chunks(
@@ -219,8 +220,9 @@ def _data(value: answers.Json) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def _named(value: answers.Json) -> str:
-    return f"event: {value['type']}\n{_data(value)}"
+async def _named(value: answers.Json) -> str:
+    """An event of a Responses stream; the last ones hold the whole answer."""
+    return f"event: {value['type']}\ndata: {await text_of(value)}\n\n"
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
