@@ -104,7 +104,7 @@ def _resource_rules() -> tuple[Rule, ...]:
             f"!has(self.limits) || self.limits.filter(k, k.matches('{GPU_NAME}')"
             " && self.limits[k].matches('[1-9]')).size() <= 1"
             f" && self.limits.all(k, !k.matches('{GPU_NAME}') || self.limits[k].matches('^0*[01]$'))",
-            "engine hf uses one GPU a pod; for more, raise workers.replicas or jobs.parallelism",
+            "a pod uses one GPU; for more, raise workers.replicas or jobs.parallelism",
             ".limits",
         ),
     ]

@@ -194,9 +194,9 @@ REFUSED: list[tuple[str, Document]] = [
         "engine.device is cuda, but workers.resources",
         {"engine.device": "cuda:0", "workers.resources.limits": {"nvidia.com/gpu": "0"}},
     ),
-    ("engine hf uses one GPU", {"workers.resources.limits": {"nvidia.com/gpu": "4"}}),
-    ("engine hf uses one GPU", {"workers.resources.limits": {"nvidia.com/gpu": "1", "amd.com/gpu": "1"}}),
-    ("engine hf uses one GPU", {"jobs.resources.limits": {"nvidia.com/gpu": "10"}}),
+    ("a pod uses one GPU", {"workers.resources.limits": {"nvidia.com/gpu": "4"}}),
+    ("a pod uses one GPU", {"workers.resources.limits": {"nvidia.com/gpu": "1", "amd.com/gpu": "1"}}),
+    ("a pod uses one GPU", {"jobs.resources.limits": {"nvidia.com/gpu": "10"}}),
     (
         "a toleration without a key needs operator Exists",
         {"workers.placement.tolerations": [{"effect": "NoSchedule"}]},

@@ -7,21 +7,21 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_local.mesh import Mesh
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
 from support.mesh import mesh_over, prepare_store, prompts
-from support.processes import engine_process, run_to_end
+from support.processes import engine_process, run_to_end, serving
 from support.vllm_bench import HEADS
 
-from premoe_runtime.formats.errors import PremoeError, Unavailable
+from premoe_runtime.formats.errors import Unavailable
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
@@ -76,23 +76,48 @@ def test_two_patterns_in_flight_answer_as_under_the_engine_hf(mesh: Mesh, store_
         assert [token["logprob"] for token in said] == pytest.approx([token["logprob"] for token in expected], abs=1e-4)
 
 
-def test_an_engine_that_is_killed_turns_the_worker_not_serving(store_url: str) -> None:
-    with mesh_over(store_url, engine="auto") as mesh, blocking_channel(mesh.worker_addresses[0]) as opened:
-        (worker,) = mesh.workers
-        stub, health = worker_pb2_grpc.WorkerServiceStub(opened), health_pb2_grpc.HealthStub(opened)
-        statuses = health.Watch(health_pb2.HealthCheckRequest(), timeout=600)
-        assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
-        message = worker_pb2.Message(role="user", content=asked()[0])
-        prompt = worker_pb2.Prompt(chat=worker_pb2.Chat(messages=[message]))
-        sampling = worker_pb2.Sampling(max_tokens=200)
-        events = stub.Generate(worker_pb2.GenerateRequest(prompt=prompt, sampling=sampling))
-        while next(events).WhichOneof("event") != "delta":
-            pass
-        os.kill(engine_process(worker.pid), signal.SIGKILL)
-        with pytest.raises(Unavailable, match="killed by SIGKILL"), rpc_errors("worker"):
-            list(events)
-        with pytest.raises((Unavailable, PremoeError)):
-            mesh.watch()
+def test_a_shaped_answer_and_a_seed(mesh: Mesh) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}}
+    made = answer(mesh, asked()[0], response_format=shape, max_tokens=200, temperature=1.0, seed=1)
+    shaped = made["choices"][0]["message"]["content"]
+    assert json.loads(shaped) in ({"ok": True}, {"ok": False})
+    drawn = [answer(mesh, asked()[1], temperature=1.0, seed=seed)["choices"][0]["message"] for seed in (5, 5, 6)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_an_engine_that_is_killed_turns_the_worker_not_serving_and_ends_it(mesh: Mesh) -> None:
+    experts = str(mesh.manifest.num_experts)
+    arguments = ["--store", mesh.store_address, "--budget", "2/4", "--slots", experts, "--threads", "1"]
+    # So that there is time to look at it.
+    arguments += ["--engine", "auto", "--drain-delay-s", "3600"]
+    reason = "the engine process was killed by SIGKILL"
+    with serving("premoe_worker.cli", arguments, {"OMP_WAIT_POLICY": "PASSIVE"}) as child:
+        with blocking_channel(child.address) as opened:
+            stub, health = worker_pb2_grpc.WorkerServiceStub(opened), health_pb2_grpc.HealthStub(opened)
+            statuses = health.Watch(health_pb2.HealthCheckRequest(), timeout=600)
+            assert next(statuses).status == health_pb2.HealthCheckResponse.SERVING
+            message = worker_pb2.Message(role="user", content=asked()[0])
+            events = stub.Generate(
+                worker_pb2.GenerateRequest(
+                    prompt=worker_pb2.Prompt(chat=worker_pb2.Chat(messages=[message])),
+                    sampling=worker_pb2.Sampling(max_tokens=900),
+                    pattern=worker_pb2.PatternChoice(decision=patterns_pb2.DECISION_FULL),
+                )
+            )
+            while next(events).WhichOneof("event") != "delta":
+                pass
+            os.kill(engine_process(child.process.pid), signal.SIGKILL)
+            with pytest.raises(Unavailable, match=reason), rpc_errors("worker"):
+                list(events)
+            assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert child.stop(signal.SIGTERM) == Unavailable.exit_code
+        assert child.stderr().strip().splitlines()[-1].startswith(f"error: serving ended: Unavailable: {reason}")
 
 
 REFUSALS = {
@@ -103,9 +128,10 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("case", REFUSALS.values(), ids=REFUSALS.keys())
-def test_bad_arguments_are_one_line(mesh: Mesh, case: tuple[list[str], str], tmp_path: Path) -> None:
+def test_bad_arguments_are_one_line(mesh: Mesh, case: tuple[list[str], str]) -> None:
     arguments, message = case
-    ended = run_to_end("premoe_worker.cli", ["--store", mesh.store_address, "--budget", "2/4", *arguments])
+    given = ["--store", mesh.store_address, "--budget", "2/4", *arguments]
+    ended = run_to_end("premoe_worker.cli", given, timeout_s=1200)
     assert ended.returncode == 2, ended.stderr
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")

@@ -117,8 +117,9 @@ class Patterns(Part):
 class Engine(Part):
     """The software that runs the model."""
 
-    name: Literal["hf"] = "hf"
-    """Engine: hf, the transformers modelling code."""
+    name: Literal["hf", "vllm", "auto"] = "hf"
+    """Engine: hf, the transformers modelling code; vllm, which needs an image with vLLM in it; or auto, vllm where the
+    image has it and it runs the model, else hf."""
     image: Image = ""
     """Worker image; empty: the release's. Pinned in status until the spec changes."""
     device: Annotated[str, Field(max_length=16, pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"

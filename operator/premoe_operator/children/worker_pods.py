@@ -197,6 +197,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         "ALLOCATION": "uniform" if spec.allocation == "Uniform" else None,
         "GENERALIST_BUDGET": patterns.generalist_budget,
         "ON_UNKNOWN": patterns.on_unknown.lower(),
+        "ENGINE": None if engine.name == "hf" else engine.name,
         "SLOTS": engine.slots,
         "SPARE": engine.spare,
         "HOST_MEMORY_BYTES": None if engine.host_memory is None else parse_bytes(engine.host_memory),

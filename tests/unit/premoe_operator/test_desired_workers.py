@@ -137,6 +137,14 @@ def test_the_template_of_the_smallest_spec() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["vllm", "auto"])
+def test_another_engine_is_told_to_the_worker_and_makes_another_template(name: str) -> None:
+    inputs, default = inputs_of(changed(SMALLEST, {"engine.name": name})), inputs_of(SMALLEST)
+    assert env_of(children.worker_template(inputs))["PREMOE_WORKER_ENGINE"] == name
+    assert "PREMOE_WORKER_ENGINE" not in env_of(children.worker_template(default))
+    assert children.spec_hash(inputs) != children.spec_hash(default)
+
+
 def test_what_a_full_spec_adds_to_the_environment() -> None:
     env = env_of(children.worker_template(inputs_of(FULL)))
     expected = {

@@ -1,0 +1,107 @@
+"""Families and number formats behind the engine port, beside the engine ``hf``: prompts as likely under either."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.engines import Collector, prompt
+from support.sources import MemorySource
+from support.vllm_bench import vllm_child
+from support.vllm_models import MODELS, NUMBERS, checkpoint_of
+
+from premoe_runtime.engines.hf.engine import HfEngine
+from premoe_runtime.engines.hf.model import load_slot_model
+from premoe_runtime.engines.params import SamplingParams
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.slot_shape import SlotShape
+from premoe_runtime.serving.front import Front
+from premoe_runtime.serving.requests import KeptPattern, Request
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
+
+ROUNDING = {"float32": 1e-4, "bfloat16": 0.1}
+"""By how much a log probability differs on average: both engines round, each in its own order."""
+FAMILIES = ("deepseek_v3", "gpt_oss", "minimax_m2")
+FORMATS = ("fp8", "mxfp4", "compressed-tensors, INT4")
+
+
+def patterns(manifest: Manifest) -> list[KeptPattern]:
+    """Two that keep three of four experts, as many of every group."""
+    found = []
+    for name, left_out in (("a", 0), ("b", 1)):
+        kept = manifest.exists
+        kept[:, left_out::4] = False
+        found.append(KeptPattern(name, kept))
+    return found
+
+
+@contextmanager
+def served(checkpoint: Path, engine: str) -> Iterator[Front]:
+    source = MemorySource(checkpoint)
+    manifest = source.manifest()
+    if engine == "vllm":
+        shape = SlotShape.as_stored(manifest, slots=manifest.num_experts)
+        arena = HostArena(shape.blob_bytes, 8 * shape.blob_bytes)
+        made = vllm_child(checkpoint, shape, arena, context=256)
+    else:
+        shape = SlotShape.of(manifest, slots=manifest.num_experts)
+        arena = HostArena(shape.blob_bytes, 8 * shape.blob_bytes)
+        made = HfEngine(load_slot_model(source, slots=manifest.num_experts), arena, context=256)
+    front = Front(made, shape, arena, source, retry_seconds=())
+    try:
+        yield front
+    finally:
+        front.close()
+
+
+def likelihoods(front: Front, manifest: Manifest) -> list[np.ndarray]:
+    """Of a prompt's tokens under each pattern, in one batch."""
+    asked, sampling = tuple(prompt(60)), SamplingParams(max_tokens=3, prompt_logprobs=0)
+    collectors = []
+    for kept in patterns(manifest):
+        collector = Collector(kept.id)
+        request = Request(kept.id, kept, manifest.top_k, asked, sampling)
+        front.generate(request, lambda report: None, collector)
+        collectors.append(collector)
+    for collector in collectors:
+        assert collector.wait().last.error is None
+        assert len(collector.tokens) == 3
+    front.check_integrity()
+    told = [[each for event in collector.events for each in event.prompt_logprobs] for collector in collectors]
+    assert all([each.token_id for each in found] == list(asked[1:]) for found in told)
+    return [np.array([each.logprob for each in found]) for found in told]
+
+
+def compare(checkpoint: Path, rounding: float) -> None:
+    manifest = MemorySource(checkpoint).manifest()
+    with served(checkpoint, "vllm") as front:
+        ours = likelihoods(front, manifest)
+    with served(checkpoint, "hf") as front:
+        theirs = likelihoods(front, manifest)
+    for mine, its in zip(ours, theirs, strict=True):
+        assert np.abs(mine - its).mean() < rounding
+    # The patterns are others.
+    assert np.abs(ours[0] - ours[1]).mean() > 2 * rounding
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_as_under_the_engine_hf(tmp_path: Path, name: str) -> None:
+    compare(checkpoint_of(MODELS[name], tmp_path), ROUNDING[MODELS[name].dtype])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_number_format_is_as_under_the_engine_hf(tmp_path: Path, name: str) -> None:
+    compare(NUMBERS[name](tmp_path), ROUNDING["bfloat16"])
+
+
+def test_a_model_that_keeps_state_is_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(MODELS["qwen3_next"], tmp_path)
+    with pytest.raises(InvalidInput, match="keep state; use the engine hf") as caught, served(checkpoint, "vllm"):
+        pass
+    assert caught.value.reason == "ENGINE_UNSUPPORTED"
