@@ -15,6 +15,7 @@ import torch
 
 from premoe_runtime.engines.vllm import compat
 from premoe_runtime.engines.vllm.engine import ENVIRONMENT, VllmEngine
+from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.slot_shape import SlotShape
 from support.engines import Bench, Reports, child_engine, ground, running, split_options
@@ -75,7 +76,8 @@ def vllm_bench(folder: Path, **options: Any) -> Iterator[Bench]:
         yield bench
 
 
-def vllm_child(checkpoint: Path, shape: SlotShape, arena: HostArena, **options: Any) -> Any:
+def vllm_child(checkpoint: Path | str, shape: SlotShape, arena: HostArena, **options: Any) -> Any:
+    """``checkpoint``: its folder, or the URL of a pack."""
     os.environ.update(ENVIRONMENT)
     if options.pop("parked_bytes", None) == 0:
         options["parked"] = False
@@ -83,6 +85,7 @@ def vllm_child(checkpoint: Path, shape: SlotShape, arena: HostArena, **options: 
 
 
 @contextmanager
-def _build(checkpoint: Path, shape: SlotShape, arena: HostArena, options: dict[str, Any]) -> Iterator[VllmEngine]:
+def _build(checkpoint: Path | str, shape: SlotShape, arena: HostArena, options: dict[str, Any]) -> Iterator[VllmEngine]:
     torch.set_num_threads(1)
-    yield VllmEngine(MemorySource(checkpoint), shape, arena, **options)
+    source = open_pack(checkpoint) if isinstance(checkpoint, str) else MemorySource(checkpoint)
+    yield VllmEngine(source, shape, arena, **options)

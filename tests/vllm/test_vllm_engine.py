@@ -123,6 +123,22 @@ def test_prefixes_are_shared_under_one_kv_key_and_no_other(bench: Bench) -> None
     assert answer("row 0", 1)[0] != alone[1][0]
 
 
+def test_compiled_it_answers_as_eager_with_the_widths_that_it_was_made_for(bench: Bench, benches: Benches) -> None:
+    compiled = benches.open(given={"enforce_eager": False}, active=(2,))
+    jobs = [(prompt(9 + 11 * index, seed=index), index % 3, (2, 4)[index % 2]) for index in range(6)]
+    answers = []
+    for engine in (bench, compiled):
+        together = [engine.submit(asked, row=row, active=active, max_tokens=12) for asked, row, active in jobs]
+        answers.append([each.wait() for each in together])
+    for eager, other in zip(*answers, strict=True):
+        assert eager.tokens == other.tokens
+        assert eager.last.retained_mass == pytest.approx(other.last.retained_mass, abs=1e-5)
+    refused = compiled.run(prompt(4), active=3).last.error
+    assert isinstance(refused, InvalidInput)
+    assert refused.reason == "ACTIVE_EXPERTS_INVALID"
+    compiled.boundary()
+
+
 def test_a_row_that_is_not_there_is_refused_and_the_engine_goes_on(bench: Bench) -> None:
     for row in (-1, 64):
         refused = bench.run(prompt(4), row=row).last.error

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.engines import Collector, prompt
-from support.sources import MemorySource
 from support.vllm_bench import vllm_child
 from support.vllm_models import MODELS, NUMBERS, checkpoint_of
 
@@ -18,16 +17,22 @@ from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.engines.params import SamplingParams
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
+from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import open_source
+from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import KeptPattern, Request
+from premoe_runtime.storage import open_store
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
-ROUNDING = {"float32": 1e-4, "bfloat16": 0.1}
-"""By how much a log probability differs on average: both engines round, each in its own order."""
-FAMILIES = ("deepseek_v3", "gpt_oss", "minimax_m2")
+ROUNDING, ROUNDING_OF_FORMATS = 1e-4, 0.25
+"""By how much a log probability differs on average: both engines round, each in its own order, and kernels for number
+formats round activations too.
+"""
+FAMILIES = ("gpt_oss", "minimax_m2")
 FORMATS = ("fp8", "mxfp4", "compressed-tensors, INT4")
 
 
@@ -41,14 +46,18 @@ def patterns(manifest: Manifest) -> list[KeptPattern]:
     return found
 
 
+def packed(checkpoint: Path) -> str:
+    return write_pack(open_source(str(checkpoint)), open_store((checkpoint.parent / "store").as_uri())).url
+
+
 @contextmanager
-def served(checkpoint: Path, engine: str) -> Iterator[Front]:
-    source = MemorySource(checkpoint)
+def served(pack: str, engine: str) -> Iterator[Front]:
+    source = open_pack(pack)
     manifest = source.manifest()
     if engine == "vllm":
         shape = SlotShape.as_stored(manifest, slots=manifest.num_experts)
         arena = HostArena(shape.blob_bytes, 8 * shape.blob_bytes)
-        made = vllm_child(checkpoint, shape, arena, context=256)
+        made = vllm_child(pack, shape, arena, context=256)
     else:
         shape = SlotShape.of(manifest, slots=manifest.num_experts)
         arena = HostArena(shape.blob_bytes, 8 * shape.blob_bytes)
@@ -79,29 +88,30 @@ def likelihoods(front: Front, manifest: Manifest) -> list[np.ndarray]:
 
 
 def compare(checkpoint: Path, rounding: float) -> None:
-    manifest = MemorySource(checkpoint).manifest()
-    with served(checkpoint, "vllm") as front:
+    pack = packed(checkpoint)
+    manifest = open_pack(pack).manifest()
+    with served(pack, "vllm") as front:
         ours = likelihoods(front, manifest)
-    with served(checkpoint, "hf") as front:
+    with served(pack, "hf") as front:
         theirs = likelihoods(front, manifest)
-    for mine, its in zip(ours, theirs, strict=True):
-        assert np.abs(mine - its).mean() < rounding
-    # The patterns are others.
-    assert np.abs(ours[0] - ours[1]).mean() > 2 * rounding
+    apart = max(np.abs(mine - its).mean() for mine, its in zip(ours, theirs, strict=True))
+    assert apart < rounding
+    # The patterns are farther apart than the engines.
+    assert np.abs(ours[0] - ours[1]).mean() > 2 * apart
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_as_under_the_engine_hf(tmp_path: Path, name: str) -> None:
-    compare(checkpoint_of(MODELS[name], tmp_path), ROUNDING[MODELS[name].dtype])
+    compare(checkpoint_of(MODELS[name], tmp_path), ROUNDING)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_number_format_is_as_under_the_engine_hf(tmp_path: Path, name: str) -> None:
-    compare(NUMBERS[name](tmp_path), ROUNDING["bfloat16"])
+    compare(NUMBERS[name](tmp_path), ROUNDING_OF_FORMATS)
 
 
 def test_a_model_that_keeps_state_is_refused_by_name(tmp_path: Path) -> None:
-    checkpoint = checkpoint_of(MODELS["qwen3_next"], tmp_path)
-    with pytest.raises(InvalidInput, match="keep state; use the engine hf") as caught, served(checkpoint, "vllm"):
+    pack = packed(checkpoint_of(MODELS["qwen3_next"], tmp_path))
+    with pytest.raises(InvalidInput, match="keep state; use the engine hf") as caught, served(pack, "vllm"):
         pass
     assert caught.value.reason == "ENGINE_UNSUPPORTED"
