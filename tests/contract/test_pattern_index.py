@@ -19,6 +19,7 @@ from premoe_retrieval.adapters.memory import MemoryIndex
 from premoe_retrieval.adapters.qdrant import QdrantIndex
 from premoe_retrieval.ports import PatternIndex
 from qdrant_client import QdrantClient
+from support.profiles import profile
 from support.stored_patterns import DIMENSION, FAR, TASKS, StoredSet, store_set
 
 from premoe_runtime.formats.errors import Unavailable
@@ -26,6 +27,7 @@ from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import decide, recognise
 from premoe_runtime.formats.signature import unit
 from premoe_runtime.formats.space import Space
+from premoe_runtime.offline.patterns.build import build_set
 from premoe_runtime.storage import open_store
 
 SERVER = os.environ.get("PREMOE_TEST_QDRANT_URL", "")
@@ -80,6 +82,21 @@ async def test_a_published_set_is_counted_and_deleted(index: PatternIndex, store
     assert await index.count(stored.set_id, DIMENSION) == 0
     assert list(await index.query(stored.set_id, FAR, wanted_of(stored))) == []
     assert await index.delete(stored.set_id) is False
+
+
+async def test_a_set_of_centres_is_decided_alike(index: PatternIndex) -> None:
+    profiles = [profile(task, prompts=60) for task in ("add", "json", "rev")]
+    found = build_set(profiles).pattern_set
+    assert {member.exemplars for member in found.specialists} == {1}
+    await index.publish(found.set_id, found)
+    wanted = {member.pattern_id: 1 for member in found.specialists}
+    asked = np.concatenate([np.concatenate([one.signatures[:5] for one in profiles]), -profiles[0].signatures[:2]])
+    decided = [decide(await index.query(found.set_id, found.embed(row), wanted), found) for row in asked]
+    exact = [recognise(found, row) for row in asked]
+    assert [(one.kind, one.task) for one in decided] == [(one.kind, one.task) for one in exact]
+    assert [one.score for one in decided] == pytest.approx([one.score for one in exact], abs=1e-3)
+    assert {one.kind for one in exact} == {"specialist", "generalist"}
+    await index.delete(found.set_id)
 
 
 async def test_publishing_again_changes_nothing(index: PatternIndex, stored: StoredSet) -> None:

@@ -8,22 +8,20 @@ import numpy as np
 from premoe_runtime.formats.pattern_set import Member, PatternSet, SetDocument
 from premoe_runtime.formats.recognition import task_scores
 from premoe_runtime.formats.signature import SignatureSpec
-from premoe_runtime.offline.patterns.build import BuildOptions, split_signatures
+from premoe_runtime.offline.patterns.build import MAX_EXEMPLARS, BuildOptions, placed, split_signatures
 from premoe_runtime.offline.patterns.cutoffs import NEAREST_OTHERS
-from premoe_runtime.offline.patterns.tellable import SHRINKAGES, TaskVectors, best_space, tell, whitened
+from premoe_runtime.offline.patterns.tellable import TaskVectors, tell
 from recognition import signatures
 from recognition.signatures import Seen, View
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """``shrinkage``: of the space; 0 for none, None for the one that calibration prompts choose. ``conversation``:
-    turns are looked at alone too, and tasks kept; else as they come after what is before them. ``as_before``: cutoffs
-    from prompts in the exemplars' own wordings, half of which are held out.
+    """``conversation``: turns are looked at alone too, and tasks kept; else as they come after what is before them.
+    ``as_before``: no space, and cutoffs from prompts in the exemplars' own wordings, half of which are held out.
     """
 
     view: View = signatures.first_layer
-    shrinkage: float | None = None
     conversation: bool = True
     as_before: bool = False
     options: BuildOptions = field(default_factory=BuildOptions)
@@ -31,44 +29,40 @@ class Rule:
 
 RULES: dict[str, Rule] = {
     "product": Rule(),
+    "nearest exemplars": Rule(options=BuildOptions(exemplars=MAX_EXEMPLARS)),
     "as before": Rule(
-        shrinkage=0,
         conversation=False,
         as_before=True,
-        options=BuildOptions(quantile=0.985, wide_quantile=0.9, margin=0.25),
+        options=BuildOptions(quantile=0.985, wide_quantile=0.9, margin=0.25, exemplars=MAX_EXEMPLARS),
     ),
     "looser": Rule(options=BuildOptions(margin=0.6)),
     "tighter": Rule(options=BuildOptions(quantile=0.97, wide_quantile=0.85, margin=0.25)),
     "turns in context only": Rule(conversation=False),
-    "no space": Rule(shrinkage=0),
-    **{f"space {shrinkage}": Rule(shrinkage=shrinkage) for shrinkage in SHRINKAGES},
     "two layers": Rule(signatures.two_layers),
     "all layers": Rule(signatures.all_layers),
     "first router's logits": Rule(signatures.first_logits),
     "first router's input": Rule(signatures.hidden_state),
+    "router and its input": Rule(signatures.with_hidden_state),
     "bag of tokens": Rule(signatures.bag_of_tokens),
 }
 
 
 def built(tasks: Mapping[str, Sequence[Seen]], rule: Rule) -> PatternSet:
     """The set as ``build_set`` makes it, without patterns."""
-    options, found = rule.options, []
-    for task in tasks.values():
-        prompts = np.stack([rule.view(seen) for seen in task])
-        stored = split_signatures(len(prompts), options.exemplars)[0]
-        found.append(TaskVectors(prompts, np.array(stored)))
-    if rule.shrinkage is None:
-        space, telling = best_space(found, options.neighbours, options.tightness)
+    options = rule.options
+    prompts = [np.stack([rule.view(seen) for seen in task]) for task in tasks.values()]
+    if rule.as_before:
+        space = None
+        found = [TaskVectors(one, np.array(split_signatures(len(one), MAX_EXEMPLARS)[0])) for one in prompts]
+        cutoffs: Sequence[float] = _cutoffs_before(found, options)
     else:
-        space = whitened(found, rule.shrinkage) if rule.shrinkage else None
-        telling = tell([each.moved(space) for each in found], options.neighbours, options.tightness)
-    found = [each.moved(space) for each in found]
-    cutoffs = _cutoffs_before(found, options) if rule.as_before else telling.cutoffs
-    firsts = np.cumsum([0, *(len(each.stored) for each in found)])
+        space, found = placed(prompts, options.exemplars)
+        cutoffs = tell(found, options.neighbours, options.tightness).cutoffs
+    firsts = np.cumsum([0, *(len(each.exemplars) for each in found)])
     members = tuple(
         Member(
             pattern_id=f"{number:064x}", task=task, kind="specialist", cutoff=cutoff,
-            first_exemplar=int(firsts[number]), exemplars=len(each.stored),
+            first_exemplar=int(firsts[number]), exemplars=len(each.exemplars),
         )
         for number, (task, each, cutoff) in enumerate(zip(tasks, found, cutoffs, strict=True))
     )  # fmt: skip
@@ -89,7 +83,7 @@ def built(tasks: Mapping[str, Sequence[Seen]], rule: Rule) -> PatternSet:
 def _cutoffs_before(tasks: Sequence[TaskVectors], options: BuildOptions) -> list[float]:
     tightness, cutoffs = options.tightness, []
     for one in tasks:
-        held = np.delete(one.vectors, one.stored, axis=0)
+        held = np.delete(one.vectors, () if one.stored is None else one.stored, axis=0)
         own, *others = (
             task_scores(one.exemplars, vectors, options.neighbours)
             for vectors in (held, *(other.vectors for other in tasks if other is not one))

@@ -125,6 +125,10 @@ def hidden_state(seen: Seen) -> F32:
     return unit(seen.hidden)
 
 
+def with_hidden_state(seen: Seen) -> F32:
+    return unit(np.concatenate([first_layer(seen), hidden_state(seen)]))
+
+
 def bag_of_tokens(seen: Seen) -> F32:
     return unit(seen.tokens)
 

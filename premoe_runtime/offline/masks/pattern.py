@@ -22,6 +22,7 @@ from premoe_runtime.offline.patterns.build import (
     split_signatures,
 )
 from premoe_runtime.offline.patterns.cutoffs import cutoff_of, scores_as_new
+from premoe_runtime.offline.patterns.tellable import TaskVectors
 
 
 def shape_of(manifest: Manifest) -> Shape:
@@ -67,9 +68,10 @@ def imported(mask: KeptExperts, manifest: Manifest, task: str, semantics: Semant
 def joined(found: PatternSet | None, pattern: Pattern, signatures: F32 | None = None) -> PatternSet:
     """The set, or a new one, with one more specialist, which only requests that name it run under.
 
-    With ``signatures`` f32[N, D] of its prompts it is recognised, too: its cutoff comes about as in ``build_set``, and
-    those of the other tasks stay as they are. It takes the place of one of its name that only had a name. Raises
-    Conflict (TASK_EXISTS) for any other, InvalidInput for too few signatures or of other layers than the set's.
+    With ``signatures`` f32[N, D] of its prompts it is recognised, too: its cutoff comes about as in ``build_set``, in a
+    set of centres as if no other task were near, and those of the other tasks stay as they are. It takes the place of
+    one of its name that only had a name. Raises Conflict (TASK_EXISTS) for any other, InvalidInput for too few
+    signatures or of other layers than the set's.
     """
     found = found or _empty(pattern)
     for one in found.members:
@@ -118,17 +120,20 @@ def _recognised(found: PatternSet, member: Member, signatures: F32) -> tuple[Mem
             "are held out to set its cutoff",
             reason="PROMPTS_TOO_FEW",
         )
-    chosen, rest = split_signatures(len(vectors), MAX_EXEMPLARS)
+    # As the others of the set have theirs, so that scores compare. Of prompts, a set of centres keeps none.
+    centres = bool(found.recognisable) and all(one.exemplars == 1 for one in found.recognisable)
+    stored = None if centres else np.array(split_signatures(len(vectors), MAX_EXEMPLARS)[0], np.int64)
+    own = TaskVectors(vectors, stored)
     tightness = BuildOptions(quantile=document.quantile, margin=document.margin).tightness
     cutoff = cutoff_of(
-        scores_as_new(vectors, np.array(chosen), document.neighbours),
-        task_scores(vectors[chosen], found.exemplars, document.neighbours),
+        scores_as_new(vectors, stored, document.neighbours),
+        np.zeros(0) if centres else task_scores(own.exemplars, found.exemplars, document.neighbours),
         tightness,
     )
     update = {
         "cutoff": cutoff,
         "first_exemplar": len(found.exemplars),
-        "exemplars": len(chosen),
-        "held_out": len(rest),
+        "exemplars": len(own.exemplars),
+        "held_out": own.held_out,
     }
-    return member.model_copy(update=update), vectors[chosen]
+    return member.model_copy(update=update), own.exemplars

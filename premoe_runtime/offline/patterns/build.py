@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from premoe_runtime.formats.allocation import Splits
+from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.budget import Budget, usual_budgets
 from premoe_runtime.formats.choices import Allocation, OnUnknown
 from premoe_runtime.formats.errors import InvalidInput
@@ -15,10 +16,11 @@ from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric, Pattern
 from premoe_runtime.formats.pattern_set import Member, PatternSet, SetDocument
 from premoe_runtime.formats.set_card import Expected, Retention
 from premoe_runtime.formats.signature import unit
+from premoe_runtime.formats.space import Space
 from premoe_runtime.offline.patterns.bounds import Bounds
 from premoe_runtime.offline.patterns.cutoffs import Tightness
 from premoe_runtime.offline.patterns.derive import generalist, mean_retained_mass, specialist
-from premoe_runtime.offline.patterns.tellable import TaskVectors, best_space
+from premoe_runtime.offline.patterns.tellable import TaskVectors, space_for, tell
 from premoe_runtime.offline.profile.record import Profile, check_same_weights, merge
 from premoe_runtime.offline.profile.scores import find, has
 
@@ -33,7 +35,8 @@ MARGIN = 0.4
 class BuildOptions:
     """How patterns are scored and tasks recognised (``cutoffs.cutoff_of`` says how the cutoffs come about).
 
-    exemplars  at most this many calibration prompts a task are stored; never more than half of them
+    exemplars  None: a prompt is compared with each task's centre, where there are several tasks; else with the nearest
+               of at most this many stored prompts a task, never more than half of them
     budgets    at which the generalist's retained mass is recorded; by default the usual ones
     metric     None: impact where every profile weighs it, else PEU
     bounds     what every pattern keeps at any budget
@@ -45,7 +48,7 @@ class BuildOptions:
     quantile: float = DEFAULT_QUANTILE
     wide_quantile: float = WIDE_QUANTILE
     margin: float = MARGIN
-    exemplars: int = MAX_EXEMPLARS
+    exemplars: int | None = None
     neighbours: int = 5
     seed: int = 0
     bounds: Bounds = field(default_factory=Bounds)
@@ -80,9 +83,8 @@ def build_set(profiles: Sequence[Profile], options: BuildOptions | None = None) 
     derived = [specialist(profile, metric, seed=options.seed) for profile in tasks]
     derived.append(generalist(tasks, metric, seed=options.seed))
     *specialists, pool = (replace(options.bounds.applied(each), allocation=allocation) for each in derived)
-    found = [_vectors(profile, options) for profile in tasks]
-    space, telling = best_space(found, options.neighbours, options.tightness)
-    found = [each.moved(space) for each in found]
+    space, found = placed([_signatures(profile) for profile in tasks], options.exemplars)
+    telling = tell(found, options.neighbours, options.tightness)
     budgets = options.budgets or tuple(
         budget
         for budget in usual_budgets(tasks[0].top_k, pool.num_experts)
@@ -132,6 +134,19 @@ def split_signatures(count: int, max_exemplars: int) -> tuple[list[int], list[in
     return chosen, sorted(rest)
 
 
+def placed(signatures: Sequence[F32], exemplars: int | None) -> tuple[Space | None, list[TaskVectors]]:
+    """Each task's signatures, unit f32[N, D], in the space where they are compared, and that space."""
+    space = space_for(signatures)
+    most = MAX_EXEMPLARS if exemplars is None and space is None else exemplars
+    return space, [
+        TaskVectors(
+            one if space is None else space.of(one),
+            None if most is None else np.array(split_signatures(len(one), most)[0], np.int64),
+        )
+        for one in signatures
+    ]
+
+
 def usable(profiles: Sequence[Profile]) -> tuple[list[Profile], list[str]]:
     """Profiles of the tasks that have prompts enough for a cutoff, and a note about each task left out."""
     counts: dict[str, int] = {}
@@ -162,7 +177,7 @@ def _check(profiles: Sequence[Profile], options: BuildOptions) -> None:
             )
     if not 0 <= options.margin < 1:
         raise InvalidInput(f"margin {options.margin} is outside 0 to 1; give for example 0.25", reason="MARGIN_INVALID")
-    if options.exemplars < 1 or options.neighbours < 1:
+    if (options.exemplars is not None and options.exemplars < 1) or options.neighbours < 1:
         raise InvalidInput("exemplars and neighbours must be at least 1", reason="EXEMPLARS_INVALID")
     for profile in profiles:
         if profile.task == GENERALIST_TASK:
@@ -179,7 +194,7 @@ def by_task(profiles: Sequence[Profile]) -> list[Profile]:
     return [merge(group) if len(group) > 1 else group[0] for group in groups.values()]
 
 
-def _vectors(profile: Profile, options: BuildOptions) -> TaskVectors:
+def _signatures(profile: Profile) -> F32:
     count = len(profile.signatures)
     if count < MIN_PROMPTS:
         raise InvalidInput(
@@ -187,14 +202,14 @@ def _vectors(profile: Profile, options: BuildOptions) -> TaskVectors:
             "cutoff is set by prompts that are no exemplars",
             reason="PROMPTS_TOO_FEW",
         )
-    chosen, _ = split_signatures(count, options.exemplars)
-    return TaskVectors(unit(profile.signatures), np.array(chosen, np.int64))
+    return unit(profile.signatures)
 
 
 def _members(patterns: Sequence[Pattern], tasks: Sequence[TaskVectors], cutoffs: Sequence[float]) -> list[Member]:
     members: list[Member] = []
     first = 0
     for pattern, task, cutoff in zip(patterns, tasks, cutoffs, strict=True):
+        count = len(task.exemplars)
         members.append(
             Member(
                 pattern_id=pattern.pattern_id,
@@ -202,11 +217,11 @@ def _members(patterns: Sequence[Pattern], tasks: Sequence[TaskVectors], cutoffs:
                 kind="specialist",
                 cutoff=cutoff,
                 first_exemplar=first,
-                exemplars=len(task.stored),
-                held_out=len(task.vectors) - len(task.stored),
+                exemplars=count,
+                held_out=task.held_out,
             )
         )
-        first += len(task.stored)
+        first += count
     return members
 
 

@@ -1,7 +1,7 @@
 """From which score on a task is recognised.
 
-A prompt in a new wording is farther from a task's exemplars than one in a wording they have. So a task's prompts are
-put into groups that are alike, and each is scored without the exemplars of its own group, as a new wording would be.
+A prompt in a new wording is farther from its task than one in a wording that calibration has. So a task's prompts are
+put into groups that are alike, and each is scored without its own group, as a new wording would be.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from premoe_runtime.formats.arrays import F32, F64, I64
+from premoe_runtime.formats.signature import unit
 
 GROUPS = 8
 _GROUP_PROMPTS = 5
@@ -33,12 +34,20 @@ def groups_of(vectors: F32) -> I64:
     return np.asarray((vectors @ centres.T).argmax(axis=1), np.int64)
 
 
-def scores_as_new(vectors: F32, stored: I64, neighbours: int) -> F64:
-    """f64[N]: the score of each of a task's prompts, unit f32[N, D], without the exemplars that are alike.
+def centre_of(vectors: F32) -> F32:
+    """f32[1, D], unit: the direction in which a task's prompts, unit f32[N, D], lie together."""
+    return unit(vectors.mean(axis=0, keepdims=True, dtype=np.float64).astype(np.float32))
 
-    ``stored``: which prompts are exemplars. Where no other group has any, only the prompt itself is left out.
+
+def scores_as_new(vectors: F32, stored: I64 | None, neighbours: int) -> F64:
+    """f64[N]: the score of each of a task's prompts, unit f32[N, D], without those that are alike.
+
+    ``stored``: which prompts are exemplars; None: the centre of all is the only one, here that of the other groups.
+    Where no other group has any exemplar, only the prompt itself is left out; of one group, nothing of its centre.
     """
     groups = groups_of(vectors)
+    if stored is None:
+        return _scores_of_others(vectors, groups)
     similarities = vectors.astype(np.float64) @ vectors[stored].astype(np.float64).T
     for mine in (groups[:, None] == groups[stored][None, :], np.arange(len(vectors))[:, None] == stored[None, :]):
         allowed = np.where(mine, -np.inf, similarities)
@@ -46,6 +55,15 @@ def scores_as_new(vectors: F32, stored: I64, neighbours: int) -> F64:
         if np.isfinite(best).all():
             break
     return np.asarray(np.where(np.isfinite(best), best, 0.0).mean(axis=1))
+
+
+def _scores_of_others(vectors: F32, groups: I64) -> F64:
+    scores = np.zeros(len(vectors))
+    for group in np.unique(groups):
+        mine = groups == group
+        centre = centre_of(vectors if mine.all() else vectors[~mine])
+        scores[mine] = (vectors[mine].astype(np.float64) @ centre.astype(np.float64).T)[:, 0]
+    return scores
 
 
 @dataclass(frozen=True, slots=True)

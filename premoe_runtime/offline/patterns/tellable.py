@@ -1,7 +1,7 @@
-"""How well a set would tell its tasks apart, and the space of signatures in which it does so best.
+"""How well a set would tell its tasks apart, and the space of signatures in which it does.
 
-Measured on calibration prompts alone, so that it fits the tasks that somebody has: prompts are scored as if their
-wording were new, and each task is left out once, to see how its prompts are refused.
+Measured on calibration prompts alone, the tasks that somebody has: prompts are scored as if their wording were new, and
+each task is left out once, to see how its prompts are refused.
 """
 
 from __future__ import annotations
@@ -14,29 +14,31 @@ import numpy as np
 from premoe_runtime.formats.arrays import F32, F64, I64
 from premoe_runtime.formats.recognition import task_scores
 from premoe_runtime.formats.space import Space
-from premoe_runtime.offline.patterns.cutoffs import Tightness, cutoff_of, scores_as_new
+from premoe_runtime.offline.patterns.cutoffs import Tightness, centre_of, cutoff_of, scores_as_new
 
-SHRINKAGES = (0.3, 0.1)
-"""How much of the spread within tasks counts as equal in all directions: spaces that are tried beside none."""
+SHRINKAGE = 0.3
+"""How much of the spread within tasks counts as equal in all directions."""
 WIDEST = 2048
-"""Longest signatures for which spaces are tried: axes have that to the square of values."""
+"""Longest signatures that get a space: its axes have that to the square of values."""
 LEFT_OUT = 16
 """Most tasks for which cutoffs are set anew without each of them; one of many hardly moves them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskVectors:
-    """One task's signatures, unit f32[N, D], and which of them, i64[n], become exemplars."""
+    """One task's signatures, unit f32[N, D], and which of them, i64[n], become exemplars; None: their centre does."""
 
     vectors: F32
-    stored: I64
+    stored: I64 | None = None
 
     @property
     def exemplars(self) -> F32:
-        return self.vectors[self.stored]
+        return centre_of(self.vectors) if self.stored is None else self.vectors[self.stored]
 
-    def moved(self, space: Space | None) -> TaskVectors:
-        return self if space is None else TaskVectors(space.of(self.vectors), self.stored)
+    @property
+    def held_out(self) -> int:
+        """Prompts that are no exemplars."""
+        return len(self.vectors) - (0 if self.stored is None else len(self.stored))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +57,11 @@ class Telling:
 def tell(tasks: Sequence[TaskVectors], neighbours: int, tightness: Tightness) -> Telling:
     """Cutoffs, and how well they do."""
     own = [scores_as_new(task.vectors, task.stored, neighbours) for task in tasks]
+    exemplars = [task.exemplars for task in tasks]
     # scores[i][j]: of task j's prompts on task i
     scores = [
-        [own[i] if i == j else task_scores(one.exemplars, other.vectors, neighbours) for j, other in enumerate(tasks)]
-        for i, one in enumerate(tasks)
+        [own[i] if i == j else task_scores(mine, other.vectors, neighbours) for j, other in enumerate(tasks)]
+        for i, mine in enumerate(exemplars)
     ]
     every = range(len(tasks))
     cutoffs = [_cutoff(scores, i, every, tightness) for i in every]
@@ -72,23 +75,18 @@ def tell(tasks: Sequence[TaskVectors], neighbours: int, tightness: Tightness) ->
     return Telling(tuple(cutoffs), float(np.mean(recognised)), float(np.mean(abstained or [1.0])))
 
 
-def best_space(tasks: Sequence[TaskVectors], neighbours: int, tightness: Tightness) -> tuple[Space | None, Telling]:
-    """The space in which recognised and abstained add up to most; None where signatures as they are do."""
-    candidates: list[Space | None] = [None]
-    if tasks[0].vectors.shape[1] <= WIDEST:
-        candidates += [whitened(tasks, shrinkage) for shrinkage in SHRINKAGES]
-    tellings = [tell([task.moved(space) for task in tasks], neighbours, tightness) for space in candidates]
-    best = max(range(len(candidates)), key=lambda n: (tellings[n].recognised + tellings[n].abstained, -n))
-    return candidates[best], tellings[best]
+def space_for(tasks: Sequence[F32]) -> Space | None:
+    """The space in which tasks, unit f32[N, D] each, spread nearly equally in all directions, seen from their mean.
 
-
-def whitened(tasks: Sequence[TaskVectors], shrinkage: float) -> Space:
-    """The space in which tasks spread equally in all directions, their covariance shrunk towards that."""
-    centre = np.concatenate([task.vectors for task in tasks]).astype(np.float64).mean(axis=0)
-    within = np.concatenate([task.vectors - task.vectors.mean(axis=0, dtype=np.float64) for task in tasks])
+    None where there is one task, which its own mean would hide, and where signatures are too long.
+    """
+    if len(tasks) < 2 or tasks[0].shape[1] > WIDEST:
+        return None
+    centre = np.concatenate(tasks).astype(np.float64).mean(axis=0)
+    within = np.concatenate([task - task.mean(axis=0, dtype=np.float64) for task in tasks])
     covariance = within.T @ within / len(within)
     size = max(float(np.trace(covariance)) / len(covariance), 1e-12)
-    spread = (1 - shrinkage) * covariance + shrinkage * size * np.eye(len(covariance))
+    spread = (1 - SHRINKAGE) * covariance + SHRINKAGE * size * np.eye(len(covariance))
     values, vectors = np.linalg.eigh(spread)
     return Space(centre.astype(np.float32), (vectors / np.sqrt(values / size) @ vectors.T).astype(np.float32))
 

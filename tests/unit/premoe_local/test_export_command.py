@@ -98,10 +98,10 @@ def test_prompts_make_a_task_that_is_recognised(store: str, tmp_path: Path) -> N
     mask.write_text(json.dumps({"layers": [[0, 1, 2, 3]] * 2}))
     prompts.write_text("".join(json.dumps({"prompt": f"#{number}@@{number % 7}"}) + "\n" for number in range(30)))
     found = document("import-mask", mask, "--pack", store, "--task", "marks", "--prompts", prompts)
-    assert found["exemplars"] == 15
+    assert found["exemplars"] == 1
     member = PatternSet.load(open_store(store).get, str(found["set_id"])).member("marks")
     assert member.cutoff is not None
-    assert (member.exemplars, member.held_out) == (15, 15)
+    assert (member.exemplars, member.held_out) == (1, 30)
     prompts.write_text(json.dumps({"prompt": "one"}))
     few = premoe("import-mask", mask, "--pack", store, "--task", "few", "--prompts", prompts)
     assert few.exit_code == 2

@@ -14,9 +14,16 @@ from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.recognition import recognise
 from premoe_runtime.formats.signature import unit
 from premoe_runtime.formats.space import Space
-from premoe_runtime.offline.patterns.build import build_set
-from premoe_runtime.offline.patterns.cutoffs import GROUPS, Tightness, cutoff_of, groups_of, scores_as_new
-from premoe_runtime.offline.patterns.tellable import TaskVectors, best_space, tell
+from premoe_runtime.offline.patterns.build import BuildOptions, build_set, placed
+from premoe_runtime.offline.patterns.cutoffs import (
+    GROUPS,
+    Tightness,
+    centre_of,
+    cutoff_of,
+    groups_of,
+    scores_as_new,
+)
+from premoe_runtime.offline.patterns.tellable import WIDEST, TaskVectors, space_for, tell
 
 TIGHT = Tightness(quantile=0.95, wide_quantile=0.8, margin=0.25)
 
@@ -88,16 +95,47 @@ def test_what_a_set_says_of_itself() -> None:
     assert tell(tasks_of(draw, 0.01, np.eye(8)[:1]), 5, TIGHT).abstained == 1
 
 
-def test_a_space_is_chosen_where_it_helps_and_not_where_it_does_not() -> None:
+def test_a_prompt_is_scored_by_the_centre_of_the_wordings_it_is_unlike() -> None:
     draw = np.random.default_rng(0)
+    one, other = (rows(draw, np.eye(4)[axis], 0.001, count=5) for axis in (0, 1))
+    scores = scores_as_new(np.concatenate([one, other]), None, 5)
+    assert np.allclose(scores, 0, atol=0.01), "the centre of the other wording alone"
+    assert np.allclose(scores_as_new(one, None, 5), (one @ centre_of(one).T)[:, 0]), "one wording has no other"
+
+
+def test_tasks_are_told_apart_in_a_space_where_what_differs_within_all_of_them_counts_for_less() -> None:
     loud = np.array([4.0, 4.0, 4.0, 0.1, 0.1, 0.1, 0.1, 0.1])
-    centres = 2 * np.eye(8)[3:8]
-    space, telling = best_space(tasks_of(draw, loud, centres), 5, TIGHT)
-    plain = tell(tasks_of(np.random.default_rng(0), loud, centres), 5, TIGHT)
+    draw = np.random.default_rng(0)
+    signatures = [rows(draw, centre, loud) for centre in 2 * np.eye(8)[3:8]]
+    space, found = placed(signatures, None)
     assert space is not None
-    assert telling.recognised + telling.abstained > plain.recognised + plain.abstained
-    wide = TaskVectors(np.eye(60, 3000, dtype=np.float32), np.arange(60))
-    assert best_space([wide], 5, TIGHT)[0] is None, "axes of long signatures would take too much room"
+    assert all(task.exemplars.shape == (1, 8) and task.held_out == 60 for task in found)
+    telling, plain = (tell(tasks, 5, TIGHT) for tasks in (found, [TaskVectors(one) for one in signatures]))
+    assert telling.recognised + telling.abstained > plain.recognised + plain.abstained + 0.2
+
+
+def test_a_single_task_and_long_signatures_are_compared_as_they_are_with_stored_prompts() -> None:
+    draw = np.random.default_rng(0)
+    space, (one,) = placed([rows(draw, np.eye(8)[0], 0.1)], None)
+    assert space is None, "seen from its own mean a task lies in no direction"
+    assert (len(one.exemplars), one.held_out) == (30, 30)
+    assert space_for([np.zeros((9, WIDEST + 1), np.float32)] * 2) is None, "axes would take too much room"
+    space, few = placed([rows(draw, np.eye(8)[axis], 0.1) for axis in (0, 1)], 5)
+    assert space is not None
+    assert [len(each.exemplars) for each in few] == [5, 5]
+
+
+def test_a_set_of_several_tasks_stores_their_centres_and_recognises_by_them() -> None:
+    tasks = ("add", "rev", "json")
+    profiles = [profile(task, prompts=60) for task in tasks]
+    found = build_set(profiles).pattern_set
+    assert found.document.format == "premoe-pattern-set/2"
+    assert [member.exemplars for member in found.specialists] == [1, 1, 1]
+    assert all(member.held_out == 60 for member in found.specialists)
+    right = [recognise(found, row).task == one.task for one in profiles for row in one.signatures]
+    assert np.mean(right) > 0.95
+    stored = build_set(profiles, BuildOptions(exemplars=16)).pattern_set
+    assert [member.exemplars for member in stored.specialists] == [16, 16, 16]
 
 
 def spaced() -> PatternSet:

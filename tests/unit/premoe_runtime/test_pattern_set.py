@@ -31,8 +31,8 @@ def test_a_set_has_a_specialist_a_task_and_a_generalist() -> None:
     assert [member.task for member in found.specialists] == sorted(TASKS)
     assert found.generalist_id == result.patterns[-1].pattern_id
     assert [pattern.pattern_id for pattern in result.patterns] == [member.pattern_id for member in found.members]
-    assert all(member.exemplars == 80 and member.held_out == 80 for member in found.specialists)
-    assert len(found.exemplars) == 80 * len(TASKS)
+    assert all(member.exemplars == 1 and member.held_out == 160 for member in found.specialists)
+    assert len(found.exemplars) == len(TASKS)
     assert result.notes == ()
     assert found.weights_id == WEIGHTS
 
@@ -51,7 +51,7 @@ def test_profiles_of_one_task_are_merged_and_order_does_not_matter() -> None:
     one, other = build_set(parts), build_set(parts[::-1])
     assert one.pattern_set.set_id == other.pattern_set.set_id
     assert [member.task for member in one.pattern_set.specialists] == ["add", "rev"]
-    assert one.pattern_set.member("add").exemplars == 30
+    assert one.pattern_set.member("add").held_out == 60
 
 
 def test_files_round_trip_and_the_id_is_their_content() -> None:
@@ -138,7 +138,7 @@ def test_sets_without_splits_are_uniform_and_read_as_before() -> None:
     found = PatternSet.from_files(*result.pattern_set.to_files())
     assert found.layer_slots(4, 2) is None
     assert {pattern.allocation for pattern in result.patterns} == {"uniform"}
-    assert arrays.decode(result.pattern_set.to_files()[1], where="set")[0].keys() == {"exemplars"}
+    assert arrays.decode(result.pattern_set.to_files()[1], where="set")[0].keys() == {"exemplars", "centre", "axes"}
 
 
 @pytest.mark.parametrize("fault", ["sum", "shrinks", "wanted", "shape"])

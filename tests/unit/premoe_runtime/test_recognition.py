@@ -10,7 +10,22 @@ from premoe_runtime.formats.recognition import Decision, Neighbour, decide, near
 from premoe_runtime.formats.signature import signature, unit
 from premoe_runtime.offline.patterns.build import build_set
 
-SET = build_set([profile(task, prompts=60) for task in ("add", "rev", "json")]).pattern_set
+
+def stored() -> PatternSet:
+    """Thirty exemplars a task, compared as they are."""
+    profiles = [profile(task, prompts=60) for task in ("add", "json", "rev")]
+    document = build_set(profiles).pattern_set.document
+    members = tuple(
+        member.model_copy(update={"cutoff": 0.97, "first_exemplar": 30 * place, "exemplars": 30})
+        if member.kind == "specialist"
+        else member
+        for place, member in enumerate(document.members)
+    )
+    exemplars = np.concatenate([one.signatures[:30] for one in profiles])
+    return PatternSet.make(document.model_copy(update={"members": members}), exemplars)
+
+
+SET = stored()
 IDS = [member.pattern_id for member in SET.specialists]
 POLICIES: tuple[OnUnknown, ...] = ("generalist", "full", "reject")
 

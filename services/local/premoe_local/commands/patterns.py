@@ -84,7 +84,12 @@ for subcommand in (list_, set_live, roll_back, history, remove, collect, reindex
     show_default=True,
     help="How far cutoffs reach out towards other tasks' prompts: room for new wordings, 0 for none.",
 )
-@click.option("--exemplars", type=int, default=MAX_EXEMPLARS, show_default=True, help="At most so many a task.")
+@click.option(
+    "--exemplars",
+    type=int,
+    help="Compare with the nearest of so many stored prompts a task.  [default: with each task's mean; of a single "
+    f"task with the nearest of {MAX_EXEMPLARS}]",
+)
 @click.option("--budget", "budgets", multiple=True, help="a/b at which to record the generalist, repeatable.")
 @click.option(
     "--on-unknown",
@@ -107,7 +112,7 @@ def build(
     most: int | None,
     quantile: float,
     margin: float,
-    exemplars: int,
+    exemplars: int | None,
     budgets: tuple[str, ...],
     on_unknown: str,
     seed: int,
