@@ -138,7 +138,22 @@ def goals(documents: dict[str, Document]) -> str:
 
 def remarks(documents: dict[str, Document]) -> str:
     """How far the goals' figures are theirs, and what the lead is made of."""
-    return "\n\n".join([*_few_seeds(documents), WHY.format(table=_why(documents))])
+    breaks = [_breaks(name, document) for name, document in documents.items()]
+    return "\n\n".join([*_few_seeds(documents), WHY.format(table=_why(documents)), *filter(None, breaks)])
+
+
+def _breaks(name: str, document: Document) -> str:
+    """The task that keeps least of its answers at an eighth of the experts, where it keeps less than half."""
+    served = next(row for row in document["kept"] if _key(row) == ("served", "impact", "shared", 12.5))
+    kept = {task: each["retained"][0] for task, each in served["tasks"].items() if "retained" in each}
+    task = min(kept, key=lambda each: kept[each])
+    if kept[task] >= 50:
+        return ""
+    return (
+        f"What `{name}` loses first is `{task}`: as served at 12.5 % it keeps "
+        f"{estimate(served['tasks'][task]['retained'])} % of its right answers and {served['held'][task]:g} % of its "
+        "impact ([why](benchmarks.md#quality))."
+    )
 
 
 def _few_seeds(documents: dict[str, Document]) -> list[str]:

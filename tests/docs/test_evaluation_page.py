@@ -37,6 +37,7 @@ def test_three_seeds_and_every_budget_of_a_goal_were_measured(documents: dict[st
 def test_the_page_says_where_goals_are_of_fewer_training_seeds_than_three(documents: dict[str, Any]) -> None:
     few = {**documents["tiny-moe"], "model": {"models": [{}]}}
     assert "Measured so far: `tiny-moe` 1." in remarks({"tiny-moe": few})
+    assert "What `tiny-moe-natural` loses first is `lang`" in remarks(documents)
     assert "Measured so far" not in remarks({"tiny-moe": {**few, "model": {"models": [{}] * 3}}})
     for name, document in documents.items():
         assert document["recipe"]["model"] == [
