@@ -24,6 +24,7 @@ from fixture_training.trainer import RECIPES
 from premoe_local.evaluation.command import measured
 from premoe_local.evaluation.markdown import estimate, facts, sections, table
 from premoe_local.evaluation.recipe import SEEDS, Recipe
+from premoe_local.tasks import EXACT
 
 from premoe_runtime.offline.evaluation.data import PROMPTS
 from premoe_runtime.offline.evaluation.plan import SCORES
@@ -139,7 +140,20 @@ def goals(documents: dict[str, Document]) -> str:
 def remarks(documents: dict[str, Document]) -> str:
     """How far the goals' figures are theirs, and what the lead is made of."""
     breaks = [_breaks(name, document) for name, document in documents.items()]
-    return "\n\n".join([*_few_seeds(documents), WHY.format(table=_why(documents)), *filter(None, breaks)])
+    unlearnt = [_unlearnt(name, document) for name, document in documents.items()]
+    return "\n\n".join(
+        [*_few_seeds(documents), *filter(None, unlearnt), WHY.format(table=_why(documents)), *filter(None, breaks)]
+    )
+
+
+def _unlearnt(name: str, document: Document) -> str:
+    """The exact tasks that a training seed did not learn, so that no mean has them."""
+    out = [task for task in EXACT if task not in document["counted"]]
+    shares = (f"`{task}` {' and '.join(f'{one:g}' for one in document['full'][task]['models'])} %" for task in out)
+    return (
+        f"Of `{name}` not every training seed learnt every task within the recipe's steps: whole, the models answer "
+        f"{'; '.join(shares)}. Such a task is in no mean of any seed."
+    ) * bool(out)
 
 
 def _breaks(name: str, document: Document) -> str:

@@ -37,6 +37,10 @@ def test_three_seeds_and_every_budget_of_a_goal_were_measured(documents: dict[st
 def test_the_page_says_where_goals_are_of_fewer_training_seeds_than_three(documents: dict[str, Any]) -> None:
     few = {**documents["tiny-moe"], "model": {"models": [{}]}}
     assert "Measured so far: `tiny-moe` 1." in remarks({"tiny-moe": few})
+    full = {**few["full"], "add": {**few["full"]["add"], "models": [100.0, 0.0]}}
+    unlearnt = {**few, "full": full, "counted": few["counted"][1:]}
+    assert "the models answer `add` 100 and 0 %." in remarks({"tiny-moe": unlearnt})
+    assert "not every training seed" not in remarks({"tiny-moe": few})
     assert "What `tiny-moe-natural` loses first is `lang`" in remarks(documents)
     assert "Measured so far" not in remarks({"tiny-moe": {**few, "model": {"models": [{}] * 3}}})
     for name, document in documents.items():

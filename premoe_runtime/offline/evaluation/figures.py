@@ -47,7 +47,7 @@ def figures(runs: Sequence[Results]) -> Document:
         },
         "model": made.model(),
         "seeds": made.first.seeds,
-        "full": {task: made.judged(task, made.full(task)) for task in made.first.tasks},
+        "full": {task: made.whole(task) for task in made.first.tasks},
         "counted": made.counted,
         "kept": made.kept(),
         "contest": [made.contest(budget) for budget in made.first.scope.budgets],
@@ -97,6 +97,11 @@ class _Figures:
             "spare_slots": scope.spare,
             "probe_experts": scope.probe,
         }
+
+    def whole(self, task: str) -> Document:
+        """What the full models give, all together and each: whoever never learnt a task counts in none of its means."""
+        each = [round(100 * float(one.full[task].right.mean()), 2) for one in self.runs]
+        return {**self.judged(task, self.full(task)), "models": each}
 
     def judged(self, task: str, found: Found) -> Document:
         """One task under some experts, of every model and seed."""

@@ -137,6 +137,7 @@ def test_several_models_have_a_ratio_each_and_their_mean_is_told() -> None:
 def test_a_task_that_one_of_the_models_does_not_answer_is_in_no_mean() -> None:
     document = figures([results(FULL, CELLS, DECISIONS), results({**FULL, "b": "0000"}, CELLS, DECISIONS)])
     assert document["counted"] == ["a"]
+    assert document["full"]["b"]["models"] == [50, 0]
 
 
 def test_models_that_were_asked_other_prompts_are_refused() -> None:

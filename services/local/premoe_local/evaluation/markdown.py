@@ -32,7 +32,7 @@ def facts(document: Document) -> str:
         f"intervals over {'training seeds × ' * several}calibration seeds × test prompts (pigeonhole bootstrap, "
         f"{interval['resamples']} resamples; where no prompt differs they have no width, and up to 3/n may still go "
         "wrong). *Retained*: right answers over those of the full model, mean over the tasks "
-        f"{', '.join(document['counted']) or '(none)'}, which the full model answers."
+        f"{', '.join(document['counted']) or '(none)'}, which {'every' if several else 'the'} full model answers."
     )
 
 
@@ -50,13 +50,19 @@ def sections(document: Document, pictures: Sequence[str] = (), level: str = "##"
     return "\n\n".join([*(f"{title}\n\n{text}" for title, text in parts), *([shown] if shown else [])])
 
 
-FULL = ("task", "prompts", "exact match, %", "perplexity of the given answers")
+FULL = ("task", "prompts", "exact match, %", "model by model", "perplexity of the given answers")
 
 
-def full_rows(document: Document) -> list[tuple[str, int, str, str]]:
+def full_rows(document: Document) -> list[tuple[str, int, str, str, str]]:
     """What the full model gives, a row a task, under ``FULL``."""
     return [
-        (task, each["prompts"], estimate(each["accuracy"]), estimate(each["perplexity"], 2))
+        (
+            task,
+            each["prompts"],
+            estimate(each["accuracy"]),
+            ", ".join(f"{one:.1f}" for one in each["models"]),
+            estimate(each["perplexity"], 2),
+        )
         for task, each in document["full"].items()
     ]
 
