@@ -106,7 +106,7 @@ def open_spool(folder: Path, settings: str, room_bytes: int) -> Iterator[Spool]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise Conflict(
-                f"{folder}: another process measures this task; wait for it, or give another --spool",
+                f"{folder}: another process measures this; wait for it, or give another --spool",
                 reason="SPOOL_IN_USE",
             ) from error
         spool = Spool(folder)

@@ -16,7 +16,7 @@ from support.tiny import prune, tiny_checkpoint
 
 from premoe_runtime.engines.hf.blocks import BlockModel
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.formats.errors import Conflict, CorruptData
 from premoe_runtime.offline.calibration import Example, read_calibration
 from premoe_runtime.offline.evaluation.data import TaskData
 from premoe_runtime.offline.evaluation.exam import Answers, Examiner
@@ -26,6 +26,7 @@ from premoe_runtime.offline.evaluation.outputs import Asked
 from premoe_runtime.offline.evaluation.plan import Scope
 from premoe_runtime.offline.evaluation.sweep import sweep
 from premoe_runtime.offline.profile.measure import load_blocks, load_full_model
+from premoe_runtime.offline.profile.spool import open_spool
 from premoe_runtime.packs.reader import PackReader, open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
@@ -122,6 +123,20 @@ def test_a_small_disk_takes_several_passes(
     assert 1 < passes(5 * one) < len(whole)
     # A single one goes alone, whatever room there is for it.
     assert passes(3 * one) == len(whole)
+
+
+def test_what_a_killed_run_left_is_another_s(
+    reader: PackReader, data: dict[str, list[Example]], tmp_path: Path
+) -> None:
+    folder = tmp_path / f"{reader.manifest().weights_id[:16]}-evaluation"
+    with open_spool(folder, "a killed run's", 1) as spool:
+        spool.write("0-0", torch.ones(3))
+        with pytest.raises(Conflict, match="another process measures"):
+            list(Examiner(load_blocks(reader), data, spool=tmp_path).answers(asked(reader)[:1]))
+    spool.write("0-1", torch.ones(3))
+    whole = Examiner(load_full_model(reader), data).answers(asked(reader)[:2])
+    same(list(Examiner(load_blocks(reader), data, spool=tmp_path).answers(asked(reader)[:2])), list(whole))
+    assert not any(file.is_file() for file in folder.rglob("*"))
 
 
 def test_a_broken_pass_leaves_nothing_on_the_disk(
