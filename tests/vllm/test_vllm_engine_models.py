@@ -110,6 +110,16 @@ def test_a_number_format_is_as_under_the_engine_hf(tmp_path: Path, name: str) ->
     compare(NUMBERS[name](tmp_path), ROUNDING_OF_FORMATS)
 
 
+def test_the_first_request_may_be_of_two_tokens(tmp_path: Path) -> None:
+    """As a worker's verification is. Longer ones have AMX turned on by the way, which kernels take for granted."""
+    pack = packed(NUMBERS["bf16"](tmp_path))
+    manifest, collector = open_pack(pack).manifest(), Collector("first")
+    with served(pack, "vllm") as front:
+        request = Request("first", patterns(manifest)[0], manifest.top_k, (0, 0))
+        front.generate(request, lambda report: None, collector)
+        assert collector.wait().last.error is None
+
+
 def test_a_model_that_keeps_state_is_refused_by_name(tmp_path: Path) -> None:
     pack = packed(checkpoint_of(MODELS["qwen3_next"], tmp_path))
     with pytest.raises(InvalidInput, match="keep state; use the engine hf") as caught, served(pack, "vllm"):

@@ -241,6 +241,9 @@ def _check_device(config: VllmConfig, device: str) -> None:
 
 def _started(config: VllmConfig) -> EngineCore:
     """Raises InvalidInput (ENGINE_UNSUPPORTED) for a model that vLLM has no kernel for here."""
+    if config.device_config.device_type == "cpu" and torch.cpu._is_amx_tile_supported():
+        # Its kernels for bfloat16 take for granted that somebody asked the kernel for AMX before: a step does not.
+        torch.cpu._init_amx()
     try:
         return EngineCore(config, Executor.get_class(config), log_stats=False)
     except PremoeError:
