@@ -104,6 +104,21 @@ async def test_a_byte_now_and_then_does_not_help() -> None:
         writer.close()
 
 
+async def test_who_goes_on_sending_reads_why_it_was_refused() -> None:
+    """Bytes that the server has not read when it closes would reset the connection, and drop its answer."""
+    async with serving() as port:
+        with socket.socket() as client:
+            client.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(client, ("127.0.0.1", port))
+            sending = asyncio.create_task(loop.sock_sendall(client, b"GET / HTTP/1.1\r\nx: " + b"x" * (32 << 20)))
+            answer = b""
+            while more := await loop.sock_recv(client, 1 << 16):
+                answer += more
+            assert refused(answer) == (400, "http_invalid")
+            await asyncio.gather(sending, return_exceptions=True)
+
+
 async def test_a_body_that_goes_on_after_its_refusal_is_timed_too() -> None:
     async with serving(receive_s=SHORT) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 16 * 1024
 """Largest part of a request's line and headers that is kept while the rest is missing."""
+LINGER_S = 2.0
+"""How long the rest of a refused request is read and dropped, so that its client gets to read why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class BoundedProtocol(H11Protocol):
     client_bounds = ClientBounds()
     _receiving: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
+    _lingering: asyncio.TimerHandle | None = None
     _left = False
     """Whether nothing more is heard from this client."""
 
@@ -64,6 +67,8 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_receiving()
         self._stop_sending()
+        if self._lingering is not None:
+            self._lingering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -127,6 +132,22 @@ class BoundedProtocol(H11Protocol):
         self._unset_keepalive_if_required()
         if not self._has_answer:
             self.transport.write(_raw(refusal(error)))
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.transport.can_write_eof():
+            self._linger()
+        else:
+            self._close()
+
+    def _linger(self) -> None:
+        """Bytes that nobody has read would have the system reset the connection and drop the answer (RFC 9112, 9.6)."""
+        self.connections.discard(self)
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._lingering = self._later(LINGER_S, self._close)
+
+    def _close(self) -> None:
         self.transport.close()
         self._watch_end()
 
