@@ -148,6 +148,11 @@ lock: install ## Renew constraints.txt from pyproject.toml
 bench: install ## Run the benchmarks: make bench ARGS="--json out/"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: bench-serve
+bench-serve: ## Compare vLLM over slots with vLLM as it comes, an exported checkpoint and transformers, in an environment of its own
+	@REQUIRE_VLLM=1 tools/install_vllm.sh $(VLLM)
+	@PYTHONPATH=tests:tools $(VLLM)/bin/python benchmarks/serving.py $(ARGS)
+
 .PHONY: clean
 clean: ## Remove the virtual environment and caches of this checkout
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -36,6 +36,7 @@ from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_runtime.storage import open_store
@@ -44,6 +45,7 @@ LAYERS, EXPERTS, TOP_K = 4, 64, 8
 VOCABULARY, PROMPT_TOKENS, ANSWER_TOKENS, PREFILL_TOKENS = 8192, 32, 48, 128
 BATCHES = (1, 8, 32)
 QUARTER = EXPERTS // 4
+HOST_BYTES = 64 << 20
 WIDTHS = {"float32": 128, "bfloat16": 256}
 """Expert width per dtype: the same bytes."""
 
@@ -173,22 +175,22 @@ class Plain:
 
 
 class Served:
-    """The packed model with this many slots a layer."""
+    """The packed model behind ``front``, with equally many slots a layer, under one pattern that fills them."""
 
-    def __init__(self, url: str, slots: int) -> None:
-        source = open_pack(url)
-        self._model = load_slot_model(source, slots=slots)
-        store = self._model.store
-        arena = HostArena(store.shape.blob_bytes, 64 << 20)
-        engine = HfEngine(self._model, arena, max_sequences=max(BATCHES), context=256, prefill_tokens=1024)
-        self.front = Front(engine, store.shape, arena, source)
+    def __init__(self, front: Front, shape: SlotShape) -> None:
+        self.front, self.slot_bytes = front, shape.device_bytes
+        slots = shape.slots[0]
         kept = np.random.default_rng(0).permuted(np.tile(np.arange(EXPERTS), (LAYERS, 1)), axis=1) < slots
-        self._pattern = KeptPattern("full" if slots == EXPERTS else "quarter", kept)
+        self._pattern = KeptPattern(f"{slots} experts", kept)
         self._serial = 0
 
-    @property
-    def slot_bytes(self) -> int:
-        return self._model.store.shape.device_bytes
+    @classmethod
+    def by_hf(cls, url: str, slots: int, context: int = 256) -> Served:
+        source = open_pack(url)
+        model = load_slot_model(source, slots=slots)
+        arena = HostArena(model.store.shape.blob_bytes, HOST_BYTES)
+        engine = HfEngine(model, arena, max_sequences=max(BATCHES), context=context, prefill_tokens=1024)
+        return cls(Front(engine, model.store.shape, arena, source), model.store.shape)
 
     def run(self, batch: int, prompt_tokens: int, answer_tokens: int) -> Run:
         clock = Clock(batch)
@@ -213,7 +215,7 @@ def variants(dtype: str) -> Iterator[dict[str, Served | Plain]]:
         packed = write_pack(open_source(str(folder / "checkpoint")), open_store((folder / "store").as_uri()))
         made: dict[str, Served | Plain] = {}
         for label, slots in (("quarter", QUARTER), ("full", EXPERTS)):
-            served = Served(packed.url, slots)
+            served = Served.by_hf(packed.url, slots)
             stack.callback(served.front.close)
             made[label] = served
         yield made | {"plain": Plain(folder / "checkpoint", dtype)}
