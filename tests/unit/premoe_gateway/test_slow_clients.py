@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from premoe_gateway.domain import Ask, Delta, Event, Finished, PatternChoice, Started, Swap
+from premoe_gateway.http import protocol
 from premoe_gateway.http.app import create_app
 from premoe_gateway.http.protocol import ClientBounds
 from premoe_gateway.http.server import HttpServer
@@ -117,6 +118,24 @@ async def test_who_goes_on_sending_reads_why_it_was_refused() -> None:
                 answer += more
             assert refused(answer) == (400, "http_invalid")
             await asyncio.gather(sending, return_exceptions=True)
+
+
+async def send_on(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.01)
+
+
+async def test_who_goes_on_sending_for_ever_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "LINGER_S", SHORT)
+    async with serving() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"nonsense\r\n\r\n")
+        assert refused(await reader.read()) == (400, "http_invalid")
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(send_on(writer), 90)
+        writer.close()
 
 
 async def test_a_body_that_goes_on_after_its_refusal_is_timed_too() -> None:

@@ -53,7 +53,6 @@ class BoundedProtocol(H11Protocol):
     client_bounds = ClientBounds()
     _receiving: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
-    _lingering: asyncio.TimerHandle | None = None
     _left = False
     """Whether nothing more is heard from this client."""
 
@@ -67,8 +66,6 @@ class BoundedProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_receiving()
         self._stop_sending()
-        if self._lingering is not None:
-            self._lingering.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -99,6 +96,8 @@ class BoundedProtocol(H11Protocol):
 
     def _watch(self) -> None:
         """Time the request that is on its way, if one is."""
+        if self._left:
+            return
         if self.transport.is_closing():
             self._watch_end()
             return
@@ -145,7 +144,8 @@ class BoundedProtocol(H11Protocol):
         self.connections.discard(self)
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._lingering = self._later(LINGER_S, self._close)
+        self._stop_receiving()
+        self._receiving = self._later(LINGER_S, self._close)
 
     def _close(self) -> None:
         self.transport.close()
