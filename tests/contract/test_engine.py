@@ -15,7 +15,7 @@ import torch
 from support.engines import EXPERTS, TOP_K, WAIT_SECONDS, Bench, child_bench, hf_bench, prompt
 from support.oracle import masked_selection
 from support.tiny import FAMILIES, Family
-from support.vllm_bench import Benches, need_vllm
+from support.vllm_bench import Benches, need_vllm, vllm_benches
 from transformers import AutoModelForCausalLM
 
 from premoe_runtime.engines.base import (
@@ -29,22 +29,18 @@ from premoe_runtime.engines.base import (
 from premoe_runtime.formats.errors import Conflict, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 
+__all__ = ["vllm_benches"]
+
 Opener = Callable[..., Bench]
 ENGINES: dict[str, Callable[..., AbstractContextManager[Bench]]] = {"hf": hf_bench, "hf in a child": child_bench}
 
 
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benches]:
-    with Benches(lambda: tmp_path_factory.mktemp("vllm")) as benches:
-        yield benches
-
-
 @pytest.fixture(params=[*ENGINES, pytest.param("vllm", marks=pytest.mark.vllm)])
-def opened(request: pytest.FixtureRequest, tmp_path: Path, vllm: Benches) -> Iterator[Opener]:
+def opened(request: pytest.FixtureRequest, tmp_path: Path, vllm_benches: Benches) -> Iterator[Opener]:
     """Starts engines of one kind, closed at the end of the test; those of vLLM, whose start is long, are shared."""
     if request.param == "vllm":
         need_vllm()
-        yield vllm.open
+        yield vllm_benches.open
         return
     with ExitStack() as stack:
 

@@ -21,11 +21,13 @@ from support.engines import WAIT_SECONDS, Bench, Collector, child_bench, hf_benc
 from support.grammars import grammar_of
 from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
-from support.vllm_bench import Benches, need_vllm
+from support.vllm_bench import Benches, need_vllm, vllm_benches
 
 from premoe_runtime.engines.grammar import Grammars, Matcher
 from premoe_runtime.engines.hf.tokenizer import load_tokenizer
 from premoe_runtime.formats.errors import InvalidInput
+
+__all__ = ["vllm_benches"]
 
 pytestmark = pytest.mark.timeout(600)  # every new schema is compiled in a process first
 ENGINES: dict[str, Callable[..., AbstractContextManager[Bench]]] = {"hf": hf_bench, "hf in a child": child_bench}
@@ -42,17 +44,11 @@ POINT = {
 Json = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benches]:
-    with Benches(lambda: tmp_path_factory.mktemp("vllm")) as benches:
-        yield benches
-
-
 @pytest.fixture(params=[*ENGINES, pytest.param("vllm", marks=pytest.mark.vllm)])
-def bench(request: pytest.FixtureRequest, tmp_path: Path, vllm: Benches) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, tmp_path: Path, vllm_benches: Benches) -> Iterator[Bench]:
     if request.param == "vllm":
         need_vllm()
-        yield vllm.open(max_sequences=6)
+        yield vllm_benches.open(max_sequences=6)
         return
     with ExitStack() as stack:
         yield stack.enter_context(ENGINES[request.param](tmp_path, max_sequences=6))

@@ -64,6 +64,13 @@ class Benches(ExitStack):
         return self._kept[key][0]
 
 
+@pytest.fixture(scope="module")
+def vllm_benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benches]:
+    """Of one test module."""
+    with Benches(lambda: tmp_path_factory.mktemp("vllm")) as benches:
+        yield benches
+
+
 @contextmanager
 def vllm_bench(folder: Path, **options: Any) -> Iterator[Bench]:
     of_ground, of_engine = split_options(options)

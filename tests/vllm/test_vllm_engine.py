@@ -24,12 +24,14 @@ from support.engines import (
     prompt,
 )
 from support.tiny import tiny_checkpoint
-from support.vllm_bench import HEADS, Benches, vllm_child
+from support.vllm_bench import HEADS, Benches, vllm_benches, vllm_child
 
 from premoe_runtime.engines.base import Logprobs
 from premoe_runtime.engines.child.engine import ChildEngine
 from premoe_runtime.formats.errors import InvalidInput, Unavailable
 from premoe_runtime.serving.front import Front
+
+__all__ = ["vllm_benches"]
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 
@@ -38,15 +40,9 @@ A, B, C = pattern("a", range(4)), pattern("b", range(2, 6)), pattern("c", range(
 
 
 @pytest.fixture(scope="module")
-def benches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Benches]:
-    with Benches(lambda: tmp_path_factory.mktemp("vllm")) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def bench(benches: Benches) -> Bench:
+def bench(vllm_benches: Benches) -> Bench:
     # Blocks of the KV cache small enough for prompts of tests to fill some.
-    return benches.open(prefill_tokens=32, given={"block_size": 32})
+    return vllm_benches.open(prefill_tokens=32, given={"block_size": 32})
 
 
 @contextmanager
@@ -123,8 +119,8 @@ def test_prefixes_are_shared_under_one_kv_key_and_no_other(bench: Bench) -> None
     assert answer("row 0", 1)[0] != alone[1][0]
 
 
-def test_compiled_it_answers_as_eager_with_the_widths_that_it_was_made_for(bench: Bench, benches: Benches) -> None:
-    compiled = benches.open(given={"enforce_eager": False}, active=(2,))
+def test_compiled_it_answers_as_eager_with_the_widths_that_it_was_made_for(bench: Bench, vllm_benches: Benches) -> None:
+    compiled = vllm_benches.open(given={"enforce_eager": False}, active=(2,))
     jobs = [(prompt(9 + 11 * index, seed=index), index % 3, (2, 4)[index % 2]) for index in range(6)]
     answers = []
     for engine in (bench, compiled):
@@ -233,6 +229,6 @@ def test_a_child_that_dies_ends_every_request_once_and_serving(tmp_path: Path) -
             bench.submit(A, prompt(4))
 
 
-def test_every_expert_in_place_is_the_whole_model(benches: Benches) -> None:
-    bench = benches.open(rows=1, kept_per_layer=EXPERTS)
+def test_every_expert_in_place_is_the_whole_model(vllm_benches: Benches) -> None:
+    bench = vllm_benches.open(rows=1, kept_per_layer=EXPERTS)
     assert bench.run(prompt(8), max_tokens=4).last.retained_mass == pytest.approx(1.0)
