@@ -20,7 +20,7 @@ from premoe_runtime.engines.hf.calls import logits_of
 from premoe_runtime.engines.hf.model import SlotModel
 from premoe_runtime.formats.arrays import F64, I64, Mask
 from premoe_runtime.formats.errors import CorruptData
-from premoe_runtime.offline.batches import MAX_TOKENS, Batch, pad, plan_batches
+from premoe_runtime.offline.batches import MAX_TOKENS, pad, plan_batches
 from premoe_runtime.offline.calibration import Example
 from premoe_runtime.offline.evaluation.outputs import Asked, Asking, Output, Outputs, in_memory, layer_by_layer, parts
 from premoe_runtime.offline.profile.measure import make_full
@@ -116,7 +116,7 @@ class Examiner:
             self._known = None
             states, found = list[Tensor](), _Found(len(self._samples[asked.task]))
             for asking, output in zip(self._batches[asked.task], outputs(full), strict=True):
-                self._note(asked.task, asking.batch, output, None, found)
+                self._note(asked.task, asking, output, None, found)
                 states.append(output.hidden.cpu())
             self._known = asked.task, states, found.answers()
         _, states, answers = self._known
@@ -124,7 +124,7 @@ class Examiner:
             return answers
         found = _Found(len(self._samples[asked.task]))
         for asking, output, state in zip(self._batches[asked.task], outputs(asked), states, strict=True):
-            self._note(asked.task, asking.batch, output, state, found)
+            self._note(asked.task, asking, output, state, found)
         return found.answers()
 
     def _planned(self, samples: Sequence[Sample], max_tokens: int) -> list[Asking]:
@@ -132,14 +132,13 @@ class Examiner:
         asking = []
         for indices in plan_batches([len(ids) for ids in tokens], max_tokens):
             batch = pad(tokens, indices, device=self._model.device)
-            rows, places, _ = targets(batch.token_ids, [samples[index] for index in indices])
-            asking.append(Asking(batch, rows, places))
+            asking.append(Asking(batch, *targets(batch.token_ids, [samples[index] for index in indices])))
         return asking
 
     @torch.no_grad()
-    def _note(self, task: str, batch: Batch, output: Output, whole: Tensor | None, found: _Found) -> None:
+    def _note(self, task: str, asking: Asking, output: Output, whole: Tensor | None, found: _Found) -> None:
+        batch, wanted = asking.batch, asking.wanted
         samples = [self._samples[task][index] for index in batch.indices]
-        _, _, wanted = targets(batch.token_ids, samples)
         parts = [
             self._judged(output.hidden[part], wanted[part], None if whole is None else whole[part])
             for part in (slice(start, start + HEAD_TOKENS) for start in range(0, len(wanted), HEAD_TOKENS))

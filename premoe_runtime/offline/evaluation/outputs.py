@@ -36,11 +36,14 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Asking:
-    """A batch of test prompts; its answers are predicted at ``rows`` and ``places``, i64[A] each."""
+    """A batch of test prompts; its answers are predicted at ``rows`` and ``places``, and should be ``wanted``, i64[A]
+    each.
+    """
 
     batch: Batch
     rows: Tensor
     places: Tensor
+    wanted: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
