@@ -55,7 +55,6 @@ class HfEngine(StepEngine):
         )
         store, grammars = slot_model.store, Grammars(slot_model.tokenizer, limits.vocabulary, ends)
         super().__init__(limits, sequences, store, Copier(store, arena), grammars, arena)
-        self._pool = pool
 
 
 def request_limits(model: PreTrainedModel, top_k: int, context: int | None) -> RequestLimits:

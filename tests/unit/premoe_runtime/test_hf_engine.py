@@ -91,7 +91,7 @@ def test_when_every_step_is_broken_all_fail_and_the_loop_goes_on(
     monkeypatch.undo()
     assert bench.run(prompt(8), max_tokens=3).last.finish == "length"
     assert isinstance(bench.engine, HfEngine)
-    assert bench.engine._pool.free == 8
+    assert bench.engine._sequences._pool.free == 8
 
 
 def test_logits_that_are_not_numbers_fail_the_sequence(bench: HfBench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +138,7 @@ def test_a_failed_sequence_leaves_nothing_in_its_row(bench: HfBench, monkeypatch
     """A masked NaN would still spoil the product with the values of a longer neighbour's columns."""
     assert isinstance(bench.engine, HfEngine)
     expected = bench.run(prompt(6), max_tokens=6).tokens
-    pool, runner = bench.engine._pool, runner_of(bench)
+    pool, runner = bench.engine._sequences._pool, runner_of(bench)
     original = runner.run
 
     def run(chunks: Sequence[Chunk]) -> list[ChunkResult]:
@@ -157,7 +157,7 @@ def test_a_failed_sequence_leaves_nothing_in_its_row(bench: HfBench, monkeypatch
 def test_an_answer_never_sees_what_a_row_held_before(bench: HfBench) -> None:
     assert isinstance(bench.engine, HfEngine)
     expected = bench.run(prompt(10), max_tokens=10).tokens
-    pool = bench.engine._pool
+    pool = bench.engine._sequences._pool
 
     # Nothing runs: the engine waits for a command.
     for layer in range(LAYERS):
@@ -175,7 +175,7 @@ def test_a_fixed_pool_is_all_the_kv_there_is(tmp_path: Path) -> None:
     with hf_bench(tmp_path, max_sequences=3, context=48, kept_per_layer=EXPERTS) as bench:
         assert isinstance(bench.engine, HfEngine)
         per_token = 2 * LAYERS * 2 * 16 * 4
-        assert bench.engine._pool.num_bytes == 3 * 48 * per_token
+        assert bench.engine._sequences._pool.num_bytes == 3 * 48 * per_token
         assert kv_shape(bench.slot_model).token_bytes == per_token
 
 

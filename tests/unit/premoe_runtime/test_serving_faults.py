@@ -187,7 +187,7 @@ def test_no_host_memory_to_park_in_costs_time_only(opened: Opener, monkeypatch: 
     def full(*_: object) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(bench.engine._pool, "park", full)
+    monkeypatch.setattr(bench.engine._sequences._pool, "park", full)
     jobs = [bench.submit(each, prompt(7), max_tokens=30)[0] for each in (A, B)]
     assert [job.wait().tokens for job in jobs] == expected
     assert bench.front.stats().pauses > 0

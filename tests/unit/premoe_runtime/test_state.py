@@ -185,4 +185,4 @@ def test_a_paused_sequence_goes_on_where_it_was(tmp_path: Path, family: str, par
         assert second.wait().tokens == expected[1]
         bench.resume(first.request_id)
         assert first.wait().tokens == expected[0]
-        assert bench.engine._pool.free == 1
+        assert bench.engine._sequences._pool.free == 1
