@@ -40,6 +40,7 @@ from throughput import (
     write_checkpoint,
 )
 
+from premoe_runtime.engines.vllm.engine import ENVIRONMENT
 from premoe_runtime.offline.export.writer import export
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
@@ -48,13 +49,6 @@ from premoe_runtime.storage import open_store
 
 EIGHTH, PREFILL_TOKENS, CONTEXT, STEP_TOKENS, KV_BYTES = EXPERTS // 8, 512, 1024, 1024, 512 << 20
 END_SECONDS = 30.0
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",
-}
 RATIOS = (
     ("slots_all", "vllm"),
     ("slots_eighth", "vllm"),
@@ -289,7 +283,7 @@ def main(rounds: int, dtype: str, threads: int, names: tuple[str, ...], json_fil
     """Decoding at batch 1, 8 and 32 and one long prompt: vLLM over slots, as it comes, and others."""
     if find_spec("vllm") is None:
         raise click.ClickException("vLLM is not installed here; `make bench-serve` runs this where it is")
-    os.environ.update(ENVIRONMENT, OMP_NUM_THREADS=str(threads))
+    os.environ.update(ENVIRONMENT, VLLM_LOGGING_LEVEL="ERROR", OMP_NUM_THREADS=str(threads))
     # As vLLM runs where nobody sets it: a thread that waits spins for a moment, then sleeps.
     os.environ.pop("OMP_WAIT_POLICY", None)
     with model_of(dtype) as model, ExitStack() as stack:
