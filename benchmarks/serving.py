@@ -274,9 +274,9 @@ def compare(report: Report, name: str, runs: Mapping[str, Callable[[], float]], 
 
 
 @click.command()
-@click.option("--rounds", default=7, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=1), default=7, show_default=True)
 @click.option("--dtype", type=click.Choice(sorted(WIDTHS)), default="float32", show_default=True)
-@click.option("--threads", default=2, show_default=True, help="Of every peer.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True, help="Of every peer.")
 @click.option("--peer", "names", type=click.Choice(list(PEERS)), multiple=True, help="Only these; several times.")
 @json_option
 def main(rounds: int, dtype: str, threads: int, names: tuple[str, ...], json_file: Path | None) -> None:

@@ -273,10 +273,20 @@ def known() -> dict[str, Document]:
 @click.command()
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of what was measured so far.")
 @click.option("--only", type=click.Choice(list(FIXTURES)), help="Measure this fixture, and take the other's figures.")
-@click.option("--threads", default=2, show_default=True)
-@click.option("--training-seeds", default=TRAINING_SEEDS, show_default=True, help="Models of a fixture.")
-@click.option("--seeds", default=SEEDS, show_default=True, help="Calibration seeds of each model.")
-@click.option("--prompts", default=PROMPTS, show_default=True, help="Test prompts of a task.")
+@click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--training-seeds",
+    type=click.IntRange(min=1),
+    default=TRAINING_SEEDS,
+    show_default=True,
+    help="Models of a fixture.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=SEEDS, show_default=True, help="Calibration seeds of each model."
+)
+@click.option(
+    "--prompts", type=click.IntRange(min=1), default=PROMPTS, show_default=True, help="Test prompts of a task."
+)
 @click.option("--score", "scores", multiple=True, default=SCORES, show_default=True, help="Scores that are compared.")
 @click.option("--page-only", is_flag=True, help="Measure nothing; write the page from docs/evaluation/*.json.")
 def main(
