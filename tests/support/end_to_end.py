@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,8 +90,10 @@ class Release:
         return found
 
     def address(self, component: str) -> str:
-        """The address of a pod of a component."""
-        return str(self.pods(component)[0]["status"]["podIP"])
+        """The address of a pod of a component that is ready, and stays. Raises AssertionError without one."""
+        found = [str(pod["status"]["podIP"]) for pod in self.pods(component) if _stays(pod)]
+        assert found, f"no pod of {component} is ready; {len(self.pods(component))} are not, or are going"
+        return found[0]
 
     def condition(self, kind: str) -> str:
         """Status of a condition of the PrunedModel; empty when it has none of that type."""
@@ -258,3 +260,9 @@ def pruned_model() -> dict[str, Any]:
             "jobs": {"resources": resources, "timeoutSeconds": 600},
         },
     }
+
+
+def _stays(pod: Mapping[str, Any]) -> bool:
+    """Whether a pod is ready and nobody has deleted it: one that is being replaced refuses connections."""
+    conditions = {one["type"]: one["status"] for one in pod["status"].get("conditions", [])}
+    return "deletionTimestamp" not in pod["metadata"] and conditions.get("Ready") == "True"

@@ -102,8 +102,10 @@ def upgrade_operator(release: Release, changed: Mapping[str, Any]) -> None:
 
 
 def roll_back(release: Release) -> None:
-    """``helm rollback`` to the values before; nothing is waited for. Raises HelmFailed."""
+    """``helm rollback`` to the values before, until that is rolled out. Raises AssertionError, HelmFailed."""
     helm("rollback", "premoe", "-n", release.namespace, kubeconfig=release.node.control_plane.kubeconfig)
+    listed = release.node.kubectl("get", "deployments", "-n", release.namespace, "-o", "name")
+    wait_rollout(release.node, release.namespace, [name.removeprefix("deployment.apps/") for name in listed.split()])
 
 
 def kill_worker(release: Release) -> Kill:
