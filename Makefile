@@ -137,8 +137,8 @@ charts: install cluster-tools ## Lint the charts and renew their tables of value
 	for values in charts/premoe/ci/*.yaml; do $$helm lint --strict --quiet charts/premoe --values $$values; done
 
 .PHONY: images
-images: ## Build the images with docker, podman or buildah: make images IMAGES=registry.example/premoe/ TAG=0.1.0
-	@tools/build_images.sh "$(IMAGES)" "$(or $(TAG),0.1.0)"
+images: ## Build the images with docker, podman or buildah: make images IMAGES=registry.example/premoe/ TAG=0.1.0 [WITH_VLLM=vllm==0.32.0]
+	@tools/build_images.sh "$(IMAGES)" "$(or $(TAG),0.1.0)" "$(WITH_VLLM)"
 
 .PHONY: lock
 lock: install ## Renew constraints.txt from pyproject.toml

@@ -198,6 +198,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ".engine.slots",
         ),
     ),
+    "Engine": (
+        Rule("!has(self.arguments) || self.name != 'hf'", "arguments are those of vLLM, and name is hf", ".arguments"),
+    ),
     "Workers": (
         Rule(
             "!has(self.startupTimeoutSeconds)"

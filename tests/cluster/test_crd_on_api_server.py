@@ -96,6 +96,8 @@ REFUSED: list[tuple[str, Document]] = [
     ("give exactly one of budget and experts", {"experts": {"active": 2, "kept": 4}}),
     ("give exactly one of budget and experts", {"budget": None}),
     ("b must be at least a", {"patterns.generalistBudget": "2/1"}),
+    ("arguments are those of vLLM", {"engine.arguments": {"enforce_eager": False}}),
+    ("arguments are those of vLLM", {"engine": {"name": "hf", "arguments": {}}}),
     ("slots must hold the experts that the budget keeps", {"engine.slots": 3}),
     (
         "slots must hold the experts that the budget keeps",
@@ -268,6 +270,8 @@ def test_what_lies_within_the_rules_is_taken(control_plane: ControlPlane) -> Non
         {"model.takesOverFrom": "other", "model.servedName": "model"},
         {"model.takesOverFrom": ""},
         {"engine.slots": 4},
+        {"engine": {"name": "vllm", "arguments": {"enforce_eager": False, "compilation_config": {"level": 1}}}},
+        {"engine": {"name": "auto", "arguments": {"seed": 1}}},
         {"budget": None, "experts": {"active": 2, "kept": 4}, "engine.slots": 4},
         {"patterns.preload": ["stored-already"]},
         {"workers.startupTimeoutSeconds": 1739, "workers.drainTimeoutSeconds": 60},

@@ -308,6 +308,7 @@ _workers = _some(
 )
 _engines = _some(
     {
+        "name": st.sampled_from(["hf", "vllm", "auto"]),
         "device": st.sampled_from(["cpu", "cuda", "cuda:1"]),
         "threads": st.integers(1, 1024),
         "slots": st.integers(64, 65536),

@@ -155,8 +155,10 @@ class Release(Part):
 
     worker_image: Annotated[Image, Field(min_length=1)]
     """Image of workers and Jobs."""
+    vllm_image: Image = ""
+    """Image of workers whose engine is named vllm; empty: that of the others."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
-    """Pull policy of that image."""
+    """Pull policy of these images."""
     image_pull_secrets: list[DnsName] = []
     """Names of pull Secrets in the PrunedModel's namespace."""
     store_url: Annotated[str, Field(min_length=1, max_length=512)]

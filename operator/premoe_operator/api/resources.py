@@ -118,10 +118,13 @@ class Engine(Part):
     """The software that runs the model."""
 
     name: Literal["hf", "vllm", "auto"] = "hf"
-    """Engine: hf, the transformers modelling code; vllm, which needs an image with vLLM in it; or auto, vllm where the
-    image has it and it runs the model, else hf."""
+    """Engine: hf, the transformers modelling code; vllm, which the release has an image of its own for; or auto, vllm
+    where the image has it and it runs the model, else hf."""
+    arguments: Annotated[dict[str, Any], Field(max_length=32)] = {}
+    """Arguments of vLLM's own by their names there, for example enforce_eager: false; not for hf. A worker whose slots
+    one would break, or that says what another field says, refuses to start."""
     image: Image = ""
-    """Worker image; empty: the release's. Pinned in status until the spec changes."""
+    """Image of workers and Jobs; empty: the release's. Pinned in status until the spec changes."""
     device: Annotated[str, Field(max_length=16, pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")] = "auto"
     """Torch device of the workers; auto: cuda where workers.resources have a GPU in their limits or a claim, else cpu.
     Jobs go by their own resources."""

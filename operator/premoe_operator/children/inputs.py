@@ -85,6 +85,12 @@ class Inputs:
 
 def default_image(inputs: Inputs) -> str:
     """The image that a new worker template takes."""
+    engine, release = inputs.spec.engine, inputs.release
+    return engine.image or (engine.name == "vllm" and release.vllm_image) or release.worker_image
+
+
+def job_image(inputs: Inputs) -> str:
+    """The image of Jobs, which pack and profile without vLLM."""
     return inputs.spec.engine.image or inputs.release.worker_image
 
 

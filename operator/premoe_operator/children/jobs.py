@@ -12,7 +12,7 @@ from premoe_operator.api.names import ANNOTATION_SUSPENDED, LABEL_JOB_INPUTS
 from premoe_operator.api.resources import UsualMetric
 from premoe_operator.children.accounts import account_name
 from premoe_operator.children.hashes import job_attempt_hash, job_inputs_hash
-from premoe_operator.children.inputs import Inputs, default_image, labels, metadata
+from premoe_operator.children.inputs import Inputs, job_image, labels, metadata
 from premoe_operator.children.job_pods import job_placement, job_resources
 from premoe_operator.children.pods import PodShape, device_of, pod_spec, thread_count, tracing_env
 from premoe_operator.children.surroundings import CALIBRATION_FOLDER, tasks_config_name
@@ -135,7 +135,7 @@ def _job(
 def _shape(inputs: Inputs, kind: str, args: list[str], volumes: list[Json], mounts: list[Json]) -> PodShape:
     jobs, resources = inputs.spec.jobs, job_resources(inputs, kind)
     secret = inputs.release.store_secret_name if jobs.store_secret_ref is None else jobs.store_secret_ref.name
-    container = {"name": JOB_CONTAINER, "image": default_image(inputs), "command": ["premoe-job"], "args": args}
+    container = {"name": JOB_CONTAINER, "image": job_image(inputs), "command": ["premoe-job"], "args": args}
     return PodShape(
         container=container,
         env=tracing_env(inputs, f"premoe-{kind}"),

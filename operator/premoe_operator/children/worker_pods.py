@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 from premoe_operator.api.names import LABEL_SPEC_HASH
@@ -198,6 +199,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         "GENERALIST_BUDGET": patterns.generalist_budget,
         "ON_UNKNOWN": patterns.on_unknown.lower(),
         "ENGINE": None if engine.name == "hf" else engine.name,
+        "ENGINE_ARGUMENTS": _arguments(engine.arguments),
         "SLOTS": engine.slots,
         "SPARE": engine.spare,
         "HOST_MEMORY_BYTES": None if engine.host_memory is None else parse_bytes(engine.host_memory),
@@ -222,6 +224,11 @@ def _settings(inputs: Inputs) -> list[Json]:
         values["RETRIEVAL_SERVER_NAME"] = foreign_name(retrieval(inputs), release.retrieval)
         values["TLS_RELEASE"] = release.tls.release if release.tls.check_roles else None
     return env_list({f"{SETTINGS_PREFIX}{name}": value for name, value in values.items()})
+
+
+def _arguments(given: Json) -> str:
+    """As the worker reads them. A $ is doubled: $(NAME) would be a variable's value to the kubelet."""
+    return json.dumps(given, sort_keys=True).replace("$", "$$") if given else ""
 
 
 def _threads(inputs: Inputs) -> int | None:

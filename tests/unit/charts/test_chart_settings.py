@@ -73,6 +73,7 @@ def test_the_operator_reads_the_release_file(profile: str, tmp_path: Path) -> No
 def test_release_file_of_the_full_profile(tmp_path: Path) -> None:
     release = release_of(rendered("full"), tmp_path)
     assert release.worker_image == "registry.example/mirror/premoe-worker:0.1.0"
+    assert release.vllm_image == "registry.example/mirror/premoe-worker-vllm:0.1.0"
     assert release.image_pull_secrets == ["pull"]
     assert release.tls.issuer_ref is not None
     assert (release.tls.issuer_ref.name, release.tls.issuer_ref.kind) == ("mesh", "ClusterIssuer")
@@ -133,12 +134,14 @@ def test_worker_values_reach_the_release_file(tmp_path: Path) -> None:
         "extraVolumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
         "extraVolumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
         "drain": {"delaySeconds": 7},
+        "vllmImage": {"registry": "registry.example", "repository": "own/vllm", "digest": f"sha256:{64 * 'a'}"},
     }
     release = release_of(render(CHART, values_of("plain") | {"worker": worker}), tmp_path)
     assert release.extra_env == worker["extraEnv"]
     assert release.extra_volumes == worker["extraVolumes"]
     assert release.extra_volume_mounts == worker["extraVolumeMounts"]
     assert (release.drain.pre_stop_seconds, release.drain.delay_seconds) == (5, 7)
+    assert release.vllm_image == f"registry.example/own/vllm@sha256:{64 * 'a'}"
 
 
 def test_backends_come_from_secrets() -> None:

@@ -43,6 +43,8 @@ LEAVES: dict[str, tuple[Changes, Changes]] = {
     "patterns.generalistBudget": ({}, {"patterns.generalistBudget": "1/2"}),
     "patterns.onUnknown": ({}, {"patterns.onUnknown": "Full"}),
     "patterns.preload": ({}, {"patterns.preload": ["code"]}),
+    "engine.name": ({}, {"engine.name": "vllm"}),
+    "engine.arguments": ({"engine.name": "vllm"}, {"engine.arguments": {"enforce_eager": False}}),
     "engine.image": ({}, {"engine.image": "registry.test/premoe/own:2"}),
     "engine.device": ({}, {"engine.device": "cuda:1"}),
     "engine.threads": ({}, {"engine.threads": 4}),
@@ -143,8 +145,8 @@ def of_placement() -> dict[str, tuple[Changes, Changes]]:
 
 LEAVES |= of_placement()
 
-NO_CHILD = {"engine.name", "model.takesOverFrom"}
-"""A leaf that can take one value only, so far, and one about another PrunedModel (test_handover.py)."""
+NO_CHILD = {"model.takesOverFrom"}
+"""A leaf about another PrunedModel (test_handover.py)."""
 
 
 def based_on(leaf: str) -> tuple[Document, Document]:

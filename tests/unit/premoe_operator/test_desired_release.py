@@ -10,12 +10,13 @@ from premoe_operator.api.release import Release
 from support.pruned_models import COMMIT, FULL, RELEASE, SMALLEST, changed, children_of, inputs_of, leaves
 
 RULE = {"ports": [{"port": 9, "protocol": "TCP"}]}
-HUB = changed(SMALLEST, {"model": {"uri": "hf://org/name", "revision": COMMIT}})
+HUB = changed(SMALLEST, {"model": {"uri": "hf://org/name", "revision": COMMIT}, "engine.name": "vllm"})
 ISSUED = {"mode": "CertManager", "issuerRef": {"name": "ca"}}
 GIVEN = {"mode": "Secret", "secretName": "shared"}
 
 LEAVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "workerImage": ({}, {"workerImage": "registry.test/next:2"}),
+    "vllmImage": ({}, {"vllmImage": "registry.test/vllm:2"}),
     "imagePullPolicy": ({}, {"imagePullPolicy": "Always"}),
     "imagePullSecrets": ({}, {"imagePullSecrets": ["pull"]}),
     "storeUrl": ({}, {"storeUrl": "s3://other"}),

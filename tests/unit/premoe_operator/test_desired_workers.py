@@ -8,7 +8,7 @@ import pytest
 from premoe_operator import children
 from premoe_operator.kube.objects import Json
 from premoe_servicekit.settings import check_environment
-from premoe_worker.settings import WorkerSettings
+from premoe_worker.settings import WorkerSettings, parse_arguments
 from support.pruned_models import FULL, IMAGE, MODEL_ID, OWNER, SMALLEST, changed, inputs_of
 
 from premoe_runtime.formats.errors import InvalidInput
@@ -231,6 +231,32 @@ def test_threads_follow_the_cpu_limit(limit: str | None, threads: str | None) ->
 def test_a_pinned_image_wins_over_spec_and_release() -> None:
     assert container_of(children.worker_template(inputs_of(FULL, image="pinned:1")))["image"] == "pinned:1"
     assert children.default_image(inputs_of(FULL, image="pinned:1")) == "registry.test/premoe/own:1"
+
+
+@pytest.mark.parametrize(
+    ("engine", "release", "worker", "job"),
+    [
+        ({}, {"vllmImage": "vllm:1"}, IMAGE, IMAGE),
+        ({"name": "auto"}, {"vllmImage": "vllm:1"}, IMAGE, IMAGE),
+        ({"name": "vllm"}, {"vllmImage": "vllm:1"}, "vllm:1", IMAGE),
+        ({"name": "vllm"}, {}, IMAGE, IMAGE),
+        ({"name": "vllm", "image": "own:1"}, {"vllmImage": "vllm:1"}, "own:1", "own:1"),
+    ],
+)
+def test_the_engine_vllm_has_an_image_of_its_own(engine: Json, release: Json, worker: str, job: str) -> None:
+    inputs = inputs_of(changed(SMALLEST, {"engine": engine}), release=release)
+    assert container_of(children.worker_template(inputs))["image"] == worker
+    assert container_of(children.pack_job(inputs)["spec"]["template"])["image"] == job
+
+
+def test_arguments_of_vllm_reach_its_worker() -> None:
+    given = {"enforce_eager": False, "compilation_config": {"level": 1}, "served": "$(HOME)"}
+    env = env_of(
+        children.worker_template(inputs_of(changed(SMALLEST, {"engine": {"name": "auto", "arguments": given}})))
+    )
+    assert env["PREMOE_WORKER_ENGINE"] == "auto"
+    assert parse_arguments(env["PREMOE_WORKER_ENGINE_ARGUMENTS"].replace("$$", "$")) == given
+    assert "$$(HOME)" in env["PREMOE_WORKER_ENGINE_ARGUMENTS"]
 
 
 def test_what_the_release_adds() -> None:

@@ -20,6 +20,7 @@ PREMOE_OPERATOR_HTTP_PORT: "8080"
 {{/* What the operator gives to workers and Jobs. Written as YAML, mounted as JSON. */}}
 {{- define "premoe.operator.release" -}}
 workerImage: {{ include "premoe.image" (dict "root" . "image" .Values.worker.image) | quote }}
+vllmImage: {{ include "premoe.image" (dict "root" . "image" .Values.worker.vllmImage) | quote }}
 imagePullPolicy: {{ .Values.worker.image.pullPolicy }}
 imagePullSecrets:
   {{- range .Values.global.imagePullSecrets }}
