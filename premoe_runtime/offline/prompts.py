@@ -67,12 +67,12 @@ def encode_prompt(
     room: PromptRoom | None = None,
     *,
     fields: Callable[[T], Fields] = fields_of,
-    tools: Sequence[Fields] = (),
+    options: Fields | None = None,
 ) -> Prompt:
     """Render ``messages`` by the chat template up to the answer; without a template, join them by newlines.
 
-    ``fields`` says what a template reads of a message, where that is more than role and content; ``tools`` in the
-    template's own form.
+    ``fields`` says what a template reads of a message, where that is more than role and content; ``options`` what it
+    reads beside messages: tools in its own form, and arguments of its own.
     Raises InvalidInput when there is no user turn with text, the template refuses the conversation, or it is longer
     than ``room`` has.
     """
@@ -82,13 +82,14 @@ def encode_prompt(
     if last < 0 or not messages[last].content.strip():
         raise InvalidInput("the conversation has no user turn with text", reason="PROMPT_EMPTY")
     turns = [fields(message) for message in messages]
-    text, special = _render(tokenizer, turns, tools)
+    options = options or {}
+    text, special = _render(tokenizer, turns, options)
     if room is not None:
         room.check(text)
     # Whoever asks compares the length with the model's; transformers would warn as well.
     encoded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     token_ids = tuple(int(token) for token in encoded["input_ids"])
-    start, stop = _place(tokenizer, turns, tools, last, text)
+    start, stop = _place(tokenizer, turns, options, last, text)
     inside = [
         index
         for index, (begin, end) in enumerate(encoded["offset_mapping"])
@@ -104,11 +105,10 @@ def encode_text(tokenizer: ChatTokenizer, text: str) -> tuple[int, ...]:
     return tuple(int(token) for token in tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _render(tokenizer: ChatTokenizer, turns: Sequence[Fields], tools: Sequence[Fields]) -> tuple[str, bool]:
+def _render(tokenizer: ChatTokenizer, turns: Sequence[Fields], options: Fields) -> tuple[str, bool]:
     """The text, and whether the tokenizer must still add its special tokens (templates write their own)."""
     if not tokenizer.chat_template:
         return "\n".join(turn["content"] for turn in turns), True
-    options = {"tools": list(tools)} if tools else {}
     try:
         text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True, **options)
         return str(text), False
@@ -118,14 +118,14 @@ def _render(tokenizer: ChatTokenizer, turns: Sequence[Fields], tools: Sequence[F
 
 
 def _place(
-    tokenizer: ChatTokenizer, turns: Sequence[Fields], tools: Sequence[Fields], index: int, text: str
+    tokenizer: ChatTokenizer, turns: Sequence[Fields], options: Fields, index: int, text: str
 ) -> tuple[int, int]:
     """Characters of ``turns[index]`` in the rendered ``text``.
 
     Found by rendering once more with a mark in its place: the same words may occur elsewhere, in other turns or in the
     template itself. Where a template changes its mind with the content: its last occurrence, else the whole text.
     """
-    marked, _ = _render(tokenizer, [*turns[:index], {**turns[index], "content": MARK}, *turns[index + 1 :]], tools)
+    marked, _ = _render(tokenizer, [*turns[:index], {**turns[index], "content": MARK}, *turns[index + 1 :]], options)
     before, found, after = marked.partition(MARK)
     if found and text.startswith(before) and text.endswith(after) and len(before) + len(after) < len(text):
         return len(before), len(text) - len(after)

@@ -13,7 +13,7 @@ from langchain_openai import ChatOpenAI
 from premoe_local.mesh import Mesh
 from pydantic import BaseModel, SecretStr
 from support.mesh import mesh_over, prepare_store
-from support.tool_templates import HERMES
+from support.tool_templates import THINKS
 
 pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
 
@@ -27,7 +27,7 @@ NOW: Any = {"type": "function", "function": {"name": "now", "parameters": {**PAR
 @pytest.fixture(scope="module")
 def tool_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A model whose template knows tools."""
-    url = prepare_store(tmp_path_factory.mktemp("tools"), template=HERMES)
+    url = prepare_store(tmp_path_factory.mktemp("tools"), template=THINKS)
     with mesh_over(url, context_length=1024) as running:
         yield running
 
@@ -169,6 +169,23 @@ def test_a_template_without_tools_refuses_them_by_name(mesh: Mesh, case: tuple[d
         with pytest.raises(openai.BadRequestError, match="chat template") as caught:
             client.chat.completions.create(**{"model": mesh.model_name, "messages": HI, **case[0]})
     assert caught.value.param == case[1]
+
+
+def test_arguments_of_the_template_change_the_prompt(api: openai.OpenAI, tool_mesh: Mesh) -> None:
+    counted = [
+        api.chat.completions.create(
+            model=tool_mesh.model_name, messages=HI, max_tokens=1, extra_body={"chat_template_kwargs": given}
+        ).usage
+        for given in ({}, {"enable_thinking": True}, {"enable_thinking": False})
+    ]
+    plain, thinking, thoughtless = (usage.prompt_tokens for usage in counted if usage is not None)
+    assert (thinking, thoughtless) == (plain, plain + len("(none)"))
+    for given, says in ({"thinking": False}, "reads only enable_thinking, not thinking"), ([], "must be an object"):
+        with pytest.raises(openai.BadRequestError, match=says) as caught:
+            api.chat.completions.create(
+                model=tool_mesh.model_name, messages=HI, extra_body={"chat_template_kwargs": given}
+            )
+        assert caught.value.param == "chat_template_kwargs"
 
 
 def test_bad_parameters_are_400_with_the_reason(api: openai.OpenAI, tool_mesh: Mesh) -> None:

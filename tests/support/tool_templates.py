@@ -21,6 +21,8 @@ HERMES = (
     "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
 )
 """Calls between tags, as Hermes and Qwen write them."""
+THINKS = HERMES + "{%- if enable_thinking is defined and enable_thinking is false %}{{- '(none)' }}{%- endif %}"
+"""The same with an argument, as Qwen3 has it."""
 MISTRAL = (
     "{%- for message in messages %}"
     "{%- if message.role == 'user' %}"

@@ -29,6 +29,7 @@ from premoe_worker.domain import Prompt, Tool, Turn
 from premoe_worker.engine import Loaded, Opener, choose_engine, load_here, load_in_child, say_hf
 from premoe_worker.limits import Limits
 from premoe_worker.settings import WorkerSettings
+from premoe_worker.template import TemplateArguments
 from premoe_worker.tools.formats import ToolUse
 from premoe_worker.tools.rendering import fields_of, listed
 
@@ -61,15 +62,18 @@ class ServedModel:
         self.tokens = TokenBytes(tokenizer)
         self._prober = prober
         self.tool_use = ToolUse.of(tokenizer)
+        self._template_arguments = TemplateArguments.of(tokenizer)
         self._room = PromptRoom.of(tokenizer, engine.limits.context)
         # A conversation sends its turns again and again.
         self._known_turn = lru_cache(_KNOWN_TURNS)(self._probe_turn)
 
-    def encode(self, prompt: Prompt, tools: Sequence[Tool] = (), *, plain: bool = False) -> Encoded:
+    def encode(
+        self, prompt: Prompt, tools: Sequence[Tool] = (), template_arguments: str = "", *, plain: bool = False
+    ) -> Encoded:
         """Token ids of a prompt; of ``plain`` text, without the tokenizer's special ones. Takes a while for long ones.
 
-        Raises InvalidInput: no user turn, refused by the template, tools that it does not know, longer than the
-        context.
+        Raises InvalidInput: no user turn, refused by the template, tools or arguments that it does not know, longer
+        than the context.
         """
         if isinstance(prompt, str):
             self._room.check(prompt)
@@ -84,7 +88,10 @@ class ServedModel:
         if turns[-1].role not in ("user", "tool"):
             raise InvalidInput("the last message must be the user's or a tool's", reason="LAST_TURN")
         self.tool_use.check(turns, tools)
-        rendered = encode_prompt(self._tokenizer, turns, self._room, fields=fields_of, tools=[*map(listed, tools)])
+        options = self._template_arguments.read(template_arguments)
+        if tools:
+            options["tools"] = [*map(listed, tools)]
+        rendered = encode_prompt(self._tokenizer, turns, self._room, fields=fields_of, options=options)
         return Encoded(rendered.token_ids, rendered.span, _user_turns(turns, tools))
 
     def decode(self, token_ids: Sequence[int], *, skip_special: bool) -> str:

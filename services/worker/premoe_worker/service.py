@@ -87,7 +87,7 @@ class Worker:
 
     async def _prepare(self, ask: Ask, grammar: str, received_ns: int) -> tuple[Request, Answer]:
         """Everything that comes before a request can be queued with its pattern."""
-        encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools)
+        encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools, ask.template_arguments)
         ask = self._settled(ask, encoded)
         describe_request(ask, self.name, len(encoded.token_ids))
         choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
@@ -113,7 +113,7 @@ class Worker:
         """
         self.model.front.admission.check()
         started = time.perf_counter()
-        encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools)
+        encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools, ask.template_arguments)
         self._settled(ask, encoded)
         signatures = await self._signatures(encoded)
         return signatures, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3

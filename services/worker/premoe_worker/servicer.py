@@ -42,7 +42,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                     yield messages.response(event)
 
     async def Probe(self, request: worker_pb2.ProbeRequest, context: Context) -> worker_pb2.ProbeResponse:
-        asked = Ask(messages.prompt(request.prompt), tools=messages.tools(request.prompt))
+        asked = Ask(
+            messages.prompt(request.prompt),
+            tools=messages.tools(request.prompt),
+            template_arguments=request.prompt.chat.template_arguments,
+        )
         signatures, tokens, milliseconds = await self._worker.probe(asked)
         return worker_pb2.ProbeResponse(
             signature=signatures.whole.tolist(),

@@ -61,7 +61,7 @@ def test_what_a_template_leaves_out_is_refused_by_name() -> None:
 
 def test_histories_with_calls_are_rendered_and_the_user_s_turn_is_found() -> None:
     tokenizer = tool_tokenizer(HERMES)
-    prompt = encode_prompt(tokenizer, TALK, fields=fields_of, tools=[listed(ADD)])
+    prompt = encode_prompt(tokenizer, TALK, fields=fields_of, options={"tools": [listed(ADD)]})
     text = tokenizer.decode(prompt.token_ids)
     assert '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call><|end|>' in text
     assert "<tool_response>\n1\n</tool_response>" in text

@@ -56,12 +56,14 @@ _NOBODY = frozenset({-1})
 """What stands for an empty slot."""
 
 
-def prompt_message(prompt: Prompt, tools: Sequence[Tool] = ()) -> worker_pb2.Prompt:
+def prompt_message(prompt: Prompt, tools: Sequence[Tool] = (), template_arguments: str = "") -> worker_pb2.Prompt:
     if isinstance(prompt, str):
         return worker_pb2.Prompt(text=prompt)
     turns = [turn for turn in prompt if isinstance(turn, Turn)]
     if turns:
-        chat = worker_pb2.Chat(messages=map(_message, turns), tools=map(_tool, tools))
+        chat = worker_pb2.Chat(
+            messages=map(_message, turns), tools=map(_tool, tools), template_arguments=template_arguments
+        )
         return worker_pb2.Prompt(chat=chat)
     ids = [item for item in prompt if isinstance(item, int)]
     return worker_pb2.Prompt(token_ids=worker_pb2.TokenIds(ids=ids))
@@ -69,7 +71,7 @@ def prompt_message(prompt: Prompt, tools: Sequence[Tool] = ()) -> worker_pb2.Pro
 
 def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) -> worker_pb2.GenerateRequest:
     return worker_pb2.GenerateRequest(
-        prompt=prompt_message(ask.prompt, ask.tools.offered),
+        prompt=prompt_message(ask.prompt, ask.tools.offered, ask.template_arguments),
         sampling=_sampling(ask.sampling, recommended),
         pattern=worker_pb2.PatternChoice(
             decision=_DECISIONS[choice.decision],

@@ -47,7 +47,8 @@ class GrpcWorker:
 
     async def probe(self, ask: Ask, timeout_s: float) -> Probed:
         with rpc_errors(self._peer):
-            request = worker_pb2.ProbeRequest(prompt=messages.prompt_message(ask.prompt, ask.tools.offered))
+            prompt = messages.prompt_message(ask.prompt, ask.tools.offered, ask.template_arguments)
+            request = worker_pb2.ProbeRequest(prompt=prompt)
             response = await self._worker.Probe(request, timeout=timeout_s)
         earlier = tuple(tuple(each.values) for each in response.earlier)
         return Probed(response.weights_id, tuple(response.signature), tuple(response.alone), earlier)

@@ -47,6 +47,7 @@ _PARAM_OF_REASON = {
     **{f"{name.upper()}_INVALID": name for name in (*(f.name for f in fields(Sampling)), "active_experts", "tokens")},
     "PROMPT_LOGPROBS_INVALID": "logprobs",
     "RESPONSE_FORMAT_INVALID": "response_format",
+    "TEMPLATE_ARGUMENT": "chat_template_kwargs",
     "TOOLS_INVALID": "tools",
     "TOOLS_UNSUPPORTED": "tools",
     "TOOL_CHOICE_UNSUPPORTED": "tool_choice",

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
+from premoe_servicekit.template_arguments import TEMPLATE_ARGUMENTS
 from premoe_servicekit.texts import whole_text
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, WithJsonSchema
 from pydantic_core import PydanticCustomError
@@ -22,6 +23,7 @@ from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import RESPONSE_FORMAT, parse_format
 from premoe_gateway.openai.messages import MESSAGES, turn_of
 from premoe_gateway.openai.sampling import SEEDS, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods
+from premoe_gateway.openai.templates import parse_template_arguments
 from premoe_gateway.openai.tools import TOOL_CHOICE, TOOLS, parse_tools
 
 IGNORED = {
@@ -135,6 +137,8 @@ class ChatBody(_Common, ChatLikelihoods):
     tools: Annotated[Any, WithJsonSchema(TOOLS)] = None
     tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE)] = None
     parallel_tool_calls: StrictBool | None = None
+    # Not OpenAI's; other servers have it by this name.
+    chat_template_kwargs: Annotated[Any, WithJsonSchema(TEMPLATE_ARGUMENTS)] = None
 
     messages: Annotated[list[Any], WithJsonSchema(MESSAGES)]
     max_completion_tokens: Int | None = Field(default=None, ge=1, le=UINT32)
@@ -157,7 +161,8 @@ def parse_chat(body: bytes) -> Order:
     tools = parse_tools(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
     most = chat.max_completion_tokens or chat.max_tokens or 0
     order = chat.order(turns, chat.sampling(most, logprobs=chat.asked()))
-    return replace(order, ask=replace(order.ask, tools=tools))
+    arguments = parse_template_arguments(chat.chat_template_kwargs)
+    return replace(order, ask=replace(order.ask, tools=tools, template_arguments=arguments))
 
 
 def chat_turns(messages: list[Any]) -> tuple[Turn, ...]:

@@ -12,6 +12,7 @@ def needs(ask: Ask) -> frozenset[Ability]:
     wanted = ask.sampling
     turns = [] if isinstance(ask.prompt, str) else [turn for turn in ask.prompt if isinstance(turn, Turn)]
     asked: dict[Ability, bool] = {
+        "chat_template_kwargs": bool(ask.template_arguments),
         "end_tokens": bool(wanted.min_tokens or wanted.ignore_eos or wanted.stop_token_ids),
         "logprobs": wanted.logprobs is not None or wanted.prompt_logprobs is not None,
         "min_p": bool(wanted.min_p),
