@@ -47,10 +47,10 @@ class TokenRows:
         self.counts = dict(zip(request_ids, map(int, tokens), strict=True))
         found = [self._rules[request_id] for request_id in request_ids]
         self.widths = tuple(sorted({rule.active for rule in found}))
-        rules = torch.tensor(found, dtype=torch.int64)
-        spread = torch.repeat_interleave(rules, torch.tensor(tokens, dtype=torch.int64), dim=0).T
+        # By numpy: torch's repeat_interleave wakes every thread for a handful of numbers.
+        spread = np.repeat(np.array(found, dtype=np.int64).reshape(-1, 2), tokens, axis=0).T
         used = spread.shape[1]
-        self._table[:, :used].copy_(spread)
+        self._table[:, :used].copy_(torch.from_numpy(spread))
         self.of_token[used:].zero_()
         self.active_of_token[used:].fill_(self._top_k)
         self.mass.zero_()
