@@ -113,7 +113,8 @@ class Submit:
     ``pattern_row`` indexes the mask table; its experts were published before and stay so until the sequence ends or is
     paused. ``active`` experts are used per token (at most the model's top-k). ``kv_key`` names everything but the
     tokens that its keys and values depend on; empty: they may not be shared. ``grammar``: what the answer must match,
-    in llguidance's form and checked before (``engines.grammar_check``); empty: anything.
+    in llguidance's form and checked before (``engines.grammar_check``); empty: anything. ``priority``: of those that
+    wait for room the smallest comes first; nobody who runs makes room for it.
     """
 
     request_id: str
@@ -123,6 +124,7 @@ class Submit:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     kv_key: str = ""
     grammar: str = ""
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

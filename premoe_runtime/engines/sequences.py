@@ -17,7 +17,7 @@ S = TypeVar("S", bound=RunningSequence)
 
 
 class Sequences(ABC, Generic[S]):
-    """In order of arrival. What they hold of a device, and what a step is, is the engine's own."""
+    """What they hold of a device, and what a step is, is the engine's own."""
 
     def __init__(self) -> None:
         self._sequences: dict[str, S] = {}
@@ -101,6 +101,10 @@ class Sequences(ABC, Generic[S]):
             events=events,
             compiled=compiled,
         )
+
+    def _in_order(self) -> list[S]:
+        """By priority, and of one priority in order of arrival."""
+        return sorted(self._sequences.values(), key=lambda sequence: sequence.request.priority)
 
     def _of(self, request_ids: frozenset[str]) -> list[S]:
         return [self._sequences[request_id] for request_id in request_ids & self._sequences.keys()]

@@ -76,6 +76,12 @@ class Group:
         return self.pattern.experts
 
     @property
+    def priority(self) -> int:
+        """The smallest of those who wait for it."""
+        waiting = [request.asked.priority for request in self.requests.values() if request.error is None]
+        return min(waiting, default=0) if not self.loads else 0
+
+    @property
     def wanted(self) -> bool:
         """Whether anybody still waits for it."""
         return bool(self.loads) or any(request.error is None for request in self.requests.values())

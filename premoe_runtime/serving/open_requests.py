@@ -43,7 +43,16 @@ class OpenRequests:
         request.submitted, request.compiling = True, bool(asked.grammar)
         kv = kv_key(group.key, asked.active, self._weights_id, asked.salt)
         self._engine.post(
-            Submit(asked.request_id, asked.token_ids, group.row, asked.active, asked.sampling, kv, asked.grammar)
+            Submit(
+                request_id=asked.request_id,
+                token_ids=asked.token_ids,
+                pattern_row=group.row,
+                active=asked.active,
+                sampling=asked.sampling,
+                kv_key=kv,
+                grammar=asked.grammar,
+                priority=asked.priority,
+            )
         )
 
     def announce(self, requests: Collection[OpenRequest], report: SwapReport) -> SwapReport:

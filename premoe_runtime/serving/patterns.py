@@ -137,12 +137,12 @@ class Patterns:
     # Decisions.
 
     def fetch_what_is_lacking(self, now: float) -> None:
-        """Fetch for all waiting patterns, oldest first, as far as host memory goes."""
+        """Fetch for all waiting patterns, in the order of their turns, as far as host memory goes."""
         if not self._changed:
             return
         self._changed = False
         first = True
-        for group in self._in_need():
+        for group in sorted(self._in_need(), key=_rank):
             lacking = self._swaps.lacking(group)
             if first and len(lacking) > len(group.need.held) + self._host.available:
                 self._make_room(group)
@@ -179,7 +179,7 @@ class Patterns:
             self._advance()
 
     def needs(self) -> list[Need]:
-        """What waiting patterns need, oldest first."""
+        """What waiting patterns need."""
         return [group.need for group in self._in_need()]
 
     def _step(self, group: Group, step: Step) -> None:
@@ -187,13 +187,14 @@ class Patterns:
         self._changed = True
 
     def _in_need(self) -> list[Group]:
-        """Patterns that wait for blobs, the one whose turn it is first, then by age."""
+        """Patterns that wait for blobs, the one whose turn it is first."""
         return self._groups.in_state(State.LOADING) + self._groups.in_state(State.WAITING)
 
     def _make_room(self, group: Group) -> None:
-        """The tier is too small for everybody: younger ones fetch again later."""
+        """The tier is too small for everybody: those behind it fetch again later."""
+        rank = _rank(group)
         for other in self._groups.in_state(State.WAITING):
-            if (group.state is State.LOADING or other.since > group.since) and other.need.fetch is None:
+            if _rank(other) > rank and other.need.fetch is None:
                 self._fetches.let_go(other.need)
                 other.need.ready = False
 
@@ -254,4 +255,9 @@ class Patterns:
 
 
 def contender(group: Group) -> Contender:
-    return Contender(group.key, group.pattern.kept, group.since, group.idle)
+    return Contender(group.key, group.pattern.kept, group.since, group.idle, group.priority)
+
+
+def _rank(group: Group) -> tuple[bool, int, int]:
+    """Whose turn it is first, then as they wait for theirs."""
+    return (group.state is not State.LOADING, *contender(group).rank)

@@ -94,6 +94,7 @@ class Request:
     """One request with its pattern decided. ``active``: experts per token, at most the model's top-k.
 
     ``salt``: of the tenant; keys and values are never shared across salts. ``grammar``: see ``engines.base.Submit``.
+    ``priority``: 0 for most; larger ones step back behind smaller ones, wherever requests wait.
     """
 
     request_id: str
@@ -103,6 +104,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     salt: bytes = b""
     grammar: str = ""
+    priority: int = 0
 
 
 @dataclass(eq=False, slots=True)

@@ -2,7 +2,8 @@
 
 Patterns whose kept experts fit the slots together run in one batch. Otherwise they take turns of at least a quantum of
 steps, the one that waits longest first. A turn begins when the head of the queue is swapped in; whoever has to make
-room goes to the end. So with P patterns nobody waits for more than (P - 1) turns, each a swap and a quantum long.
+room goes to the end. So with P patterns nobody waits for more than (P - 1) turns, each a swap and a quantum long, but
+who steps back: patterns of a larger ``priority`` have their turn when those of smaller ones leave room for it.
 """
 
 from __future__ import annotations
@@ -27,13 +28,20 @@ DEFAULT_QUANTUM = 16
 class Contender:
     """A pattern with unfinished requests. ``since``: ticket drawn when it began to wait or run; lower is longer ago.
 
-    ``idle``: no step runs for it, though it runs: all of its requests wait for something else.
+    ``idle``: no step runs for it, though it runs: all of its requests wait for something else. ``priority``: the
+    smallest of its requests; larger ones step back behind smaller ones.
     """
 
     key: str
     kept: KeptTable
     since: int
     idle: bool = False
+    priority: int = 0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who is smaller comes first."""
+        return self.priority, self.since
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,31 +72,31 @@ def next_move(
     """The next thing to do, one pattern at a time.
 
     ``steps`` were run since the pattern that the last turn began with was published. Every contender alone fits
-    ``slots``. The head of the queue (waiting longest) begins a turn as soon as it fits beside the running ones, or once
-    theirs is over; of the running ones those stay that fit beside it and the others that can follow at once. Nobody
-    overtakes the head: a younger one's swap would make it wait longer. Who is idle has no turn that could be cut short.
+    ``slots``. The head of the queue (of the smallest priority the one that waits longest) begins a turn as soon as it
+    fits beside the running ones, or once theirs is over; nobody has to make room for a larger priority. Of the running
+    ones those stay that fit beside it and the others that can follow at once. Nobody overtakes the head: a younger
+    one's swap would make it wait longer. Who is idle has no turn that could be cut short.
     """
-    queue = sorted(waiting, key=lambda contender: contender.since)
+    queue = sorted(waiting, key=lambda contender: contender.rank)
     if not queue:
         return WAIT
-    occupied = [contender.kept for contender in running]
-    if union_fits([*occupied, queue[0].kept], slots):
-        return Move(queue[0].key)
-    over = [contender for contender in running if steps >= quantum or contender.idle]
-    chosen = [contender.kept for contender in running if steps < quantum and not contender.idle]
-    chosen.append(queue[0].kept)
+    head = queue[0]
+    if union_fits([*(contender.kept for contender in running), head.kept], slots):
+        return Move(head.key)
+    over = [c for c in running if (steps >= quantum or c.idle) and c.priority >= head.priority]
+    over_keys = {contender.key for contender in over}
+    chosen = [contender.kept for contender in running if contender.key not in over_keys]
+    chosen.append(head.kept)
     if not union_fits(chosen, slots):
         return WAIT
-    for contender in queue[1:]:
-        if union_fits([*chosen, contender.kept], slots):
-            chosen.append(contender.kept)
     paused: list[str] = []
-    for contender in sorted(over, key=lambda contender: contender.since):
+    # Of equal priorities those follow first that have not run yet.
+    for contender in sorted([*queue[1:], *over], key=lambda c: (c.priority, c.key in over_keys, c.since)):
         if union_fits([*chosen, contender.kept], slots):
             chosen.append(contender.kept)
-        else:
+        elif contender.key in over_keys:
             paused.append(contender.key)
-    return Move(queue[0].key, tuple(paused))
+    return Move(head.key, tuple(paused))
 
 
 def experts_of(kept: KeptTable) -> frozenset[ExpertId]:

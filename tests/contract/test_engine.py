@@ -163,6 +163,23 @@ def test_more_requests_than_rows_all_end_in_order_of_arrival(opened: Opener) -> 
     assert firsts == sorted(firsts)
 
 
+def test_of_those_who_wait_the_smallest_priority_runs_first_and_nobody_is_sent_back(opened: Opener) -> None:
+    bench = opened(max_sequences=1, context=1024)
+    order: list[int] = []
+    running = bench.submit(prompt(4), max_tokens=1000, priority=9).wait_first()
+    jobs = [
+        bench.submit(prompt(4, seed=index), max_tokens=2, priority=priority, gate=partial(note, order, index))
+        for index, priority in enumerate((3, 0, 3, 1, 0))
+    ]
+    bench.boundary()
+    assert order == []
+    running.cancel()
+    for job in jobs:
+        assert job.wait().last.finish == "length"
+    assert running.wait().last.finish == "cancelled"
+    assert list(dict.fromkeys(order)) == [1, 4, 3, 0, 2]
+
+
 def test_a_seed_repeats_whatever_else_runs(opened: Opener) -> None:
     bench = opened()
     options: dict[str, Any] = {"max_tokens": 16, "temperature": 1.0, "top_p": 0.9, "seed": 11}

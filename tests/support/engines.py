@@ -157,9 +157,12 @@ class Bench:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.source)
 
-    def request(self, token_ids: list[int], *, row: int = 0, active: int = TOP_K, **sampling: Any) -> Submit:
+    def request(
+        self, token_ids: list[int], *, row: int = 0, active: int = TOP_K, priority: int = 0, **sampling: Any
+    ) -> Submit:
         self._serial += 1
-        return Submit(f"r{self._serial}", tuple(token_ids), row, active, SamplingParams(**sampling))
+        params = SamplingParams(**sampling)
+        return Submit(f"r{self._serial}", tuple(token_ids), row, active, params, priority=priority)
 
     def submit(
         self, token_ids: list[int], *, gate: Callable[[TokenEvent], None] | None = None, **options: Any

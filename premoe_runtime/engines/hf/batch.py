@@ -36,7 +36,7 @@ class StepPlan:
 
 
 def plan_step(pending: Sequence[Pending], prefill_tokens: int) -> StepPlan:
-    """Plan the next step; ``pending`` in order of arrival.
+    """Plan the next step; ``pending`` in order.
 
     A long prompt goes in pieces of ``prefill_tokens``, so that it holds nobody up for longer than one piece. Short
     prompts share a forward, padded to the first one's width, while the padded area stays within ``prefill_tokens`` and

@@ -26,7 +26,7 @@ class RowSequence(RunningSequence):
 
 
 class RunningSequences(Sequences[RowSequence]):
-    """All unfinished sequences. Rows go out in order of arrival; a paused one keeps its row until another needs it.
+    """All unfinished sequences. Rows go out by priority and arrival; a paused one keeps its row until another needs it.
 
     Then its KV is parked in host memory while ``parked_bytes`` has room for it, and computed again otherwise.
     """
@@ -55,7 +55,7 @@ class RunningSequences(Sequences[RowSequence]):
     def step(self) -> None:
         """Hand out rows, decode all that can decode and prefill one bounded piece."""
         self._give_rows()
-        ready = [s for s in self._sequences.values() if self._runs(s)]
+        ready = [s for s in self._in_order() if self._runs(s)]
         if not ready:
             return
         pending = [Pending(i, s.remaining, s.computed > 0) for i, s in enumerate(ready)]
@@ -75,7 +75,7 @@ class RunningSequences(Sequences[RowSequence]):
         return sequence.row is not None and sequence.can_run
 
     def _give_rows(self) -> None:
-        for sequence in self._sequences.values():
+        for sequence in self._in_order():
             if not sequence.can_run or sequence.row is not None:
                 continue
             if not self._pool.free and not self._free_one():
@@ -87,7 +87,7 @@ class RunningSequences(Sequences[RowSequence]):
 
     def _free_one(self) -> bool:
         """Take the row of the paused sequence that came last."""
-        for sequence in reversed(self._sequences.values()):
+        for sequence in reversed(self._in_order()):
             if sequence.paused and sequence.row is not None:
                 self._park(sequence)
                 self._pool.give_back(sequence.row)

@@ -64,7 +64,8 @@ class Core(Protocol):
 
 
 class CoreSequences(Sequences[CoreSequence]):
-    """At most ``most`` run at once, in order of arrival, and no more than can end without room taken from another.
+    """At most ``most`` run at once, let in by priority and arrival, and no more than can end without room taken from
+    another.
 
     A paused one stays in the KV until its room is needed, and then comes in anew. ``rows``: of the mask table;
     ``active``: numbers of experts that a token may use.
@@ -142,7 +143,7 @@ class CoreSequences(Sequences[CoreSequence]):
 
     def _let_in(self) -> None:
         free, crowded = self._most - sum(map(self._runs, self._sequences.values())), False
-        for sequence in self._sequences.values():
+        for sequence in self._in_order():
             if free <= 0:
                 return
             if not sequence.can_run or sequence.place is Place.RUNNING:
@@ -161,7 +162,7 @@ class CoreSequences(Sequences[CoreSequence]):
     def _made_room(self, sequence: CoreSequence) -> bool:
         """Whether it can run to its end; paused ones give way, the last that came first."""
         needed = self._blocks_of(sequence)
-        for other in reversed(list(self._sequences.values())):
+        for other in reversed(self._in_order()):
             if self._room >= needed:
                 break
             if other.paused and other.place is Place.HELD:

@@ -115,6 +115,8 @@ class Ask:
     format: AnswerFormat | None = None
     """None: any text."""
     tools: Tools = NO_TOOLS
+    priority: int = 0
+    """Larger ones step back behind smaller ones."""
     template_arguments: str = ""
     """Of the model's own chat template: a JSON object; empty: none."""
 

@@ -90,6 +90,8 @@ class Ask:
     format: AnswerFormat | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
+    priority: int = 0
+    """Larger ones step back behind smaller ones."""
     template_arguments: str = ""
     """Of the model's own chat template: a JSON object; empty: none."""
 

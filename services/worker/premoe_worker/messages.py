@@ -83,6 +83,7 @@ def ask(request: worker_pb2.GenerateRequest) -> Ask:
         format=_format(request.format) if request.HasField("format") else None,
         tools=tools(request.prompt),
         tool_choice=ToolChoice(request.tool_choice.required, request.tool_choice.name, request.tool_choice.single),
+        priority=request.priority,
         template_arguments=request.prompt.chat.template_arguments,
     )
 

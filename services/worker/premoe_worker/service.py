@@ -101,7 +101,9 @@ class Worker:
         describe_choice(choice)
         active = self._active(ask.active_experts, pattern, budget)
         number = f"r{next(self._numbers)}"
-        request = Request(number, pattern, active, encoded.token_ids, ask.sampling, grammar=grammar)
+        request = Request(
+            number, pattern, active, encoded.token_ids, ask.sampling, grammar=grammar, priority=ask.priority
+        )
         use = self.model.tool_use
         reader = ToolReader(use.form, use.special) if ask.tools and use.form is not None else None
         return request, Answer(choice, len(encoded.token_ids), received_ns, reader, single=ask.tool_choice.single)

@@ -40,6 +40,7 @@ ASKED: dict[Ability, tuple[dict[str, object], dict[str, set[str]]]] = {
         },
         {"Sampling": {"presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"}},
     ),
+    "priority": ({"priority": [1]}, {"GenerateRequest": {"priority"}}),
     "response_format": ({"format": [AnswerFormat("{}", strict=True)]}, {"GenerateRequest": {"format"}}),
     "tools": (
         {

@@ -89,6 +89,25 @@ def test_the_turns_of_others_are_not_cut_short_beside_one_that_is_idle() -> None
     assert next_move([idle, *contenders(d=(B, 2))], contenders(c=(C, 3)), (2, 2), steps=0) == WAIT
 
 
+def test_who_steps_back_has_no_turn_while_others_need_the_slots() -> None:
+    background, urgent = Contender("A", A, 1, priority=5), Contender("B", B, 2)
+    assert next_move([urgent], [background], (2, 2), steps=99) == WAIT
+    assert next_move([urgent], [background], (4, 4), steps=0) == Move("A")
+    assert next_move([background], [urgent], (2, 2), steps=99) == Move("B", ("A",))
+    assert next_move([background], [urgent], (2, 2), steps=3, quantum=16) == WAIT
+
+
+def test_of_those_who_wait_the_smallest_priority_begins_and_the_larger_displaces_nobody() -> None:
+    older, younger = Contender("A", A, 1, priority=1), Contender("B", B, 2)
+    assert next_move([], [older, younger], (2, 2), steps=0) == Move("B")
+    # Beside the head there is room for one more: who runs keeps it, for who waits steps further back.
+    stays, goes = Contender("C", C, 3, priority=1), Contender("D", table((6, 7), (6, 7)), 4, priority=1)
+    head, late = Contender("E", table((4, 5), (4, 5)), 5, priority=1), Contender("A", A, 2, priority=2)
+    assert next_move([stays, goes], [head, late], (4, 4), steps=99) == Move("E", ("D",))
+    equal = Contender("A", A, 6, priority=1)
+    assert next_move([stays, goes], [head, equal], (4, 4), steps=99) == Move("E", ("C", "D"))
+
+
 def test_without_anybody_waiting_nobody_is_paused() -> None:
     assert next_move(contenders(a=(A, 1)), [], (2, 2), steps=10_000) == WAIT
 
@@ -101,6 +120,8 @@ class Simulation:
     slots: tuple[int, ...]
     quantum: int
     blob: int
+    priorities: list[int] = field(default_factory=list)
+    """Of each pattern; none: all are equal."""
     work: dict[str, int] = field(default_factory=dict)
     since: dict[str, int] = field(default_factory=dict)
     waits: dict[str, int] = field(default_factory=dict)
@@ -125,8 +146,11 @@ class Simulation:
         self.ticket += 1
         self.since[key], self.waits[key] = self.ticket, self.clock
 
+    def priority(self, key: str) -> int:
+        return self.priorities[int(key)] if self.priorities else 0
+
     def _contender(self, key: str) -> Contender:
-        return Contender(key, self.patterns[int(key)], self.since[key])
+        return Contender(key, self.patterns[int(key)], self.since[key], priority=self.priority(key))
 
     def _pass(self, units: int) -> None:
         for _ in range(units):
@@ -151,9 +175,11 @@ class Simulation:
         if move.pause:
             self.shortest_turn = min(self.shortest_turn, self.clock - self.turn_start)
         for key in move.pause:
+            assert self.priority(key) >= self.priority(move.start), "nobody makes room for who steps back"
             self.running.remove(key)
             self._wait(key)
-        self.longest_wait = max(self.longest_wait, self.clock - self.waits[move.start])
+        if self.priority(move.start) == min(self.priorities, default=0):
+            self.longest_wait = max(self.longest_wait, self.clock - self.waits[move.start])
         needed = set(experts_of(self.patterns[int(move.start)]))
         pinned = set[ExpertId]().union(*(experts_of(self.patterns[int(key)]) for key in self.running))
         loads = len(needed - self.resident)
@@ -174,13 +200,17 @@ def simulations(draw: st.DrawFn) -> tuple[Simulation, list[tuple[int, str, int]]
     patterns = draw(st.lists(st.tuples(*layers).map(lambda pair: table(*pair)), min_size=1, max_size=6))
     arrival = st.tuples(st.integers(0, 120), st.integers(0, len(patterns) - 1).map(str), st.integers(1, 90))
     arrivals = draw(st.lists(arrival, min_size=1, max_size=14))
-    simulation = Simulation(patterns, slots, draw(st.integers(1, 20)), draw(st.integers(0, 3)))
+    count = len(patterns)
+    priorities = draw(st.just([]) | st.lists(st.integers(0, 2), min_size=count, max_size=count))
+    simulation = Simulation(patterns, slots, draw(st.integers(1, 20)), draw(st.integers(0, 3)), priorities)
     return simulation, sorted(arrivals)
 
 
 @settings(deadline=None)
 @given(simulations())
-def test_everybody_is_served_and_nobody_starves(case: tuple[Simulation, list[tuple[int, str, int]]]) -> None:
+def test_everybody_is_served_and_nobody_starves_but_who_steps_back(
+    case: tuple[Simulation, list[tuple[int, str, int]]],
+) -> None:
     simulation, arrivals = case
     limit = 10_000
     while (arrivals or simulation.work) and simulation.clock < limit:

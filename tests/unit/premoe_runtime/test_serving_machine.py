@@ -274,14 +274,18 @@ class ServingMachine(RuleBasedStateMachine):
         self.loop._patterns.note_changed()  # any retry is due
         self.loop.decide(time.monotonic() + 1)
 
-    @rule(pattern=st.integers(0, len(PATTERNS) - 1), grammar=st.sampled_from(["", "", "g"]))
-    def ask(self, pattern: int, grammar: str) -> None:
+    @rule(
+        pattern=st.integers(0, len(PATTERNS) - 1),
+        grammar=st.sampled_from(["", "", "g"]),
+        priority=st.sampled_from([0, 0, 1, 2]),
+    )
+    def ask(self, pattern: int, grammar: str, priority: int) -> None:
         try:
             place = self.admission.enter()
         except Exhausted:
             assert self.loop.unfinished >= MAX_WAITING
             return
-        request = Request(f"r{len(self.asked)}", PATTERNS[pattern], 1, (1, 2), grammar=grammar)
+        request = Request(f"r{len(self.asked)}", PATTERNS[pattern], 1, (1, 2), grammar=grammar, priority=priority)
         asked = Asked(OpenRequest(request, lambda report: None, lambda event: None, contextvars.Context(), place))
         asked.request.on_started, asked.request.on_event = asked.started.append, asked.on_event
         self.asked.append(asked)

@@ -94,6 +94,22 @@ def test_they_come_in_as_they_arrived_and_the_next_follows_an_end(core: Scripted
     assert core.who == ["r1", "r2"]
 
 
+def test_of_those_who_wait_the_smallest_priority_comes_in_first(core: ScriptedCore) -> None:
+    sequences = made(core, most=1)
+    sequences.add(submit(0, tokens=3))
+    sequences.step()
+    sequences.add(replace(submit(1), priority=1))
+    sequences.add(submit(2))
+    sequences.step()
+    assert core.who == ["r0"]
+    for _ in range(2):
+        sequences.step()
+    assert core.who == ["r2"]
+    sequences.cancel(frozenset({"r2"}))
+    sequences.step()
+    assert core.who == ["r1"]
+
+
 def test_a_paused_one_is_held_another_runs_and_it_goes_on_where_it_was(core: ScriptedCore) -> None:
     sequences = made(core, most=1)
     sequences.add(submit(0))

@@ -84,6 +84,7 @@ def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) 
         model=ask.model,
         format=_format(ask.format),
         tool_choice=_tool_choice(ask.tools),
+        priority=ask.priority,
     )
 
 

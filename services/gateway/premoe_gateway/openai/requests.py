@@ -121,11 +121,13 @@ class _Common(SamplingFields):
     n: Int = Field(default=1, ge=1, le=_MAX_CHOICES)
     pattern: Text = ""
     active_experts: Int | None = Field(default=None, ge=1, le=UINT32)
+    # vLLM's, but that nobody may go ahead of others.
+    priority: Int = Field(default=0, ge=0, le=UINT32)
     response_format: Annotated[Any, WithJsonSchema(RESPONSE_FORMAT)] = None
 
     def order(self, prompt: Prompt, sampling: Sampling, others: tuple[str | tuple[int, ...], ...] = ()) -> Order:
         shape = parse_format(self.response_format)
-        ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts, shape)
+        ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts, shape, priority=self.priority)
         if self.n * (1 + len(others)) > _MAX_CHOICES:
             raise BadParameter(f"n: at most {_MAX_CHOICES} choices a request, all prompts together", "n")
         return Order(ask, self.stream, bool(self.stream_options.include_usage), self.n, others)

@@ -17,6 +17,7 @@ def needs(ask: Ask) -> frozenset[Ability]:
         "logprobs": wanted.logprobs is not None or wanted.prompt_logprobs is not None,
         "min_p": bool(wanted.min_p),
         "penalties": _has_penalties(wanted),
+        "priority": bool(ask.priority),
         "response_format": ask.format is not None,
         "tools": bool(ask.tools.offered) or any(turn.tool_calls or turn.tool_call_id for turn in turns),
     }
