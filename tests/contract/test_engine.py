@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.engines import EXPERTS, TOP_K, WAIT_SECONDS, Bench, child_bench, hf_bench, prompt
+from support.engines import EXPERTS, TOP_K, WAIT_SECONDS, Bench, Collector, child_bench, hf_bench, prompt
 from support.oracle import masked_selection
 from support.tiny import FAMILIES, Family
 from support.vllm_bench import Benches, need_vllm, vllm_benches
@@ -26,7 +26,7 @@ from premoe_runtime.engines.base import (
     Retire,
     TokenEvent,
 )
-from premoe_runtime.formats.errors import Conflict, InvalidInput
+from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 
 __all__ = ["vllm_benches"]
@@ -443,6 +443,36 @@ def test_experts_are_retired_copied_and_published_while_others_decode(opened: Op
     assert not running.ended.is_set()
     running.cancel()
     running.wait()
+
+
+def test_nothing_that_a_damaged_expert_computed_is_used_again(opened: Opener) -> None:
+    """Neither by whoever asks the same under the same KV key, nor by who gets the memory next."""
+    bench = opened(context=1024, host_blobs=4)
+
+    def answer(kv_key: str, length: int = 300) -> Collector:
+        request = replace(bench.request(prompt(length, seed=length), max_tokens=4), kv_key=kv_key)
+        return bench.post(request, Collector(request.request_id)).wait()
+
+    def bring(expert: ExpertId, damage: bool) -> None:
+        bench.engine.post(Retire((expert,)))
+        blob = bench.place(expert, 0)
+        if damage:
+            bench.arena.blob(0).fill_(255)
+        bench.load(blob)
+        bench.publish(expert)
+
+    sound, other = answer("sound").tokens, answer("sound", 37).tokens
+    of_row = [ExpertId(*pair) for pair in bench.kept[0].nonzero().tolist() if pair[0] == 0]
+    for expert in of_row:
+        bring(expert, damage=True)
+    damaged = answer("damaged").last.error
+    assert isinstance(damaged, CorruptData)
+    assert damaged.reason == "LOGITS_INVALID"
+    for expert in of_row:
+        bring(expert, damage=False)
+    assert answer("other", 37).tokens == other
+    assert answer("damaged").tokens == sound
+    bench.boundary()
 
 
 def test_stats_count(opened: Opener) -> None:

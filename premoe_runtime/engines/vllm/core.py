@@ -26,6 +26,7 @@ from premoe_runtime.engines.choosing import Choice, choose
 from premoe_runtime.engines.vllm.plan import ACTIVE, ROW
 from premoe_runtime.engines.vllm.rows import Rule
 from premoe_runtime.engines.vllm.sequences import CoreSequence
+from premoe_runtime.engines.vllm.spoilt_blocks import SpoiltBlocks
 from premoe_runtime.engines.vllm.turns import Turns
 from premoe_runtime.engines.vllm.worker import SLOTS, SlotModel
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
@@ -59,6 +60,7 @@ class VllmCore:
         self._groups: int = max(1, len(self._scheduler.kv_cache_config.kv_cache_groups))
         self._runner: Any = self._core.model_executor.driver_worker.model_runner
         self.slots: SlotModel = getattr(self._runner, SLOTS)
+        self._blocks = SpoiltBlocks(self._scheduler.kv_cache_manager, self._runner)
         self._sampler: PortSampler | None = None
         self.turns = Turns()
 
@@ -111,12 +113,15 @@ class VllmCore:
     def resume(self, name: str) -> None:
         self._scheduler.running.append(self._scheduler.requests[name])
 
-    def drop(self, name: str) -> None:
+    def drop(self, name: str, *, spoilt: bool) -> None:
+        if spoilt:
+            self._blocks.spoil(name)
         self._core.abort_requests([name])
 
     def step(self) -> tuple[Mapping[str, Choice], Mapping[str, Sequence[Logprobs]]]:
         assert self._sampler is not None, "given before the first step"
         self._sampler.choices = {}
+        self._blocks.wipe()
         with self.turns:
             outputs, executed = self._core.step_fn()
             self._core.post_step(executed)

@@ -56,7 +56,9 @@ class Core(Protocol):
 
     def resume(self, name: str) -> None: ...
 
-    def drop(self, name: str) -> None: ...
+    def drop(self, name: str, *, spoilt: bool) -> None:
+        """``spoilt``: its keys and values may be no numbers, so nobody may use them again."""
+        ...
 
     def step(self) -> tuple[Mapping[str, Choice], Mapping[str, Sequence[Logprobs]]]:
         """What was chosen, and the likelihoods of prompts that are through, by name."""
@@ -139,7 +141,7 @@ class CoreSequences(Sequences[CoreSequence]):
 
     def _free(self, sequence: CoreSequence, *, failed: bool) -> None:
         if sequence.place is not Place.OUT:
-            self._take_out(sequence)
+            self._take_out(sequence, spoilt=failed)
 
     def _let_in(self) -> None:
         free, crowded = self._most - sum(map(self._runs, self._sequences.values())), False
@@ -180,8 +182,8 @@ class CoreSequences(Sequences[CoreSequence]):
         rule = Rule(request.pattern_row, request.active)
         self._core.add(sequence.name, sequence, rule, request.kv_key or sequence.name)
 
-    def _take_out(self, sequence: CoreSequence) -> None:
-        self._core.drop(sequence.name)
+    def _take_out(self, sequence: CoreSequence, *, spoilt: bool = False) -> None:
+        self._core.drop(sequence.name, spoilt=spoilt)
         del self._named[sequence.name]
         self._room += self._blocks_of(sequence)
         sequence.name, sequence.place = "", Place.OUT

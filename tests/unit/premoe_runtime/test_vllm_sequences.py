@@ -28,6 +28,7 @@ class ScriptedCore:
     blocks: int
     running: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
+    spoilt: list[str] = field(default_factory=list)
     salts: dict[str, str] = field(default_factory=dict)
     prompts: dict[str, list[int]] = field(default_factory=dict)
     holds: bool = True
@@ -53,7 +54,9 @@ class ScriptedCore:
         self.held.remove(name)
         self.running.append(name)
 
-    def drop(self, name: str) -> None:
+    def drop(self, name: str, *, spoilt: bool) -> None:
+        if spoilt:
+            self.spoilt.append(name)
         (self.held if name in self.held else self.running).remove(name)
 
     def step(self) -> tuple[Mapping[str, Choice], Mapping[str, Sequence[Logprobs]]]:
@@ -186,6 +189,7 @@ def test_an_error_is_the_end_of_its_own_sequence(core: ScriptedCore) -> None:
     core.error = InvalidInput("no token", reason="NONE")
     sequences.step()
     assert events(sequences, 0)[-1].error is core.error
+    assert core.spoilt == ["r0/0"]
 
 
 def test_prefixes_are_shared_under_a_kv_key_only(core: ScriptedCore) -> None:
