@@ -66,6 +66,7 @@ def test_a_misspelt_value_is_refused(path: str, word: str) -> None:
         ("networkPolicy.egress.identity", [{"tos": []}], "networkPolicy/egress/identity"),
         ("gateway.replicas", "two", "gateway/replicas"),
         ("worker.image.tag", "latest", "worker/image/tag"),
+        ("worker.vllmImage.tag", "latest", "worker/vllmImage/tag"),
         ("operator.image.digest", "sha256:123", "operator/image/digest"),
         ("tracing.sampleRatio", "1.5", "tracing/sampleRatio"),
         ("tracing.endpoint", "collector:4317", "tracing/endpoint"),
