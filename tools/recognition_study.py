@@ -23,6 +23,7 @@ from recognition.rules import RULES, built
 from recognition.signatures import Probes
 
 CALIBRATION = 256
+UNKNOWN_PROMPTS = 64
 GROUPS = {"six": EXACT, "eight": STORED}
 
 
@@ -40,7 +41,7 @@ def main(
     torch.set_num_threads(1)
     probes = Probes(Stock(folder))
     calibration = {task: probes.calibration(task, CALIBRATION) for task in STORED}
-    talks = probes.talks(STORED, role, count)
+    talks = [*probes.talks(STORED, role, count), *probes.unknown(UNKNOWN_PROMPTS)]
     figures = []
     for group in groups:
         for name in rules:

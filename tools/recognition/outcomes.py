@@ -7,29 +7,28 @@ from typing import Any
 from premoe_local.tasks.wordings import STRANGERS
 
 from premoe_runtime.formats.conversation import recognise_turn
-from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.formats.signature import Turns
-from recognition.rules import Rule
+from recognition.rules import Built, Rule
 from recognition.signatures import Asked
 
 
-def measure(pattern_set: PatternSet, rule: Rule, asked: Sequence[Asked], stored: Sequence[str]) -> dict[str, Any]:
+def measure(found: Built, rule: Rule, asked: Sequence[Asked], stored: Sequence[str]) -> dict[str, Any]:
     """Recognition by kind, wrong specialists among known requests, and abstention on strangers and other tasks."""
     known: dict[str, list[bool]] = defaultdict(list)
     refused: dict[str, list[bool]] = defaultdict(list)
     families: dict[str, list[bool]] = defaultdict(list)
     wrong: list[bool] = []
     for one in asked:
-        signatures = one.signatures(rule.view)
+        signatures = one.signatures(found.view)
         if not rule.conversation:
             signatures = Turns(signatures.whole)
-        decision = recognise_turn(pattern_set, signatures)
+        decision = recognise_turn(found.pattern_set, signatures)
         if one.task in stored:
             known[one.kind].append(decision.recognised and decision.task == one.task)
             wrong.append(decision.recognised and decision.task != one.task)
         elif one.task:
-            if one.kind == "plain":
-                refused["other task"].append(not decision.recognised)
+            if one.kind in ("plain", "unknown"):
+                refused[one.kind.replace("plain", "other task")].append(not decision.recognised)
         else:
             near = "near" if STRANGERS[one.family].near in stored else "far"
             refused[one.kind.replace("stranger", near)].append(not decision.recognised)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from fixture_training.stock import Encoded, Stock
-from premoe_local.tasks import examples
+from premoe_local.tasks import UNKNOWN, examples
 from premoe_local.tasks.wordings import PLAIN, Role, Talk, Turn, applies, kinds, strangers, talks
 
 from premoe_runtime.formats.arrays import F32
@@ -71,6 +71,14 @@ class Probes:
             asked.append(Asked(kind, task, family, parts.like(mine)))
         return asked
 
+    def unknown(self, count: int) -> list[Asked]:
+        """Of every task that is never stored."""
+        asked = []
+        for task in UNKNOWN:
+            prompts = [(Message("user", each.prompt),) for each in examples(task, "test", count)]
+            asked += [Asked("unknown", task, task, Turns(seen)) for seen in self._see(prompts)]
+        return asked
+
     def _see(self, conversations: Sequence[Sequence[Any]]) -> list[Seen]:
         found: list[Seen] = []
         for start in range(0, len(conversations), BATCH):
@@ -107,6 +115,10 @@ class Probes:
 
 def first_layer(seen: Seen) -> F32:
     return unit(seen.roots[0])
+
+
+def second_layer(seen: Seen) -> F32:
+    return unit(seen.roots[1])
 
 
 def two_layers(seen: Seen) -> F32:

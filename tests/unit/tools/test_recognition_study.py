@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from recognition.outcomes import measure
 from recognition.rules import RULES, Rule, built
-from recognition.signatures import Asked, Seen
+from recognition.signatures import Asked, Seen, first_layer, hidden_state
 
 from premoe_runtime.formats.signature import Turns
 
@@ -30,11 +30,12 @@ def test_every_rule_makes_a_set_that_knows_its_tasks(name: str, draw: np.random.
     rule: Rule = RULES[name]
     calibration = {task: [seen(axis, draw) for _ in range(60)] for axis, task in enumerate(TASKS)}
     found = built(calibration, rule)
-    assert [member.task for member in found.specialists] == list(TASKS)
+    assert [member.task for member in found.pattern_set.specialists] == list(TASKS)
     asked = [
         *(Asked("plain", task, task, Turns(seen(axis, draw))) for axis, task in enumerate(TASKS) for _ in range(10)),
         Asked("system.brief", "add", "add", Turns(seen(5, draw), seen(0, draw, 0.01))),
         Asked("plain", "prose", "prose", Turns(seen(4, draw))),
+        Asked("unknown", "sort", "sort", Turns(seen(3, draw))),
         Asked("stranger", "", "chess", Turns(seen(6, draw))),
         Asked("stranger after", "", "chess", Turns(seen(6, draw), seen(6, draw), (seen(0, draw),))),
     ]
@@ -42,6 +43,16 @@ def test_every_rule_makes_a_set_that_knows_its_tasks(name: str, draw: np.random.
     assert figures["recognised"]["plain"] >= 90
     assert figures["recognised"]["system.brief"] == (100 if rule.conversation else 0)
     assert figures["refused"]["other task"] == 100
-    assert set(figures["refused"]) == {"other task", "far", "far after"}
+    assert set(figures["refused"]) == {"other task", "unknown", "far", "far after"}
     assert figures["families"] == {"chess": 100}
     assert figures["wrong"] == 0
+
+
+def test_scores_of_views_side_by_side_are_means_by_weight(draw: np.random.Generator) -> None:
+    calibration = {task: [seen(axis, draw) for _ in range(60)] for axis, task in enumerate(TASKS)}
+    weights = (0.75, 0.25)
+    both = built(calibration, Rule(blocks=tuple(zip(weights, (first_layer, hidden_state), strict=True)))).view
+    alone = [built(calibration, Rule(blocks=((1.0, view),))).view for view in (first_layer, hidden_state)]
+    one, other = seen(0, draw, 0.3), seen(1, draw, 0.3)
+    cosines = [view(one) @ view(other) for view in alone]
+    np.testing.assert_allclose(both(one) @ both(other), np.dot(weights, cosines), atol=1e-5)
