@@ -58,7 +58,10 @@ def read_all(store: Store, reads: Sequence[Read]) -> None:
 
 
 def read_ahead(items: Iterable[Item], load: Callable[[Item], Result], depth: int) -> Iterator[Result]:
-    """``load(item)`` of every item in order, up to ``depth`` of them ahead of the consumer in other threads."""
+    """``load(item)`` of every item in order, up to ``depth`` of them ahead of the consumer in other threads.
+
+    The one after those is loaded only when the consumer asks for the next.
+    """
     if depth < 1:
         yield from map(load, items)
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import blake3
 
@@ -18,11 +17,13 @@ from premoe_runtime.formats.manifest import BlobField, BlobLayout, ExpertLayer, 
 from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs import layout as lay
 from premoe_runtime.packs.checkpoint import Checkpoint, open_checkpoint
-from premoe_runtime.packs.checks import checks_file, piece_checks
+from premoe_runtime.packs.checks import checks_file
 from premoe_runtime.packs.contents import LeftOut, TensorInfo
+from premoe_runtime.packs.identity import Identity, identify
 from premoe_runtime.packs.place import pack_folder
 from premoe_runtime.packs.progress import Progress, Silent
-from premoe_runtime.packs.ranges import Read, read_ahead, read_all
+from premoe_runtime.packs.ranges import Read, read_all
+from premoe_runtime.packs.rooms import Rooms
 from premoe_runtime.packs.source import Source
 from premoe_runtime.packs.staging import LayerRecord, ShardRecord, Staging
 from premoe_runtime.storage import Store
@@ -30,6 +31,7 @@ from premoe_runtime.storage import Store
 AHEAD_BYTES = 256 << 20
 AHEAD_BLOBS = 4
 CHUNK_BYTES = 32 << 20
+CHUNKS_AHEAD = 1
 SPARE_BYTES = 16 << 20  # manifest, checks, records
 
 
@@ -72,15 +74,6 @@ def write_pack(source: Source, store: Store, progress: Progress | None = None) -
         resumed_layers=packer.resumed_layers,
         dropped=checkpoint.dropped,
     )
-
-
-class _Blob(NamedTuple):
-    """A blob as it is written. ``tensors``: blake3 of each canonical tensor in it, by name."""
-
-    data: bytearray
-    digest: str
-    checks: tuple[int, ...]
-    tensors: dict[str, str]
 
 
 @dataclass(slots=True)
@@ -168,27 +161,26 @@ class Packer:
         """Stage one skeleton shard of these tensors, in their order."""
         header = encode_header([(one.name, one.dtype, one.shape) for one in tensors], {"format": "pt"})
         whole = blake3.blake3(header)
-        digests: dict[str, str] = {}
-        size = len(header)
+        digests = {tensor.name: blake3.blake3() for tensor in tensors}
+        rooms = Rooms(min(CHUNK_BYTES, max(tensor.num_bytes for tensor in tensors)), CHUNKS_AHEAD)
         with self.staging.store.writer(self.staging.path(file)) as out:
             out.write(header)
-            for tensor in tensors:
-                one = blake3.blake3()
-                for chunk in self._chunks(tensor):
-                    self._check(tensor, chunk)
-                    whole.update(chunk)
-                    one.update(chunk)
-                    out.write(chunk)
-                    self.progress.advance(len(chunk))
-                size += tensor.num_bytes
-                digests[tensor.name] = one.hexdigest()
+            for tensor, chunk in rooms.read_ahead(_chunks(tensors), self._chunk):
+                self._check(tensor, chunk)
+                whole.update(chunk)
+                digests[tensor.name].update(chunk)
+                out.write(chunk)
+                self.progress.advance(len(chunk))
+        size = len(header) + sum(tensor.num_bytes for tensor in tensors)
         self.bytes_written += size
-        return ShardRecord(num_bytes=size, digest=whole.hexdigest(), tensors=digests)
+        found = {name: one.hexdigest() for name, one in digests.items()}
+        return ShardRecord(num_bytes=size, digest=whole.hexdigest(), tensors=found)
 
-    def _chunks(self, tensor: TensorInfo) -> Iterator[bytes]:
-        for start in range(0, tensor.num_bytes, CHUNK_BYTES):
-            length = min(CHUNK_BYTES, tensor.num_bytes - start)
-            yield self.checkpoint.store.get_range(tensor.file, tensor.offset + start, length)
+    def _chunk(self, place: tuple[TensorInfo, int], room: memoryview) -> tuple[TensorInfo, memoryview]:
+        tensor, start = place
+        view = room[: tensor.num_bytes - start]
+        self.checkpoint.store.read_into(tensor.file, tensor.offset + start, [view])
+        return tensor, view
 
     def _files(self) -> Iterator[PackFile]:
         for path in self.source.skeleton_files:
@@ -228,36 +220,34 @@ class Packer:
         digests: list[str] = []
         checks: list[tuple[int, ...]] = []
         tensors: dict[str, str] = {}
-        depth = min(AHEAD_BYTES // blob_bytes, AHEAD_BLOBS)
+        rooms = Rooms(blob_bytes, min(AHEAD_BYTES // blob_bytes, AHEAD_BLOBS))
         with self.staging.store.writer(self.staging.path(file)) as out:
             out.write(header)
             # Hashed where they are read, beside the writing of the one before.
-            for blob in read_ahead(range(experts), lambda expert: self._blob(layer, expert), depth):
-                digests.append(blob.digest)
-                checks.append(blob.checks)
-                tensors |= blob.tensors
-                out.write(blob.data)
+            for blob, known in rooms.read_ahead(range(experts), lambda expert, room: self._blob(layer, expert, room)):
+                digests.append(known.digest)
+                checks.append(known.checks)
+                tensors |= known.tensors
+                out.write(blob)
                 self.progress.advance(blob_bytes)
         size = len(header) + experts * blob_bytes
         self.bytes_written += size
         return LayerRecord(num_bytes=size, tensors=tensors, digests=tuple(digests), checks=tuple(checks))
 
-    def _blob(self, layer: int, expert: int) -> _Blob:
+    def _blob(self, layer: int, expert: int, room: memoryview) -> tuple[memoryview, Identity]:
         """One expert's blob and what identifies it. Raises CorruptData: its scales."""
-        data, tensors = self._read(layer, expert), {}
-        for part in lay.expert_parts(self.checkpoint.model, self.layout, layer, expert):
-            view = memoryview(data)[part.offset : part.offset + part.num_bytes]
-            self._check(part, view)
-            tensors[part.name] = blake3.blake3(view).hexdigest()
-        return _Blob(data, blake3.blake3(data).hexdigest(), piece_checks(data), tensors)
+        self._read(layer, expert, room)
+        parts = lay.expert_parts(self.checkpoint.model, self.layout, layer, expert)
+        for part in parts:
+            self._check(part, room[part.offset : part.offset + part.num_bytes])
+        return room, identify(room, parts)
 
-    def _read(self, layer: int, expert: int) -> bytearray:
-        """One expert's blob, read from wherever its fields lie; what no field fills stays zero."""
-        blob = bytearray(self.layout.blob_bytes)
+    def _read(self, layer: int, expert: int, blob: memoryview) -> None:
+        """Fill one expert's blob from wherever its fields lie; what no field fills stays as it is."""
         reads: list[Read] = []
         turned: list[tuple[ExpertField, BlobField, bytearray]] = []
         for source, place in zip(self.checkpoint.expert(layer, expert), self.layout.fields, strict=True):
-            room = memoryview(blob)[place.offset : place.offset + place.num_bytes]
+            room = blob[place.offset : place.offset + place.num_bytes]
             if source.fused and (source.field.transposed or source.field.interleaved):
                 turned.append((source.field, place, bytearray(place.num_bytes)))
                 room = memoryview(turned[-1][2])
@@ -267,7 +257,6 @@ class Packer:
         read_all(self.checkpoint.store, reads)
         for spec, place, data in turned:
             blob[place.offset : place.offset + place.num_bytes] = lay.straighten(spec, place, data)
-        return blob
 
     def _check(self, tensor: TensorInfo, data: bytes | memoryview) -> None:
         """Raise CorruptData (SCALES_INVALID) for scales that no weight can have."""
@@ -278,6 +267,11 @@ class Packer:
                 "download or quantise the model again",
                 reason="SCALES_INVALID",
             )
+
+
+def _chunks(tensors: Sequence[TensorInfo]) -> Iterator[tuple[TensorInfo, int]]:
+    """Where the parts begin that tensors are read in."""
+    return ((tensor, start) for tensor in tensors for start in range(0, tensor.num_bytes, CHUNK_BYTES))
 
 
 def _version() -> str:

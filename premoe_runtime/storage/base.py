@@ -35,7 +35,8 @@ class ObjectInfo:
 class Writer(Protocol):
     """An object being written; it appears under its name, whole, when its context ends without an exception."""
 
-    def write(self, data: Data, /) -> None: ...
+    def write(self, data: Data, /) -> None:
+        """Append ``data``, which may be overwritten as soon as this returns."""
 
 
 class Store:
@@ -108,7 +109,8 @@ class Store:
         with self._mapped(path):
             out = obstore.open_writer(self._backend, path, buffer_size=WRITE_PART_BYTES, max_concurrency=4)
         try:
-            yield GuardedWriter(out.write, self.at(path))
+            # An upload goes on after ``write`` returned, from the memory it was given: that has to be its own.
+            yield GuardedWriter(lambda data: out.write(bytes(data)), self.at(path))
         except BaseException as error:
             with suppress(failures.BaseError):
                 out.__exit__(type(error), error, error.__traceback__)  # aborts the upload

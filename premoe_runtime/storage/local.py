@@ -22,6 +22,8 @@ from obstore.store import LocalStore as LocalBackend
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.storage.base import READ_PART_BYTES, Data, GuardedWriter, ObjectInfo, Store, Writer
 
+WRITE_BYTES = 1 << 20
+"""Of one system call: longer ones take two to four times the processor's time a byte (page cache of Linux 6.18)."""
 _UNFINISHED = re.compile(r".+#\d+")
 
 
@@ -153,7 +155,7 @@ class LocalStore(Store):
 def _write_all(descriptor: int, data: Data) -> None:
     left = memoryview(data)
     while left:
-        left = left[os.write(descriptor, left) :]
+        left = left[os.write(descriptor, left[:WRITE_BYTES]) :]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -140,6 +140,16 @@ def test_a_writer_streams_more_than_one_part(store: Store) -> None:
     assert store.get("big") == part * 5 + b"tail"
 
 
+def test_a_writer_is_done_with_memory_when_write_returns(store: Store) -> None:
+    room = bytearray(WRITE_PART_BYTES // 2)
+    with store.writer("x") as out:
+        for value in range(5):
+            room[:] = bytes([value]) * len(room)
+            out.write(memoryview(room))
+            room[:] = b"\xff" * len(room)
+    assert store.get("x") == b"".join(bytes([value]) * len(room) for value in range(5))
+
+
 def test_a_writer_that_fails_leaves_nothing_and_keeps_what_was_there(store: Store) -> None:
     store.put("old", b"old")
     for path in ("new", "old"):
