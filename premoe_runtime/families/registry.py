@@ -62,9 +62,11 @@ def parse_json_object(data: bytes, where: str) -> dict[str, object]:
     try:
         found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{where} is not JSON: {error}", reason="CONFIG_INVALID") from error
+        raise InvalidInput(
+            f"{where} is not JSON: {error}; correct it, or get it again", reason="CONFIG_INVALID"
+        ) from error
     if not isinstance(found, dict):
-        raise InvalidInput(f"{where} is not a JSON object", reason="CONFIG_INVALID")
+        raise InvalidInput(f"{where} is not a JSON object; correct it, or get it again", reason="CONFIG_INVALID")
     return found
 
 

@@ -247,13 +247,14 @@ def check_groups(router: RouterSpec, experts: int, top_k: int, where: str) -> No
     size, left = divmod(experts, router.groups)
     if left or (size < 2 and router.group_score == "top2"):
         raise InvalidInput(
-            f"{where}: {experts} experts do not make {router.groups} equal groups (n_group) of at least 2",
+            f"{where}: {experts} experts do not make {router.groups} equal groups (n_group) of at least 2; "
+            "correct the checkpoint",
             reason="CONFIG_INVALID",
         )
     if router.chosen_groups > router.groups or top_k > router.chosen_groups * size:
         raise InvalidInput(
             f"{where}: {top_k} experts a token do not lie in {router.chosen_groups} (topk_group) of {router.groups} "
-            f"groups of {size}",
+            f"groups of {size}; correct the checkpoint",
             reason="CONFIG_INVALID",
         )
 

@@ -56,7 +56,10 @@ def stock_config(spec: FamilySpec, data: Mapping[str, Any], where: str) -> PreTr
         config: PreTrainedConfig = CONFIG_MAPPING[spec.name].from_dict(dict(data))
         blocks = config.num_hidden_layers
     if not 1 <= blocks <= MAX_BLOCKS:
-        raise InvalidInput(f"{where}: num_hidden_layers {blocks} is outside 1 to {MAX_BLOCKS}", reason="CONFIG_INVALID")
+        raise InvalidInput(
+            f"{where}: num_hidden_layers {blocks} is outside 1 to {MAX_BLOCKS}; correct the checkpoint",
+            reason="CONFIG_INVALID",
+        )
     kind = (rope_of(config) or {}).get("rope_type")
     if kind in LENGTH_DEPENDENT_ROPE and not (kind == "longrope" and spec.longrope):
         raise InvalidInput(
@@ -110,7 +113,7 @@ def describe(spec: FamilySpec, model: PreTrainedModel, where: str) -> MoeModel:
     if not 1 <= top_k <= experts <= MAX_EXPERTS:
         raise InvalidInput(
             f"{where}: num_experts_per_tok {top_k} and {experts} experts a layer do not go together "
-            f"(1 to {MAX_EXPERTS} experts)",
+            f"(1 to {MAX_EXPERTS} experts); correct the checkpoint",
             reason="CONFIG_INVALID",
         )
     check_groups(router, experts, top_k, where)

@@ -41,12 +41,14 @@ class Budget:
         """Raise InvalidInput when a model with this top-k and expert count cannot run this budget."""
         if self.active > top_k:
             raise InvalidInput(
-                f"budget {self} activates {self.active} experts, but the model's top-k is {top_k}",
+                f"budget {self} activates {self.active} experts, but the model's top-k is {top_k}; "
+                "activate no more than that",
                 reason="BUDGET_INVALID",
             )
         if self.kept > num_experts:
             raise InvalidInput(
-                f"budget {self} keeps {self.kept} experts a layer, but the model has {num_experts}",
+                f"budget {self} keeps {self.kept} experts a layer, but the model has {num_experts}; "
+                "keep no more than that",
                 reason="BUDGET_INVALID",
             )
 

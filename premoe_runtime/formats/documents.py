@@ -32,11 +32,15 @@ ObjectId = Annotated[str, AfterValidator(_object_id)]
 """An id that can be part of an object's path."""
 
 
-def parse_document(cls: type[ModelT], data: bytes | str, *, where: str, reason: str) -> ModelT:
-    """Read a document. Raises CorruptData (``reason``) with the first fault: no JSON, too deep, wrong or odd fields."""
+def parse_document(cls: type[ModelT], data: bytes | str, *, where: str, reason: str, cure: str = "") -> ModelT:
+    """Read a document. Raises CorruptData (``reason``) with the first fault: no JSON, too deep, wrong or odd fields.
+
+    ``cure`` says what to do then.
+    """
     try:
         return cls.model_validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "document"
-        raise CorruptData(f"{where}: {shown(place)}: {shown(first['msg'])}", reason=reason) from error
+        todo = f"; {cure}" if cure else ""
+        raise CorruptData(f"{where}: {shown(place)}: {shown(first['msg'])}{todo}", reason=reason) from error

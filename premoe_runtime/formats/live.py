@@ -85,10 +85,8 @@ class LivePointer(BaseModel):
     @classmethod
     def decode(cls, data: bytes, *, where: str = "live pointer") -> LivePointer:
         """Raises CorruptData."""
-        try:
-            return parse_document(cls, data, where=where, reason="LIVE_SET_BROKEN")
-        except CorruptData as error:
-            raise CorruptData(f"{error}; write it anew with `premoe patterns set-live`", reason=error.reason) from error
+        cure = "write it anew with `premoe patterns set-live`"
+        return parse_document(cls, data, where=where, reason="LIVE_SET_BROKEN", cure=cure)
 
     @classmethod
     def load(cls, get: Callable[[str], bytes], weights_id: str) -> LivePointer:

@@ -149,6 +149,9 @@ class ExpertLayer(_Frozen):
     """blake3 of every blob, padding included, ascending by expert: as many as the layer has experts."""
 
 
+_CURE = "pack the model again"
+
+
 class PackFile(_Frozen):
     """A file of the pack beside the expert layers."""
 
@@ -193,7 +196,7 @@ class Manifest(_Frozen):
     @classmethod
     def parse(cls, data: bytes, *, where: str = "manifest.json") -> Manifest:
         """Check and read a manifest. Raises CorruptData with the first fault in one line."""
-        manifest = parse_document(cls, data, where=where, reason="MANIFEST_INVALID")
+        manifest = parse_document(cls, data, where=where, reason="MANIFEST_INVALID", cure=_CURE)
         manifest.check(where=where)
         return manifest
 
@@ -203,7 +206,7 @@ class Manifest(_Frozen):
         if not wrong and self.model_id != self.content_id():
             wrong = "model_id is not the digest of the content"
         if wrong:
-            raise CorruptData(f"{where}: {wrong}", reason="MANIFEST_INVALID")
+            raise CorruptData(f"{where}: {wrong}; {_CURE}", reason="MANIFEST_INVALID")
 
     def _contradiction(self) -> str:
         blob_bytes, blocks = self.layout.blob_bytes, [layer.block for layer in self.layers]

@@ -109,7 +109,8 @@ class Pattern:
         """
         if budget.kept > self.num_experts:
             raise InvalidInput(
-                f"budget {budget} keeps {budget.kept} experts a layer, but the model has {self.num_experts}",
+                f"budget {budget} keeps {budget.kept} experts a layer, but the model has {self.num_experts}; "
+                "keep no more than that",
                 reason="BUDGET_INVALID",
             )
         counts = layers.layer_counts(self.scores, budget.kept, budget.active, self.allocation, slots)
@@ -238,4 +239,4 @@ def _ids(text: str, where: str) -> tuple[str, ...]:
 
 
 def _corrupt(where: str, what: str) -> CorruptData:
-    return CorruptData(f"{where}: {what}", reason="PATTERN_INVALID")
+    return CorruptData(f"{where}: {what}; build it again with `premoe patterns build`", reason="PATTERN_INVALID")

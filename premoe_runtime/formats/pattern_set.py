@@ -34,6 +34,7 @@ _Format = Literal["premoe-pattern-set/1", "premoe-pattern-set/2"]
 _PLAIN: _Format = "premoe-pattern-set/1"
 _IN_SPACE: _Format = "premoe-pattern-set/2"
 _REASON = "PATTERN_SET_INVALID"
+_CURE = "build it again with `premoe patterns build`"
 
 
 class Member(Frozen):
@@ -198,7 +199,7 @@ class PatternSet:
     @classmethod
     def from_files(cls, document: bytes, exemplars: bytes, *, where: str = "pattern set") -> PatternSet:
         """Read both files. Raises CorruptData: broken JSON, other exemplars, members that do not fit them."""
-        parsed = parse_document(SetDocument, document, where=where, reason=_REASON)
+        parsed = parse_document(SetDocument, document, where=where, reason=_REASON, cure=_CURE)
         if arrays.digest(exemplars) != parsed.exemplars_digest:
             raise _corrupt(where, "exemplar file does not match the digest in the document")
         tensors, _ = arrays.decode(exemplars, where=where)
@@ -286,4 +287,4 @@ def _lawful(splits: Splits) -> bool:
 
 
 def _corrupt(where: str, what: str) -> CorruptData:
-    return CorruptData(f"{where}: {what}", reason=_REASON)
+    return CorruptData(f"{where}: {what}; {_CURE}", reason=_REASON)

@@ -151,4 +151,4 @@ def _sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def _corrupt(where: str, what: str) -> CorruptData:
-    return CorruptData(f"{where}: {what}", reason="HEADER_INVALID")
+    return CorruptData(f"{where}: {what}; get the file again", reason="HEADER_INVALID")

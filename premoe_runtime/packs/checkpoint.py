@@ -41,6 +41,7 @@ SINGLE_FILE = "model.safetensors"
 ZEROS_AHEAD = 8
 """Small reads at a time, which cost a store's answer each."""
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_CURE = "download it again"
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
@@ -170,7 +171,7 @@ def _predicted_blocks(config: bytes, where: str) -> int:
     """How many blocks of multi-token prediction follow the last block."""
     extra = parse_json_object(config, where).get("num_nextn_predict_layers") or 0
     if not isinstance(extra, int):
-        raise InvalidInput(f"{where}: num_nextn_predict_layers is no number", reason="CONFIG_INVALID")
+        raise InvalidInput(f"{where}: num_nextn_predict_layers is no number; correct it", reason="CONFIG_INVALID")
     return extra
 
 
@@ -194,7 +195,7 @@ def _read_tensors(
         for tensor in read_header(store, shard, sizes[shard]):
             if tensor.name in tensors:
                 raise CorruptData(
-                    f"{store.url}: tensor {tensor.name} is in {tensors[tensor.name].file} and in {shard}",
+                    f"{store.url}: tensor {tensor.name} is in {tensors[tensor.name].file} and in {shard}; {_CURE}",
                     reason="TENSOR_DUPLICATE",
                 )
             tensors[tensor.name] = tensor
@@ -211,10 +212,10 @@ def _read_index(store: Store) -> dict[str, str]:
     try:
         found = json.loads(store.get(INDEX_FILE), object_pairs_hook=safetensors.unique_keys)
     except (ValueError, RecursionError) as error:
-        raise CorruptData(f"{where} is not valid JSON: {error}", reason="INDEX_INVALID") from error
+        raise CorruptData(f"{where} is not valid JSON: {error}; {_CURE}", reason="INDEX_INVALID") from error
     index = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(index, dict) or not index or not all(isinstance(file, str) for file in index.values()):
-        raise CorruptData(f"{where} has no weight_map of tensor names to files", reason="INDEX_INVALID")
+        raise CorruptData(f"{where} has no weight_map of tensor names to files; {_CURE}", reason="INDEX_INVALID")
     return index
 
 
@@ -231,7 +232,7 @@ def _check_index(index: Mapping[str, str], tensors: Mapping[str, TensorInfo], wa
         tensor = tensors.get(name)
         if tensor is None:
             raise CorruptData(
-                f"{where}: tensor {name} is not in {file} nor in any other shard", reason="TENSOR_MISSING"
+                f"{where}: tensor {name} is not in {file} nor in any other shard; {_CURE}", reason="TENSOR_MISSING"
             )
         if tensor.file != file:
             raise CorruptData(
@@ -239,7 +240,9 @@ def _check_index(index: Mapping[str, str], tensors: Mapping[str, TensorInfo], wa
                 reason="SHARDS_SWAPPED",
             )
     for name in sorted((tensors.keys() & wanted) - index.keys()):
-        raise CorruptData(f"{where}: no entry for tensor {name} of {tensors[name].file}", reason="INDEX_INCOMPLETE")
+        raise CorruptData(
+            f"{where}: no entry for tensor {name} of {tensors[name].file}; {_CURE}", reason="INDEX_INCOMPLETE"
+        )
 
 
 def _single_shard(store: Store, sizes: Mapping[str, int]) -> str:

@@ -72,7 +72,10 @@ class Fetcher:
     def _check_in(self, expert: ExpertId, blob: torch.Tensor, room: torch.Tensor) -> str:
         digest = digest_of(blob)
         if digest != self.shape.manifest.digest(expert):
-            raise CorruptData(f"{expert} arrived with a wrong digest; it was not used", reason="BLOB_DIGEST")
+            raise CorruptData(
+                f"{expert} arrived with a wrong digest and was not used; look for damage with `premoe pack verify`",
+                reason="BLOB_DIGEST",
+            )
         if not self.shape.layout.converts:
             return digest
         self.shape.layout.convert(blob, room)

@@ -16,6 +16,7 @@ _READ_ONLY_TEXT = "Read-only file system"
 _REFUSED_TEXT = ("Permission denied (os error", "Operation not permitted (os error")
 _METADATA_HOST = "169.254.169.254"  # where the AWS client looks for credentials when no variable gives any
 _ABSENT_TEXT = ("404 Not Found", "Not a directory (os error", "Is a directory (os error")
+_LOOP_TEXT = "Too many levels of symbolic links"
 _RANGE_TEXT = ("InvalidRange", "Invalid range", "Requested range was invalid", "416 Range Not Satisfiable")
 
 
@@ -34,6 +35,8 @@ def mapped_errors(where: str) -> Iterator[None]:
         raise InvalidInput(f"{where}: {_first_line(error)}", reason="OBJECT_PATH") from error
     except (OSError, failures.BaseError) as error:  # obstore's writers raise OSError with the server's answer in it
         text = str(error)
+        if getattr(error, "errno", None) == errno.ELOOP or _LOOP_TEXT in text:
+            raise NotFound(f"{where}: a link leads to itself; remove it", reason="OBJECT_NOT_FOUND") from error
         if getattr(error, "errno", None) in _FULL or any(mark in text for mark in _FULL_TEXT):
             raise _full(where) from error
         if getattr(error, "errno", None) == errno.EROFS or _READ_ONLY_TEXT in text:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,9 +21,10 @@ from obstore.store import LocalStore as LocalBackend
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.storage.base import READ_PART_BYTES, Data, GuardedWriter, ObjectInfo, Store, Writer
+from premoe_runtime.storage.failures import mapped_errors
 
 WRITE_BYTES = 1 << 20
-"""Of one system call: longer ones take two to four times the processor's time a byte (page cache of Linux 6.18)."""
+"""Of one system call: longer ones take two to six times the processor's time a byte (page cache of Linux 6.18)."""
 _UNFINISHED = re.compile(r".+#\d+")
 
 
@@ -113,6 +114,19 @@ class LocalStore(Store):
             place = place.parent
         return shutil.disk_usage(place).free
 
+    @contextmanager
+    def _mapped(self, path: str) -> Iterator[None]:
+        try:
+            with super()._mapped(path):
+                yield
+        except NotFound as error:
+            if odd := _no_file(self._place(path)):
+                raise NotFound(f"{self.at(path)} {odd}", reason=error.reason) from error
+            raise
+
+    def _mapped_listing(self, prefix: str) -> AbstractContextManager[None]:
+        return super()._mapped(prefix) if prefix else mapped_errors(self.url)
+
     def _reads(self) -> Any:
         if self._backend is None:
             if not self._root.is_dir():
@@ -150,6 +164,15 @@ class LocalStore(Store):
             os.close(descriptor)
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+
+
+def _no_file(place: Path) -> str:
+    """What is where a file should be; empty where there is nothing, or a file."""
+    if place.is_dir():
+        return "is a folder where a file should be; remove it"
+    if place.is_symlink() and not os.path.exists(place):
+        return f"is a link to {os.readlink(place)}, which is not there; put back what it leads to, or remove it"
+    return ""
 
 
 def _write_all(descriptor: int, data: Data) -> None:

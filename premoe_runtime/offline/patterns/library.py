@@ -22,6 +22,8 @@ from premoe_runtime.storage import Store, open_store
 _PACK = re.compile(r"(?P<root>.+)/models/[^/]+/?")
 
 Kind = Literal["profiles", "patterns", "sets"]
+_LISTED = {"profiles": "profile list", "patterns": "patterns list", "sets": "patterns list"}
+"""The command that shows what there is of a kind."""
 
 
 def store_of(model_url: str, to: str | None = None) -> Store:
@@ -51,7 +53,10 @@ def resolve(store: Store, kind: Kind, name: str) -> str:
     """The one id under ``kind`` that starts with ``name``. Raises NotFound (none), InvalidInput (several)."""
     found = [known for known in ids(store, kind) if known.startswith(name)] if name else []
     if not found:
-        raise NotFound(f"no {kind[:-1]} {name!r} in {store.url}", reason=f"{kind[:-1].upper()}_NOT_FOUND")
+        raise NotFound(
+            f"no {kind[:-1]} {name!r} in {store.url}; see `premoe {_LISTED[kind]}`",
+            reason=f"{kind[:-1].upper()}_NOT_FOUND",
+        )
     if len(found) > 1 and name not in found:
         raise InvalidInput(
             f"{kind[:-1]} {name!r} is ambiguous in {store.url}: {len(found)} ids start with it; give more digits",
@@ -160,7 +165,7 @@ def find_set(store: Store, name: str | None = None) -> PatternSet:
         raise (InvalidInput if live else NotFound)(
             f"{store.url} has {found}; name a set with --set", reason="SET_NOT_FOUND"
         )
-    return PatternSet.load(store.get, next(iter(live.values())))
+    return _load(store, next(iter(live.values())))
 
 
 def find_pattern(store: Store, name: str, set_name: str | None = None) -> Pattern:
@@ -189,10 +194,22 @@ def load_set(store: Store, weights_id: str, name: str | None = None) -> PatternS
             "run `premoe patterns build … --set-live`",
             reason="SET_NOT_FOUND",
         )
-    found = PatternSet.load(store.get, set_id)
+    found = _load(store, set_id)
     if found.weights_id != weights_id:
         raise InvalidInput(
             f"set {set_id[:12]} belongs to weights {found.weights_id[:12]}, the model has {weights_id[:12]}",
             reason="WEIGHTS_MISMATCH",
         )
     return found
+
+
+def _load(store: Store, set_id: str) -> PatternSet:
+    """A set that is listed or live. Raises NotFound, CorruptData."""
+    try:
+        return PatternSet.load(store.get, set_id)
+    except NotFound as error:
+        raise NotFound(
+            f"set {set_id[:16]} is not whole in {store.url}; build it again, or make another live with "
+            "`premoe patterns set-live`",
+            reason="SET_NOT_FOUND",
+        ) from error

@@ -91,7 +91,7 @@ class Profile:
         signatures = tensors.pop("signatures", None)
         named = metadata.get("format", "")
         if named not in (FORMAT, *OLDER):
-            raise _corrupt(where, f"format {named[:40]!r} is none that this version reads; profile the task again")
+            raise _corrupt(where, f"format {named[:40]!r} is none that this version reads")
         state = _state(_older(tensors, where) if named in OLDER else tensors, where)
         try:
             calibration = TypeAdapter(tuple[Calibration, ...]).validate_json(metadata.get("calibration", ""))
@@ -204,4 +204,6 @@ def _state(tensors: dict[str, arrays.Array], where: str) -> ProfileState:
 
 
 def _corrupt(where: str, what: str) -> CorruptData:
-    return CorruptData(f"{where}: {what}", reason="PROFILE_INVALID")
+    return CorruptData(
+        f"{where}: {what}; remove it (`premoe profile rm`) and profile the task again", reason="PROFILE_INVALID"
+    )

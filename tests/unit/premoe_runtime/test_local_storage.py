@@ -175,6 +175,36 @@ def _stream(store: LocalStore) -> None:
         out.write(b"data")
 
 
+@pytest.mark.parametrize("link", ["nowhere", "x"])
+def test_what_is_no_file_is_named_as_what_it_is(store: LocalStore, tmp_path: Path, link: str) -> None:
+    (tmp_path / "store" / "folder").mkdir(parents=True)
+    (tmp_path / "store" / "x").symlink_to(link)
+    reads: list[Callable[[str], object]] = [
+        store.get,
+        store.head,
+        lambda path: store.get_range(path, 0, 1),
+        lambda path: store.read_into(path, 0, [memoryview(bytearray(1))]),
+        lambda path: store.copy(path, "target"),
+    ]
+    for read in reads:
+        with pytest.raises(NotFound, match=r"/folder is a folder where a file should be; remove it"):
+            read("folder")
+        with pytest.raises(NotFound, match=rf"/x is a link to {link}, which is not there; put back"):
+            read("x")
+        with pytest.raises(NotFound, match=r"/absent: no such object$"):
+            read("absent")
+    with pytest.raises(NotFound, match="folder where a file"):
+        store.put("folder", b"1")
+    assert files_below(tmp_path) == []
+
+
+def test_a_listing_with_a_link_to_itself_says_so(store: LocalStore, tmp_path: Path) -> None:
+    store.put("x", b"1")
+    (tmp_path / "store" / "loop").symlink_to("loop")
+    with pytest.raises(NotFound, match=r"store: a link leads to itself; remove it"):
+        store.list()
+
+
 def test_other_failures_of_the_disk_are_unavailable(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> int:
         raise OSError(errno.EIO, "Input/output error")

@@ -109,7 +109,8 @@ def _shape(model: str, dtype: str | None, probed: bool, allocation: Allocation) 
     """Byte counts of a pack or of a config, and how the pack's live pattern set shares its budgets."""
     config = _config(model)
     if config is not None:
-        return _configured(config, model, dtype), None
+        place = Path(model) / CONFIG_FILE
+        return _configured(config, str(place) if place.is_file() else model, dtype), None
     reader = open_pack(model)
     manifest, config = reader.manifest(), reader.read_file(f"skeleton/{CONFIG_FILE}")
     shape = shape_of(manifest, config)
