@@ -152,6 +152,10 @@ def main(
     figures = folder / "measured.json"
     before: dict[str, Any] = json.loads(figures.read_text(encoding="utf-8")) if figures.exists() else {}
     sizes = Sizes(pruned_prompts, wrong_prompts)
+    if (card_only or wordings_only) and "exact" not in before:
+        raise click.ClickException(
+            f"{figures} has no figures to add to; run this once without --wordings-only or --card-only"
+        )
     if card_only:
         measured = before
     elif wordings_only:
