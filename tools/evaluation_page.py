@@ -149,7 +149,7 @@ def remarks(documents: dict[str, Document]) -> str:
 def _unlearnt(name: str, document: Document) -> str:
     """The exact tasks that a training seed did not learn, so that no mean has them."""
     out = [task for task in EXACT if task not in document["counted"]]
-    shares = (f"`{task}` {' and '.join(f'{one:g}' for one in document['full'][task]['models'])} %" for task in out)
+    shares = (f"`{task}` {', '.join(f'{one:g}' for one in document['full'][task]['models'])} %" for task in out)
     return (
         f"Of `{name}` not every training seed learnt every task within the recipe's steps: whole, the models answer "
         f"{'; '.join(shares)}. Such a task is in no mean of any seed."

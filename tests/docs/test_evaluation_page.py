@@ -39,7 +39,7 @@ def test_the_page_says_where_goals_are_of_fewer_training_seeds_than_three(docume
     assert "Measured so far: `tiny-moe` 1." in remarks({"tiny-moe": few})
     full = {**few["full"], "add": {**few["full"]["add"], "models": [100.0, 0.0]}}
     unlearnt = {**few, "full": full, "counted": few["counted"][1:]}
-    assert "the models answer `add` 100 and 0 %." in remarks({"tiny-moe": unlearnt})
+    assert "the models answer `add` 100, 0 %." in remarks({"tiny-moe": unlearnt})
     assert "not every training seed" not in remarks({"tiny-moe": few})
     assert "What `tiny-moe-natural` loses first is `lang`" in remarks(documents)
     assert "Measured so far" not in remarks({"tiny-moe": {**few, "model": {"models": [{}] * 3}}})
