@@ -7,11 +7,13 @@ wants a family's spec does not need it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -34,6 +36,14 @@ _DTYPE_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 @contextmanager
 def refusals(what: str, where: str) -> Iterator[None]:
     """Make one line of whatever transformers raises for files that it cannot use, and nothing of what it logs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with _raised_as_refusals(what, where):
+            yield
+
+
+@contextmanager
+def _raised_as_refusals(what: str, where: str) -> Iterator[None]:
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:
@@ -41,13 +51,20 @@ def refusals(what: str, where: str) -> Iterator[None]:
     except PremoeError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(_said(error).split()) or type(error).__name__
         raise InvalidInput(
             f"{where}: transformers refuses the {what}: {reason}; correct the checkpoint",
             reason=f"{what.upper().replace(' ', '_')}_REFUSED",
         ) from error
     finally:
         logging.set_verbosity(before)
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def stock_config(spec: FamilySpec, data: Mapping[str, Any], where: str) -> PreTrainedConfig:

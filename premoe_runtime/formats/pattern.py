@@ -16,7 +16,7 @@ from premoe_runtime.formats import arrays
 from premoe_runtime.formats.arrays import F32, F64, I16, I64, Mask
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, Semantics
-from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound
 from premoe_runtime.formats.ids import PatternId, WeightsId
 
 _METRIC = r"[a-z0-9][a-z0-9.@_-]{0,63}"
@@ -167,7 +167,11 @@ class Pattern:
     def load(cls, get: Callable[[str], bytes], pattern_id: str) -> Pattern:
         """Read ``patterns/<id>.safetensors`` through ``get`` and check its id. Raises NotFound, CorruptData."""
         path = pattern_path(pattern_id)
-        data = get(path)
+        try:
+            data = get(path)
+        except NotFound as error:
+            place = str(error).partition("; ")[0]
+            raise NotFound(f"{place}; build it again with `premoe patterns build`", reason=error.reason) from error
         if arrays.digest(data) != pattern_id:
             raise _corrupt(path, "content does not match its id")
         return cls.from_bytes(data, where=path)

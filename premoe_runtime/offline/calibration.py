@@ -127,7 +127,7 @@ def parse_calibration(
     if not examples:
         if unused.places:
             raise InvalidInput(unused.places[0], reason="CALIBRATION_INVALID")
-        raise InvalidInput(f"{where}: holds no examples", reason="CALIBRATION_EMPTY")
+        raise InvalidInput(f"{where}: holds no examples; write one a line", reason="CALIBRATION_EMPTY")
     chosen = examples[skip:][: len(examples) if limit is None else limit]
     if not chosen:
         raise InvalidInput(

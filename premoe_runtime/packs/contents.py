@@ -14,6 +14,7 @@ from premoe_runtime.formats.errors import CorruptData, InvalidInput
 WEIGHT_DTYPES = ("BF16", "F16", "F32")
 _QUANTISED = ("qweight", "qzeros", "g_idx", "scales", "_packed", "_scale", "_scale_inv", "_zero_point")
 """How names of tensors end that only number formats have."""
+_CURE = "correct the checkpoint"
 _MTP = re.compile(r"(model\.)?mtp\b.*")
 
 
@@ -93,7 +94,7 @@ def match(
         name = names.get(stored, stored)
         if name in kept:
             raise CorruptData(
-                f"{where}: tensor {name} is in {kept[name].file} and, as {stored}, in {tensor.file}",
+                f"{where}: tensor {name} is in {kept[name].file} and, as {stored}, in {tensor.file}; {_CURE}",
                 reason="TENSOR_DUPLICATE",
             )
         if stored not in names and (why := _needless(stored, model, predicted_blocks)):
@@ -114,7 +115,8 @@ def experts_dtypes(tensors: Mapping[str, TensorInfo], model: MoeModel, where: st
         known = first.setdefault(one.field.name if one.field.dtypes else "", tensor)
         if tensor.dtype != known.dtype:
             raise InvalidInput(
-                f"{where}: routed experts of two dtypes: {known.name} is {known.dtype}, {one.name} is {tensor.dtype}",
+                f"{where}: routed experts of two dtypes: {known.name} is {known.dtype}, "
+                f"{one.name} is {tensor.dtype}; {_CURE}",
                 reason="DTYPE_UNSUPPORTED",
             )
     return {field.name: first[field.name if field.dtypes else ""].dtype for field in model.fields}
@@ -150,12 +152,13 @@ def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> No
         if tensor.dtype not in allowed:
             raise InvalidInput(
                 f"{where}: tensor {name} has dtype {tensor.dtype}; supported: {', '.join(allowed)}"
-                f"{_hint(tensor, model, own)}",
+                f"{_hint(tensor, model, own)}; {_CURE}",
                 reason="DTYPE_UNSUPPORTED",
             )
         if tensor.shape != shapes[name]:
             raise CorruptData(
-                f"{where}: tensor {name} has shape {list(tensor.shape)}, config.json says {list(shapes[name])}",
+                f"{where}: tensor {name} has shape {list(tensor.shape)}, "
+                f"config.json says {list(shapes[name])}; {_CURE}",
                 reason="TENSOR_SHAPE",
             )
     for name in sorted(tensors.keys() - shapes.keys()):
@@ -165,13 +168,13 @@ def _check(tensors: Mapping[str, TensorInfo], model: MoeModel, where: str) -> No
             )
         raise InvalidInput(
             f"{where}: unexpected tensor {name} for a {model.family} with {slots_text(model.layer_experts)} experts a "
-            f"layer ({_variant(name, model)})",
+            f"layer ({_variant(name, model)}); {_CURE}",
             reason="UNEXPECTED_TENSOR",
         )
     tied = {name for name, one in model.skeleton.items() if one.optional}
     for name in sorted(shapes.keys() - tensors.keys() - tied):
         hint = f" (config.json says {model.numbers.title})" if model.numbers else ""
-        raise CorruptData(f"{where}: tensor {name} is missing{hint}", reason="TENSOR_MISSING")
+        raise CorruptData(f"{where}: tensor {name} is missing{hint}; {_CURE}", reason="TENSOR_MISSING")
 
 
 def _hint(tensor: TensorInfo, model: MoeModel, own: tuple[str, ...]) -> str:

@@ -69,7 +69,9 @@ class LazyGroup(click.Group):
             raise
         except click.UsageError as error:
             called = error.ctx.command_path if error.ctx is not None else "premoe"
-            raise CommandError(f"{error.format_message()} See `{called} --help`.", error.exit_code) from error
+            raise CommandError(
+                f"{error.format_message().rstrip('.')}. See `{called} --help`.", error.exit_code
+            ) from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,21 @@ def test_a_bad_mask_leaves_nothing(store: str, tmp_path: Path) -> None:
     assert premoe("import-mask", taken, "--pack", store, "--task", "digits").exit_code == 4
     assert premoe("import-mask", taken, "--pack", store, "--task", "two words/").exit_code == 2
     assert (set(library.ids(open_store(store), "patterns")), set(library.ids(open_store(store), "sets"))) == known
+
+
+@pytest.mark.parametrize("gone", ["patterns/*", "sets/*.json", "sets/*.safetensors"])
+def test_a_mask_joins_no_set_that_is_not_whole(store: str, tmp_path: Path, gone: str) -> None:
+    shutil.copytree(store.removeprefix("file://"), tmp_path / "store")
+    for place in (tmp_path / "store").glob(gone):
+        place.unlink()
+    file = tmp_path / "mask.json"
+    file.write_text(json.dumps([[1.0] * 16] * 2))
+    before = sorted(tmp_path.rglob("*"))
+    result = premoe("import-mask", file, "--pack", tmp_path / "store", "--task", "m", "--set-live")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert (result.stderr[:7], result.stderr.count("\n")) == ("error: ", 1)
+    assert "build " in result.stderr
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_pattern_of_other_weights_is_refused(store: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command
 from support.checkpoints import checkpoint, config
+from support.tiny import tiny_checkpoint
 
 from premoe_runtime.storage import LocalStore
 
@@ -183,3 +184,38 @@ def test_usage() -> None:
     missing = premoe("pack", "somewhere")
     assert missing.exit_code == 2
     assert "--to" in missing.stderr
+
+
+@pytest.mark.parametrize("value", [0, -1, 10**30, "x", None, [], {}, 1.5])
+@pytest.mark.parametrize(
+    "key",
+    ["hidden_size", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "num_hidden_layers", "vocab_size"],
+)
+def test_impossible_sizes_are_one_line_and_no_warning(
+    source: Path, tmp_path: Path, key: str, value: object, recwarn: pytest.WarningsRecorder
+) -> None:
+    place = source / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {key: value}))
+    refused = premoe("pack", source, "--to", tmp_path / "store")
+    assert refused.exit_code in (2, 5), refused.output
+    assert (refused.stderr[:7], refused.stderr.count("\n")) == ("error: ", 1)
+    assert "; " in refused.stderr, "nothing says what to do"
+    assert not recwarn.list
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("groups", [0, -1, 3, 16])
+@pytest.mark.parametrize("key", ["n_group", "topk_group"])
+def test_impossible_groups_are_one_line(tmp_path: Path, key: str, groups: int) -> None:
+    folder = tiny_checkpoint(tmp_path, "deepseek_v3")
+    place = folder / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {key: groups}))
+    refused = premoe("pack", folder, "--to", tmp_path / "store")
+    if (key, groups) == ("topk_group", 3):  # of four groups
+        assert refused.exit_code == 0
+        return
+    assert refused.exit_code == 2
+    assert (refused.stderr[:7], refused.stderr.count("\n")) == ("error: ", 1)
+    assert "https://" not in refused.stderr
+    assert refused.stderr.endswith("; correct the checkpoint\n")
+    assert not (tmp_path / "store").exists()

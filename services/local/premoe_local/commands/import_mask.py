@@ -13,7 +13,6 @@ from premoe_local.signatures import signatures_of
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Semantics
-from premoe_runtime.formats.errors import NotFound
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.formats.pattern import pattern_path
 from premoe_runtime.formats.pattern_set import PatternSet
@@ -111,13 +110,12 @@ def command(
 
 
 def _set(store: Store, weights_id: str, name: str | None) -> PatternSet | None:
-    """The set to join; None where none is named and none is live."""
-    try:
-        return library.load_set(store, weights_id, name)
-    except NotFound:
-        if name is not None:
-            raise
+    """The set to join; None where none is named and none is live. Raises NotFound where it is not whole."""
+    if name is None and library.live_set_id(store, weights_id) is None:
         return None
+    found = library.load_set(store, weights_id, name)
+    library.check_whole(store, found)
+    return found
 
 
 def _budget(mask: KeptExperts, manifest: Manifest) -> tuple[Budget, bool]:
