@@ -149,7 +149,7 @@ class Packer:
             file = lay.shard_file(index, len(shards))
             self.progress.stage(file)
             record = self.staging.load(file, ShardRecord)
-            if record is None:
+            if record is None or record.tensors.keys() != {tensor.name for tensor in tensors}:
                 record = self.write_shard(file, tensors)
                 self.staging.save(file, record)
             else:
@@ -201,7 +201,7 @@ class Packer:
         file = lay.layer_file(layer)
         self.progress.stage(file)
         record = self.staging.load(file, LayerRecord)
-        if record is None:
+        if record is None or not self._fits(layer, record):
             record = self.write_layer(layer, file)
             self.staging.save(file, record)
         else:
@@ -212,6 +212,17 @@ class Packer:
             parts = lay.expert_parts(self.checkpoint.model, self.layout, layer, expert)
             self.tensors |= {part.name: part for part in parts}
         return record
+
+    def _fits(self, layer: int, record: LayerRecord) -> bool:
+        """Whether a record is of as many blobs, pieces and tensors as the layer has."""
+        model, pieces = self.checkpoint.model, lay.pieces_per_blob(self.layout.blob_bytes)
+        experts = model.layer_experts[layer]
+        names = {model.expert_name(layer, expert, one) for expert in range(experts) for one in model.expert_tensors}
+        return (
+            len(record.digests) == experts
+            and [len(row) for row in record.checks] == [pieces] * experts
+            and record.tensors.keys() == names
+        )
 
     def write_layer(self, layer: int, file: str) -> LayerRecord:
         """Stage one MoE layer's expert file."""

@@ -105,10 +105,12 @@ class Profile:
         whose = metadata.get("weights_id") and metadata.get("task", "").strip()
         if not (whose and calibration and metadata["task"].isprintable()):
             raise _corrupt(where, "metadata lacks weights_id, task or calibration")
-        if len(experts) != state.shape[0] or not top_k <= min(experts) <= max(experts) == state.shape[1]:
+        if len(experts) != state.shape[0] or not 1 <= top_k <= min(experts) <= max(experts) == state.shape[1]:
             raise _corrupt(where, f"arrays are of shape {list(state.shape)}, but layers have {list(experts)} experts")
         if signatures is None or signatures.dtype != np.float32 or signatures.shape[1:] != (spec.dimension,):
             raise _corrupt(where, f"signatures are not float32 rows of {spec.dimension}")
+        if not np.isfinite(cast("F32", signatures)).all():
+            raise _corrupt(where, "signatures are not finite")
         return cls(
             weights_id=WeightsId(metadata["weights_id"]),
             task=metadata["task"],
@@ -174,7 +176,8 @@ def check_same_weights(profiles: Sequence[Profile]) -> None:
             )
         if (other.top_k, other.signature, other.layer_experts) != (first.top_k, first.signature, first.layer_experts):
             raise InvalidInput(
-                f"profiles of tasks {first.task} and {other.task} were made with different settings; make one again",
+                f"profiles {first.profile_id[:12]} (task {first.task}) and {other.profile_id[:12]} (task {other.task}) "
+                "were made with different settings; remove one (`premoe profile rm`) and make it again",
                 reason="PROFILE_MISMATCH",
             )
 

@@ -344,3 +344,23 @@ def test_the_manifest_round_trips(tmp_path: Path) -> None:
     data = (tmp_path / "store" / "models" / result.manifest.model_id / "manifest.json").read_bytes()
     assert Manifest.parse(data) == result.manifest
     assert json.loads(data)["router"]["score"] == "softmax"
+
+
+@pytest.mark.parametrize("key", ["digests", "checks", "tensors"])
+@pytest.mark.parametrize("file", ["experts/layer-000.safetensors", "skeleton/model-00001-of-00001.safetensors"])
+def test_a_record_of_another_layer_is_not_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, key: str
+) -> None:
+    folder, store = checkpoint(tmp_path / "model"), LocalStore(tmp_path / "store")
+    whole = pack(folder, tmp_path / "other").manifest
+    monkeypatch.setattr(Staging, "publish", lambda self, manifest: None)  # a run that ends just before
+    pack(folder, store)
+    monkeypatch.undo()
+    (place,) = (tmp_path / "store").glob(f"staging/*/records/{file}.json")
+    record = json.loads(place.read_text())
+    if key not in record:
+        return  # a shard has neither blobs nor checks
+    record[key] = {} if key == "tensors" else record[key][:-1]
+    place.write_text(json.dumps(record))
+    assert pack(folder, store).manifest == whole
+    assert verify_pack(PackReader(store, f"models/{whole.model_id}")).faults == ()

@@ -179,3 +179,11 @@ def test_profiles_of_other_weights_tasks_or_settings_do_not_merge() -> None:
         merge([profile(), other])
     with pytest.raises(InvalidInput, match="do not merge"):
         pooled([accumulated([logits(3)]), accumulated([logits(3)], layers=1)])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_signatures_that_are_not_finite_are_refused(value: float) -> None:
+    made = profile()
+    made.signatures[3, 2] = value
+    with pytest.raises(CorruptData, match=r"signatures are not finite; remove it .* and profile the task again"):
+        Profile.from_bytes(made.to_bytes())
