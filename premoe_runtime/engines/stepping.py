@@ -124,6 +124,9 @@ class StepEngine:
 
     def _run(self) -> None:
         error: BaseException | None = None
+        # OpenMP counts threads for each thread anew, and torch tells it at its first parallel loop: too late for a
+        # kernel that asks OpenMP itself before and after that.
+        torch.set_num_threads(torch.get_num_threads())
         try:
             while self._carry_out_commands():
                 self._sequences.step()
