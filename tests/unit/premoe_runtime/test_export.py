@@ -23,8 +23,8 @@ from premoe_runtime.offline.export.writer import export
 from premoe_runtime.packs.verify import verify_pack
 from premoe_runtime.storage import LocalStore
 
-BIT_EQUAL = {"gpt_oss", "granitemoe"}
-"""Rows whose routers see nothing but the chosen logits; the others add up as many scores in another order."""
+ROUNDING = 5e-5
+"""Routers of fewer rows add up in another order, and so do kernels for matrices of another shape."""
 each_row = pytest.mark.parametrize(("name", "row"), ROWS.items(), ids=ROWS)
 
 
@@ -43,9 +43,7 @@ def test_a_cut_checkpoint_is_the_restricted_model(tmp_path: Path, name: str, row
     export(source, chosen, str(tmp_path / "cut"))
     stock = stock_model(tmp_path / "cut")
     found, expected = stock_logits(stock, PROMPTS), restricted_logits(source, chosen.kept, top_k, semantics)
-    if name in BIT_EQUAL:
-        assert torch.equal(found, expected)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
     whole = restricted_logits(source, manifest.exists, top_k)
     assert not torch.allclose(whole, expected, rtol=1e-2, atol=1e-2)
     again = pack_of(tmp_path / "cut", tmp_path / "again")
@@ -64,7 +62,7 @@ def test_a_smaller_budget_lowers_the_top_k(tmp_path: Path, name: str) -> None:
     export(source, chosen, str(tmp_path / "cut"))
     found = stock_logits(stock_model(tmp_path / "cut"), PROMPTS)
     expected = restricted_logits(source, chosen.kept, 2, semantics)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
     assert pack_of(tmp_path / "cut", tmp_path / "again").manifest().top_k == 2
 
 
@@ -82,7 +80,7 @@ def test_what_rescales_is_refused_and_is_the_sliced_model(tmp_path: Path, name: 
     chosen = cut_to(source, "4/8", accept_rescale=True)
     export(source, chosen, str(tmp_path / "cut"))
     found = stock_logits(stock_model(tmp_path / "cut"), PROMPTS)
-    torch.testing.assert_close(found, restricted_logits(source, chosen.kept, 4, "slice"), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, restricted_logits(source, chosen.kept, 4, "slice"), rtol=ROUNDING, atol=ROUNDING)
     assert not torch.allclose(found, restricted_logits(source, chosen.kept, 4), rtol=1e-2, atol=1e-2)
     assert "Not the model that runs" in (tmp_path / "cut/README.md").read_text()
     assert json.loads((tmp_path / "cut/config.json").read_text())["premoe"]["semantics"] == "slice"
@@ -100,7 +98,7 @@ def test_a_ragged_cut_is_for_packs_only(tmp_path: Path) -> None:
     again = pack_of(tmp_path / "cut", tmp_path / "again")
     assert again.manifest().layer_experts == chosen.layer_experts
     found = restricted_logits(again, again.manifest().exists, 4)
-    torch.testing.assert_close(found, restricted_logits(source, chosen.kept, 4), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, restricted_logits(source, chosen.kept, 4), rtol=ROUNDING, atol=ROUNDING)
     assert "different numbers of experts" in (tmp_path / "cut/README.md").read_text()
 
 
@@ -112,7 +110,7 @@ def test_an_uneven_pack_is_cut_to_what_every_layer_has(tmp_path: Path) -> None:
     chosen = cut_to(source, "4/10")
     export(source, chosen, str(tmp_path / "cut"))
     found = stock_logits(stock_model(tmp_path / "cut"), PROMPTS)
-    torch.testing.assert_close(found, restricted_logits(source, chosen.kept, 4), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found, restricted_logits(source, chosen.kept, 4), rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_it_says_where_it_comes_from(tmp_path: Path) -> None:
