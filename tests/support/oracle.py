@@ -140,6 +140,16 @@ def stock_logits(model: PreTrainedModel, input_ids: torch.Tensor, **kwargs: Any)
     return logits
 
 
+def check_equal(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Bit for bit; float16 to 1e-2 where the processor has no instructions for it: torch's own loops add up in an
+    order that depends on how many tokens there are. Raises AssertionError.
+    """
+    if found.dtype is torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+    else:
+        assert torch.equal(found, expected)
+
+
 def random_kept(rows: int, layers: int, experts: int, count: int, seed: int = 0) -> torch.Tensor:
     """bool[rows, layers, experts] with ``count`` experts kept per layer."""
     generator = torch.Generator().manual_seed(seed)
