@@ -249,7 +249,8 @@ def _leads(name: str, contest: Document) -> list[tuple[str, ...]]:
 
 def _met(found: list[float], goal: float) -> tuple[str, str]:
     missed = goal - found[0]
-    words = "met" if missed <= 0 else f"missed by {missed:.1f}" + " (within the interval)" * (found[2] >= goal)
+    by = f"{missed:.1f}" if missed >= 0.05 else f"{missed:.2f}"
+    words = "met" if missed <= 0 else f"missed by {by}" + " (within the interval)" * (found[2] >= goal)
     return estimate(found), words
 
 
