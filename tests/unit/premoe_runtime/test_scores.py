@@ -81,7 +81,9 @@ def test_a_score_is_what_its_formula_says_on_the_stock_class(name: str, whole: P
     found = scores(whole.state, name)
     assert np.ptp(expected, axis=1).max() > 0  # it ranks
     scale = np.abs(expected).max()
-    assert np.allclose(found, expected, rtol=2e-3, atol=1e-4 * scale), name
+    # The spread of a few tokens that are nearly one is a difference of nearly equal sums.
+    relative = 2e-2 if name in ("eae", "ege") else 2e-3
+    assert np.allclose(found, expected, rtol=relative, atol=1e-4 * scale), name
 
 
 def test_sums_are_the_same_bits_whatever_else_is_measured(qwen: SlotModel, examples: list[Example]) -> None:
