@@ -149,9 +149,14 @@ def mix(spec: RouterSpec, logits: torch.Tensor, count: int) -> tuple[torch.Tenso
 
 def retained_share(spec: RouterSpec, share: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """f32[T]: how much of ``share`` [T, n], scores of all experts, lies on those that the mask (0 or -inf) keeps."""
-    # No score is negative, so this takes out what the mask made -inf.
-    mass = (share + mask).clamp_min(0.0).sum(dim=-1)
+    mass = kept_mass(share, mask)
     return mass / share.sum(dim=-1) if spec.score == "sigmoid" else mass
+
+
+def kept_mass(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """f32[T]: the sum of ``scores`` [T, n], none below 0, of those that the mask (0 or -inf) keeps."""
+    # No score is negative, so this takes out what the mask made -inf.
+    return (scores + mask).clamp_min(0.0).sum(dim=-1)
 
 
 class RestrictedRouter(nn.Module):

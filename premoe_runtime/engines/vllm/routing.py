@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from premoe_runtime.engines.hf.router import in_groups, mix
+from premoe_runtime.engines.hf.router import in_groups, kept_mass, mix
 from premoe_runtime.formats.manifest import RouterSpec
 
 _LOG2_E = 1 / math.log(2)
@@ -117,8 +117,7 @@ def retained(spec: RouterSpec, logits: torch.Tensor, mask: torch.Tensor) -> torc
     else:
         # Up to a factor a softmax. Torch's own, and its exp, wake every thread for a few tokens and wait for them.
         scores = ((values - values.amax(dim=-1, keepdim=True)) * _LOG2_E).exp2()
-    # No score is negative, so this takes out what the mask made -inf.
-    return ((scores + mask).clamp_min(0.0).sum(dim=-1) / scores.sum(dim=-1)).clamp(max=1.0)
+    return (kept_mass(scores, mask) / scores.sum(dim=-1)).clamp(max=1.0)
 
 
 def slots_of(lut: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
