@@ -12,6 +12,7 @@ from safetensors import safe_open
 from support.exports import PROMPTS, cut_to, pack_of, packed, random_pattern, restricted_logits, stock_model
 from support.family_rows import ROWS, Row
 from support.oracle import stock_logits
+from support.processor import INTEL
 from support.tiny import prune, tiny_checkpoint
 
 from premoe_runtime.formats.budget import Budget
@@ -23,8 +24,9 @@ from premoe_runtime.offline.export.writer import export
 from premoe_runtime.packs.verify import verify_pack
 from premoe_runtime.storage import LocalStore
 
-ROUNDING = 5e-5
-"""Routers of fewer rows add up in another order, and so do kernels for matrices of another shape."""
+BIT_EQUAL = {"gpt_oss", "granitemoe"}
+"""Rows whose routers see nothing but the chosen logits; the others add up as many scores in another order."""
+ROUNDING = 1e-5 if INTEL else 5e-5
 each_row = pytest.mark.parametrize(("name", "row"), ROWS.items(), ids=ROWS)
 
 
@@ -43,6 +45,8 @@ def test_a_cut_checkpoint_is_the_restricted_model(tmp_path: Path, name: str, row
     export(source, chosen, str(tmp_path / "cut"))
     stock = stock_model(tmp_path / "cut")
     found, expected = stock_logits(stock, PROMPTS), restricted_logits(source, chosen.kept, top_k, semantics)
+    if name in BIT_EQUAL and INTEL:
+        assert torch.equal(found, expected)
     torch.testing.assert_close(found, expected, rtol=ROUNDING, atol=ROUNDING)
     whole = restricted_logits(source, manifest.exists, top_k)
     assert not torch.allclose(whole, expected, rtol=1e-2, atol=1e-2)

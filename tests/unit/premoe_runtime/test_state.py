@@ -11,6 +11,7 @@ import torch
 from support.engines import LAYERS, HfBench, hf_bench, prompt
 from support.family_rows import TINY
 from support.oracle import experts_of
+from support.processor import INTEL
 from support.sources import MemorySource
 from support.tiny import tiny_checkpoint, tiny_model
 from transformers import DynamicCache, PreTrainedModel
@@ -81,12 +82,12 @@ def test_a_family_keeps_what_the_stock_class_keeps(tmp_path: Path, family: str, 
     for block in blocks:
         for ours, theirs in zip(held(pool, block, 1), state_of(cache, block), strict=True):
             assert ours.dtype == theirs.dtype
-            if dtype is torch.float32:
+            if not block and (INTEL or dtype is not torch.float32):
+                assert torch.equal(ours, theirs[0])
+            elif dtype is torch.float32:
                 # Attention before it sums in another order.
                 close = 1e-4 if block else 1e-6
                 torch.testing.assert_close(ours, theirs[0], rtol=close, atol=close)
-            elif not block:
-                assert torch.equal(ours, theirs[0])
     assert pool.state is not None
     assert pool.state.row_bytes == sum(one.nbytes for block in blocks for one in held(pool, block, 0))
     assert pool.num_bytes == 3 * (64 * pool.shape.token_bytes + pool.state.row_bytes)
@@ -107,6 +108,7 @@ def test_a_prompt_in_pieces_is_the_stock_class_on_the_same_pieces(tmp_path: Path
         torch.testing.assert_close(runner.run([chunk])[0].logits, expected, rtol=1e-4, atol=1e-4)
     if 0 in stateful_blocks(stock.config):
         for ours, theirs in zip(held(pool, 0, 2), state_of(cache, 0), strict=True):
+            assert torch.equal(ours, theirs[0]) or not INTEL
             torch.testing.assert_close(ours, theirs[0], rtol=1e-6, atol=1e-6)
 
 
