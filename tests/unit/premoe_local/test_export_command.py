@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command
 from support.exports import packed, random_pattern
-from support.profiles import ALPHABETS, packed_model, write_examples
+from support.live_store import live_store
 
 from premoe_runtime.formats.pattern_set import PatternSet
 from premoe_runtime.offline.patterns import library
@@ -33,12 +33,7 @@ def document(*arguments: object) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A packed model with a live set of three tasks."""
-    folder = tmp_path_factory.mktemp("export")
-    url = packed_model(folder)
-    tasks = [f"{task}={write_examples(folder / f'{task}.jsonl', task)}" for task in ALPHABETS]
-    assert premoe("profile", url, *(word for task in tasks for word in ("--task", task))).exit_code == 0
-    assert premoe("patterns", "build", url, "--set-live").exit_code == 0
-    return url
+    return live_store(tmp_path_factory.mktemp("export"))
 
 
 def test_a_task_becomes_a_checkpoint_that_packs_again(store: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command
-from support.profiles import ALPHABETS, packed_model, write_examples
+from support.live_store import live_store
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda file: file.write_bytes(b""),
@@ -50,10 +50,7 @@ def premoe(*arguments: object) -> Result:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A packed model with profiles and a live set."""
     folder = tmp_path_factory.mktemp("whole")
-    url = packed_model(folder)
-    tasks = [f"{task}={write_examples(folder / f'{task}.jsonl', task)}" for task in ALPHABETS]
-    assert premoe("profile", url, *(word for task in tasks for word in ("--task", task))).exit_code == 0
-    assert premoe("patterns", "build", url, "--set-live").exit_code == 0
+    live_store(folder)
     return folder / "store"
 
 
