@@ -55,6 +55,7 @@ class Reason(StrEnum):
     MEMORY_TOO_SMALL = "MemoryTooSmall"
     POD_TEMPLATE_REFUSED = "PodTemplateRefused"
     METRIC_UNSUPPORTED = "MetricUnsupported"
+    ENGINE_REFUSED = "EngineRefused"
     # Something in the cluster must change.
     HELD_BY_OTHER_RELEASE = "HeldByOtherRelease"
     FOREIGN_OBJECT = "ForeignObject"

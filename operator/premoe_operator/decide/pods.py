@@ -18,6 +18,10 @@ from premoe_operator.kube.objects import Json, is_deleting, uid_of
 MESSAGE_MAX = 400
 
 _IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+_ENGINE_CODES = frozenset(
+    {"ENGINE_ARGUMENT", "ENGINE_UNSUPPORTED", "DEVICE_INVALID", "VLLM_MISSING", "VLLM_UNSUPPORTED"}
+)
+"""Of workers whose engine will never take the arguments, the model or the device that they were given."""
 _MISSING = re.compile(r'(?P<kind>secret|configmap) "(?P<name>[^"]+)" not found', re.IGNORECASE)
 _MISSING_KEY = re.compile(
     r"couldn't find key (?P<key>\S+) in (?P<kind>Secret|ConfigMap) (?P<name>\S+)|"
@@ -118,7 +122,9 @@ def _ended(pod: Json, holder: Json, ended: Json) -> Trouble:
     if ended.get("reason") == "OOMKilled":
         return _make(pod, Reason.OOM_KILLED, "the container went over its memory limit", when, exit_code)
     message = str(words.get("message") or ended.get("message") or f"the container ended with exit code {exit_code}")
-    return _make(pod, Reason.WORKER_FAILED, message, when, exit_code, code=str(words.get("reason", "")))
+    code = str(words.get("reason", ""))
+    refused = component_of(pod) == "worker" and code in _ENGINE_CODES
+    return _make(pod, Reason.ENGINE_REFUSED if refused else Reason.WORKER_FAILED, message, when, exit_code, code=code)
 
 
 def _mount_trouble(pod: Json, events: list[Json]) -> Trouble | None:

@@ -32,8 +32,6 @@ from premoe_servicekit.telemetry import setup_telemetry
 from premoe_servicekit.termination import failure, write_last_words
 from premoe_servicekit.tls import Tls, tls_of
 
-EXIT_UNEXPECTED = 1
-
 
 class Process:
     """Signals, health and metrics ports and the ready line of the running process."""
@@ -134,6 +132,10 @@ def run_process(
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        # Python prints the traceback and ends with 1.
+        write_last_words(failure(error))
+        raise
     sys.exit(0)
 
 

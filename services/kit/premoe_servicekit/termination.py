@@ -21,9 +21,14 @@ MAX_BYTES = 4096
 _MAX_MESSAGE = 600  # six bytes a character at worst
 
 
-def failure(error: PremoeError) -> dict[str, str]:
-    """What a failed process says: its UPPER_SNAKE reason and one sentence."""
-    return {"reason": error.reason, "message": one_line(error)[:_MAX_MESSAGE]}
+def failure(error: Exception) -> dict[str, str]:
+    """What a failed process says: its UPPER_SNAKE reason (INTERNAL: nobody raised it on purpose) and one sentence."""
+    if isinstance(error, PremoeError):
+        return {"reason": error.reason, "message": one_line(error)[:_MAX_MESSAGE]}
+    return {
+        "reason": PremoeError.default_reason,
+        "message": f"{type(error).__name__}: {one_line(error)}"[:_MAX_MESSAGE],
+    }
 
 
 def write_last_words(words: Mapping[str, object], environment: Mapping[str, str] = os.environ) -> None:

@@ -142,6 +142,11 @@ def ended(exit_code: int, message: str = "", reason: str = "Error") -> Json:
     return {"terminated": {"exitCode": exit_code, "message": message, "reason": reason, "finishedAt": EARLY}}
 
 
+REFUSED_ARGUMENT = (
+    '{"reason": "ENGINE_ARGUMENT", "message": "vLLM refuses its arguments: block_size: must be a multiple of 16"}'
+)
+
+
 @pytest.mark.parametrize(
     ("given", "reason", "message"),
     [
@@ -184,6 +189,16 @@ def ended(exit_code: int, message: str = "", reason: str = "Error") -> Json:
             pod({**waiting("CrashLoopBackOff"), "lastState": ended(2, '{"reason": "X", "message": "bad  flag"}')}),
             "WorkerFailed",
             "bad flag",
+        ),
+        (
+            pod({**waiting("CrashLoopBackOff"), "lastState": ended(2, REFUSED_ARGUMENT)}),
+            "EngineRefused",
+            "vLLM refuses its arguments: block_size: must be a multiple of 16",
+        ),
+        (
+            pod({"state": ended(2, REFUSED_ARGUMENT)}, component="pack"),
+            "WorkerFailed",
+            "vLLM refuses its arguments: block_size: must be a multiple of 16",
         ),
         (pod({"state": ended(1)}, phase="Failed"), "WorkerFailed", "the container ended with exit code 1"),
         (pod(phase="Failed", reason="Evicted", message="node was low"), "WorkerFailed", "node was low"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import grpc
 import pytest
@@ -87,6 +88,16 @@ def test_an_error_at_the_start_is_one_line_and_its_exit_code() -> None:
         script("raise Conflict('the oven\\nis on')"), capture_output=True, text=True, env=environ(), timeout=60
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (4, "", "error: the oven is on\n")
+
+
+def test_an_error_that_nobody_expected_has_last_words_too(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    extra = {"PREMOE_TERMINATION_LOG": str(log)}
+    ended = subprocess.run(
+        script("raise KeyError('oven')"), capture_output=True, text=True, env=environ(extra), timeout=60
+    )
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (1, "KeyError: 'oven'")
+    assert json.loads(log.read_text()) == {"reason": "INTERNAL", "message": "KeyError: 'oven'"}
 
 
 @pytest.mark.parametrize("serving", [True, False])

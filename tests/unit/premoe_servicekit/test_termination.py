@@ -17,6 +17,10 @@ def test_a_failure_is_its_reason_and_one_sentence(tmp_path: Path) -> None:
     assert log.read_text().count("\n") == 1
 
 
+def test_what_nobody_raised_on_purpose_is_named_by_its_class() -> None:
+    assert failure(AttributeError("no\nscores")) == {"reason": "INTERNAL", "message": "AttributeError: no scores"}
+
+
 def test_a_long_message_stays_valid_json_within_what_the_kubelet_keeps(tmp_path: Path) -> None:
     log = tmp_path / "log"
     write_last_words(failure(NotFound("é" * 5000)), {"PREMOE_TERMINATION_LOG": str(log)})

@@ -159,7 +159,7 @@ def run(job: Callable[[], Any]) -> int:
     except click.ClickException as error:
         return _failed({"reason": "USAGE", "message": error.format_message()}, InvalidInput.exit_code)
     except Exception as error:
-        _failed({"reason": "INTERNAL", "message": f"{type(error).__name__}: {error}"[:900]}, EXIT_UNEXPECTED)
+        _failed(failure(error), EXIT_UNEXPECTED)
         raise
     if isinstance(words, dict):
         print(json.dumps(words), flush=True)
