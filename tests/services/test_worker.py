@@ -24,7 +24,7 @@ from support.mesh import BUDGET, UNKNOWN, mesh_over, prepare_store, prompts
 from support.processes import engine_process, run_to_end, serving
 
 from premoe_runtime.formats.budget import Budget
-from premoe_runtime.formats.errors import Conflict, InvalidInput, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.pattern import Pattern
 from premoe_runtime.formats.signature import EARLIER_TURNS
 from premoe_runtime.offline.patterns.library import find_set
@@ -258,6 +258,23 @@ def test_admin_is_on_a_port_of_its_own(mesh: Mesh, worker: Stub, store_url: str)
         events = list(worker.Generate(request(pattern=specialist(admin_request.pattern_id))))
         assert events[0].started.swap.blobs_loaded == 0
         admin.UnloadPattern(worker_pb2.UnloadPatternRequest(pattern_id=admin_request.pattern_id))
+
+
+def test_a_byte_that_changed_in_host_memory_is_found(mesh: Mesh, worker: Stub) -> None:
+    list(worker.Generate(request()))
+    tier = next(fd for fd in Path(f"/proc/{mesh.workers[0].pid}/fd").iterdir() if "host-tier" in os.readlink(fd))
+    asked = worker_pb2.CheckIntegrityRequest()
+    with blocking_channel(mesh.admin_addresses[0]) as opened, tier.open("r+b", buffering=0) as memory:
+        admin = worker_pb2_grpc.WorkerAdminServiceStub(opened)
+        admin.CheckIntegrity(asked)
+        was = memory.read(1)
+        os.pwrite(memory.fileno(), bytes([was[0] ^ 1]), 0)
+        try:
+            with pytest.raises(CorruptData, match="changed in the host tier"), rpc_errors("worker"):
+                admin.CheckIntegrity(asked)
+        finally:
+            os.pwrite(memory.fileno(), was, 0)
+        admin.CheckIntegrity(asked)
 
 
 async def test_drain_waits_and_refuses(store_url: str) -> None:

@@ -34,7 +34,7 @@ IDEMPOTENT: Mapping[str, tuple[str, ...]] = {
     ),
     "premoe.experts.v1.ExpertStoreService": ("GetManifest", "Resolve", "Fetch", "FetchFile"),
     "premoe.worker.v1.WorkerService": ("Probe", "Tokenize", "Detokenize", "GetResidency"),
-    "premoe.worker.v1.WorkerAdminService": ("LoadPattern", "UnloadPattern", "Drain"),
+    "premoe.worker.v1.WorkerAdminService": ("LoadPattern", "UnloadPattern", "Drain", "CheckIntegrity"),
 }
 """RPCs that may be sent twice; as the protos say. A stream is retried only while nothing of it has arrived."""
 

@@ -59,6 +59,7 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
         "LoadPattern": frozenset({Role.OPERATOR}),
         "UnloadPattern": frozenset({Role.OPERATOR}),
         "Drain": frozenset({Role.OPERATOR}),
+        "CheckIntegrity": frozenset(),
     },
 }
 """Roles that may call each RPC, beside ``Role.ADMIN``."""

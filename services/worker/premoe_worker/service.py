@@ -172,6 +172,10 @@ class Worker:
         """Refuse new requests; how many still ran after ``timeout_s`` seconds."""
         return await asyncio.to_thread(self.model.front.drain, timeout_s)
 
+    async def check_integrity(self) -> None:
+        """Check every resident byte between two steps. Takes a while. Raises CorruptData."""
+        await asyncio.to_thread(self.model.check_integrity)
+
     def close(self) -> None:
         """Encode and probe no more."""
         self._encoding.close()
@@ -196,7 +200,7 @@ class Worker:
                     f"the first forward kept {event.retained_mass} of the router's mass; the weights cannot be right",
                     reason="VERIFICATION_FAILED",
                 )
-        await asyncio.to_thread(self.model.check_integrity)
+        await self.check_integrity()
 
     async def _verification_pattern(self) -> KeptPattern:
         """The live set's generalist or first pattern; any experts where there is no set yet."""

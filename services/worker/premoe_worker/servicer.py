@@ -111,6 +111,12 @@ class WorkerAdminServicer(worker_pb2_grpc.WorkerAdminServiceServicer):
         remaining = await self._worker.drain(request.timeout_s or self._drain_s)
         return worker_pb2.DrainResponse(remaining=remaining)
 
+    async def CheckIntegrity(
+        self, request: worker_pb2.CheckIntegrityRequest, context: Context
+    ) -> worker_pb2.CheckIntegrityResponse:
+        await self._worker.check_integrity()
+        return worker_pb2.CheckIntegrityResponse()
+
 
 def worker_service(worker: Worker, metrics: WorkerMetrics, preload: Callable[[], Preload] = Preload) -> Registration:
     """The servicer, ready for a server; ``preload`` says what became of the tasks to keep resident."""

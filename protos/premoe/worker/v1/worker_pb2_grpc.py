@@ -302,6 +302,11 @@ class WorkerAdminServiceStub:
                 request_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
                 response_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.CheckIntegrity = channel.unary_unary(
+                '/premoe.worker.v1.WorkerAdminService/CheckIntegrity',
+                request_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.CheckIntegrityRequest.SerializeToString,
+                response_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.CheckIntegrityResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerAdminServiceServicer:
@@ -329,6 +334,14 @@ class WorkerAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckIntegrity(self, request, context):
+        """Checks every resident byte against its digest, on the device and in host memory, between two steps. DATA_LOSS says
+        what has changed. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -346,6 +359,11 @@ def add_WorkerAdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.DrainRequest.FromString,
                     response_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.DrainResponse.SerializeToString,
+            ),
+            'CheckIntegrity': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckIntegrity,
+                    request_deserializer=premoe_dot_worker_dot_v1_dot_worker__pb2.CheckIntegrityRequest.FromString,
+                    response_serializer=premoe_dot_worker_dot_v1_dot_worker__pb2.CheckIntegrityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -430,6 +448,33 @@ class WorkerAdminService:
             '/premoe.worker.v1.WorkerAdminService/Drain',
             premoe_dot_worker_dot_v1_dot_worker__pb2.DrainRequest.SerializeToString,
             premoe_dot_worker_dot_v1_dot_worker__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckIntegrity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/premoe.worker.v1.WorkerAdminService/CheckIntegrity',
+            premoe_dot_worker_dot_v1_dot_worker__pb2.CheckIntegrityRequest.SerializeToString,
+            premoe_dot_worker_dot_v1_dot_worker__pb2.CheckIntegrityResponse.FromString,
             options,
             channel_credentials,
             insecure,

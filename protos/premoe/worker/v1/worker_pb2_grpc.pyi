@@ -118,6 +118,10 @@ class WorkerAdminServiceStub:
     """Takes the pin off again. Idempotent."""
     Drain: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]
     """Refuses new requests and waits for running ones. Idempotent."""
+    CheckIntegrity: _grpc.UnaryUnaryMultiCallable[_worker_pb2.CheckIntegrityRequest, _worker_pb2.CheckIntegrityResponse]
+    """Checks every resident byte against its digest, on the device and in host memory, between two steps. DATA_LOSS says
+    what has changed. Idempotent.
+    """
 
 @_typing.type_check_only
 class WorkerAdminServiceAsyncStub(WorkerAdminServiceStub):
@@ -130,6 +134,10 @@ class WorkerAdminServiceAsyncStub(WorkerAdminServiceStub):
     """Takes the pin off again. Idempotent."""
     Drain: _aio.UnaryUnaryMultiCallable[_worker_pb2.DrainRequest, _worker_pb2.DrainResponse]  # type: ignore[assignment]
     """Refuses new requests and waits for running ones. Idempotent."""
+    CheckIntegrity: _aio.UnaryUnaryMultiCallable[_worker_pb2.CheckIntegrityRequest, _worker_pb2.CheckIntegrityResponse]  # type: ignore[assignment]
+    """Checks every resident byte against its digest, on the device and in host memory, between two steps. DATA_LOSS says
+    what has changed. Idempotent.
+    """
 
 class WorkerAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Operations on one worker, on a port of its own."""
@@ -157,5 +165,15 @@ class WorkerAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.DrainResponse, _abc.Awaitable[_worker_pb2.DrainResponse]]:
         """Refuses new requests and waits for running ones. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def CheckIntegrity(
+        self,
+        request: _worker_pb2.CheckIntegrityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.CheckIntegrityResponse, _abc.Awaitable[_worker_pb2.CheckIntegrityResponse]]:
+        """Checks every resident byte against its digest, on the device and in host memory, between two steps. DATA_LOSS says
+        what has changed. Idempotent.
+        """
 
 def add_WorkerAdminServiceServicer_to_server(servicer: WorkerAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
