@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from premoe.worker.v1 import worker_pb2
@@ -44,8 +45,14 @@ _FINISH: dict[FinishReason | Literal["tool_calls"], worker_pb2.FinishReason.Valu
 }
 
 
-def prompt(message: worker_pb2.Prompt) -> Prompt:
-    """Raises InvalidInput when nothing, or nothing but emptiness, was sent."""
+def asking(prompt: worker_pb2.Prompt) -> Ask:
+    """What is asked with a prompt and nothing else. Raises InvalidInput when nothing, or only emptiness, was sent."""
+    chat = prompt.chat
+    tools = tuple(Tool(tool.name, tool.description, tool.parameters, tool.strict) for tool in chat.tools)
+    return Ask(_prompt(prompt), tools=tools, template_arguments=chat.template_arguments)
+
+
+def _prompt(message: worker_pb2.Prompt) -> Prompt:
     kind = message.WhichOneof("kind")
     value: Prompt = ""
     if kind == "text":
@@ -59,11 +66,6 @@ def prompt(message: worker_pb2.Prompt) -> Prompt:
     return value
 
 
-def tools(message: worker_pb2.Prompt) -> tuple[Tool, ...]:
-    """Those of a chat."""
-    return tuple(Tool(tool.name, tool.description, tool.parameters, tool.strict) for tool in message.chat.tools)
-
-
 def _turn(turn: worker_pb2.Message) -> Turn:
     calls = tuple(ToolCall(call.id, call.name, call.arguments) for call in turn.tool_calls)
     return Turn(turn.role, turn.content, calls, turn.tool_call_id)
@@ -73,18 +75,16 @@ def ask(request: worker_pb2.GenerateRequest) -> Ask:
     """Raises InvalidInput for an empty prompt and for numbers that stand for nothing."""
     if request.on_unknown and request.on_unknown not in _POLICY_NAMES:
         raise InvalidInput(f"on_unknown {request.on_unknown} is no policy", reason="POLICY_INVALID")
-    return Ask(
-        prompt=prompt(request.prompt),
+    return replace(
+        asking(request.prompt),
         sampling=_sampling(request.sampling),
         choice=_choice(request.pattern) if request.HasField("pattern") else None,
         active_experts=request.active_experts if request.HasField("active_experts") else None,
         on_unknown=_POLICY_NAMES.get(request.on_unknown),
         model=request.model,
         format=_format(request.format) if request.HasField("format") else None,
-        tools=tools(request.prompt),
         tool_choice=ToolChoice(request.tool_choice.required, request.tool_choice.name, request.tool_choice.single),
         priority=request.priority,
-        template_arguments=request.prompt.chat.template_arguments,
     )
 
 

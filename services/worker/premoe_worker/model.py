@@ -25,7 +25,7 @@ from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.source import ExpertSource
 from premoe_runtime.serving.front import Front
 from premoe_runtime.serving.requests import KeptPattern
-from premoe_worker.domain import Prompt, Tool, Turn
+from premoe_worker.domain import Ask, Tool, Turn
 from premoe_worker.engine import Loaded, Opener, choose_engine, load_here, load_in_child, say_hf
 from premoe_worker.limits import Limits
 from premoe_worker.settings import WorkerSettings
@@ -67,14 +67,13 @@ class ServedModel:
         # A conversation sends its turns again and again.
         self._known_turn = lru_cache(_KNOWN_TURNS)(self._probe_turn)
 
-    def encode(
-        self, prompt: Prompt, tools: Sequence[Tool] = (), template_arguments: str = "", *, plain: bool = False
-    ) -> Encoded:
-        """Token ids of a prompt; of ``plain`` text, without the tokenizer's special ones. Takes a while for long ones.
+    def encode(self, ask: Ask, *, plain: bool = False) -> Encoded:
+        """Token ids of its prompt; of ``plain`` text, without the tokenizer's special ones. Long ones take a while.
 
         Raises InvalidInput: no user turn, refused by the template, tools or arguments that it does not know, longer
         than the context.
         """
+        prompt, tools = ask.prompt, ask.tools
         if isinstance(prompt, str):
             self._room.check(prompt)
             token_ids = tuple(
@@ -88,7 +87,7 @@ class ServedModel:
         if turns[-1].role not in ("user", "tool"):
             raise InvalidInput("the last message must be the user's or a tool's", reason="LAST_TURN")
         self.tool_use.check(turns, tools)
-        options = self._template_arguments.read(template_arguments)
+        options = self._template_arguments.read(ask.template_arguments)
         if tools:
             options["tools"] = [*map(listed, tools)]
         rendered = encode_prompt(self._tokenizer, turns, self._room, fields=fields_of, options=options)

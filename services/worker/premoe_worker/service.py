@@ -22,7 +22,7 @@ from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
 from premoe_worker.checks import Checks
-from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Prompt, Tokens
+from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Tokens
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
 from premoe_worker.model import Encoded, ServedModel
@@ -87,7 +87,7 @@ class Worker:
 
     async def _prepare(self, ask: Ask, grammar: str, received_ns: int) -> tuple[Request, Answer]:
         """Everything that comes before a request can be queued with its pattern."""
-        encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools, ask.template_arguments)
+        encoded = await self._encoding.run(self.model.encode, ask)
         ask = self._settled(ask, encoded)
         describe_request(ask, self.name, len(encoded.token_ids))
         choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
@@ -115,15 +115,15 @@ class Worker:
         """
         self.model.front.admission.check()
         started = time.perf_counter()
-        encoded = await self._encoding.run(self.model.encode, ask.prompt, ask.tools, ask.template_arguments)
+        encoded = await self._encoding.run(self.model.encode, ask)
         self._settled(ask, encoded)
         signatures = await self._signatures(encoded)
         return signatures, encoded.span.stop - encoded.span.start, (time.perf_counter() - started) * 1e3
 
-    async def tokenize(self, prompt: Prompt, *, plain: bool, model: str) -> Tokens:
+    async def tokenize(self, ask: Ask, *, plain: bool, model: str) -> Tokens:
         """The tokens that ``generate`` would run on. Raises InvalidInput, NotFound (model), Exhausted (queue)."""
         self._check_model(model)
-        encoded = await self._encoding.run(self.model.encode, prompt, plain=plain)
+        encoded = await self._encoding.run(self.model.encode, ask, plain=plain)
         names = self.model.tokens.names(list(encoded.token_ids))
         return Tokens(encoded.token_ids, tuple(names), self.model.engine.limits.context)
 

@@ -13,7 +13,6 @@ from premoe_servicekit.server import Registration, registration
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_worker import messages
-from premoe_worker.domain import Ask
 from premoe_worker.metrics import WorkerMetrics
 from premoe_worker.residency import Preload
 from premoe_worker.service import Worker
@@ -42,12 +41,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                     yield messages.response(event)
 
     async def Probe(self, request: worker_pb2.ProbeRequest, context: Context) -> worker_pb2.ProbeResponse:
-        asked = Ask(
-            messages.prompt(request.prompt),
-            tools=messages.tools(request.prompt),
-            template_arguments=request.prompt.chat.template_arguments,
-        )
-        signatures, tokens, milliseconds = await self._worker.probe(asked)
+        signatures, tokens, milliseconds = await self._worker.probe(messages.asking(request.prompt))
         return worker_pb2.ProbeResponse(
             signature=signatures.whole.tolist(),
             weights_id=self._worker.model.manifest.weights_id,
@@ -58,8 +52,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         )
 
     async def Tokenize(self, request: worker_pb2.TokenizeRequest, context: Context) -> worker_pb2.TokenizeResponse:
-        prompt = messages.prompt(request.prompt)
-        tokens = await self._worker.tokenize(prompt, plain=request.plain, model=request.model)
+        asked = messages.asking(request.prompt)
+        tokens = await self._worker.tokenize(asked, plain=request.plain, model=request.model)
         return worker_pb2.TokenizeResponse(ids=tokens.ids, names=tokens.names, context_length=tokens.context)
 
     async def Detokenize(

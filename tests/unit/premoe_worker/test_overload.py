@@ -35,7 +35,7 @@ class Model:
         self.engine = SimpleNamespace(limits=RequestLimits(context=64, vocabulary=8, top_k=2))
         self.front = SimpleNamespace(drain=lambda timeout_s: 0, admission=Admission(queue_limit))
 
-    def encode(self, prompt: Any, tools: Any = (), template_arguments: str = "") -> Encoded:
+    def encode(self, ask: Ask) -> Encoded:
         self.encoded += 1
         self.encoding.wait()
         return Encoded((1, 2), Span(0, 2))
