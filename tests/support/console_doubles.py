@@ -18,7 +18,6 @@ from premoe_gateway.domain import (
     Finished,
     PatternChoice,
     Probed,
-    Prompt,
     Started,
     StoredPattern,
     Swap,
@@ -78,7 +77,7 @@ class Moving:
     async def probe(self, ask: Ask, timeout_s: float) -> Probed:
         return Probed("w", (1.0,))
 
-    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
+    async def tokenize(self, ask: Ask, timeout_s: float, *, plain: bool) -> Tokens:
         raise NotImplementedError
 
     async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:

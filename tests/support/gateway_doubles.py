@@ -19,7 +19,6 @@ from premoe_gateway.domain import (
     PatternChoice,
     PlaceLogprobs,
     Probed,
-    Prompt,
     Recommended,
     Started,
     StoredPattern,
@@ -58,12 +57,12 @@ class EchoWorker:
         )
 
     async def probe(self, ask: Ask, timeout_s: float) -> Probed:
-        messages.prompt_message(ask.prompt, ask.tools.offered).SerializeToString()
+        messages.prompt_message(ask).SerializeToString()
         return Probed("w", (1.0,))
 
-    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
-        messages.prompt_message(prompt).SerializeToString()
-        text = prompt if isinstance(prompt, str) else "chat"
+    async def tokenize(self, ask: Ask, timeout_s: float, *, plain: bool) -> Tokens:
+        messages.prompt_message(ask).SerializeToString()
+        text = ask.prompt if isinstance(ask.prompt, str) else f"chat{ask.template_arguments}"
         return Tokens(tuple(text.encode()), tuple(text), 64)
 
     async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:

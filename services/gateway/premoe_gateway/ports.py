@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from premoe_gateway.domain import Ask, Event, PatternChoice, Probed, Prompt, StoredPattern, Tokens, WorkerState
+from premoe_gateway.domain import Ask, Event, PatternChoice, Probed, StoredPattern, Tokens, WorkerState
 from premoe_runtime.formats.choices import OnUnknown
 from premoe_runtime.formats.ranking import Ranking
 
@@ -24,8 +24,8 @@ class Worker(Protocol):
         """What the prompt is recognised by."""
         ...
 
-    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
-        """The tokens of a prompt; of ``plain`` text, without those that the tokenizer adds."""
+    async def tokenize(self, ask: Ask, timeout_s: float, *, plain: bool) -> Tokens:
+        """The tokens of the prompt; of ``plain`` text, without those that the tokenizer adds."""
         ...
 
     async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:

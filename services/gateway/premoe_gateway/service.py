@@ -17,7 +17,6 @@ from premoe_gateway.domain import (
     Ask,
     Event,
     PatternChoice,
-    Prompt,
     Recognition,
     Sampling,
     Started,
@@ -163,13 +162,9 @@ class Gateway:
                     raise
                 self.retries["generate"] += 1
 
-    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool = False) -> Tokens:
-        """The tokens that a prompt is for a model. Raises NotFound (model), InvalidInput, Unavailable."""
-        return await self._ask(
-            Ask(model, prompt, Sampling()),
-            "tokenize",
-            lambda worker: worker.tokenize(model, prompt, plain=plain, timeout_s=self._timeout_s),
-        )
+    async def tokenize(self, ask: Ask, *, plain: bool = False) -> Tokens:
+        """The tokens of its prompt. Raises NotFound (model), InvalidInput, Unavailable."""
+        return await self._ask(ask, "tokenize", lambda worker: worker.tokenize(ask, self._timeout_s, plain=plain))
 
     async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of tokens. Raises what ``tokenize`` raises."""

@@ -83,7 +83,7 @@ class Scripted:
             abilities=self.abilities,
         )
 
-    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
+    async def tokenize(self, ask: Ask, timeout_s: float, *, plain: bool) -> Tokens:
         raise NotImplementedError
 
     async def detokenize(self, model: str, ids: Sequence[int], *, skip_special: bool, timeout_s: float) -> str:

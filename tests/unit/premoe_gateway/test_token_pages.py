@@ -35,11 +35,30 @@ async def test_there_and_back(http: httpx.AsyncClient, model: dict[str, str]) ->
     assert back.json() == {"prompt": "hé"}
 
 
+async def test_a_conversation_has_tools_and_template_arguments(http: httpx.AsyncClient) -> None:
+    tool = {"type": "function", "function": {"name": "add"}}
+    body = {
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [tool],
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    found = (await http.post("/tokenize", json=body)).json()
+    assert bytes(found["tokens"]).decode() == 'chat{"enable_thinking": false}'
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "param"),
     [
         ("/tokenize", {"prompt": 5}, 400, "prompt"),
         ("/tokenize", {"prompt": "a", "model": "other"}, 404, None),
+        ("/tokenize", {"prompt": "a", "chat_template_kwargs": {"enable_thinking": False}}, 400, "chat_template_kwargs"),
+        ("/tokenize", {"prompt": "a", "tools": []}, 400, "tools"),
+        (
+            "/tokenize",
+            {"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": []}},
+            400,
+            "chat_template_kwargs",
+        ),
         ("/detokenize", {}, 400, "tokens"),
         ("/detokenize", {"tokens": ["a"]}, 400, "tokens"),
         ("/detokenize", {"tokens": [1], "fancy": 1}, 400, "fancy"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2
@@ -17,7 +17,6 @@ from premoe_gateway.domain import (
     FinishReason,
     PatternChoice,
     PlaceLogprobs,
-    Prompt,
     Recommended,
     Sampling,
     Started,
@@ -56,13 +55,16 @@ _NOBODY = frozenset({-1})
 """What stands for an empty slot."""
 
 
-def prompt_message(prompt: Prompt, tools: Sequence[Tool] = (), template_arguments: str = "") -> worker_pb2.Prompt:
+def prompt_message(ask: Ask) -> worker_pb2.Prompt:
+    prompt = ask.prompt
     if isinstance(prompt, str):
         return worker_pb2.Prompt(text=prompt)
     turns = [turn for turn in prompt if isinstance(turn, Turn)]
     if turns:
         chat = worker_pb2.Chat(
-            messages=map(_message, turns), tools=map(_tool, tools), template_arguments=template_arguments
+            messages=map(_message, turns),
+            tools=map(_tool, ask.tools.offered),
+            template_arguments=ask.template_arguments,
         )
         return worker_pb2.Prompt(chat=chat)
     ids = [item for item in prompt if isinstance(item, int)]
@@ -71,7 +73,7 @@ def prompt_message(prompt: Prompt, tools: Sequence[Tool] = (), template_argument
 
 def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) -> worker_pb2.GenerateRequest:
     return worker_pb2.GenerateRequest(
-        prompt=prompt_message(ask.prompt, ask.tools.offered, ask.template_arguments),
+        prompt=prompt_message(ask),
         sampling=_sampling(ask.sampling, recommended),
         pattern=worker_pb2.PatternChoice(
             decision=_DECISIONS[choice.decision],

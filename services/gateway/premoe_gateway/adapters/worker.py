@@ -11,7 +11,7 @@ from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.errors import rpc_errors
 
 from premoe_gateway.adapters import messages
-from premoe_gateway.domain import Ask, Event, PatternChoice, Probed, Prompt, Recommended, Tokens, WorkerState
+from premoe_gateway.domain import Ask, Event, PatternChoice, Probed, Recommended, Tokens, WorkerState
 from premoe_runtime.formats.errors import Unavailable
 
 _SERVICE = "premoe.worker.v1.WorkerService"
@@ -47,15 +47,14 @@ class GrpcWorker:
 
     async def probe(self, ask: Ask, timeout_s: float) -> Probed:
         with rpc_errors(self._peer):
-            prompt = messages.prompt_message(ask.prompt, ask.tools.offered, ask.template_arguments)
-            request = worker_pb2.ProbeRequest(prompt=prompt)
+            request = worker_pb2.ProbeRequest(prompt=messages.prompt_message(ask))
             response = await self._worker.Probe(request, timeout=timeout_s)
         earlier = tuple(tuple(each.values) for each in response.earlier)
         return Probed(response.weights_id, tuple(response.signature), tuple(response.alone), earlier)
 
-    async def tokenize(self, model: str, prompt: Prompt, *, plain: bool, timeout_s: float) -> Tokens:
+    async def tokenize(self, ask: Ask, timeout_s: float, *, plain: bool) -> Tokens:
         with rpc_errors(self._peer):
-            request = worker_pb2.TokenizeRequest(prompt=messages.prompt_message(prompt), plain=plain, model=model)
+            request = worker_pb2.TokenizeRequest(prompt=messages.prompt_message(ask), plain=plain, model=ask.model)
             response = await self._worker.Tokenize(request, timeout=timeout_s)
         return Tokens(tuple(response.ids), tuple(response.names), response.context_length)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -26,7 +27,8 @@ def token_routes(gateway: Gateway, body: Body) -> list[Route]:
 
 async def _tokenize(gateway: Gateway, body: Body, request: Request) -> Response:
     order = await parsed(parse_tokenize, await body(request))
-    found = await gateway.tokenize(order.model or await gateway.only_model(), order.prompt, plain=order.plain)
+    ask = order.ask if order.ask.model else replace(order.ask, model=await gateway.only_model())
+    found = await gateway.tokenize(ask, plain=order.plain)
     return JSONResponse(tokens(found, names=order.names))
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from premoe_servicekit.template_arguments import TEMPLATE_ARGUMENTS
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictBool, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from premoe_gateway.domain import Prompt, Tokens
+from premoe_gateway.domain import Ask, Sampling, Tokens
 from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.messages import MESSAGES
 from premoe_gateway.openai.requests import Text, chat_turns, validate
 from premoe_gateway.openai.sampling import UINT32
+from premoe_gateway.openai.templates import FIELD, parse_template_arguments
+from premoe_gateway.openai.tools import TOOLS, parse_tools
 
 Json = dict[str, object]
 
@@ -36,6 +39,9 @@ class TokenizeBody(BaseModel):
     add_special_tokens: StrictBool | None = None
     add_generation_prompt: StrictBool = True
     return_token_strs: StrictBool = False
+    # Of a conversation, as where it is answered.
+    tools: Annotated[Any, WithJsonSchema(TOOLS)] = None
+    chat_template_kwargs: Annotated[Any, WithJsonSchema(TEMPLATE_ARGUMENTS)] = None
 
 
 class DetokenizeBody(BaseModel):
@@ -49,10 +55,12 @@ class DetokenizeBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class TokenizeOrder:
-    """``plain``: without the special tokens that the tokenizer adds to text; ``names``: said beside the ids."""
+    """A prompt and how its tokens are told; ``ask.model`` empty: the one that is served.
 
-    model: str
-    prompt: Prompt
+    ``plain``: without the special tokens that the tokenizer adds to text; ``names``: said beside the ids.
+    """
+
+    ask: Ask
     plain: bool
     names: bool
 
@@ -63,13 +71,23 @@ def parse_tokenize(body: bytes) -> TokenizeOrder:
     if (asked.prompt is None) == (asked.messages is None):
         raise BadParameter("prompt: give either prompt or messages", "prompt")
     if asked.messages is None:
+        for name in ("tools", FIELD):
+            if getattr(asked, name) is not None:
+                raise BadParameter(f"{name}: goes with messages only", name)
         plain = asked.add_special_tokens is False
-        return TokenizeOrder(asked.model, asked.prompt or "", plain, asked.return_token_strs)
+        return TokenizeOrder(Ask(asked.model, asked.prompt or "", Sampling()), plain, asked.return_token_strs)
     # Tokens of a conversation are those that would be answered: templates write their own special ones.
     if asked.add_special_tokens or not asked.add_generation_prompt:
         name = "add_special_tokens" if asked.add_special_tokens else "add_generation_prompt"
         raise BadParameter(f"{name}: not supported with messages but as it is", name, "UNSUPPORTED_PARAMETER")
-    return TokenizeOrder(asked.model, chat_turns(asked.messages), False, asked.return_token_strs)
+    ask = Ask(
+        asked.model,
+        chat_turns(asked.messages),
+        Sampling(),
+        tools=parse_tools(asked.tools, None, None),
+        template_arguments=parse_template_arguments(asked.chat_template_kwargs),
+    )
+    return TokenizeOrder(ask, False, asked.return_token_strs)
 
 
 def tokens(found: Tokens, *, names: bool) -> Json:
