@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
+from premoe_servicekit.template_arguments import fault_of
 
 from premoe_local.console import Number, human_bytes, json_option, note, print_json, progress
 from premoe_runtime.formats.errors import Unavailable
@@ -57,6 +59,24 @@ class Text(click.types.StringParamType):
         return text
 
 
+class TemplateArgument(click.ParamType[tuple[str, Any]]):
+    """A name and a JSON value, as the model's own chat template reads it."""
+
+    name = "NAME=JSON"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        name, equals, text = Text().convert(value, param, ctx).partition("=")
+        if not (name and equals):
+            self.fail(f"{value!r} is not NAME=JSON, such as enable_thinking=false", param, ctx)
+        try:
+            read = json.loads(text)
+        except (ValueError, RecursionError):
+            self.fail(f"{text!r} is no JSON; text has quotes of its own, such as '\"high\"'", param, ctx)
+        if fault := fault_of({name: read}):
+            self.fail(fault, param, ctx)
+        return name, read
+
+
 @click.command(short_help="Send one prompt to a worker and print the answer as it comes.")
 @click.argument("prompt", type=Text())
 @click.option("--address", help="A running worker, host:port (`premoe up` prints it).")
@@ -65,6 +85,13 @@ class Text(click.types.StringParamType):
 @click.option("--pattern", default="", type=Text(), help="Task name, pattern id, generalist or full.")
 @click.option("--system", default="", type=Text(), help="System message.")
 @click.option("--raw", is_flag=True, help="Send the prompt as it is, without the chat template.")
+@click.option(
+    "--template-argument",
+    "template_arguments",
+    type=TemplateArgument(),
+    multiple=True,
+    help="What the model's own chat template reads, such as enable_thinking=false; repeatable.",
+)
 @click.option(
     "--max-tokens",
     type=click.IntRange(1, _UINT32),
@@ -81,6 +108,13 @@ class Text(click.types.StringParamType):
 @click.option("--stop", type=Text(), multiple=True, help="String that ends the answer, repeatable.")
 @click.option("--seed", type=click.IntRange(0, _UINT64), help="Seed of the random numbers.")
 @click.option("--active-experts", type=click.IntRange(1, _UINT32), help="Experts per token, instead of the budget's.")
+@click.option(
+    "--priority",
+    type=click.IntRange(0, _UINT32),
+    default=0,
+    show_default=True,
+    help="Larger ones step back behind requests with smaller ones.",
+)
 @click.option("--on-unknown", type=click.Choice(list(_POLICIES)), help="Policy when no stored task fits.")
 @click.option("--timeout", type=Number(0, 1e6, min_open=True), default=300.0, show_default=True, help="Seconds.")
 @json_option
@@ -92,12 +126,14 @@ def command(
     pattern: str,
     system: str,
     raw: bool,
+    template_arguments: tuple[tuple[str, Any], ...],
     max_tokens: int | None,
     temperature: float,
     top_p: float,
     stop: tuple[str, ...],
     seed: int | None,
     active_experts: int | None,
+    priority: int,
     on_unknown: str | None,
     timeout: float,
     as_json: bool,
@@ -110,12 +146,15 @@ def command(
         raise click.UsageError("give either --address or --model")
     if model is not None and budget is None:
         raise click.UsageError("--model needs --budget")
+    if raw and template_arguments:
+        raise click.UsageError("--raw has no chat template; leave --template-argument out")
     request = worker_pb2.GenerateRequest(
-        prompt=_prompt(prompt, system, raw=raw),
+        prompt=_prompt(prompt, system, dict(template_arguments), raw=raw),
         sampling=worker_pb2.Sampling(
             max_tokens=max_tokens or 0, temperature=temperature, top_p=top_p, stop=stop, seed=seed
         ),
         active_experts=active_experts,
+        priority=priority,
         on_unknown=_POLICIES[on_unknown] if on_unknown else patterns_pb2.ON_UNKNOWN_UNSPECIFIED,
     )
     with ExitStack() as stack:
@@ -134,11 +173,13 @@ def command(
         note(f"{_sampled(request.sampling)} · {_summary(answer)}")
 
 
-def _prompt(text: str, system: str, *, raw: bool) -> worker_pb2.Prompt:
+def _prompt(text: str, system: str, template_arguments: dict[str, Any], *, raw: bool) -> worker_pb2.Prompt:
     if raw:
         return worker_pb2.Prompt(text=text)
     turns = [worker_pb2.Message(role="system", content=system)] if system else []
-    return worker_pb2.Prompt(chat=worker_pb2.Chat(messages=[*turns, worker_pb2.Message(role="user", content=text)]))
+    turns.append(worker_pb2.Message(role="user", content=text))
+    arguments = json.dumps(template_arguments) if template_arguments else ""
+    return worker_pb2.Prompt(chat=worker_pb2.Chat(messages=turns, template_arguments=arguments))
 
 
 def _choice(pattern: str) -> worker_pb2.PatternChoice:
