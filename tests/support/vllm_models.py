@@ -92,6 +92,7 @@ OTHERS: Mapping[str, tuple[Model, str]] = {
     "its class's name": (_PHI._replace(said={}), "PhimoeForCausalLM) and takes transformers' class"),
     "too few biases": (_PHI._replace(overrides={**_PHI.overrides, "attention_bias": False}), "the pack does not have"),
     "no routing bias": (_M2._replace(said={**_M2.said, "use_routing_bias": False}), "does not take all weights"),
+    "no scoring function": (_M2._replace(said={"use_routing_bias": True}), "config.json does not say scoring_func"),
     "another limit": (_OSS._replace(overrides={**_OSS.overrides, "swiglu_limit": 2.0}), "swiglu_limit of 2.0"),
 }
 """Models whose config.json vLLM reads as another one than the pack's, and of the refusal."""

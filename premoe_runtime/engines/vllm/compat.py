@@ -43,6 +43,7 @@ NEEDED = (
     Needed("vllm.utils.torch_utils", "set_default_torch_dtype", "swaps"),
     Needed("vllm.model_executor.model_loader", "register_model_loader", "skeleton"),
     Needed("vllm.model_executor.model_loader.base_loader", "BaseModelLoader.load_model", "skeleton"),
+    Needed("vllm.model_executor.model_loader.base_loader", "BaseModelLoader.create_model", "skeleton"),
     Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._prepare_inputs", "rows of tokens"),
     Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.execute_model", "rows of requests"),
     Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.load_model", "router in its place"),

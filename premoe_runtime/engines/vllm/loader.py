@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from vllm.config import get_current_vllm_config
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
@@ -29,6 +30,18 @@ class SkeletonLoader(BaseModelLoader):  # type: ignore[misc]
 
     def download_model(self, model_config: Any) -> None:
         """Nothing is downloaded: files are read one by one as they are needed."""
+
+    def create_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Raises InvalidInput where the model asks for what config.json does not say."""
+        try:
+            return super().create_model(*args, **kwargs)
+        except AttributeError as error:
+            if not isinstance(error.obj, PreTrainedConfig):
+                raise
+            raise InvalidInput(
+                f"config.json does not say {error.name}, which vLLM's model asks for; use the engine hf",
+                reason="ENGINE_UNSUPPORTED",
+            ) from error
 
     def load_weights(self, model: nn.Module, model_config: Any) -> None:
         """Raises InvalidInput without a plan, or where vLLM's model is not the pack's, and what reading raises."""
