@@ -172,6 +172,30 @@ def test_values_that_ask_for_nothing_are_taken() -> None:
     assert asked == chat()
 
 
+OF_VLLM = {
+    "skip_special_tokens": True,
+    "spaces_between_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "add_generation_prompt": True,
+    "continue_final_message": False,
+    "bad_words": [],
+    "length_penalty": 1.0,
+    "use_beam_search": False,
+    "return_token_ids": False,
+}
+"""Fields of vLLM's that its clients write out, with the values that they have there anyway."""
+
+
+@pytest.mark.parametrize("parse", [chat, completion])
+def test_what_vllm_does_anyway_is_taken_and_anything_else_refused_by_name(parse: Callable[..., Order]) -> None:
+    assert parse(**OF_VLLM, request_id="r", session_id="s", stream_interval=4) == parse()
+    others = {name: not value for name, value in OF_VLLM.items()}
+    for name, value in {**others, "prompt_logprobs": 1, "structured_outputs": {"choice": ["a"]}}.items():
+        with pytest.raises(BadParameter, match=f"^{name} is not supported$") as caught:
+            parse(**{name: value})
+        assert caught.value.param == name
+
+
 def test_what_only_tags_a_message_is_passed_over() -> None:
     part = {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}
     tagged = {"role": "user", "content": [part], "name": "eve", "id": 7}

@@ -122,7 +122,13 @@ BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {
         "add_special_tokens",
         "not supported with messages",
     ),
-    "unknown": (tokenize, {"prompt": "a", "continue_final_message": True}, "continue_final_message", "not a parameter"),
+    "unknown": (tokenize, {"prompt": "a", "fancy": True}, "fancy", "not a parameter"),
+    "unsupported": (
+        tokenize,
+        {"prompt": "a", "continue_final_message": True},
+        "continue_final_message",
+        "not supported",
+    ),
 }
 
 

@@ -6,9 +6,10 @@ from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from premoe_gateway.openai.requests import IGNORED, ONLY, ChatBody, CompletionBody
+from premoe_gateway.openai.requests import ChatBody, CompletionBody
 from premoe_gateway.openai.responses import ASKS_NOTHING, ResponseBody
 from premoe_gateway.openai.tokens import DetokenizeBody, TokenizeBody
+from premoe_gateway.openai.unsupported import IGNORED, ONLY
 
 Json = dict[str, Any]
 

@@ -25,27 +25,8 @@ from premoe_gateway.openai.messages import MESSAGES, turn_of
 from premoe_gateway.openai.sampling import SEEDS, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods
 from premoe_gateway.openai.templates import parse_template_arguments
 from premoe_gateway.openai.tools import TOOL_CHOICE, TOOLS, parse_tools
+from premoe_gateway.openai.unsupported import IGNORED, ONLY
 
-IGNORED = {
-    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-    "parallel_tool_calls",
-}  # fmt: skip
-ONLY: Mapping[str, tuple[object, ...]] = {
-    "best_of": (1,),
-    "echo": (False,),
-    "suffix": ("",),
-    "top_logprobs": (0,),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "reasoning_effort": ("none",),
-    "verbosity": ("medium",),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-}
-"""Parameters that change the answer and are not supported (by every kind of request that does not name them below),
-with the values that ask for nothing."""
 _MOST_COMMAS = 1_100_000
 """Of a body. No context has as many tokens, and a list of more ids would take long to read."""
 _MAX_CHOICES = 128
