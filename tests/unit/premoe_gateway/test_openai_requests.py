@@ -95,7 +95,7 @@ BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     ),
     "messages of no kind": (chat, {"messages": "hello"}, "messages", "messages: must be a valid list"),
     "no messages": (chat, {"messages": []}, "messages", "must hold at least one message"),
-    "effort": (chat, {"reasoning_effort": "high"}, "reasoning_effort", "reasoning_effort is not supported"),
+    "effort": (completion, {"reasoning_effort": "high"}, "reasoning_effort", "reasoning_effort is not supported"),
     "audio": (chat, {"modalities": ["text", "audio"]}, "modalities", "modalities is not supported"),
     "unknown": (chat, {"fancy": 1}, "fancy", "fancy: not a parameter of this API"),
     "five stops": (chat, {"stop": list("abcde")}, "stop", MAX_STOPS),

@@ -12,8 +12,8 @@ from premoe_gateway.openai.requests import parse_chat
 from premoe_servicekit.template_arguments import MAX_ARGUMENTS, MAX_CHARACTERS
 
 
-def parsed(arguments: object) -> str:
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": arguments}
+def parsed(arguments: object, **fields: str) -> str:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "chat_template_kwargs": arguments, **fields}
     ask = parse_chat(json.dumps(body).replace("Infinity", "1e999").encode()).ask
     request = generate_request(ask, PatternChoice("full"), Recommended())
     assert request.prompt.chat.template_arguments == ask.template_arguments
@@ -25,6 +25,15 @@ def test_flat_values_are_taken_and_null_is_nothing() -> None:
     assert json.loads(parsed({**given, "other": None})) == given
     assert parsed(None) == parsed({}) == parsed({"a": None}) == ""
     assert json.loads(parsed({"a": "\ud83d"})) == {"a": "\ufffd"}
+
+
+def test_an_effort_is_an_argument_of_the_template() -> None:
+    assert json.loads(parsed(None, reasoning_effort="high")) == {"reasoning_effort": "high"}
+    assert json.loads(parsed({"a": 1}, reasoning_effort="low")) == {"reasoning_effort": "low", "a": 1}
+    assert json.loads(parsed({"reasoning_effort": "high"}, reasoning_effort="low")) == {"reasoning_effort": "high"}
+    assert parsed(None, reasoning_effort="none") == ""
+    with pytest.raises(BadParameter, match=r"^reasoning_effort: must be 'none', 'minimal'"):
+        parsed(None, reasoning_effort="some")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import RESPONSE_FORMAT, parse_format
 from premoe_gateway.openai.messages import MESSAGES, turn_of
 from premoe_gateway.openai.sampling import SEEDS, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods
-from premoe_gateway.openai.templates import parse_template_arguments
+from premoe_gateway.openai.templates import Effort, parse_template_arguments
 from premoe_gateway.openai.tools import TOOL_CHOICE, TOOLS, parse_tools
 from premoe_gateway.openai.unsupported import IGNORED, ONLY
 
@@ -120,6 +120,7 @@ class ChatBody(_Common, ChatLikelihoods):
     tools: Annotated[Any, WithJsonSchema(TOOLS)] = None
     tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE)] = None
     parallel_tool_calls: StrictBool | None = None
+    reasoning_effort: Effort | None = None
     # Not OpenAI's; other servers have it by this name.
     chat_template_kwargs: Annotated[Any, WithJsonSchema(TEMPLATE_ARGUMENTS)] = None
 
@@ -144,7 +145,7 @@ def parse_chat(body: bytes) -> Order:
     tools = parse_tools(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
     most = chat.max_completion_tokens or chat.max_tokens or 0
     order = chat.order(turns, chat.sampling(most, logprobs=chat.asked()))
-    arguments = parse_template_arguments(chat.chat_template_kwargs)
+    arguments = parse_template_arguments(chat.chat_template_kwargs, chat.reasoning_effort)
     return replace(order, ask=replace(order.ask, tools=tools, template_arguments=arguments))
 
 
