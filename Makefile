@@ -159,6 +159,14 @@ bench: install ## Run the benchmarks: make bench ARGS="--json out/"
 bench-serve: vllm ## Compare vLLM over slots with vLLM as it comes, an exported checkpoint and transformers, in an environment of its own
 	@PYTHONPATH=tests:tools $(VLLM)/bin/python benchmarks/serving.py $(ARGS)
 
+.PHONY: bench-mixture
+bench-mixture: vllm ## Compare requests under four patterns in one batch with one pattern after another, on vLLM
+	@$(VLLM)/bin/python benchmarks/mixture.py $(ARGS)
+
+.PHONY: bench-arrival
+bench-arrival: vllm ## Measure what a pattern that arrives cold costs those who decode, on vLLM
+	@$(VLLM)/bin/python benchmarks/arrival.py $(ARGS)
+
 .PHONY: clean
 clean: ## Remove the virtual environment and caches of this checkout
 	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

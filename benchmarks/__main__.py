@@ -11,15 +11,15 @@ import click
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-APART = {"serving"}
-"""Needs vLLM, which has an environment of its own: ``make bench-serve``."""
+APART = {"arrival", "mixture", "serving"}
+"""They need vLLM, which has an environment of its own: ``make bench-serve``, ``bench-mixture``, ``bench-arrival``."""
 
 
 @click.command(epilog=f"Benchmarks: {', '.join(NAMES)}.")
 @click.argument("names", nargs=-1, type=click.Choice(NAMES))
 @click.option("--json", "folder", type=click.Path(file_okay=False, path_type=Path), help="Write DIR/NAME.json each.")
 def main(names: tuple[str, ...], folder: Path | None) -> None:
-    """Run the benchmarks NAMES (default: all but serving). Each prints the machine, its settings and ratios."""
+    """Run the benchmarks NAMES (default: all that need no vLLM). Each prints the machine, its settings and ratios."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     # Benchmarks of the operator start control planes and nodes with the harness of the cluster tests.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +37,8 @@ from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.slot_shape import SlotShape
-from premoe_runtime.serving.front import Front
+from premoe_runtime.serving.front import Front, Handle
+from premoe_runtime.serving.reports import SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_runtime.storage import open_store
 
@@ -193,15 +194,29 @@ class Served:
         return cls(Front(engine, model.store.shape, arena, source), model.store.shape)
 
     def run(self, batch: int, prompt_tokens: int, answer_tokens: int) -> Run:
-        clock = Clock(batch)
-        for index in range(batch):
-            self._serial += 1
-            random = np.random.default_rng(self._serial)
-            prompt = tuple(int(token) for token in random.integers(0, VOCABULARY, prompt_tokens))
-            sampling = SamplingParams(max_tokens=answer_tokens)
-            request = Request(f"b{self._serial}", self._pattern, TOP_K, prompt, sampling)
-            self.front.generate(request, lambda report: None, partial(clock.on_event, index))
+        return self.run_under([self._pattern] * batch, prompt_tokens, answer_tokens)
+
+    def run_under(self, patterns: Sequence[KeptPattern], prompt_tokens: int, answer_tokens: int) -> Run:
+        """A request under each pattern, all sent at once."""
+        clock = Clock(len(patterns))
+        for index, pattern in enumerate(patterns):
+            self.send(pattern, prompt_tokens, answer_tokens, partial(clock.on_event, index))
         return clock.wait()
+
+    def send(
+        self,
+        pattern: KeptPattern,
+        prompt_tokens: int,
+        answer_tokens: int,
+        on_event: Callable[[TokenEvent], None],
+        on_started: Callable[[SwapReport], None] = lambda report: None,
+    ) -> Handle:
+        """A request with a prompt that nobody had before."""
+        self._serial += 1
+        random = np.random.default_rng(self._serial)
+        prompt = tuple(int(token) for token in random.integers(0, VOCABULARY, prompt_tokens))
+        request = Request(f"b{self._serial}", pattern, TOP_K, prompt, SamplingParams(max_tokens=answer_tokens))
+        return self.front.generate(request, on_started, on_event)
 
 
 Variants = Mapping[str, Served | Plain]
