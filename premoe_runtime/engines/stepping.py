@@ -33,6 +33,7 @@ from premoe_runtime.engines.base import (
 )
 from premoe_runtime.engines.grammar import Grammars, Matcher
 from premoe_runtime.engines.sequences import Sequences
+from premoe_runtime.formats.errors import Conflict
 from premoe_runtime.residency.copier import Copied, Copy
 from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.slot_tables import SlotTables
@@ -53,7 +54,7 @@ class Carrier(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiled:
+class Compiled:
     """The grammar of a sequence is there, or cannot be."""
 
     request: Submit
@@ -61,10 +62,28 @@ class _Compiled:
 
 
 @dataclass(frozen=True, slots=True)
-class _CopiesEnded:
+class CopiesEnded:
     """The thread that copies has died; nobody would ever answer a ``Load``."""
 
     error: BaseException
+
+
+Item = Command | Compiled | CopiesEnded | None
+"""What an engine's thread carries out between two steps; None: it is to close."""
+
+
+class Inbox:
+    """Items in the order in which they came. Filled from any thread, emptied by the engine's."""
+
+    def __init__(self) -> None:
+        self._items: SimpleQueue[Item] = SimpleQueue()
+
+    def put(self, item: Item) -> None:
+        self._items.put(item)
+
+    def get(self, *, block: bool) -> Item:
+        """Raises queue.Empty where there is none and it need not ``block``: a step comes next."""
+        return self._items.get(block=block)
 
 
 class StepEngine:
@@ -81,6 +100,7 @@ class StepEngine:
         copier: Carrier,
         grammars: Grammars,
         arena: HostArena,
+        inbox: Inbox | None = None,
     ) -> None:
         self.limits = limits
         self._sequences, self._tables, self._copier, self._grammars = sequences, tables, copier, grammars
@@ -88,7 +108,7 @@ class StepEngine:
         if tables.device.type == "cuda":
             arena.lock_pages()
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="premoe-grammar")
-        self._inbox: SimpleQueue[Command | _Compiled | _CopiesEnded | None] = SimpleQueue()
+        self._inbox = inbox or Inbox()
         self._copies: SimpleQueue[tuple[Copy, torch.cuda.Event | None, int] | None] = SimpleQueue()
         self._stop_load = threading.Event()
         self._retired: tuple[torch.cuda.Event | None, int] = (None, 0)
@@ -152,11 +172,11 @@ class StepEngine:
             if not self._sequences.can_step:
                 self._tell()
 
-    def _carry_out(self, command: Command | _Compiled | _CopiesEnded) -> None:
+    def _carry_out(self, command: Item) -> None:
         match command:
-            case _CopiesEnded(error):
+            case CopiesEnded(error):
                 raise error
-            case _Compiled(request, matcher):
+            case Compiled(request, matcher):
                 self._sequences.compiled(request, matcher)
             case Submit():
                 self._submit(command)
@@ -188,14 +208,14 @@ class StepEngine:
             self._compiling.submit(self._compile, request)
 
     def _compile(self, request: Submit) -> None:
-        if not self._sequences.wants(request):
-            return
         matcher: Matcher | Exception
         try:
+            if not self._sequences.wants(request):
+                raise Conflict("nobody waits for its grammar any more", reason="REQUEST_ENDED")
             matcher = self._grammars.compile(request.grammar)
         except Exception as error:
             matcher = error
-        self._inbox.put(_Compiled(request, matcher))
+        self._inbox.put(Compiled(request, matcher))
 
     def _check(self) -> Exception | None:
         try:
@@ -215,4 +235,4 @@ class StepEngine:
                 self._stop_load.clear()
                 self._report(Loaded(copied, retired_ns))
         except BaseException as error:
-            self._inbox.put(_CopiesEnded(error))
+            self._inbox.put(CopiesEnded(error))

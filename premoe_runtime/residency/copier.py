@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -54,6 +54,18 @@ class Copied:
     start_ns: int = 0
     end_ns: int = 0
     error: Exception | None = None
+
+
+def merged(parts: Sequence[Copied]) -> Copied:
+    """What became of a copy of which every rank carried out what lies in its slots. An expert is on one rank only."""
+    return Copied(
+        written=frozenset[ExpertId]().union(*(part.written for part in parts)),
+        torn=frozenset[ExpertId]().union(*(part.torn for part in parts)),
+        saved={expert: digest for part in parts for expert, digest in part.saved.items()},
+        start_ns=min(part.start_ns for part in parts),
+        end_ns=max(part.end_ns for part in parts),
+        error=next((part.error for part in parts if part.error is not None), None),
+    )
 
 
 class Copier:

@@ -30,13 +30,19 @@ class Ledger:
 
     ``table[layer][slot]``: the published expert, or ``EMPTY``. A slot between ``retire`` and ``settle`` is *moving*: it
     counts as neither free nor resident. ``experts``: how many every layer has. ``generation`` grows with every settled
-    change. Not thread-safe.
+    change. ``ranks``: devices that every layer's slots are shared out over (``ranks.share``). Not thread-safe.
     """
 
     def __init__(
-        self, slots: Sequence[int], experts: Sequence[int], table: Iterable[Sequence[int]] | None = None
+        self,
+        slots: Sequence[int],
+        experts: Sequence[int],
+        table: Iterable[Sequence[int]] | None = None,
+        *,
+        ranks: int = 1,
     ) -> None:
         self.experts = tuple(experts)
+        self._ranks = ranks
         self.table = [list(row) for row in table] if table is not None else [[EMPTY] * count for count in slots]
         self.generation = 0
         self._slot_of = {
@@ -86,7 +92,7 @@ class Ledger:
                 raise InvalidInput(f"the model has no {expert}", reason="EXPERT_UNKNOWN")
         if arriving := sorted(needed & {load.expert for load in self._moving.values()}):
             raise Conflict(f"another swap is bringing {arriving[0]}; wait for it", reason="EXPERT_ARRIVING")
-        return plan_swap(needed, self.table, pinned, self._recency, reserved=self._moving.keys())
+        return plan_swap(needed, self.table, pinned, self._recency, reserved=self._moving.keys(), ranks=self._ranks)
 
     def retire(self, loads: Collection[Load], *, in_use: AbstractSet[ExpertId] = frozenset()) -> tuple[ExpertId, ...]:
         """Step one of a swap, for loads whose bytes are ready to be copied; returns the victims, now absent.

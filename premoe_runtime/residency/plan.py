@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
 
 from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.residency.ranks import ranks_of
 
 EMPTY = -1
 """In a slot table: no expert."""
@@ -43,14 +47,16 @@ def plan_swap(
     recency: Mapping[ExpertId, int],
     *,
     reserved: AbstractSet[tuple[int, int]] = NO_SLOTS,
+    ranks: int = 1,
 ) -> tuple[Load, ...]:
     """Make every expert of ``needed`` resident with as few copies as possible.
 
     ``table[layer][slot]`` is the expert that lies there, or ``EMPTY``; layers may differ in slots. ``pinned`` experts
     are never evicted, nor are needed ones; ``recency`` grows with each use (never used: oldest). Free slots are filled
     first, then the least recently used victims give way; ties go to the lower expert id, so equal inputs give equal
-    plans. ``reserved`` (layer, slot) pairs belong to a swap under way. Looks only at layers that lack something.
-    Raises Exhausted, naming the first layer that cannot hold them.
+    plans. ``reserved`` (layer, slot) pairs belong to a swap under way. Of slots that are as good, one on the rank with
+    the fewest of ``needed`` is taken, since all ranks wait for the one that computes most. Looks only at layers that
+    lack something. Raises Exhausted, naming the first layer that cannot hold them.
     """
     loads: list[Load] = []
     for layer in sorted({expert.layer for expert in needed}):
@@ -77,7 +83,33 @@ def plan_swap(
                 "slots",
                 reason="SLOTS_EXHAUSTED",
             )
-        targets: list[tuple[int, ExpertId | None]] = [(slot, None) for slot in free]
-        targets += [(slot, occupant) for _, occupant, slot in sorted(victims)]
-        loads += [Load(expert, slot, evicts) for expert, (slot, evicts) in zip(wanted, targets, strict=False)]
+        targets = [_Target((0, 0), slot, None) for slot in free]
+        targets += [_Target((1, used), slot, occupant) for used, occupant, slot in sorted(victims)]
+        there_already = [slot for slot, held in enumerate(row) if ExpertId(layer, held) in needed]
+        chosen = _spread(targets, len(wanted), ranks_of(len(row), ranks), there_already)
+        loads += [Load(expert, target.slot, target.evicts) for expert, target in zip(wanted, chosen, strict=True)]
     return tuple(loads)
+
+
+class _Target(NamedTuple):
+    """A slot that can be filled; ``cost``: those of the smallest go first."""
+
+    cost: tuple[int, int]
+    slot: int
+    evicts: ExpertId | None
+
+
+def _spread(targets: list[_Target], count: int, ranks: Sequence[int], taken: Sequence[int]) -> list[_Target]:
+    """``count`` of the targets, which are in order of cost; ``ranks``: of every slot; ``taken``: slots in use already."""
+    if not ranks[-1]:
+        return targets[:count]
+    load = Counter(ranks[slot] for slot in taken)
+    chosen: list[_Target] = []
+    for _, equal in groupby(targets, key=lambda target: target.cost):
+        left = list(equal)
+        while left and len(chosen) < count:
+            best = min(left, key=lambda target: load[ranks[target.slot]])
+            left.remove(best)
+            load[ranks[best.slot]] += 1
+            chosen.append(best)
+    return chosen

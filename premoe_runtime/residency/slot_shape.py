@@ -16,12 +16,15 @@ from premoe_runtime.residency.slot_layout import SlotLayout
 
 @dataclass(frozen=True, slots=True)
 class SlotShape:
-    """``slots``: of every MoE layer. ``max_rows``: of the mask table. ``layout``: of a blob as stored and as held."""
+    """``slots``: of every MoE layer. ``max_rows``: of the mask table. ``layout``: of a blob as stored and as held.
+    ``ranks``: devices that every layer's slots are shared out over (``ranks.share``).
+    """
 
     manifest: Manifest
     slots: tuple[int, ...]
     max_rows: int
     layout: SlotLayout
+    ranks: int = 1
 
     @classmethod
     def of(
@@ -41,10 +44,18 @@ class SlotShape:
         return cls(manifest, counts, max_rows, SlotLayout.of(manifest, dtype))
 
     @classmethod
-    def as_stored(cls, manifest: Manifest, *, slots: int | Sequence[int], max_rows: int = 64) -> SlotShape:
+    def as_stored(
+        cls, manifest: Manifest, *, slots: int | Sequence[int], max_rows: int = 64, ranks: int = 1
+    ) -> SlotShape:
         """Blobs stay as the pack has them: for whoever makes of them himself what kernels read. Raises InvalidInput."""
         counts = slots_of_layers(slots, manifest.layer_experts)
-        return cls(manifest, counts, max_rows, SlotLayout(manifest.layout, manifest.layout))
+        if min(counts) < ranks:
+            raise InvalidInput(
+                f"{min(counts)} slots of a layer do not go round {ranks} devices, each of which holds whole experts; "
+                "ask for fewer devices or more slots",
+                reason="SLOTS_TOO_FEW",
+            )
+        return cls(manifest, counts, max_rows, SlotLayout(manifest.layout, manifest.layout), ranks)
 
     @property
     def num_layers(self) -> int:
@@ -69,5 +80,5 @@ class SlotShape:
 
     @property
     def device_bytes(self) -> int:
-        """Bytes of all slots, empty ones included."""
+        """Bytes of all slots on all ranks, empty ones included."""
         return sum(self.slots) * self.blob_bytes

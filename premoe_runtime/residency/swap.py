@@ -21,6 +21,11 @@ from premoe_runtime.residency.slot_tables import Kept, SlotTables
 from premoe_runtime.residency.source import ExpertSource
 
 
+def alone(copied: Copied) -> Copied:
+    """What one rank has done is all that is done."""
+    return copied
+
+
 def bring(
     store: SlotStore,
     source: ExpertSource,
@@ -49,25 +54,43 @@ def bring_by(
     *,
     pinned: AbstractSet[ExpertId] = frozenset(),
     semantics: Semantics = "selection",
+    together: Callable[[Copied], Copied] = alone,
 ) -> None:
     """The same over any slots: ``run`` copies from the arena into those that ``tables`` are about.
 
-    What was fetched before an error is published. Raises Exhausted (slots), CorruptData (digest), Conflict (a row keeps
+    Where several ranks do this at once, each with slots of its own, ``together`` makes one of what became of their
+    copies: none goes on by itself. What was fetched before an error is published. Raises Exhausted (slots), CorruptData (digest), Conflict (a row keeps
     an expert that is not resident), and what the source raises.
     """
-    ledger = Ledger(tables.slots, tables.shape.manifest.layer_experts, tables.slot_table())
-    fetcher = Fetcher(source, tables.shape, arena)
+    shape = tables.shape
+    ledger = Ledger(shape.slots, shape.manifest.layer_experts, tables.slot_table(), ranks=shape.ranks)
+    fetcher = Fetcher(source, shape, arena)
     left = list(ledger.plan(needed, pinned))
     while left:
         batch, left = left[: arena.capacity], left[arena.capacity :]
         tier = HostTier(arena)
-        places = {load.expert: tier.reserve(load.expert) for load in batch}
+        places = {load.expert: tier.reserve(load.expert) for load in batch if tables.holds(load.layer, load.slot)}
         digests: dict[ExpertId, str] = {}
-        fetcher.fetch(places, digests.__setitem__)
+        fetched = together(_fetched(fetcher, places, digests))
+        if fetched.error is not None:
+            raise fetched.error
         tables.retire(ledger.retire(batch))
-        moves = [BlobCopy(load.expert, places[load.expert], load.slot, digests[load.expert]) for load in batch]
-        copied = run(Copy(tuple(moves)))
+        moves = [
+            BlobCopy(load.expert, places[load.expert], load.slot, digests[load.expert])
+            for load in batch
+            if load.expert in places
+        ]
+        copied = together(run(Copy(tuple(moves))))
         tables.publish(ledger.settle(batch, copied.written, copied.torn))
         if copied.error is not None:
             raise copied.error
     tables.publish((), rows, semantics=semantics)
+
+
+def _fetched(fetcher: Fetcher, places: Mapping[ExpertId, int], digests: dict[ExpertId, str]) -> Copied:
+    """Nothing is written yet; what kept blobs from coming here is in the result."""
+    try:
+        fetcher.fetch(places, digests.__setitem__)
+    except Exception as error:
+        return Copied(frozenset(), error=error)
+    return Copied(frozenset())

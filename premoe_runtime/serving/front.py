@@ -84,7 +84,7 @@ class Front:
         fetcher = Fetcher(source, shape, arena)
         self._loop = ServingLoop(
             engine,
-            Ledger(shape.slots, shape.manifest.layer_experts),
+            Ledger(shape.slots, shape.manifest.layer_experts, ranks=shape.ranks),
             Fetches(HostTier(arena), fetcher, self._inbox.post, retry_seconds),
             self._inbox,
             self.admission,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +20,16 @@ import pytest
 from support import doomed_engines
 from support.engines import (
     WAIT_SECONDS,
+    Bench,
     FrontBench,
+    Ground,
+    Reports,
     child_bench,
     child_engine,
     ground,
     pattern,
     prompt,
+    ranked_engine,
     tiny_engine,
 )
 from support.tiny import tiny_checkpoint
@@ -31,6 +37,7 @@ from support.tiny import tiny_checkpoint
 from premoe_runtime.engines.child import engine as child
 from premoe_runtime.engines.child.engine import ChildEngine
 from premoe_runtime.engines.child.main import Build
+from premoe_runtime.engines.child.ranked import RankedEngine
 from premoe_runtime.engines.child.wire import Failed, encode
 from premoe_runtime.formats.errors import (
     Conflict,
@@ -41,6 +48,7 @@ from premoe_runtime.formats.errors import (
     PremoeError,
     Unavailable,
 )
+from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.serving.front import Front
 
 pytestmark = pytest.mark.timeout(300)  # the first child waits for a fork server that imports torch
@@ -159,6 +167,54 @@ def test_a_child_that_dies_in_mid_swap_fails_who_waits_for_it(tmp_path: Path) ->
             assert KILLED in str(waiting.wait().last.error)
             assert KILLED in str(loading.exception(WAIT_SECONDS))
         assert not started.reports
+
+
+def ranks_over(made: Ground, fault: str = "") -> RankedEngine:
+    return ranked_engine(lambda member: partial(doomed_engines.of_ranks, made.folder, made.arena, fault, member), 2)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "said"),
+    [("raise", InvalidInput, "rank 1 has no device"), ("die", Unavailable, KILLED)],
+)
+def test_ranks_are_ready_together_or_not_at_all(
+    tmp_path: Path, fault: str, kind: type[PremoeError], said: str
+) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("premoe-ranks-*"))
+    with pytest.raises(kind, match=said):
+        ranks_over(ground(tmp_path), fault)
+    wait_until(lambda: not multiprocessing.active_children())
+    assert set(Path(tempfile.gettempdir()).glob("premoe-ranks-*")) <= before
+
+
+def test_a_check_and_a_copy_are_over_when_they_are_on_every_rank(tmp_path: Path) -> None:
+    made = ground(tmp_path, slots=4)
+    engine = ranks_over(made)
+    bench = Bench(engine, made.arena, made.source, made.folder, made.kept[:0], Reports())
+    engine.start(bench.reports)
+    try:
+        bench.boundary()
+        bench.slots[ExpertId(0, 3)] = 1
+        loaded = bench.load(bench.place(ExpertId(0, 3), 0))
+        assert (loaded.copied.written, loaded.copied.error) == (frozenset({ExpertId(0, 3)}), None)
+        bench.boundary()
+    finally:
+        engine.close()
+    assert all(map(is_gone, engine.pids))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_with_one_rank_all_end(tmp_path: Path, rank: int) -> None:
+    made = ground(tmp_path, slots=4)
+    engine, reports = ranks_over(made), Reports()
+    engine.start(reports)
+    os.kill(engine.pids[rank], signal.SIGKILL)
+    wait_until(lambda: bool(reports.ended))
+    (ended,) = reports.ended
+    assert isinstance(ended.error, Unavailable)
+    assert str(ended.error).startswith(f"rank {rank} of 2: {KILLED}")
+    wait_until(lambda: all(map(is_gone, engine.pids)))
+    engine.close()
 
 
 def test_signals_to_the_group_are_left_to_the_parent(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -36,6 +37,7 @@ from premoe_runtime.engines.base import (
 )
 from premoe_runtime.engines.child.engine import ChildEngine
 from premoe_runtime.engines.child.main import Build
+from premoe_runtime.engines.child.ranked import Member, RankedEngine
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import SlotModel, load_slot_model
 from premoe_runtime.engines.hf.tokenizer import load_tokenizer
@@ -312,12 +314,21 @@ def child_engine(build: Build, *, preload: Sequence[str] = ()) -> ChildEngine:
     """Forked from a server that has imported everything, ``preload`` too if it is the first: imports take most of a
     child's start.
     """
+    return ChildEngine(build, context=_server(preload))
+
+
+def ranked_engine(build: Callable[[Member], Build], ranks: int, *, preload: Sequence[str] = ()) -> RankedEngine:
+    """The same, a process a rank."""
+    return RankedEngine(build, ranks, context=_server(preload))
+
+
+def _server(preload: Sequence[str]) -> ForkServerContext:
     stock = [f"transformers.models.{family}.modeling_{family}" for family in FAMILIES]
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["premoe_runtime.engines.hf.engine", "premoe_runtime.packs.layout", *stock, *preload]
     )
-    return ChildEngine(build, context=context)
+    return context
 
 
 @contextmanager

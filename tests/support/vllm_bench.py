@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from premoe_runtime.engines.child.ranked import Member
 from premoe_runtime.engines.vllm import compat
+from premoe_runtime.engines.vllm.arguments import ranks_in
 from premoe_runtime.engines.vllm.engine import ENVIRONMENT, VllmEngine
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.residency.host_arena import HostArena
 from premoe_runtime.residency.slot_shape import SlotShape
-from support.engines import Bench, Reports, child_engine, ground, running, split_options
+from support.engines import Bench, Reports, child_engine, ground, ranked_engine, running, split_options
 from support.sources import MemorySource
 
 HEADS: dict[str, dict[str, Any]] = {
@@ -88,11 +90,16 @@ def vllm_child(checkpoint: Path | str, shape: SlotShape, arena: HostArena, **opt
     os.environ.update(ENVIRONMENT)
     if options.pop("parked_bytes", None) == 0:
         options["parked"] = False
-    return child_engine(partial(_build, checkpoint, shape, arena, options), preload=[PRELOAD])
+    build = partial(_build, checkpoint, shape, arena, options)
+    if (ranks := ranks_in(options.get("given") or {})) > 1:
+        return ranked_engine(lambda member: partial(build, member), ranks, preload=[PRELOAD])
+    return child_engine(build, preload=[PRELOAD])
 
 
 @contextmanager
-def _build(checkpoint: Path | str, shape: SlotShape, arena: HostArena, options: dict[str, Any]) -> Iterator[VllmEngine]:
+def _build(
+    checkpoint: Path | str, shape: SlotShape, arena: HostArena, options: dict[str, Any], member: Member | None = None
+) -> Iterator[VllmEngine]:
     torch.set_num_threads(1)
     source = open_pack(checkpoint) if isinstance(checkpoint, str) else MemorySource(checkpoint)
-    yield VllmEngine(source, shape, arena, **options)
+    yield VllmEngine(source, shape, arena, crew=member and member.crew(), **options)

@@ -77,11 +77,13 @@ def slots(
     *,
     compiled: bool = False,
     dtype: str = "float32",
+    ranks: int = 1,
 ) -> dict[str, Any]:
     """A job: an engine over slots; its answers are those of the stages, in order, or all {"error": …} where it does not
-    start.
+    start. Each of several ``ranks`` is a process that vLLM makes.
     """
-    return {"what": "slots", "pack": pack, "slots": count, "stages": stages, "compiled": compiled, "dtype": dtype}
+    described = {"pack": pack, "slots": count, "stages": stages, "compiled": compiled, "dtype": dtype, "ranks": ranks}
+    return {"what": "slots", **described}
 
 
 def stock(
@@ -210,7 +212,8 @@ def _slots(job: dict[str, Any]) -> list[Any]:
     plan = SlotPlan.of(source.manifest(), job["slots"], pack=job["pack"], rows=8)
     with skeleton_folder(source) as folder:
         try:
-            llm = _engine(job, **arguments(folder, plan))
+            given = {"tensor_parallel_size": job["ranks"], "distributed_executor_backend": "mp"}
+            llm = _engine(job, **arguments(folder, plan, given if job["ranks"] > 1 else None))
         except InvalidInput as error:
             return [{"error": str(error)} for _ in job["stages"]]
         return [_stage(llm, stage) for stage in job["stages"]]

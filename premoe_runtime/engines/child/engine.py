@@ -10,7 +10,7 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerContext, SpawnContext
 from queue import SimpleQueue
 
-from premoe_runtime.engines.base import Command, Ended, Report
+from premoe_runtime.engines.base import Command, Ended, Report, RequestLimits
 from premoe_runtime.engines.child.main import Build, run
 from premoe_runtime.engines.child.wire import CloseEngine, Failed, receive, send
 from premoe_runtime.formats.errors import Unavailable
@@ -27,10 +27,15 @@ class ChildEngine:
     """Starts a child that builds an engine, and waits until it is ready; implements ``engines.base.Engine``.
 
     The child dies with this process and never outlives ``close``. If it dies by itself, the last report says of what.
-    Raises what ``build`` raises there, and Unavailable (ENGINE_DIED) when the child dies before it is ready.
+    Raises what ``build`` raises there, and Unavailable (ENGINE_DIED) when the child dies before it is ready. Without
+    ``wait`` that is left to ``wait_ready``.
     """
 
-    def __init__(self, build: Build, *, context: SpawnContext | ForkServerContext = SPAWN) -> None:
+    limits: RequestLimits
+
+    def __init__(
+        self, build: Build, *, context: SpawnContext | ForkServerContext = SPAWN, wait: bool = True
+    ) -> None:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=run, args=(theirs, build), name="premoe-engine", daemon=True)
         self._closing = False
@@ -47,6 +52,11 @@ class ChildEngine:
         # It ignores SIGTERM, with which multiprocessing would end it when this process exits.
         self._kill = weakref.finalize(self, self._process.kill)
         theirs.close()
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Once, before anything else."""
         try:
             first = receive(self._connection)
         except (EOFError, OSError):
@@ -62,6 +72,10 @@ class ChildEngine:
         """Of the child."""
         assert self._process.pid is not None, "started in the constructor"
         return self._process.pid
+
+    def kill(self) -> None:
+        """End the child at once; it may be in the midst of what never comes back."""
+        self._process.kill()
 
     def start(self, report: Callable[[Report], None]) -> None:
         self._report = report

@@ -38,7 +38,7 @@ class CloseEngine:
 Message = Command | CloseEngine | Report | Ready | Failed
 
 
-def send(connection: Connection, message: Message) -> None:
+def send(connection: Connection, message: object) -> None:
     """Raises OSError once the other end is gone."""
     connection.send_bytes(encode(message))
 
@@ -48,7 +48,7 @@ def receive(connection: Connection) -> Any:
     return pickle.loads(connection.recv_bytes())
 
 
-def encode(message: Message) -> bytes:
+def encode(message: object) -> bytes:
     """Pickled; an exception that would not come out on the other side becomes a RuntimeError with its text."""
     buffer = io.BytesIO()
     _Pickler(buffer, pickle.HIGHEST_PROTOCOL).dump(message)

@@ -10,7 +10,7 @@ from premoe_runtime.engines.vllm.plan import LOAD_FORMAT, SlotPlan
 from premoe_runtime.formats.errors import InvalidInput
 
 WORKER = "premoe_runtime.engines.vllm.worker.SlotWorker"
-OURS = ("model", "load_format", "worker_extension_cls", "additional_config")
+OURS = ("model", "load_format", "worker_extension_cls", "additional_config", "enable_expert_parallel")
 """Arguments that no caller may give."""
 SETTINGS: Mapping[str, str] = {
     "dtype": "the pack says it",
@@ -25,7 +25,7 @@ SETTINGS: Mapping[str, str] = {
     "async_scheduling": "commands are carried out between two steps",
     "scheduler_cls": "commands are carried out between its steps",
     "worker_cls": "slots lie in vLLM's own",
-    "distributed_executor_backend": "slots lie on one device, in the engine's process",
+    "distributed_executor_backend": "every device has a process of the engine's own",
     "skip_tokenizer_init": "texts are made outside",
     "logits_processors": "tokens are chosen outside",
     "logprobs_mode": "tokens are chosen outside",
@@ -37,7 +37,6 @@ SETTINGS: Mapping[str, str] = {
 REFUSED: Mapping[str, str] = {
     "quantization": "experts are computed with as the pack holds them",
     "enable_eplb": "it moves experts between slots of its own",
-    "enable_expert_parallel": "slots lie on one device",
     "enable_lora": "adapters of experts do not move with their slots",
     "speculative_config": "a draft's tokens have no mask row",
     "enable_sleep_mode": "it drops weights that the tables still name",
@@ -48,16 +47,19 @@ REFUSED: Mapping[str, str] = {
 UNSALTED = "its keys do not name the pattern under which keys and values were computed"
 """Why there is no prefix caching but for requests whose ``cache_salt`` names it, as the engine's do."""
 REFUSED_ABOVE_ONE: Mapping[str, str] = {
-    "tensor_parallel_size": "slots lie on one device",
-    "pipeline_parallel_size": "slots lie on one device",
-    "data_parallel_size": "slots lie on one device; run another replica",
+    "pipeline_parallel_size": "slots of a layer are shared out over all devices",
+    "data_parallel_size": "a replica is a process of its own; run another one",
+    "prefill_context_parallel_size": "all devices compute the same tokens",
+    "decode_context_parallel_size": "all devices compute the same tokens",
 }
+RANKS = "tensor_parallel_size"
+"""Of which there may be several: attention is split over them, and each has whole experts."""
 
 
 def arguments(folder: Path, plan: SlotPlan, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Of vLLM's ``LLM`` or ``EngineArgs``. ``folder``: of ``hf.tokenizer.skeleton_folder``. Raises InvalidInput."""
     given = _checked(given or {}, dict.fromkeys(OURS, ""), {**REFUSED, "enable_prefix_caching": UNSALTED})
-    return {**given, **_of_slots(folder, plan), "enable_prefix_caching": False}
+    return {**given, **_of_slots(folder, plan), **_of_ranks(given), "enable_prefix_caching": False}
 
 
 def engine_arguments(
@@ -71,11 +73,15 @@ def engine_arguments(
     prefill_tokens: int,
 ) -> dict[str, Any]:
     """Those of the engine behind the port, which salts prefixes; eager unless the caller says otherwise."""
+    given = check_given(given or {})
+    several = {"distributed_executor_backend": "external_launcher"} if ranks_in(given) > 1 else {}
     return {
         "enforce_eager": True,
         "enable_prefix_caching": True,
-        **check_given(given or {}),
+        **given,
         **_of_slots(folder, plan),
+        **_of_ranks(given),
+        **several,
         "dtype": dtype,
         "generation_config": "vllm",
         "max_model_len": context,
@@ -93,6 +99,20 @@ def engine_arguments(
 def check_given(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a caller of the engine behind the port gives. Raises InvalidInput."""
     return _checked(given, {**dict.fromkeys(OURS, ""), **SETTINGS}, REFUSED)
+
+
+def ranks_in(given: Mapping[str, Any]) -> int:
+    """Of what a caller gives: on how many devices the engine runs. Raises InvalidInput."""
+    ranks = given.get(RANKS, 1)
+    if not isinstance(ranks, int) or isinstance(ranks, bool) or ranks < 1:
+        raise InvalidInput(
+            f"vLLM's argument {RANKS}={ranks!r} is no number of devices; give 1 or more", reason="ENGINE_ARGUMENT"
+        )
+    return ranks
+
+
+def _of_ranks(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {"enable_expert_parallel": ranks_in(given) > 1}
 
 
 def _of_slots(folder: Path, plan: SlotPlan) -> dict[str, Any]:

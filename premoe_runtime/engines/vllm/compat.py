@@ -58,6 +58,7 @@ ENGINE = (
     Needed("vllm.v1.core.kv_cache_manager", "KVCacheManager.evict_blocks", "damage"),
     Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._zero_block_ids", "damage"),
     Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._init_kv_zero_meta", "damage"),
+    Needed("vllm.v1.executor.uniproc_executor", "ExecutorWithExternalLauncher._distributed_args", "several devices"),
     Needed("vllm.v1.sample.sampler", "Sampler.gather_logprobs", "choice of tokens"),
     Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.sample_tokens", "choice of tokens"),
 )

@@ -17,12 +17,15 @@ from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core import EngineCore
 from vllm.v1.executor import Executor
+from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.sample.sampler import Sampler
 
 from premoe_runtime.engines.base import Logprobs
+from premoe_runtime.engines.child.crew import Alone
 from premoe_runtime.engines.choosing import Choice, choose
+from premoe_runtime.engines.vllm.arguments import RANKS
 from premoe_runtime.engines.vllm.plan import ACTIVE, ROW
 from premoe_runtime.engines.vllm.rows import Rule
 from premoe_runtime.engines.vllm.sequences import CoreSequence
@@ -32,17 +35,29 @@ from premoe_runtime.engines.vllm.worker import SLOTS, SlotModel
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
 
 
+Agree = Callable[[Callable[[], list[Choice]]], list[Choice]]
+"""Makes one rank's choice that of all: ``child.crew.Alone.agree``."""
+
+
 class VllmCore:
     """Implements ``sequences.Core``. ``contexts``: how many whole ones the KV memory is for, where it lies in main
-    memory; on a device vLLM takes what is left there. ``windows``: how far every block looks back. Raises InvalidInput
-    for arguments that vLLM does not take, and a model that it runs with other windows.
+    memory; on a device vLLM takes what is left there. ``windows``: how far every block looks back. ``crew``: the ranks
+    of which this is one. Raises InvalidInput for arguments that vLLM does not take, and a model that it runs with other
+    windows.
     """
 
     def __init__(
-        self, arguments: Mapping[str, Any], *, context: int, contexts: int, windows: Sequence[int | None], device: str
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        context: int,
+        contexts: int,
+        windows: Sequence[int | None],
+        device: str,
+        crew: Alone,
     ) -> None:
         config = _config(arguments)
-        _check_device(config, device)
+        _check_device(config, device, crew.ranks)
         if config.model_config.is_hybrid:
             raise InvalidInput(
                 "the engine vllm does not run this model behind a worker yet: some of its layers keep state; use the "
@@ -53,7 +68,7 @@ class VllmCore:
         if config.device_config.device_type == "cpu":
             cache.num_gpu_blocks_override = 1 + contexts * math.ceil(context / cache.block_size) * _groups(config)
             cache.kv_cache_memory_bytes = cache.num_gpu_blocks_override * cache.block_size * token_bytes(config)
-        self._core = _started(config)
+        self._core, self._crew = _started(config, crew), crew
         _check_windows(config, windows, context)
         self._scheduler: Any = self._core.scheduler
         self._context, self._block = context, int(cache.block_size)
@@ -66,7 +81,9 @@ class VllmCore:
 
     def choose_by(self, named: Callable[[str], CoreSequence], count_prompt: Callable[[int], None]) -> None:
         """Have tokens chosen by the port's rules, for the sequences that the names stand for."""
-        self._sampler = self._runner.sampler = PortSampler(self._runner, self.slots, named, count_prompt)
+        self._sampler = self._runner.sampler = PortSampler(
+            self._runner, self.slots, named, count_prompt, self._crew.agree
+        )
 
     @property
     def blocks(self) -> int:
@@ -149,9 +166,11 @@ class PortSampler(Sampler):  # type: ignore[misc]
         slots: SlotModel,
         named: Callable[[str], CoreSequence],
         count_prompt: Callable[[int], None],
+        agree: Agree,
     ) -> None:
         super().__init__()
         self._runner, self._slots, self._named, self._count_prompt = runner, slots, named, count_prompt
+        self._agree = agree
         self.choices: dict[str, Choice] = {}
 
     def forward(self, logits: torch.Tensor, sampling_metadata: Any, *args: Any, **kwargs: Any) -> SamplerOutput:
@@ -163,7 +182,7 @@ class PortSampler(Sampler):  # type: ignore[misc]
         tokens = torch.zeros(len(sequences), 1, dtype=torch.int32)
         if ready:
             rows = logits if len(ready) == len(sequences) else logits[ready]
-            found = choose([sequences[row] for row in ready], rows.float())
+            found = self._agree(lambda: choose([sequences[row] for row in ready], rows.float()))
             self.choices = {sequences[row].name: choice for row, choice in zip(ready, found, strict=True)}
             for row, (token, _) in zip(ready, found, strict=True):
                 tokens[row] = 0 if isinstance(token, Exception) else token
@@ -234,7 +253,7 @@ def _config(arguments: Mapping[str, Any]) -> VllmConfig:
         raise InvalidInput(f"vLLM refuses its arguments: {_said(error)}", reason="ENGINE_ARGUMENT") from error
 
 
-def _check_device(config: VllmConfig, device: str) -> None:
+def _check_device(config: VllmConfig, device: str, ranks: int) -> None:
     asked, found = torch.device(device), config.device_config.device_type
     if asked.type != found or asked.index not in (None, 0):
         raise InvalidInput(
@@ -242,15 +261,20 @@ def _check_device(config: VllmConfig, device: str) -> None:
             f"{asked.type} devices, or choose among them by CUDA_VISIBLE_DEVICES",
             reason="DEVICE_INVALID",
         )
+    if found != "cpu" and (there := torch.accelerator.device_count()) < ranks:
+        raise InvalidInput(
+            f"vLLM's argument {RANKS}={ranks} asks for more devices than there are here, {there}; ask for fewer",
+            reason="DEVICE_INVALID",
+        )
 
 
-def _started(config: VllmConfig) -> EngineCore:
+def _started(config: VllmConfig, crew: Alone) -> EngineCore:
     """Raises InvalidInput (ENGINE_UNSUPPORTED) for a model that vLLM has no kernel for here."""
     if config.device_config.device_type == "cpu" and torch.cpu._is_amx_tile_supported():
         # Its kernels for bfloat16 take for granted that somebody asked the kernel for AMX before: a step does not.
         torch.cpu._init_amx()
     try:
-        return EngineCore(config, Executor.get_class(config), log_stats=False)
+        return EngineCore(config, _executor(config, crew), log_stats=False)
     except PremoeError:
         raise
     except (ValueError, NotImplementedError) as error:
@@ -258,6 +282,18 @@ def _started(config: VllmConfig) -> EngineCore:
             f"the engine vllm does not run this model here: {_said(error)}; use the engine hf",
             reason="ENGINE_UNSUPPORTED",
         ) from error
+
+
+def _executor(config: VllmConfig, crew: Alone) -> type[Executor]:
+    """VLLM's own for one process a rank, whose environment says neither which rank it is nor where others are."""
+    if crew.ranks == 1:
+        return Executor.get_class(config)
+
+    class RankExecutor(ExecutorWithExternalLauncher):  # type: ignore[misc]
+        def _distributed_args(self) -> tuple[str, int, int]:
+            return crew.meeting, crew.rank, crew.rank
+
+    return RankExecutor
 
 
 def _said(error: Exception) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from premoe_runtime.engines.base import Report, StepReport
+from premoe_runtime.engines.child.crew import Alone
 from premoe_runtime.engines.grammar import Grammars
 from premoe_runtime.engines.hf.engine import eos_ids, request_limits
 from premoe_runtime.engines.hf.model import bare_model
@@ -45,7 +47,8 @@ class VllmEngine(StepEngine):
     """vLLM in this process, one engine a process; build it where it is to stay. ``shape``: of blobs as stored.
 
     ``active``: numbers of experts that tokens may use once it is compiled, each of which costs every step a little; an
-    eager one asks what a step needs. ``device``: that of the settings. ``given``: arguments of vLLM's own. KV in main
+    eager one asks what a step needs. ``device``: that of the settings. ``given``: arguments of vLLM's own. ``crew``: of
+    the ranks, of which this engine is one. KV in main
     memory: ``max_sequences`` × ``context`` tokens, and as much again for paused sequences unless ``parked`` is off.
     Raises InvalidInput: no vLLM that fits, a model, a device or an argument that it does not take.
     """
@@ -63,7 +66,9 @@ class VllmEngine(StepEngine):
         parked: bool = True,
         device: str = "cpu",
         given: Mapping[str, Any] | None = None,
+        crew: Alone | None = None,
     ) -> None:
+        crew = crew or Alone()
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         compat.check(compat.version(), compat.NEEDED + compat.ENGINE)
@@ -91,7 +96,7 @@ class VllmEngine(StepEngine):
             )
             contexts = max_sequences * (2 if parked else 1)
             self._core = VllmCore(
-                arguments, context=limits.context, contexts=contexts, windows=windows(model), device=device
+                arguments, context=limits.context, contexts=contexts, windows=windows(model), device=device, crew=crew
             )
         ends = eos_ids(model, tokenizer)
         sequences = CoreSequences(
@@ -106,7 +111,12 @@ class VllmEngine(StepEngine):
         self._core.choose_by(sequences.named, sequences.count_prompt)
         copier = PackingCopier(self._core.slots.slots, arena, self._core.turns)
         slots, grammars = self._core.slots.slots, Grammars(tokenizer, limits.vocabulary, ends)
-        super().__init__(limits, sequences, slots, copier, grammars, arena)
+        super().__init__(limits, sequences, slots, copier, grammars, arena, crew)
+        self._leads = crew.rank == 0
+
+    def start(self, report: Callable[[Report], None]) -> None:
+        # What steps come to is told once.
+        super().start(report if self._leads else lambda each: None if isinstance(each, StepReport) else report(each))
 
     def close(self) -> None:
         super().close()

@@ -15,7 +15,9 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from premoe_runtime.engines.vllm.plan import plan_in
 from premoe_runtime.engines.vllm.shards import Names
+from premoe_runtime.engines.vllm.routing import slot_map
 from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.residency.ranks import share
 
 _BLOCK = re.compile(r"\.(\d+)\.")
 
@@ -24,28 +26,37 @@ _BLOCK = re.compile(r"\.(\d+)\.")
 class SlotExperts(RoutedExperts):  # type: ignore[misc]
     """Stands in for vLLM's class in every engine of the process; without a plan it is that class.
 
-    ``layer``: which MoE layer, in the model's order; -1 without a plan. Parameters begin as zeros, since kernels may
-    read slots that hold nothing.
+    ``layer``: which MoE layer, in the model's order; -1 without a plan. ``share``: slots of it that lie here, where
+    several ranks have some. Parameters begin as zeros, since kernels may read slots that hold nothing.
     """
 
     def __init__(self, layer_name: str, params_dtype: torch.dtype, moe_config: Any, *args: Any, **kwargs: Any) -> None:
         self._config = get_current_vllm_config()
         plan = plan_in(self._config.additional_config)
-        slots, layer = 0, -1
+        self.layer, self.share = -1, range(0)
         if plan is not None:
             parallel = moe_config.moe_parallel_config
-            if parallel.use_ep or parallel.tp_size > 1:
-                raise InvalidInput("slots lie on one device; ask for one", reason="ENGINE_ARGUMENT")
+            if parallel.tp_size > 1 or parallel.dp_size > 1 or parallel.is_sequence_parallel:
+                raise InvalidInput(
+                    "an expert lies whole on one device; ask for enable_expert_parallel with tensor_parallel_size, and "
+                    "for no other parallelism",
+                    reason="ENGINE_ARGUMENT",
+                )
             block = _BLOCK.search(layer_name)
             layer = plan.layer_of(int(block[1]) if block else -1)
-            slots = plan.slots[layer]
-            moe_config.num_local_experts = slots
+            here = share(plan.slots[layer], parallel.ep_size, parallel.ep_rank)
+            moe_config.num_local_experts = len(here)
         super().__init__(layer_name, params_dtype, moe_config, *args, **kwargs)
-        self.layer = layer
         if plan is not None:
-            self.local_num_experts = slots
+            self.layer, self.share, self.local_num_experts = layer, here, len(here)
+            if parallel.ep_size > 1:
+                self._expert_map = slot_map(here, self.global_num_experts)
             for parameter in self.slot_parameters().values():
                 parameter.zero_()
+
+    def _map_global_expert_id_to_local_expert_id(self, expert_id: int) -> int:
+        # Experts come through ``pack`` only, into a layer of one.
+        return expert_id if self.share else super()._map_global_expert_id_to_local_expert_id(expert_id)
 
     def slot_parameters(self) -> dict[str, torch.Tensor]:
         """All that the kernel reads of experts, by vLLM's names, an expert each along the first dimension."""

@@ -9,7 +9,7 @@ import torch
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
 from premoe_runtime.engines.vllm.coverage import is_grouped
-from premoe_runtime.engines.vllm.routing import choose_for, retained, slots_of
+from premoe_runtime.engines.vllm.routing import choose_for, local_slots, retained, slots_of
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.residency.slot_tables import SlotTables
@@ -19,7 +19,8 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
     """Chooses among what a token's mask row keeps, and names slots instead of experts.
 
     ``active``: numbers of experts that tokens may use, where a compiled step cannot ask which are in use: every one
-    costs a choice of its own. None: the rows say at every step.
+    costs a choice of its own. None: the rows say at every step. ``local``: slots of this rank, where its kernel cannot
+    tell them from those of others.
     """
 
     def __init__(
@@ -30,9 +31,10 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
         tables: SlotTables,
         rows: TokenRows,
         active: Sequence[int] | None,
+        local: range | None = None,
     ) -> None:
         super().__init__(top_k=stock.top_k, global_num_experts=stock.global_num_experts, eplb_state=stock.eplb_state)
-        self._stock, self._rows, self._active = stock, rows, active
+        self._stock, self._rows, self._active, self._local = stock, rows, active, local
         self._bias: torch.Tensor | None = getattr(stock, "e_score_correction_bias", None)
         # Where vLLM's router does not scale, the layer does.
         self._spec = spec.model_copy(update={"scale": getattr(stock, "routed_scaling_factor", 1.0)})
@@ -67,4 +69,7 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
             of_scores=self._of_scores,
         )
         self._mass[:count].add_(retained(self._spec, router_logits, mask))
-        return weights, slots_of(self._lut, experts).to(indices_type or torch.int32)
+        slots = slots_of(self._lut, experts)
+        if self._local is not None:
+            weights, slots = local_slots(self._local, weights, slots)
+        return weights, slots.to(indices_type or torch.int32)

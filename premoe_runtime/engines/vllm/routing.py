@@ -120,6 +120,25 @@ def retained(spec: RouterSpec, logits: torch.Tensor, mask: torch.Tensor) -> torc
     return (kept_mass(scores, mask) / scores.sum(dim=-1)).clamp(max=1.0)
 
 
+def slot_map(share: range, experts: int) -> torch.Tensor:
+    """i32[E] for vLLM's kernels, which take slots for experts: where on this rank a slot lies, -1 where on another."""
+    found = torch.full((experts,), -1, dtype=torch.int32)
+    found[share.start : share.stop] = torch.arange(len(share), dtype=torch.int32)
+    return found
+
+
+def local_slots(
+    share: range, weights: torch.Tensor, slots: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``weights`` and ``slots``, [T, k], of a rank whose kernel knows no slots of others: those have weight 0 here, and
+    stand for one of this rank that the token uses anyway, or for any.
+    """
+    here = (slots >= share.start) & (slots < share.stop)
+    local = torch.where(here, slots - share.start, len(share) - 1)
+    used = local.amin(dim=-1, keepdim=True)
+    return weights.masked_fill(~here, 0.0), torch.where(here, local, used)
+
+
 def slots_of(lut: torch.Tensor, experts: torch.Tensor) -> torch.Tensor:
     """i64[T, k] of slots, all of them real. ``lut``: i64[E + 1], whose last entry is the number that means absent.
 

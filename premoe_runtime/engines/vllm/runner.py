@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import glob
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from vllm.v1.worker import cpu_model_runner, gpu_model_runner
@@ -97,6 +100,13 @@ def _order_of_second(runner: Any, scheduler_output: Any, prepared: Any) -> tuple
     return prepared.req_ids, prepared.num_scheduled_tokens
 
 
+def _forget_shared_memory() -> None:
+    """Names of the memory by which ranks on CPUs add up: all have mapped it by now, and vLLM never takes them back."""
+    if name := os.environ.get("VLLM_DIST_IDENT"):
+        for path in Path("/dev/shm").glob(f"{glob.escape(name)}-*-cpushm_*"):
+            path.unlink(missing_ok=True)
+
+
 def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
     """Tables over a loaded model's slots, and restricted routers in it. Raises InvalidInput, and what reading does."""
     source, model = source_of(plan.pack), runner.model
@@ -107,7 +117,9 @@ def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
             f"vLLM's model has {len(layers)} MoE layers, the pack {len(plan.slots)}", reason="PLAN_INVALID"
         )
     # Blobs stay as they are until vLLM's own code takes them in: it casts, and knows the number formats it runs.
-    shape = SlotShape.as_stored(manifest, slots=plan.slots, max_rows=plan.rows)
+    _forget_shared_memory()
+    ranks = layers[0].moe_config.moe_parallel_config.ep_size
+    shape = SlotShape.as_stored(manifest, slots=plan.slots, max_rows=plan.rows, ranks=ranks)
     slots = PackedSlots(shape, layers)
     rows = TokenRows(runner.vllm_config.scheduler_config.max_num_batched_tokens, slots.device, manifest.top_k)
     active = plan.active or (None if runner.model_config.enforce_eager else (manifest.top_k,))
@@ -122,5 +134,7 @@ def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
                 )
             if fault := stock_router_fault(module.router, manifest):
                 raise InvalidInput(f"{fault}; use the engine hf", reason="ENGINE_UNSUPPORTED")
-            module.router = SlotRouter(module.router, experts.layer, manifest.router, slots, rows, active)
+            # Kernels for CPUs read no map of experts.
+            local = experts.share if ranks > 1 and slots.device.type == "cpu" else None
+            module.router = SlotRouter(module.router, experts.layer, manifest.router, slots, rows, active, local)
     return SlotModel(source, slots, rows)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from premoe_runtime.engines.base import Engine
 from premoe_runtime.engines.child.engine import ChildEngine
+from premoe_runtime.engines.child.ranked import Member, RankedEngine
 from premoe_runtime.engines.hf.engine import HfEngine
 from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.engines.hf.tokenizer import load_tokenizer
@@ -52,17 +53,25 @@ def load_in_child(
     """The engine in a child process; here lie the few weights that a probe reads, once more."""
     # The class that read the flags was made for them; a child finds only ours.
     plain = WorkerSettings.model_construct(**settings.model_dump())
-    engine = ChildEngine(partial(_build, opener, shape, arena, plain))
+    build = partial(_build, opener, shape, arena, plain)
+    engine: Engine
+    if shape.ranks > 1:
+        engine = RankedEngine(lambda member: partial(build, member), shape.ranks)
+    else:
+        engine = ChildEngine(build)
     model, tokenizer = load_probing_model(source, device=settings.device), load_tokenizer(source)
     return engine, model, tokenizer
 
 
 @contextmanager
-def _build(opener: Opener, shape: SlotShape, arena: HostArena, settings: WorkerSettings) -> Iterator[Engine]:
-    """In the child."""
+def _build(
+    opener: Opener, shape: SlotShape, arena: HostArena, settings: WorkerSettings, member: Member | None = None
+) -> Iterator[Engine]:
+    """In the child. ``member``: of the ranks, where there are several."""
     setup_logging("worker", level=settings.log_level, log_format=settings.log_format)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    threads = settings.threads or torch.get_num_threads()
+    # Ranks wait for each other without giving their cores away.
+    torch.set_num_threads(max(1, threads // shape.ranks))
     with opener() as source:
         if settings.engine == "hf":
             yield load_here(source, shape.slots, arena, settings)[0]
@@ -76,6 +85,7 @@ def _build(opener: Opener, shape: SlotShape, arena: HostArena, settings: WorkerS
             context=settings.context_length,
             device=settings.device,
             given=settings.vllm_arguments,
+            crew=member and member.crew(),
         )
 
 

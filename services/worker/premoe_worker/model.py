@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from premoe_runtime.engines.base import Engine
 from premoe_runtime.engines.hf.device import device_kind
 from premoe_runtime.engines.hf.token_bytes import TokenBytes
+from premoe_runtime.engines.vllm.arguments import ranks_in
 from premoe_runtime.formats.arrays import F32
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.manifest import Manifest
@@ -162,7 +163,7 @@ def _load(
     """Slots and host tier as the engine wants them, and the engine."""
     manifest = source.manifest()
     if choose_engine(settings, manifest) == "vllm":
-        shape = SlotShape.as_stored(manifest, slots=limits.slots)
+        shape = SlotShape.as_stored(manifest, slots=limits.slots, ranks=ranks_in(settings.vllm_arguments))
         arena = HostArena(shape.blob_bytes, _host_bytes(shape, settings))
         try:
             return shape, arena, load_in_child(source, opener, shape, arena, settings)

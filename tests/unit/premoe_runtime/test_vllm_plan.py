@@ -247,6 +247,19 @@ def test_arguments_of_the_engine_behind_the_port() -> None:
     )
 
 
+def test_several_devices_have_whole_experts_and_processes_of_the_engine_s_own() -> None:
+    settings: dict[str, Any] = {"dtype": "bfloat16", "context": 128, "max_sequences": 4, "prefill_tokens": 32}
+    made = engine_arguments(Path("skeleton"), PLAN, {"tensor_parallel_size": 2}, **settings)
+    assert (made["enable_expert_parallel"], made["distributed_executor_backend"]) == (True, "external_launcher")
+    alone = engine_arguments(Path("skeleton"), PLAN, {}, **settings)
+    assert not alone["enable_expert_parallel"]
+    assert "distributed_executor_backend" not in alone
+    # By the plug-in alone they are vLLM's to start.
+    given = {"tensor_parallel_size": 2, "distributed_executor_backend": "ray"}
+    of_ray = arguments(Path("skeleton"), PLAN, given)
+    assert (of_ray["enable_expert_parallel"], of_ray["distributed_executor_backend"]) == (True, "ray")
+
+
 @pytest.mark.parametrize(
     "given",
     [{"max_model_len": 64}, {"model": "x"}, {"async_scheduling": True}, {"enable_lora": True}, {"dtype": "half"}],
@@ -264,7 +277,9 @@ def test_arguments_that_settings_decide_are_refused_behind_the_port(given: dict[
         {"quantization": "fp8"},
         {"enable_eplb": True},
         {"enable_expert_parallel": True},
-        {"tensor_parallel_size": 2},
+        {"tensor_parallel_size": 0},
+        {"tensor_parallel_size": "two"},
+        {"pipeline_parallel_size": 2},
         {"data_parallel_size": 2},
         {"enable_lora": True},
         {"speculative_config": {"method": "ngram"}},

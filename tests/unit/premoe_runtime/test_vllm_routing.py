@@ -8,9 +8,10 @@ from support.oracle import random_kept
 
 from premoe_runtime.engines.hf.router import route
 from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules
-from premoe_runtime.engines.vllm.routing import choose, choose_for, retained, slots_of
+from premoe_runtime.engines.vllm.routing import choose, choose_for, local_slots, retained, slot_map, slots_of
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.formats.manifest import RouterSpec
+from premoe_runtime.residency.ranks import share
 
 TOKENS, EXPERTS, TOP_K = 40, 16, 4
 UNMASKED = torch.zeros(TOKENS, EXPERTS)
@@ -198,3 +199,25 @@ def test_the_retained_share_is_that_of_the_other_engine(spec: RouterSpec) -> Non
     theirs = route(spec, logits(), LayerRules(kept, False, ((TOP_K, ALL_TOKENS),)), bias=torch.zeros(EXPERTS)).mass
     assert theirs is not None
     torch.testing.assert_close(retained(spec, logits(), kept), theirs, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_add_up_to_one(ranks: int) -> None:
+    slots = torch.randint(11, (TOKENS, TOP_K), generator=torch.Generator().manual_seed(1))
+    weights = torch.rand(TOKENS, TOP_K, generator=torch.Generator().manual_seed(2))
+    whole, found = torch.zeros(TOKENS, 11), []
+    whole.scatter_add_(-1, slots, weights)
+    for rank in range(ranks):
+        here = share(11, ranks, rank)
+        mine, local = local_slots(here, weights, slots)
+        assert bool(((local >= 0) & (local < len(here))).all())
+        found.append(torch.zeros(TOKENS, len(here)).scatter_add_(-1, local, mine))
+        # Where it has none of a token's own, a rank computes one that the token has here.
+        has = ((slots >= here.start) & (slots < here.stop)).any(-1)
+        own = (local[:, :, None] + here.start == slots[:, None, :]).any(-1).all(-1)
+        assert bool((own | ~has).all())
+        # A kernel that reads a map finds the same.
+        mapped = slot_map(here, 16)[slots]
+        assert torch.equal(mapped >= 0, (slots >= here.start) & (slots < here.stop))
+        assert torch.equal(mapped[mapped >= 0], local[mapped >= 0].to(torch.int32))
+    assert torch.equal(torch.cat(found, dim=-1), whole)

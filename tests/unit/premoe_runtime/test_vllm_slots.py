@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,9 @@ from premoe_runtime.engines.vllm.turns import Turns
 from premoe_runtime.formats.errors import CorruptData, Exhausted, InvalidInput
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.blob_fields import field_view, torch_dtype
-from premoe_runtime.residency.copier import BlobCopy, Copy
+from premoe_runtime.residency.copier import BlobCopy, Copied, Copy, merged
 from premoe_runtime.residency.host_arena import HostArena
+from premoe_runtime.residency.ranks import share
 from premoe_runtime.residency.slot_shape import SlotShape
 from premoe_runtime.residency.swap import bring_by
 
@@ -32,6 +35,7 @@ class TransposedLayer:
     """A kernel that wants its weights the other way round, and a scale that it makes itself."""
 
     parameters: dict[str, torch.Tensor]
+    share: range = range(SLOTS)
 
     def slot_parameters(self) -> dict[str, torch.Tensor]:
         return self.parameters
@@ -152,6 +156,77 @@ def test_nothing_is_saved_from_a_packed_slot(made: Ground) -> None:
     saved = PackingCopier(made.slots, made.arena).run(Copy((), (BlobCopy(ExpertId(0, 1), 0, 0, ""),)))
     assert saved.saved == {}
     assert saved.error is None
+
+
+def ranked(source: MemorySource, rank: int, ranks: int, sources: list[MemorySource]) -> Ground:
+    """One of several ranks; ``sources``: of each."""
+    shape = SlotShape.as_stored(source.manifest(), slots=SLOTS, max_rows=4, ranks=ranks)
+    here = share(SLOTS, ranks, rank)
+    layers = [TransposedLayer(parameters(source, len(here)), here) for _ in range(LAYERS)]
+    return Ground(sources[rank], PackedSlots(shape, layers), HostArena(shape.blob_bytes, 3 * shape.blob_bytes))
+
+
+class Meeting:
+    """Where ranks, each on a thread of its own, make one of what they have done."""
+
+    def __init__(self, ranks: int) -> None:
+        self._barrier, self._parts = threading.Barrier(ranks), [Copied(frozenset())] * ranks
+
+    def together(self, rank: int, copied: Copied) -> Copied:
+        self._parts[rank] = copied
+        self._barrier.wait(60)
+        found = merged(self._parts)
+        self._barrier.wait(60)
+        return found
+
+
+def bring_together(grounds: list[Ground], experts: set[ExpertId]) -> list[BaseException | None]:
+    """What each rank raises."""
+    meeting = Meeting(len(grounds))
+
+    def one(rank: int) -> None:
+        made = grounds[rank]
+        run, together = PackingCopier(made.slots, made.arena).run, partial(meeting.together, rank)
+        bring_by(run, made.slots, made.arena, made.source, experts, together=together)
+
+    with ThreadPoolExecutor(len(grounds)) as pool:
+        return [done.exception() for done in [pool.submit(one, rank) for rank in range(len(grounds))]]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_every_rank_holds_its_share_and_knows_where_the_others_are(tmp_path: Path, ranks: int) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    source, sources = MemorySource(folder), [MemorySource(folder) for _ in range(ranks)]
+    grounds = [ranked(source, rank, ranks, sources) for rank in range(ranks)]
+    for turn in range(3):
+        assert bring_together(grounds, some(*range(turn, turn + 6))) == [None] * ranks
+        table = grounds[0].slots.slot_table()
+        for made in grounds:
+            made.slots.check_integrity()
+            assert made.slots.slot_table() == table
+            for layer, row in enumerate(table):
+                for slot, expert in enumerate(row):
+                    if expert >= 0 and made.slots.holds(layer, slot):
+                        held = made.held(layer, slot - made.slots._shares[layer].start)
+                        expected = made.expected(ExpertId(layer, expert))
+                        assert all(torch.equal(held[name], expected[name]) for name in held)
+    # Every blob is read by the rank that has its slot, and by no other.
+    read = [expert for each in sources for expert in each.blobs_read]
+    assert len(read) == len(set(read)) == LAYERS * 8
+
+
+def test_what_one_rank_cannot_read_no_rank_publishes(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    source, sources = MemorySource(folder), [MemorySource(folder) for _ in range(2)]
+    grounds = [ranked(source, rank, 2, sources) for rank in range(2)]
+    assert bring_together(grounds, some(0, 1)) == [None, None]
+    before = grounds[0].slots.slot_table()
+    sources[1].blobs.clear()
+    errors = bring_together(grounds, some(2, 3, 4))
+    assert all(error is not None for error in errors)
+    for made in grounds:
+        assert made.slots.slot_table() == before
+        made.slots.check_integrity()
 
 
 def test_turns_go_out_in_the_order_in_which_they_were_asked_for() -> None:
