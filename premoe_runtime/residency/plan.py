@@ -100,7 +100,7 @@ class _Target(NamedTuple):
 
 
 def _spread(targets: list[_Target], count: int, ranks: Sequence[int], taken: Sequence[int]) -> list[_Target]:
-    """``count`` of the targets, which are in order of cost; ``ranks``: of every slot; ``taken``: slots in use already."""
+    """``count`` of the targets, which are in order of cost; ``ranks``: of every slot; ``taken``: slots in use."""
     if not ranks[-1]:
         return targets[:count]
     load = Counter(ranks[slot] for slot in taken)

@@ -59,8 +59,8 @@ def bring_by(
     """The same over any slots: ``run`` copies from the arena into those that ``tables`` are about.
 
     Where several ranks do this at once, each with slots of its own, ``together`` makes one of what became of their
-    copies: none goes on by itself. What was fetched before an error is published. Raises Exhausted (slots), CorruptData (digest), Conflict (a row keeps
-    an expert that is not resident), and what the source raises.
+    copies: none goes on by itself. What was fetched before an error is published. Raises Exhausted (slots), CorruptData
+    (digest), Conflict (a row keeps an expert that is not resident), and what the source raises.
     """
     shape = tables.shape
     ledger = Ledger(shape.slots, shape.manifest.layer_experts, tables.slot_table(), ranks=shape.ranks)

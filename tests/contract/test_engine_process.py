@@ -177,9 +177,7 @@ def ranks_over(made: Ground, fault: str = "") -> RankedEngine:
     ("fault", "kind", "said"),
     [("raise", InvalidInput, "rank 1 has no device"), ("die", Unavailable, KILLED)],
 )
-def test_ranks_are_ready_together_or_not_at_all(
-    tmp_path: Path, fault: str, kind: type[PremoeError], said: str
-) -> None:
+def test_ranks_are_ready_together_or_not_at_all(tmp_path: Path, fault: str, kind: type[PremoeError], said: str) -> None:
     before = set(Path(tempfile.gettempdir()).glob("premoe-ranks-*"))
     with pytest.raises(kind, match=said):
         ranks_over(ground(tmp_path), fault)

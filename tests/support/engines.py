@@ -414,7 +414,13 @@ class ManagedBench(FrontBench):
 
 @contextmanager
 def managed_bench(
-    folder: Path, *, slots: int | Sequence[int], max_rows: int = 8, host_bytes: int | None = None, **options: Any
+    folder: Path,
+    *,
+    slots: int | Sequence[int],
+    max_rows: int = 8,
+    host_bytes: int | None = None,
+    overrides: dict[str, Any] | None = None,
+    **options: Any,
 ) -> Iterator[ManagedBench]:
     """A front over empty slots; ``options`` go to it, but for those of the engine. Closed at the end."""
     engine_options = {
@@ -422,7 +428,7 @@ def managed_bench(
         for name in ("max_sequences", "context", "prefill_tokens", "parked_bytes")
         if name in options
     }
-    source = MemorySource(tiny_checkpoint(folder))
+    source = MemorySource(tiny_checkpoint(folder, **(overrides or {})))
     slot_model = load_slot_model(source, slots=slots, max_rows=max_rows)
     store = slot_model.store
     arena = HostArena(store.shape.blob_bytes, STAGING_BYTES if host_bytes is None else host_bytes)

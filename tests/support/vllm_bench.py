@@ -102,4 +102,4 @@ def _build(
 ) -> Iterator[VllmEngine]:
     torch.set_num_threads(1)
     source = open_pack(checkpoint) if isinstance(checkpoint, str) else MemorySource(checkpoint)
-    yield VllmEngine(source, shape, arena, crew=member and member.crew(), **options)
+    yield VllmEngine(source, shape, arena, crew=None if member is None else member.crew(), **options)

@@ -1,7 +1,7 @@
 """Ranks of one engine, each in a process of its own: all carry out the same commands between the same steps.
 
-Rank 0 hears the commands. Before every step it tells the others which ones it has taken, and that it steps; in the step,
-which tokens it has chosen. So nothing has to be equal among them but what they compute together.
+Rank 0 hears the commands. Before every step it tells the others which ones it has taken, and that it steps; in the
+step, which tokens it has chosen. So nothing has to be equal among them but what they compute together.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Leader(Alone):
         self._tell(Chosen(tuple(token for token, _ in found)))
         return found
 
-    def _tell(self, told: Told) -> None:
+    def _tell(self, told: Told | Chosen) -> None:
         for other in self._others:
             try:
                 send(other, told)

@@ -33,9 +33,7 @@ class ChildEngine:
 
     limits: RequestLimits
 
-    def __init__(
-        self, build: Build, *, context: SpawnContext | ForkServerContext = SPAWN, wait: bool = True
-    ) -> None:
+    def __init__(self, build: Build, *, context: SpawnContext | ForkServerContext = SPAWN, wait: bool = True) -> None:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=run, args=(theirs, build), name="premoe-engine", daemon=True)
         self._closing = False

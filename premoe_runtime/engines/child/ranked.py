@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
@@ -18,7 +19,7 @@ from premoe_runtime.engines.base import Checked, Command, Ended, Loaded, Report,
 from premoe_runtime.engines.child.crew import Alone, Follower, Leader
 from premoe_runtime.engines.child.engine import SPAWN, ChildEngine
 from premoe_runtime.engines.child.main import Build
-from premoe_runtime.formats.errors import PremoeError, Unavailable
+from premoe_runtime.formats.errors import PremoeError
 from premoe_runtime.residency.copier import merged
 
 
@@ -77,7 +78,7 @@ class RankedEngine:
     def start(self, report: Callable[[Report], None]) -> None:
         self._report = report
         for number, rank in enumerate(self._ranks):
-            rank.start(lambda report, number=number: self._hear(number, report))
+            rank.start(partial(self._hear, number))
 
     def post(self, command: Command) -> None:
         # A copy runs beside steps on every rank; all else is told by rank 0 when its time has come.

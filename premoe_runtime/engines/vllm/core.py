@@ -34,7 +34,6 @@ from premoe_runtime.engines.vllm.turns import Turns
 from premoe_runtime.engines.vllm.worker import SLOTS, SlotModel
 from premoe_runtime.formats.errors import InvalidInput, PremoeError
 
-
 Agree = Callable[[Callable[[], list[Choice]]], list[Choice]]
 """Makes one rank's choice that of all: ``child.crew.Alone.agree``."""
 
@@ -287,7 +286,8 @@ def _started(config: VllmConfig, crew: Alone) -> EngineCore:
 def _executor(config: VllmConfig, crew: Alone) -> type[Executor]:
     """VLLM's own for one process a rank, whose environment says neither which rank it is nor where others are."""
     if crew.ranks == 1:
-        return Executor.get_class(config)
+        stock: type[Executor] = Executor.get_class(config)
+        return stock
 
     class RankExecutor(ExecutorWithExternalLauncher):  # type: ignore[misc]
         def _distributed_args(self) -> tuple[str, int, int]:

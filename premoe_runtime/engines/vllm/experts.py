@@ -14,8 +14,8 @@ from vllm.model_executor.models.gpt_oss import GptOssRoutedExperts
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from premoe_runtime.engines.vllm.plan import plan_in
-from premoe_runtime.engines.vllm.shards import Names
 from premoe_runtime.engines.vllm.routing import slot_map
+from premoe_runtime.engines.vllm.shards import Names
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.residency.ranks import share
 

@@ -127,9 +127,7 @@ def slot_map(share: range, experts: int) -> torch.Tensor:
     return found
 
 
-def local_slots(
-    share: range, weights: torch.Tensor, slots: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def local_slots(share: range, weights: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``weights`` and ``slots``, [T, k], of a rank whose kernel knows no slots of others: those have weight 0 here, and
     stand for one of this rank that the token uses anyway, or for any.
     """

@@ -48,8 +48,8 @@ class PackedSlots(SlotTables):
             for name, weight in weights.items():
                 if weight.shape[:1] != (len(here),):
                     raise InvalidInput(
-                        f"vLLM's backend lays out {name} of {len(here)} experts as {list(weight.shape)}, where none has a "
-                        "place of its own; choose another MoE backend, or use the engine hf",
+                        f"vLLM's backend lays out {name} of {len(here)} experts as {list(weight.shape)}, where none "
+                        "has a place of its own; choose another MoE backend, or use the engine hf",
                         reason="ENGINE_UNSUPPORTED",
                     )
         super().__init__(shape, next(iter(self.weights[0].values())).device)

@@ -11,8 +11,8 @@ from vllm.distributed import get_tp_group
 
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.engines.vllm.slots import PackedSlots, PackingCopier
-from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.choices import Semantics
+from premoe_runtime.formats.errors import CorruptData
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.residency.copier import Copied, merged
 from premoe_runtime.residency.host_arena import HostArena

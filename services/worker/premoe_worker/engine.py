@@ -85,7 +85,7 @@ def _build(
             context=settings.context_length,
             device=settings.device,
             given=settings.vllm_arguments,
-            crew=member and member.crew(),
+            crew=None if member is None else member.crew(),
         )
 
 

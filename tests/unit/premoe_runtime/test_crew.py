@@ -128,7 +128,9 @@ def submit(number: int, tokens: int, grammar: str, priority: int) -> Submit:
 
 ids = st.frozensets(st.integers(0, 4).map("r{}".format), min_size=1, max_size=2)
 commands = st.one_of(
-    st.builds(submit, st.integers(0, 4), st.integers(1, 15), st.sampled_from(["", "", "0", "3", "bad"]), st.integers(0, 1)),
+    st.builds(
+        submit, st.integers(0, 4), st.integers(1, 15), st.sampled_from(["", "", "0", "3", "bad"]), st.integers(0, 1)
+    ),
     st.builds(Cancel, ids),
     st.builds(Pause, ids),
     st.builds(Resume, ids),

@@ -7,6 +7,8 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.sources import MemorySource
+from support.tiny import tiny_checkpoint
 
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.ids import ExpertId
@@ -15,8 +17,6 @@ from premoe_runtime.residency.ledger import Ledger
 from premoe_runtime.residency.plan import EMPTY, plan_swap
 from premoe_runtime.residency.ranks import ranks_of, share
 from premoe_runtime.residency.slot_shape import SlotShape
-from support.tiny import tiny_checkpoint
-from support.sources import MemorySource
 
 
 @given(slots=st.integers(1, 300), ranks=st.integers(1, 17))
@@ -65,7 +65,10 @@ def test_a_full_ledger_fills_the_rank_with_the_fewest_of_a_pattern() -> None:
 def test_a_copy_is_what_all_ranks_made_of_it() -> None:
     one, two, three = (ExpertId(0, e) for e in range(3))
     error = OSError("lost")
-    parts = [Copied(frozenset({one}), start_ns=5, end_ns=9), Copied(frozenset({two}), frozenset({three}), {}, 4, 7, error)]
+    parts = [
+        Copied(frozenset({one}), start_ns=5, end_ns=9),
+        Copied(frozenset({two}), frozenset({three}), {}, 4, 7, error),
+    ]
     assert merged(parts) == Copied(frozenset({one, two}), frozenset({three}), {}, 4, 9, error)
 
 
