@@ -125,6 +125,17 @@ def _running(
             stop(process)
 
 
+def start_again(server: RedisServer) -> RedisServer:
+    """A new process on the port of one that has ended; whoever starts it calls `stop`. Raises RuntimeError."""
+    process = subprocess.Popen(
+        server.process.args, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    if not _wait_ready(process, server.port, _redis_answers):
+        stop(process)
+        raise RuntimeError(f"redis-server did not get ready again on port {server.port}")
+    return RedisServer(server.url, server.port, process)
+
+
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a child: SIGTERM, and SIGKILL when it does not leave."""
     if process.poll() is None:
