@@ -167,6 +167,10 @@ bench-mixture: vllm ## Compare requests under four patterns in one batch with on
 bench-arrival: vllm ## Measure what a pattern that arrives cold costs those who decode, on vLLM
 	@$(VLLM)/bin/python benchmarks/arrival.py $(ARGS)
 
+.PHONY: bench-gpu
+bench-gpu: ## What wants one NVIDIA GPU, in 8 minutes at most; takes vLLM for GPUs from .venv-vllm, where somebody put it
+	@PYTHONPATH=tests:tools $(VLLM)/bin/python benchmarks/gpu.py $(ARGS)
+
 .PHONY: soak
 soak: $(if $(ON_VLLM),vllm,install) services ## Load a mesh for half an hour while its store and Redis are killed: make soak ARGS="--minutes 30 --engine vllm"
 	@PYTHONPATH=tests:tools $(ENGINE_ENV)/bin/python benchmarks/soak.py $(ARGS)

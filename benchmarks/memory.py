@@ -16,7 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import blake3
@@ -38,8 +38,11 @@ def random_weights(rng: np.random.Generator, num_bytes: int) -> bytes:
     return ((bits & np.uint16(0x80FF)) | np.uint16(0x3C00)).tobytes()
 
 
-def write_pack(folder: Path, config: dict[str, object]) -> Manifest:
-    """A pack folder (``models/<id>`` layout) of random weights; one blob in memory at a time."""
+def write_pack(folder: Path, config: dict[str, object], more: Mapping[str, bytes] = {}) -> Manifest:
+    """A pack folder (``models/<id>`` layout) of random weights; one blob in memory at a time.
+
+    ``more``: other files of its skeleton, a tokenizer's for one.
+    """
     text = json.dumps(config).encode()
     model = read_model(text)
     layout = lay.blob_layout(model, "BF16")
@@ -71,6 +74,7 @@ def write_pack(folder: Path, config: dict[str, object]) -> Manifest:
 
     header = lay.expert_file_header(model.num_experts, layout.blob_bytes)
     files = [put("skeleton/model-00001-of-00001.safetensors", skeleton()), put("skeleton/config.json", iter([text]))]
+    files += [put(f"skeleton/{name}", iter([data])) for name, data in more.items()]
     layers = []
     for index, block in enumerate(model.blocks):
         digests: list[str] = []

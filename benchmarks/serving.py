@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
@@ -61,10 +61,13 @@ RATIOS = (
 
 
 class Speed(NamedTuple):
-    """Seconds until all of a batch have their first token, and seconds a token of the batch after that."""
+    """Seconds until all of a batch have their first token, and seconds a token of the batch after that; ``swaps``:
+    patterns that were swapped in meanwhile.
+    """
 
     prefill: float
     decode: float
+    swaps: int = 0
 
 
 class Runs(Protocol):
@@ -181,7 +184,7 @@ def _timed(llm: Any, row: int | None) -> Runs:
     return run
 
 
-def _serve(pipe: Connection, make: Callable[[Model], Runs], model: Model, threads: int) -> None:
+def _serve(pipe: Connection, make: Callable[[Any], Callable[..., Speed]], model: Any, threads: int) -> None:
     torch.set_num_threads(threads)
     run = make(model)
     pipe.send(None)
@@ -203,19 +206,19 @@ PEERS: Mapping[str, Callable[[Model], Runs]] = {
 
 
 class Peer:
-    """One process. Raises ClickException where it ended."""
+    """One process that runs what ``make`` makes of ``model``. Raises ClickException where it ended."""
 
-    def __init__(self, name: str, model: Model, threads: int) -> None:
+    def __init__(self, name: str, make: Callable[[Any], Callable[..., Speed]], model: Any, threads: int) -> None:
         context = get_context("spawn")
         self._name = name
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, PEERS[name], model, threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, model, threads), daemon=True)
         self._process.start()
         theirs.close()
         self._answer()
 
-    def run(self, batch: int, prompt_tokens: int, answer_tokens: int) -> Speed:
-        self._pipe.send((batch, prompt_tokens, answer_tokens))
+    def run(self, batch: int, prompt_tokens: int, answer_tokens: int, *more: Any) -> Speed:
+        self._pipe.send((batch, prompt_tokens, answer_tokens, *more))
         answer = self._answer()
         assert answer is not None
         return answer
@@ -261,13 +264,21 @@ def _prefill(peer: Peer) -> float:
     return peer.run(1, PREFILL_TOKENS, 1).prefill
 
 
-def compare(report: Report, name: str, runs: Mapping[str, Callable[[], float]], rounds: int, *, tokens: int) -> None:
+def compare(
+    report: Report,
+    name: str,
+    runs: Mapping[str, Callable[[], float]],
+    rounds: int,
+    *,
+    tokens: int,
+    ratios: Sequence[tuple[str, str]] = RATIOS,
+) -> None:
     """Tokens a second of each; ratios by medians and by the fastest rounds, which a busy machine disturbs least."""
     interleaved(runs, 1)
     samples = interleaved(runs, rounds)
     medians = {label: report.samples(f"{name}_{label}", seconds) for label, seconds in samples.items()}
     report.values[f"{name}_tokens_a_second"] = {label: round(tokens / median) for label, median in medians.items()}
-    for faster, than in RATIOS:
+    for faster, than in ratios:
         if faster in runs and than in runs:
             report.values[f"{name}_{faster}_over_{than}"] = medians[than] / medians[faster]
             report.values[f"{name}_{faster}_over_{than}_fastest"] = min(samples[than]) / min(samples[faster])
@@ -301,7 +312,7 @@ def main(rounds: int, dtype: str, threads: int, names: tuple[str, ...], json_fil
         peers = {}
         for name in names or PEERS:
             click.echo(f"starting {name}", err=True)
-            peers[name] = Peer(name, model, threads)
+            peers[name] = Peer(name, PEERS[name], model, threads)
             stack.callback(peers[name].close)
         measure(report, peers, rounds)
     report.finish(json_file)

@@ -180,9 +180,10 @@ class Served:
 
     def __init__(self, front: Front, shape: SlotShape) -> None:
         self.front, self.slot_bytes = front, shape.device_bytes
-        slots = shape.slots[0]
-        kept = np.random.default_rng(0).permuted(np.tile(np.arange(EXPERTS), (LAYERS, 1)), axis=1) < slots
-        self._pattern = KeptPattern(f"{slots} experts", kept)
+        self.manifest, slots = shape.manifest, shape.slots[0]
+        experts = np.tile(np.arange(self.manifest.num_experts), (self.manifest.num_layers, 1))
+        self.order = np.random.default_rng(0).permuted(experts, axis=1)
+        self.pattern = KeptPattern(f"{slots} experts", self.order < slots)
         self._serial = 0
 
     @classmethod
@@ -194,7 +195,7 @@ class Served:
         return cls(Front(engine, model.store.shape, arena, source), model.store.shape)
 
     def run(self, batch: int, prompt_tokens: int, answer_tokens: int) -> Run:
-        return self.run_under([self._pattern] * batch, prompt_tokens, answer_tokens)
+        return self.run_under([self.pattern] * batch, prompt_tokens, answer_tokens)
 
     def run_under(self, patterns: Sequence[KeptPattern], prompt_tokens: int, answer_tokens: int) -> Run:
         """A request under each pattern, all sent at once."""
@@ -215,7 +216,7 @@ class Served:
         self._serial += 1
         random = np.random.default_rng(self._serial)
         prompt = tuple(int(token) for token in random.integers(0, VOCABULARY, prompt_tokens))
-        request = Request(f"b{self._serial}", pattern, TOP_K, prompt, SamplingParams(max_tokens=answer_tokens))
+        request = Request(f"b{self._serial}", pattern, self.manifest.top_k, prompt, SamplingParams(max_tokens=answer_tokens))
         return self.front.generate(request, on_started, on_event)
 
 

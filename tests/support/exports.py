@@ -59,10 +59,16 @@ def random_pattern(
 
 
 def restricted_logits(
-    source: PackReader, kept: Mask, active: int, semantics: Semantics = "selection", prompts: torch.Tensor = PROMPTS
+    source: PackReader,
+    kept: Mask,
+    active: int,
+    semantics: Semantics = "selection",
+    prompts: torch.Tensor = PROMPTS,
+    device: str = "cpu",
 ) -> torch.Tensor:
     """Of the whole pack's model, restricted to ``kept`` bool[L, E]."""
-    slots = load_slot_model(source, slots=even_slots(int(kept.sum(axis=1).max()), kept.sum(axis=1).tolist(), "uniform"))
+    counts = even_slots(int(kept.sum(axis=1).max()), kept.sum(axis=1).tolist(), "uniform")
+    slots = load_slot_model(source, slots=counts, device=device)
     mask = torch.from_numpy(kept)
     bring(slots.store, slots.source, experts_of(mask), {0: kept}, semantics=semantics)
     with slots.steps(0, active):

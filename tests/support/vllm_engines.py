@@ -287,8 +287,11 @@ class Masks:
             if self.kept is None:
                 return stock(*args, **kwargs)
             free = stock(*args, **kwargs)[1].sort(-1).values
-            out = torch.ones(router.global_num_experts, dtype=torch.bool)
+            out = torch.ones(router.global_num_experts, dtype=torch.bool, device=free.device)
             out[list(self.kept[layer])] = False
+            if free.is_cuda:
+                # Kernels for GPUs choose by no ``torch.topk``; where weights are made to add up to one it is the same.
+                args = (args[0], args[1].masked_fill(out, -float("inf")), *args[2:])
             with _left_out(router, out):
                 weights, ids = stock(*args, **kwargs)
             self.changed.append(float((ids.sort(-1).values != free).any(-1).float().mean()))
