@@ -144,6 +144,7 @@ class Patterns:
         first = True
         for group in sorted(self._in_need(), key=_rank):
             lacking = self._swaps.lacking(group)
+            self._fetches.let_go(group.need, self._swaps.needless(group))
             if first and len(lacking) > len(group.need.held) + self._host.available:
                 self._make_room(group)
             lead = next(iter(group.requests.values()), None)

@@ -99,6 +99,11 @@ class Swaps:
         copying = {load.expert for load in swap.copying}
         return [expert for expert in swap.pending if expert not in copying]
 
+    def needless(self, group: Group) -> set[ExpertId]:
+        """What the group holds in host memory, and will not copy: others have brought it into slots meanwhile."""
+        swap = self.of(group)
+        return group.need.held.difference(self._ledger.lacks(group.experts) if swap is None else swap.pending)
+
     def unanswered(self) -> list[Future[SwapReport]]:
         """Who waits for a published swap to be acknowledged."""
         return [done for swap, _ in self._publishing for done in swap.loads]

@@ -462,6 +462,24 @@ def test_random_traffic_with_faults_and_cancels(opened: Callable[..., ManagedBen
     bench.front.check_integrity()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_patterns_that_share_experts_pass_through_little_host_memory(
+    opened: Callable[..., ManagedBench], seed: int
+) -> None:
+    """What one holds there while it waits, and another brings into slots meanwhile, is in nobody's way."""
+    bench = opened(slots=8, quantum=2, max_sequences=3, host_bytes=bench_host_bytes())
+    random = np.random.default_rng(seed)
+    many = [
+        pattern(f"p{i}", *random.permuted(np.tile(np.arange(EXPERTS), (2, 1)), axis=1)[:, :7].tolist())
+        for i in range(7)
+    ]
+    jobs = [
+        bench.submit(many[int(random.integers(7))], prompt(6, seed=i), max_tokens=int(random.integers(2, 30)))[0]
+        for i in range(60)
+    ]
+    assert {job.wait().last.finish for job in jobs} <= {"length", "stop"}
+
+
 def bench_host_bytes() -> int:
     """Room for fifteen blobs of the tiny model: less than its 32 experts."""
     return 15 * 28672
