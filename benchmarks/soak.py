@@ -39,6 +39,8 @@ from support.soak.run import Plan, Soak, opened
 
 BUDGET, SEQUENCES, PROMPTS, EACH = "4/16", 8, 64, 4
 CLIENTS = 12
+HOST_BYTES = 4 << 20
+"""Of expert blobs in the worker's host memory, a third of all: it needs the store again and again."""
 LONGEST_WARM_UP_S, WARM_UP = 180.0, 0.25
 SAY_S = 15.0
 
@@ -101,6 +103,7 @@ def mesh_options(url: str, engine: str, redis_url: str) -> MeshOptions:
         engine_arguments='{"block_size": 32}' if engine == "vllm" else "",
         context_length=CONTEXT,
         max_sequences=SEQUENCES,
+        host_memory_bytes=HOST_BYTES,
         redis_url=redis_url,
         log_level="warning",
     )
