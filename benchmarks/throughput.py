@@ -216,7 +216,9 @@ class Served:
         self._serial += 1
         random = np.random.default_rng(self._serial)
         prompt = tuple(int(token) for token in random.integers(0, VOCABULARY, prompt_tokens))
-        request = Request(f"b{self._serial}", pattern, self.manifest.top_k, prompt, SamplingParams(max_tokens=answer_tokens))
+        request = Request(
+            f"b{self._serial}", pattern, self.manifest.top_k, prompt, SamplingParams(max_tokens=answer_tokens)
+        )
         return self.front.generate(request, on_started, on_event)
 
 
