@@ -45,20 +45,21 @@ class SlotWorker:
 
     def premoe_bring(
         self,
-        rows: Mapping[int, Sequence[Collection[int]]],
+        rows: Mapping[int | str, Sequence[Collection[int]]],
         pinned: Sequence[Collection[int]] = (),
         semantics: Semantics = "selection",
     ) -> list[list[int]]:
         """Make mask rows servable in place: what they keep becomes resident, and the rows are written.
 
-        ``rows``: kept experts of every MoE layer; ``pinned``: experts that may not give way, such as those of rows
-        whose requests go on. Who calls knows which rows no request is under: a worker hears of requests late, and of
-        waiting ones not at all. Returns the slot table. All is planned before anything is written. Raises Exhausted
-        where slots do not suffice, and what reading raises.
+        ``rows``: kept experts of every MoE layer, by the row's number, which JSON makes a string; ``pinned``: experts
+        that may not give way, such as those of rows whose requests go on. Who calls knows which rows no request is
+        under: a worker hears of requests late, and of waiting ones not at all. Returns the slot table. All is planned
+        before anything is written. Raises Exhausted where slots do not suffice, and what reading raises; of several
+        ranks the last one raises.
         """
         model = self._premoe
         try:
-            self._bring(model, rows, pinned, semantics)
+            self._bring(model, {int(row): kept for row, kept in rows.items()}, pinned, semantics)
         except Exception as error:
             _raise_once(model, error)
         return model.slots.slot_table()
