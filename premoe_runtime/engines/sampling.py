@@ -68,7 +68,7 @@ def choose_batch(
     values = adjusted([sampler.adjustment for sampler in samplers], logits.float())
     rows, vocabulary = values.shape
     drawing = [index for index, sampler in enumerate(samplers) if sampler.temperature > 0]
-    highest, likeliest = values.max(-1)
+    highest, likeliest = _likeliest(values)
     drawn = values if len(drawing) == rows else values[drawing]
     heads = _heads(drawn, [samplers[index].temperature for index in drawing], min(candidates, vocabulary))
     # Ids are exact in float64: one tensor, one copy, one wait.
@@ -86,6 +86,16 @@ def choose_batch(
     for index in np.flatnonzero(~finite).tolist():
         chosen[index] = _unusable(samplers[index], float(host[index]))
     return chosen
+
+
+def _likeliest(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """f32[B] and i64[B]: the highest logit of each row, NaN where there is one, and its first id."""
+    if values.device.type != "cpu":
+        highest, ids = values.max(-1)
+        return highest, ids
+    # Torch's own takes ten times as long on a CPU: 4 ms for 32 rows of 150,000.
+    ids = torch.from_numpy(values.numpy().argmax(-1))
+    return values.gather(-1, ids[:, None])[:, 0], ids
 
 
 def _unusable(sampler: Sampler, highest: float) -> Exception:
