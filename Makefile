@@ -19,6 +19,8 @@ KUBERNETES := cluster or node
 APART  := $(KUBERNETES) or vllm
 # vLLM's versions are its own choice, so what runs on it has an environment of its own.
 VLLM   := .venv-vllm
+# Of a benchmark alone.
+LLAMA  := .venv-llama
 ON_VLLM := $(filter --engine=vllm,$(ARGS))$(findstring --engine vllm,$(ARGS))
 ENGINE_ENV := $(if $(ON_VLLM),$(VLLM),$(VENV))
 # Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
@@ -156,7 +158,8 @@ bench: install ## Run the benchmarks: make bench ARGS="--json out/"
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: bench-serve
-bench-serve: vllm ## Compare vLLM over slots with vLLM as it comes, an exported checkpoint and transformers, in an environment of its own
+bench-serve: vllm ## Compare vLLM over slots with vLLM as it comes, an exported checkpoint, transformers and llama.cpp, in environments of their own
+	@tools/install_llama.sh $(LLAMA) || [ $$? = 3 ]
 	@PYTHONPATH=tests:tools $(VLLM)/bin/python benchmarks/serving.py $(ARGS)
 
 .PHONY: bench-mixture
@@ -177,4 +180,4 @@ soak: $(if $(ON_VLLM),vllm,install) services ## Load a mesh for half an hour whi
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches of this checkout
-	@rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(VLLM) $(LLAMA) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

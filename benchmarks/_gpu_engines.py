@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from serving import Speed
+from _peers import Speed
 from support import vllm_engines
 from support.exports import PROMPTS, pack_of, restricted_logits
 from support.oracle import masked_selection, random_kept, stock_logits

@@ -36,9 +36,10 @@ from typing import Any, NamedTuple, TypeVar
 import click
 import torch
 from _gpu_engines import BATCHES, Agreement, Setting, by_front, exact_hf, exact_vllm, wiped
+from _peers import Peer
 from _report import Report, json_option
 from memory import write_pack
-from serving import Peer, compare
+from serving import compare
 from throughput import VOCABULARY as WORDS
 from throughput import write_tokenizer
 
