@@ -89,7 +89,12 @@ def environ(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def engine_process(worker: int) -> int:
     """Id of the process that a worker started for its engine."""
+    (found,) = engine_processes(worker)
+    return found
+
+
+def engine_processes(worker: int) -> list[int]:
+    """Of an engine on several ranks."""
     threads = Path(f"/proc/{worker}/task").iterdir()
     children = {int(pid) for thread in threads for pid in (thread / "children").read_text().split()}
-    (found,) = [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return found
+    return [pid for pid in sorted(children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]

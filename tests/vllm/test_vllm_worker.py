@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from premoe_local.mesh import Mesh
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
 from support.mesh import mesh_over, prepare_store, prompts
-from support.processes import engine_process, run_to_end, serving
+from support.processes import engine_processes, run_to_end, serving
 from support.vllm_bench import HEADS
 
 from premoe_runtime.formats.errors import Unavailable
@@ -92,12 +93,12 @@ def test_a_shaped_answer_and_a_seed(mesh: Mesh) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_an_engine_that_is_killed_turns_the_worker_not_serving_and_ends_it(mesh: Mesh) -> None:
+def test_a_rank_that_is_killed_turns_the_worker_not_serving_and_ends_it(mesh: Mesh) -> None:
     experts = str(mesh.manifest.num_experts)
     arguments = ["--store", mesh.store_address, "--budget", "2/4", "--slots", experts, "--threads", "1"]
     # So that there is time to look at it.
-    arguments += ["--engine", "auto", "--drain-delay-s", "3600"]
-    reason = "the engine process was killed by SIGKILL"
+    arguments += ["--engine", "auto", "--engine-arguments", '{"tensor_parallel_size": 2}', "--drain-delay-s", "3600"]
+    reason = "rank [01] of 2: the engine process was killed by SIGKILL"
     with serving("premoe_worker.cli", arguments, {"OMP_WAIT_POLICY": "PASSIVE"}) as child:
         with blocking_channel(child.address) as opened:
             stub, health = worker_pb2_grpc.WorkerServiceStub(opened), health_pb2_grpc.HealthStub(opened)
@@ -113,12 +114,16 @@ def test_an_engine_that_is_killed_turns_the_worker_not_serving_and_ends_it(mesh:
             )
             while next(events).WhichOneof("event") != "delta":
                 pass
-            os.kill(engine_process(child.process.pid), signal.SIGKILL)
+            engines = engine_processes(child.process.pid)
+            assert len(engines) == 2
+            os.kill(engines[1], signal.SIGKILL)
             with pytest.raises(Unavailable, match=reason), rpc_errors("worker"):
                 list(events)
             assert next(statuses).status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert child.stop(signal.SIGTERM) == Unavailable.exit_code
-        assert child.stderr().strip().splitlines()[-1].startswith(f"error: serving ended: Unavailable: {reason}")
+        # Behind it Python counts the semaphores that the killed process has left.
+        (said,) = [line for line in child.stderr().splitlines() if line.startswith("error: ")]
+        assert re.match(f"error: serving ended: Unavailable: {reason}", said)
 
 
 REFUSALS = {
