@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,18 +51,25 @@ def packed(checkpoint: Path) -> str:
     return write_pack(open_source(str(checkpoint)), open_store((checkpoint.parent / "store").as_uri())).url
 
 
+def run(front: Front, request: Request) -> Collector:
+    collector = Collector(request.request_id)
+    front.generate(request, lambda report: None, collector)
+    return collector
+
+
 @contextmanager
-def served(pack: str, engine: str) -> Iterator[Front]:
+def served(pack: str, engine: str, *, slots: int | None = None, blobs: int = 8, context: int = 256) -> Iterator[Front]:
+    """``slots``: of vLLM's layers, instead of one for each expert; ``blobs``: of its host tier."""
     source = open_pack(pack)
     manifest = source.manifest()
     if engine == "vllm":
-        shape = SlotShape.as_stored(manifest, slots=manifest.num_experts)
-        arena = HostArena(shape.blob_bytes, 8 * shape.blob_bytes)
-        made = vllm_child(pack, shape, arena, context=256)
+        shape = SlotShape.as_stored(manifest, slots=slots or manifest.num_experts)
+        arena = HostArena(shape.blob_bytes, blobs * shape.blob_bytes)
+        made = vllm_child(pack, shape, arena, context=context)
     else:
         shape = SlotShape.of(manifest, slots=manifest.num_experts)
-        arena = HostArena(shape.blob_bytes, 8 * shape.blob_bytes)
-        made = HfEngine(load_slot_model(source, slots=manifest.num_experts), arena, context=256)
+        arena = HostArena(shape.blob_bytes, blobs * shape.blob_bytes)
+        made = HfEngine(load_slot_model(source, slots=manifest.num_experts), arena, context=context)
     front = Front(made, shape, arena, source, retry_seconds=())
     try:
         yield front
@@ -128,8 +136,31 @@ def test_the_first_request_may_be_of_two_tokens(tmp_path: Path) -> None:
         assert collector.wait().last.error is None
 
 
-def test_a_model_that_keeps_state_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_model_that_keeps_state_is_as_under_the_engine_hf(tmp_path: Path) -> None:
+    compare(checkpoint_of(MODELS["qwen3_next"], tmp_path), ROUNDING_OF_FORMATS)
+
+
+def test_state_outlives_pauses_and_swaps(tmp_path: Path) -> None:
+    """Two patterns that do not fit together take turns, a swap each, and answer as they do alone."""
     pack = packed(checkpoint_of(MODELS["qwen3_next"], tmp_path))
-    with pytest.raises(InvalidInput, match="keep state; use the engine hf") as caught, served(pack, "vllm"):
+    manifest = open_pack(pack).manifest()
+    asked = [
+        Request(kept.id, kept, manifest.top_k, tuple(prompt(40)), SamplingParams(max_tokens=500, ignore_eos=True))
+        for kept in patterns(manifest)
+    ]
+    experts = manifest.num_experts
+    with served(pack, "vllm", slots=experts * 3 // 4, blobs=experts * manifest.num_layers, context=1024) as front:
+        alone = [run(front, replace(each, request_id=f"alone {each.request_id}")).wait().tokens for each in asked]
+        before = front.stats().pauses
+        together = [run(front, each) for each in asked]
+        assert [each.wait().tokens for each in together] == alone
+        assert front.stats().pauses > before
+        assert alone[0] != alone[1]
+        front.check_integrity()
+
+
+def test_a_model_whose_state_vllm_gets_wrong_is_refused_by_name(tmp_path: Path) -> None:
+    pack = packed(checkpoint_of(MODELS["lfm2_moe"], tmp_path))
+    with pytest.raises(InvalidInput, match="short convolutions") as caught, served(pack, "vllm"):
         pass
     assert caught.value.reason == "ENGINE_UNSUPPORTED"

@@ -54,6 +54,8 @@ ENGINE = (
     Needed("vllm.v1.engine.core", "EngineCore.preprocess_add_request", "requests"),
     Needed("vllm.v1.engine.core", "EngineCore.abort_requests", "cancellation"),
     Needed("vllm.v1.engine.core", "EngineCore.post_step", "steps"),
+    Needed("vllm.v1.engine.core", "EngineCore._initialize_kv_caches", "size of the KV memory"),
+    Needed("vllm.v1.core.kv_cache_utils", "get_kv_cache_groups", "size of the KV memory"),
     Needed("vllm.v1.core.sched.scheduler", "Scheduler.finish_requests", "pausing"),
     Needed("vllm.v1.core.kv_cache_manager", "KVCacheManager.evict_blocks", "damage"),
     Needed("vllm.v1.worker.gpu_model_runner", "GPUModelRunner._zero_block_ids", "damage"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,6 +25,7 @@ from premoe_runtime.engines.base import Logprobs
 from premoe_runtime.engines.child.crew import Alone
 from premoe_runtime.engines.choosing import Choice, choose
 from premoe_runtime.engines.vllm.arguments import RANKS
+from premoe_runtime.engines.vllm.kv_memory import SizedCore, blocks_of
 from premoe_runtime.engines.vllm.plan import ACTIVE, ROW
 from premoe_runtime.engines.vllm.rows import Rule
 from premoe_runtime.engines.vllm.sequences import CoreSequence
@@ -42,7 +42,7 @@ class VllmCore:
     """Implements ``sequences.Core``. ``contexts``: how many whole ones the KV memory is for, where it lies in main
     memory; on a device vLLM takes what is left there. ``windows``: how far every block looks back. ``crew``: the ranks
     of which this is one. Raises InvalidInput for arguments that vLLM does not take, and a model that it runs with other
-    windows.
+    windows or other state.
     """
 
     def __init__(
@@ -58,20 +58,14 @@ class VllmCore:
         config = _config(arguments)
         _check_device(config, device, crew.ranks)
         if config.model_config.is_hybrid:
-            raise InvalidInput(
-                "the engine vllm does not run this model behind a worker yet: some of its layers keep state; use the "
-                "engine hf",
-                reason="ENGINE_UNSUPPORTED",
-            )
-        cache = config.cache_config
-        if config.device_config.device_type == "cpu":
-            cache.num_gpu_blocks_override = 1 + contexts * math.ceil(context / cache.block_size) * _groups(config)
-            cache.kv_cache_memory_bytes = cache.num_gpu_blocks_override * cache.block_size * token_bytes(config)
-        self._core, self._crew = _started(config, crew), crew
+            _check_state(config, crew.ranks)
+            # State is kept as it is at the end of a sequence, not as it was at that of a prefix.
+            config = _config({**arguments, "enable_prefix_caching": False})
+        self._core, self._crew = _started(config, crew, context, contexts), crew
         _check_windows(config, windows, context)
         self._scheduler: Any = self._core.scheduler
-        self._context, self._block = context, int(cache.block_size)
-        self._groups: int = max(1, len(self._scheduler.kv_cache_config.kv_cache_groups))
+        self._context = context
+        self._specs = [group.kv_cache_spec for group in self._scheduler.kv_cache_config.kv_cache_groups]
         self._runner: Any = self._core.model_executor.driver_worker.model_runner
         self.slots: SlotModel = getattr(self._runner, SLOTS)
         self._blocks = SpoiltBlocks(self._scheduler.kv_cache_manager, self._runner)
@@ -94,7 +88,7 @@ class VllmCore:
         return float(self._scheduler.kv_cache_manager.usage)
 
     def blocks_of(self, tokens: int) -> int:
-        return math.ceil(tokens / self._block) * self._groups
+        return blocks_of(self._specs, tokens)
 
     def add(self, name: str, sequence: CoreSequence, rule: Rule, salt: str) -> None:
         params = SamplingParams(
@@ -211,12 +205,20 @@ def prompt_logprobs(tensors: LogprobsTensors) -> list[Logprobs]:
     return [Logprobs(ids[0], values[0], tuple(zip(ids[1:], values[1:], strict=True))) for ids, values in rows]
 
 
-def token_bytes(config: VllmConfig) -> int:
-    """Of keys and values of one token in all layers."""
-    model = config.model_config
-    layers, heads = model.get_num_layers(config.parallel_config), model.get_num_kv_heads(config.parallel_config)
-    both = 1 if model.use_mla else 2
-    return int(both * layers * heads * model.get_head_size() * model.dtype.itemsize)
+def _check_state(config: VllmConfig, ranks: int) -> None:
+    """Raise InvalidInput (ENGINE_UNSUPPORTED) for layers whose state vLLM gets wrong, or lies where nobody tried it."""
+    if ranks > 1:
+        raise InvalidInput(
+            "the engine vllm does not run this model on several devices: some of its layers keep state; ask for one",
+            reason="ENGINE_UNSUPPORTED",
+        )
+    kinds = getattr(config.model_config.hf_text_config, "layer_types", None) or ()
+    if "conv" in kinds and config.device_config.device_type == "cpu":
+        raise InvalidInput(
+            "the engine vllm does not run this model here: vLLM's short convolutions for CPUs give a sequence other "
+            "numbers beside others than alone; use the engine hf",
+            reason="ENGINE_UNSUPPORTED",
+        )
 
 
 def _check_windows(config: VllmConfig, windows: Sequence[int | None], context: int) -> None:
@@ -235,12 +237,6 @@ def _check_windows(config: VllmConfig, windows: Sequence[int | None], context: i
                 f"{seen(layer.sliding_window)} tokens, the model itself {seen(windows[block])}; use the engine hf",
                 reason="ENGINE_UNSUPPORTED",
             )
-
-
-def _groups(config: VllmConfig) -> int:
-    """VLLM gives layers with windows of different lengths blocks of their own."""
-    text = config.model_config.hf_text_config
-    return len(set(getattr(text, "layer_types", None) or [0]))
 
 
 def _config(arguments: Mapping[str, Any]) -> VllmConfig:
@@ -267,13 +263,13 @@ def _check_device(config: VllmConfig, device: str, ranks: int) -> None:
         )
 
 
-def _started(config: VllmConfig, crew: Alone) -> EngineCore:
+def _started(config: VllmConfig, crew: Alone, context: int, contexts: int) -> EngineCore:
     """Raises InvalidInput (ENGINE_UNSUPPORTED) for a model that vLLM has no kernel for here."""
     if config.device_config.device_type == "cpu" and torch.cpu._is_amx_tile_supported():
         # Its kernels for bfloat16 take for granted that somebody asked the kernel for AMX before: a step does not.
         torch.cpu._init_amx()
     try:
-        return EngineCore(config, _executor(config, crew), log_stats=False)
+        return SizedCore(config, _executor(config, crew), context, contexts)
     except PremoeError:
         raise
     except (ValueError, NotImplementedError) as error:

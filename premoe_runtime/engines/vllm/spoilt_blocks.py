@@ -36,6 +36,7 @@ class SpoiltBlocks:
         else:
             # By hand: the runner for CPUs passes over layers with windows.
             for layer in self._runner.compilation_config.static_forward_context.values():
-                if isinstance(kv := getattr(layer, "kv_cache", None), torch.Tensor):
+                kept = getattr(layer, "kv_cache", ())
+                for kv in (kept,) if isinstance(kept, torch.Tensor) else kept:
                     kv[free] = 0
         self._blocks.difference_update(free)
