@@ -188,6 +188,8 @@ def test_patterns_share_a_batch_and_give_way_to_others_while_one_decodes(front: 
 def test_a_slot_is_written_while_a_pattern_beside_it_decodes(front: FrontBench) -> None:
     asked = prompt(20, seed=1)
     narrow = [pattern(f"narrow {first}", range(first, first + 2)) for first in (0, 8, 10, 12)]
+    # Whichever pattern had the last turn, its experts are gone.
+    assert front.run(pattern("others", range(10, 16)), asked, max_tokens=2).last.finish == "length"
     alone = front.run(narrow[0], asked, max_tokens=900).tokens
     long, _ = front.submit(narrow[0], asked, max_tokens=900)
     long.wait_first()
