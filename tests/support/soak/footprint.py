@@ -14,8 +14,10 @@ from premoe_local.mesh import Mesh
 MIB = 1 << 20
 GROWTH_BYTES, GROWTH = 16 * MIB, 0.05
 """What private memory may grow by, whichever is more."""
-SHARED_BYTES, FILES, THREADS = MIB, 8, 4
-"""The same of shared memory, open files and threads: connections and pools come and go."""
+SHARED_BYTES, FILES, THREADS = MIB, 8, 8
+"""The same of shared memory, open files and threads: connections come and go, and so do the threads of pools, of which
+asyncio's alone has up to four more than there are cores.
+"""
 
 
 @dataclass(frozen=True, slots=True)
