@@ -145,7 +145,9 @@ def exact_hf(device: str) -> Agreement:
         manifest, prompts = source.manifest(), PROMPTS.to(device)
         kept = random_kept(1, manifest.num_layers, manifest.num_experts, manifest.num_experts // 2)
         found = restricted_logits(source, kept[0].numpy(), manifest.top_k, prompts=prompts, device=device)
-        stock = AutoModelForCausalLM.from_pretrained(checkpoint, dtype="auto", experts_implementation="grouped_mm")
+        stock = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype="auto", experts_implementation="grouped_mm", trust_remote_code=False
+        )
     rows = torch.zeros(prompts.numel(), dtype=torch.int64, device=device)
     with masked_selection(kept.to(device), rows):
         expected = stock_logits(stock.eval().to(device), prompts)

@@ -13,7 +13,6 @@ import grpc
 import httpx
 from premoe.patterns.v1 import patterns_pb2
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
-
 from support.soak.calls import RESPONSES, Call
 
 LIMIT_S = 120.0

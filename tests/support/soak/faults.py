@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from premoe_local.processes import Child, wait_serving
-
 from support.servers import RedisServer, start_again, stop
 
 START_S = 120.0

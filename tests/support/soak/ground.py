@@ -12,6 +12,7 @@ from premoe_local import tasks
 from premoe_local.demo.calibration import calibration
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
+from support.quantised import configure, read, write
 
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.pattern import Metric
@@ -23,7 +24,6 @@ from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import open_source
 from premoe_runtime.packs.writer import write_pack
 from premoe_runtime.storage import open_store
-from support.quantised import configure, read, write
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "tiny-moe"
 METRICS: tuple[Metric, ...] = ("impact", "peu")

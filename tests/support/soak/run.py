@@ -15,14 +15,14 @@ import grpc
 import httpx
 from premoe.worker.v1 import worker_pb2, worker_pb2_grpc
 from premoe_local.mesh import Mesh
-
-from premoe_runtime.formats.errors import PremoeError
 from support.soak.calls import CONTEXT, TEXT, Call, draw
 from support.soak.client import LATE, LEFT, Answer, Client, Outcome
 from support.soak.faults import Faults, Victim, schedule
 from support.soak.footprint import MIB, Footprint, footprints
 from support.soak.ground import METRICS, Sets
 from support.soak.verdict import complaint, explained
+
+from premoe_runtime.formats.errors import PremoeError
 
 IDLE_S = 60.0
 """Until a worker has nothing left to do once nobody asks any more."""
