@@ -45,6 +45,23 @@ async def test_the_real_client_is_let_in_by_its_key_alone(tmp_path: Path) -> Non
     assert caught.value.request_id
 
 
+async def test_no_two_keys_share_what_was_computed_of_a_prompt(tmp_path: Path) -> None:
+    made, worker = write_keys(tmp_path / "keys.json", {"alice": {}, "bob": {}}), FakeWorker()
+    async with gateway(worker, keyring=Keyring(tmp_path / "keys.json")) as url:
+        for name in ("alice", "alice", "bob"):
+            async with client(url, made[name]) as api:
+                for salt in ("", "one", "alice"):
+                    await api.chat.completions.create(model=MODEL, messages=CHAT, extra_body={"cache_salt": salt})
+                await api.completions.create(model=MODEL, prompt="hi")
+                await api.responses.create(model=MODEL, input="hi")
+    salts = [request.cache_salt for request in worker.requests]
+    once, again, other = salts[:5], salts[5:10], salts[10:]
+    assert once == again
+    assert len(set(once)) == 3
+    assert once[3] == once[4] == once[0]
+    assert not set(once) & set(other)
+
+
 async def test_a_key_revoked_in_mid_stream_ends_with_the_answer_that_runs(tmp_path: Path) -> None:
     path, clock = tmp_path / "keys.json", Clock()
     made = write_keys(path, {"alice": {}})

@@ -119,6 +119,8 @@ class Ask:
     """Larger ones step back behind smaller ones."""
     template_arguments: str = ""
     """Of the model's own chat template: a JSON object; empty: none."""
+    cache_salt: str = ""
+    """Keys and values are used again for the same one only."""
 
 
 @dataclass(frozen=True, slots=True)

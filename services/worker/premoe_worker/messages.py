@@ -85,6 +85,7 @@ def ask(request: worker_pb2.GenerateRequest) -> Ask:
         format=_format(request.format) if request.HasField("format") else None,
         tool_choice=ToolChoice(request.tool_choice.required, request.tool_choice.name, request.tool_choice.single),
         priority=request.priority,
+        cache_salt=request.cache_salt,
     )
 
 

@@ -102,7 +102,14 @@ class Worker:
         active = self._active(ask.active_experts, pattern, budget)
         number = f"r{next(self._numbers)}"
         request = Request(
-            number, pattern, active, encoded.token_ids, ask.sampling, grammar=grammar, priority=ask.priority
+            number,
+            pattern,
+            active,
+            encoded.token_ids,
+            ask.sampling,
+            salt=ask.cache_salt.encode(),
+            grammar=grammar,
+            priority=ask.priority,
         )
         use = self.model.tool_use
         reader = ToolReader(use.form, use.special) if ask.tools and use.form is not None else None

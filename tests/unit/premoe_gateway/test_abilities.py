@@ -12,7 +12,8 @@ from premoe_gateway.routing.abilities import needs
 from premoe_servicekit.abilities import ABILITIES, Ability
 
 FIRST = {
-    "GenerateRequest": {"prompt", "sampling", "pattern", "active_experts", "on_unknown", "model"},
+    # Older workers have no engine that uses keys and values again.
+    "GenerateRequest": {"prompt", "sampling", "pattern", "active_experts", "on_unknown", "model", "cache_salt"},
     "Sampling": {"max_tokens", "temperature", "top_p", "stop", "seed", "top_k"},
     "Chat": {"messages"},
     "Message": {"role", "content"},

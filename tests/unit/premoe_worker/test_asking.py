@@ -53,7 +53,9 @@ async def test_prompt_tools_and_template_arguments_reach_the_model_whatever_is_a
     servicer = WorkerServicer(worker, Preload, cast(WorkerMetrics, metrics))
     context: Any = None
     with pytest.raises(InvalidInput, match="seen enough"):
-        await anext(aiter(servicer.Generate(worker_pb2.GenerateRequest(prompt=PROMPT, priority=3), context)))
+        await anext(
+            aiter(servicer.Generate(worker_pb2.GenerateRequest(prompt=PROMPT, priority=3, cache_salt="s"), context))
+        )
     with pytest.raises(InvalidInput, match="seen enough"):
         await servicer.Probe(worker_pb2.ProbeRequest(prompt=PROMPT), context)
     with pytest.raises(InvalidInput, match="seen enough"):
@@ -61,7 +63,7 @@ async def test_prompt_tools_and_template_arguments_reach_the_model_whatever_is_a
     worker.close()
     said = ((Turn("user", "1+1"),), (Tool("add", "adds", "{}"),), '{"enable_thinking": false}')
     assert [(ask.prompt, ask.tools, ask.template_arguments) for ask in model.asked] == [said] * 3
-    assert [ask.priority for ask in model.asked] == [3, 0, 0]
+    assert [(ask.priority, ask.cache_salt) for ask in model.asked] == [(3, "s"), (0, ""), (0, "")]
 
 
 class _Meter:

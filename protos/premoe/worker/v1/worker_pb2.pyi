@@ -474,6 +474,7 @@ class GenerateRequest(_message.Message):
     FORMAT_FIELD_NUMBER: _builtins.int
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     active_experts: _builtins.int
     """Experts activated per token; absent: the budget's."""
     on_unknown: _patterns_pb2.OnUnknown.ValueType
@@ -482,6 +483,8 @@ class GenerateRequest(_message.Message):
     """Model name or id the caller expects; empty for any."""
     priority: _builtins.int
     """Wherever requests wait, larger ones step back behind smaller ones."""
+    cache_salt: _builtins.str
+    """Keys and values of a prompt are used again for requests of the same salt only: that of the caller."""
     @_builtins.property
     def prompt(self) -> Global___Prompt:
         """Prompt."""
@@ -514,10 +517,11 @@ class GenerateRequest(_message.Message):
         format: Global___AnswerFormat | None = ...,
         tool_choice: Global___ToolChoice | None = ...,
         priority: _builtins.int = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_active_experts", b"_active_experts", "active_experts", b"active_experts", "format", b"format", "pattern", b"pattern", "prompt", b"prompt", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_experts", b"_active_experts", "active_experts", b"active_experts", "format", b"format", "model", b"model", "on_unknown", b"on_unknown", "pattern", b"pattern", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_experts", b"_active_experts", "active_experts", b"active_experts", "cache_salt", b"cache_salt", "format", b"format", "model", b"model", "on_unknown", b"on_unknown", "pattern", b"pattern", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__active_experts: _TypeAlias = _typing.Literal["active_experts"]  # noqa: Y015
     _WhichOneofArgType__active_experts: _TypeAlias = _typing.Literal["_active_experts", b"_active_experts"]  # noqa: Y015

@@ -87,6 +87,7 @@ def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) 
         format=_format(ask.format),
         tool_choice=_tool_choice(ask.tools),
         priority=ask.priority,
+        cache_salt=ask.cache_salt,
     )
 
 

@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from starlette.requests import Request
@@ -18,6 +19,7 @@ from starlette.responses import Response, StreamingResponse
 from premoe_gateway.domain import Called, Delta, Event, Finished, Recognition, ToolCall
 from premoe_gateway.echo import echoed
 from premoe_gateway.http.bodies import parsed
+from premoe_gateway.http.calls import call_of
 from premoe_gateway.http.documents import answer_of, text_of
 from premoe_gateway.http.refusals import unforeseen
 from premoe_gateway.http.tracing import describe
@@ -48,7 +50,7 @@ def answering(
     """The endpoint that answers what ``parse`` makes of a request's body; ``prefix``: of its answers' ids."""
 
     async def endpoint(request: Request) -> Response:
-        order = await parsed(parse, await body(request))
+        order = _salted(await parsed(parse, await body(request)), call_of(request.scope).key)
         describe(kind, order.ask.model, stream=order.stream)
         head = answers.Head(f"{prefix}{uuid.uuid4().hex}", int(time.time()), order.ask.model, kind)
         work = _begin_stream if order.stream else _answer
@@ -61,6 +63,11 @@ def answering(
             raise named from error
 
     return endpoint
+
+
+def _salted(order: Order, key: str) -> Order:
+    """Whether somebody has asked the same before can be told by the clock: who has another key does not find out."""
+    return replace(order, ask=replace(order.ask, cache_salt=f"{key}\n{order.ask.cache_salt}"))
 
 
 async def _answer(gateway: Gateway, head: answers.Head, order: Order) -> Response:

@@ -30,6 +30,7 @@ from premoe_gateway.openai.unsupported import IGNORED, ONLY
 _MOST_COMMAS = 1_100_000
 """Of a body. No context has as many tokens, and a list of more ids would take long to read."""
 _MAX_CHOICES = 128
+_MAX_SALT = 256
 """Of a request, all its prompts together."""
 _COMPLETION_TOKENS = 16
 """OpenAI's own default for /v1/completions; a chat answer may be as long as the context allows."""
@@ -104,11 +105,22 @@ class _Common(SamplingFields):
     active_experts: Int | None = Field(default=None, ge=1, le=UINT32)
     # vLLM's, but that nobody may go ahead of others.
     priority: Int = Field(default=0, ge=0, le=UINT32)
+    # vLLM's. What the key of the request is called is part of the salt in any case.
+    cache_salt: Annotated[Text, Field(max_length=_MAX_SALT)] = ""
     response_format: Annotated[Any, WithJsonSchema(RESPONSE_FORMAT)] = None
 
     def order(self, prompt: Prompt, sampling: Sampling, others: tuple[str | tuple[int, ...], ...] = ()) -> Order:
         shape = parse_format(self.response_format)
-        ask = Ask(self.model, prompt, sampling, self.pattern, self.active_experts, shape, priority=self.priority)
+        ask = Ask(
+            self.model,
+            prompt,
+            sampling,
+            self.pattern,
+            self.active_experts,
+            shape,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+        )
         if self.n * (1 + len(others)) > _MAX_CHOICES:
             raise BadParameter(f"n: at most {_MAX_CHOICES} choices a request, all prompts together", "n")
         return Order(ask, self.stream, bool(self.stream_options.include_usage), self.n, others)

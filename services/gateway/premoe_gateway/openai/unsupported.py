@@ -59,7 +59,6 @@ _VLLM: Mapping[str, tuple[object, ...]] = {
     "return_tokens_as_token_ids": (False,),
     "routed_experts_prompt_start": (0,),
     # What vLLM's own parts are told.
-    "cache_salt": (),
     "ec_transfer_params": (),
     "kv_transfer_params": (),
     "vllm_xargs": ({},),
