@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,20 @@ from premoe_runtime.residency.slot_shape import SlotShape
 
 Kept = npt.NDArray[np.bool_] | torch.Tensor | Mapping[int, Collection[int]]
 """Experts a mask row keeps: bool[L, E], or the kept experts of every MoE layer."""
+
+
+class Breadth(NamedTuple):
+    """What some mask rows leave to choose from: ``least`` experts in any layer, or the ``whole`` model. ``sliced``:
+    whether they are; None: some are.
+    """
+
+    least: int
+    whole: bool = False
+    sliced: bool | None = None
+
+
+NARROW = Breadth(0)
+"""Nothing is known."""
 
 
 class SlotTables(ABC):
@@ -43,6 +57,7 @@ class SlotTables(ABC):
         self._resident = np.zeros((self.num_layers, self.num_experts), dtype=np.bool_)
         self._kept = np.zeros((max_rows, self.num_layers, self.num_experts), dtype=np.bool_)
         self._digests: dict[ExpertId, str] = {}
+        self._breadths: dict[frozenset[int], Breadth] = {}
 
     @abstractmethod
     def slot_digest(self, layer: int, index: int) -> str:
@@ -51,6 +66,19 @@ class SlotTables(ABC):
     def holds(self, layer: int, index: int) -> bool:
         """Whether the bytes of a slot lie here, and not on another rank."""
         return True
+
+    def breadth(self, rows: frozenset[int]) -> Breadth:
+        """Of rows that are in use together."""
+        if rows not in self._breadths:
+            chosen = sorted(rows)
+            usable = (self._kept[chosen] & self._resident).sum(axis=-1)
+            sliced = {bool(self.sliced[row]) for row in chosen}
+            self._breadths[rows] = Breadth(
+                int(usable.min()),
+                bool((usable == self.shape.manifest.exists.sum(axis=-1)).all()),
+                sliced.pop() if len(sliced) == 1 else None,
+            )
+        return self._breadths[rows]
 
     def slot_table(self) -> list[list[int]]:
         """Per layer and slot the published expert, or -1."""
@@ -69,6 +97,7 @@ class SlotTables(ABC):
         if gone := [expert for expert in experts if not self._resident[expert]]:
             raise Conflict(f"{gone[0]} is not published; it cannot be retired", reason="EXPERT_ABSENT")
         if experts:
+            self._breadths.clear()
             layers, columns = _columns(experts)
             self._write(self.lut, (layers, columns), np.asarray(self.slots, dtype=np.int64)[layers])
             self._write(self.mask, (layers, slice(None), columns), np.float32(-np.inf))
@@ -99,6 +128,7 @@ class SlotTables(ABC):
                 raise Conflict(f"slot {slot} of layer {expert.layer} is not free for {expert}", reason="SLOT_TAKEN")
         self._check_rows_resident([expert for expert, _ in placements], checked)
         if placements:
+            self._breadths.clear()
             layers, columns = _columns(expert for expert, _ in placements)
             self._resident[layers, columns] = True
             for expert, slot in placements:
@@ -115,6 +145,7 @@ class SlotTables(ABC):
         Raises InvalidInput for a row outside the table, a wrong shape, or a layer that keeps nothing.
         """
         values = self._checked_row(row, kept)
+        self._breadths.clear()
         self._kept[row] = values
         self.sliced[row] = semantics == "slice"
         self.mask[:, row] = torch.from_numpy(_mask_of(values & self._resident)).to(self.device)

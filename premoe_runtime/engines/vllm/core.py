@@ -191,8 +191,9 @@ class PortSampler(Sampler):  # type: ignore[misc]
 
     def _count(self, sequences: Sequence[CoreSequence], computed: Any) -> None:
         rows, layers = self._slots.rows, self._slots.slots.num_layers
+        sums = self._slots.mass.sums(rows)
         for sequence, before, count, mass in zip(
-            sequences, computed[: len(sequences)].tolist(), rows.counts.values(), rows.masses(), strict=True
+            sequences, computed[: len(sequences)].tolist(), rows.counts.values(), sums, strict=True
         ):
             sequence.start()
             sequence.computed = before

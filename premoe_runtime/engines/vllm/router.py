@@ -9,7 +9,8 @@ import torch
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
 
 from premoe_runtime.engines.vllm.coverage import is_grouped
-from premoe_runtime.engines.vllm.routing import choose_for, local_slots, retained, slots_of
+from premoe_runtime.engines.vllm.mass import RetainedMass
+from premoe_runtime.engines.vllm.routing import choose_for, choose_kept, local_slots, slots_of
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.residency.slot_tables import SlotTables
@@ -30,6 +31,7 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
         spec: RouterSpec,
         tables: SlotTables,
         rows: TokenRows,
+        mass: RetainedMass,
         active: Sequence[int] | None,
         local: range | None = None,
     ) -> None:
@@ -39,8 +41,11 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
         # Where vLLM's router does not scale, the layer does.
         self._spec = spec.model_copy(update={"scale": getattr(stock, "routed_scaling_factor", 1.0)})
         self._of_scores = is_grouped(stock)
+        self._layer, self._mass = layer, mass
         self._lut, self._mask, self._sliced = tables.lut[layer], tables.mask[layer], tables.sliced
-        self._row_of_token, self._active_of_token, self._mass = rows.of_token, rows.active_of_token, rows.mass
+        self._row_of_token, self._active_of_token = rows.of_token, rows.active_of_token
+        # A compiled step takes the same way whatever rows it is for.
+        self._asks_rows = active is None and spec.score != "sparsemixer" and spec.groups == 1
 
     @property
     def routing_method_type(self) -> Any:
@@ -55,6 +60,9 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
         input_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         count = router_logits.shape[0]
+        if self._asks_rows and self._rows.have_enough(count):
+            weights, slots = self._among_enough(router_logits)
+            return self._here(weights, slots, indices_type)
         rows = self._row_of_token[:count]
         mask, sliced = self._mask[rows], self._sliced[rows, None]
         weights, experts = choose_for(
@@ -68,8 +76,34 @@ class SlotRouter(BaseRouter):  # type: ignore[misc]
             bias=self._bias,
             of_scores=self._of_scores,
         )
-        self._mass[:count].add_(retained(self._spec, router_logits, mask))
-        slots = slots_of(self._lut, experts)
+        self._mass.add_now(router_logits, mask)
+        return self._here(weights, slots_of(self._lut, experts), indices_type)
+
+    def _among_enough(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights and slots: the same numbers in fewer operations, since no token picks what it does not keep. For a
+        few tokens one operation costs as much as a third of vLLM's own router.
+        """
+        rows, mask = self._rows, None
+        if rows.breadth.whole:
+            self._mass.add_all(len(logits))
+        else:
+            row = rows.only
+            mask = self._mask[self._row_of_token[: len(logits)]] if row is None else self._mask[row : row + 1]
+            self._mass.add(self._layer, logits, mask)
+        weights, experts = choose_kept(
+            self._spec,
+            logits,
+            mask,
+            sliced=bool(rows.breadth.sliced),
+            top_k=self.top_k,
+            bias=self._bias,
+            of_scores=self._of_scores,
+        )
+        return weights, self._lut.take(experts)
+
+    def _here(
+        self, weights: torch.Tensor, slots: torch.Tensor, indices_type: torch.dtype | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if self._local is not None:
             weights, slots = local_slots(self._local, weights, slots)
         return weights, slots.to(indices_type or torch.int32)

@@ -81,6 +81,45 @@ def _by_scores(
     return weights, experts
 
 
+def choose_kept(
+    spec: RouterSpec,
+    logits: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    sliced: bool,
+    top_k: int,
+    bias: torch.Tensor | None = None,
+    of_scores: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``choose``, bit for bit, where every token keeps ``top_k`` experts or more: none of its picks is left out.
+
+    ``mask``: f32[T or 1, E]; None: all are kept. Of no sparse mixer, and without groups, of which the chosen ones may
+    keep fewer.
+    """
+    if spec.score == "sigmoid" or bias is not None or of_scores:
+        values = logits.float()
+        if spec.score == "sigmoid":
+            scores = values.sigmoid()
+        else:
+            scores = torch.softmax(values if mask is None or not sliced else values + mask, dim=-1)
+        choice = scores if bias is None else scores + bias
+        if mask is not None:
+            choice = choice + mask
+        picked, experts = torch.topk(choice, top_k, dim=-1, sorted=False)
+        weights = picked if bias is None else scores.gather(-1, experts)
+        if spec.renormalise:
+            weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    else:
+        kept = logits if mask is None else logits + mask.to(logits.dtype)
+        picked, experts = torch.topk(kept, top_k, dim=-1, sorted=False)
+        if spec.renormalise or spec.score == "topk_softmax":
+            weights = torch.softmax(picked, dim=-1)
+        else:
+            weights = (picked - torch.logsumexp(kept if sliced else logits, dim=-1, keepdim=True)).exp()
+    weights = weights.float()
+    return weights * spec.scale if spec.scale != 1.0 else weights, experts
+
+
 def choose_for(
     spec: RouterSpec,
     logits: torch.Tensor,

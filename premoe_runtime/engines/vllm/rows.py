@@ -1,12 +1,14 @@
-"""Under which mask row every token of a step is, how many experts it uses, and what its rows retain of the router."""
+"""Under which mask row every token of a step is, and how many experts it uses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from premoe_runtime.residency.slot_tables import NARROW, Breadth
 
 
 class Rule(NamedTuple):
@@ -17,22 +19,32 @@ class Rule(NamedTuple):
 
 
 class TokenRows:
-    """``of_token`` and ``active_of_token``: i64[most tokens of a step]; ``mass``: f32, which routers add to, layer by
-    layer. All at fixed addresses. Rules of requests are learnt as they come in.
+    """``of_token`` and ``active_of_token``: i64[most tokens of a step], at fixed addresses. Rules of requests are
+    learnt as they come in.
 
-    Tokens behind the last one (padding, vLLM's own trial runs) are under row 0.
+    Tokens behind the last one (padding, vLLM's own trial runs) are under row 0. ``breadth``: of rows of the mask table.
     """
 
-    def __init__(self, tokens: int, device: torch.device, top_k: int = 1) -> None:
+    def __init__(
+        self,
+        tokens: int,
+        device: torch.device,
+        top_k: int = 1,
+        breadth: Callable[[frozenset[int]], Breadth] = lambda rows: NARROW,
+    ) -> None:
         self._table = torch.zeros(2, tokens, dtype=torch.int64, device=device)
         self.of_token, self.active_of_token = self._table
         self.active_of_token.fill_(top_k)
-        self.mass = torch.zeros(tokens, device=device)
         self.counts: Mapping[str, int] = {}
         """Tokens of each request in the step at hand, in its order."""
         self.widths: tuple[int, ...] = (top_k,)
         """Numbers of active experts in the step at hand."""
-        self._top_k = top_k
+        self.only: int | None = None
+        """The row of all tokens of the step at hand, if it is one."""
+        self.breadth = NARROW
+        """Of the rows of the step at hand."""
+        self._tokens = 0
+        self._top_k, self._breadth_of = top_k, breadth
         self._rules: dict[str, Rule] = {}
 
     def learn(self, request_id: str, row: int, active: int | None = None) -> None:
@@ -53,11 +65,14 @@ class TokenRows:
         self._table[:, :used].copy_(torch.from_numpy(spread))
         self.of_token[used:].zero_()
         self.active_of_token[used:].fill_(self._top_k)
-        self.mass.zero_()
+        rows = frozenset(rule.row for rule in found)
+        self.only = next(iter(rows)) if len(rows) == 1 else None
+        self.breadth, self._tokens = self._breadth_of(rows), used
 
-    def masses(self) -> list[float]:
-        """Of every request in ``counts``, once the step has run: sum over tokens and layers. Waits for the device."""
-        counts = np.array([*self.counts.values()], dtype=np.int64)
-        mass = self.mass[: counts.sum()].cpu().double().numpy()
-        found: list[float] = np.add.reduceat(mass, counts.cumsum() - counts).tolist()
-        return found
+    def have_enough(self, tokens: int) -> bool:
+        """Whether these are the tokens of the step at hand, and all have top-k experts or more to choose from in every
+        layer.
+        """
+        return (
+            tokens == self._tokens and self.widths == (self._top_k,) and self.breadth.least >= self._top_k
+        ) and self.breadth.sliced is not None

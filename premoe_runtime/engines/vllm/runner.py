@@ -14,6 +14,7 @@ from vllm.v1.worker import cpu_model_runner, gpu_model_runner
 from premoe_runtime.engines.vllm import compat
 from premoe_runtime.engines.vllm.coverage import stock_router_fault
 from premoe_runtime.engines.vllm.experts import SlotExperts
+from premoe_runtime.engines.vllm.mass import RetainedMass
 from premoe_runtime.engines.vllm.plan import ACTIVE, ROW, SlotPlan, plan_in
 from premoe_runtime.engines.vllm.router import SlotRouter
 from premoe_runtime.engines.vllm.rows import TokenRows
@@ -85,6 +86,7 @@ def _before_step(runner: Any, name: str, order: Order) -> None:
         model: SlotModel | None = getattr(self, SLOTS, None)
         if model is not None:
             model.rows.fill(*order(self, scheduler_output, prepared))
+            model.mass.clear()
         return prepared
 
     setattr(runner, name, prepare)
@@ -121,7 +123,9 @@ def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
     ranks = layers[0].moe_config.moe_parallel_config.ep_size
     shape = SlotShape.as_stored(manifest, slots=plan.slots, max_rows=plan.rows, ranks=ranks)
     slots = PackedSlots(shape, layers)
-    rows = TokenRows(runner.vllm_config.scheduler_config.max_num_batched_tokens, slots.device, manifest.top_k)
+    tokens = runner.vllm_config.scheduler_config.max_num_batched_tokens
+    rows = TokenRows(tokens, slots.device, manifest.top_k, slots.breadth)
+    mass = RetainedMass(manifest.router, slots, tokens)
     active = plan.active or (None if runner.model_config.enforce_eager else (manifest.top_k,))
     for module in list(model.modules()):
         experts = getattr(module, "routed_experts", None)
@@ -136,5 +140,5 @@ def slot_model(runner: Any, plan: SlotPlan) -> SlotModel:
                 raise InvalidInput(f"{fault}; use the engine hf", reason="ENGINE_UNSUPPORTED")
             # Kernels for CPUs read no map of experts.
             local = experts.share if ranks > 1 and slots.device.type == "cpu" else None
-            module.router = SlotRouter(module.router, experts.layer, manifest.router, slots, rows, active, local)
-    return SlotModel(source, slots, rows)
+            module.router = SlotRouter(module.router, experts.layer, manifest.router, slots, rows, mass, active, local)
+    return SlotModel(source, slots, rows, mass)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from vllm.distributed import get_tp_group
 
+from premoe_runtime.engines.vllm.mass import RetainedMass
 from premoe_runtime.engines.vllm.rows import TokenRows
 from premoe_runtime.engines.vllm.slots import PackedSlots, PackingCopier
 from premoe_runtime.formats.choices import Semantics
@@ -26,11 +27,12 @@ SLOTS = "premoe_slots"
 
 @dataclass(frozen=True, slots=True)
 class SlotModel:
-    """A worker's slots, and which rows its requests are under."""
+    """A worker's slots, which rows its requests are under, and what these retain."""
 
     source: ExpertSource
     slots: PackedSlots
     rows: TokenRows
+    mass: RetainedMass
 
 
 class SlotWorker:

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from support.oracle import random_kept
+from support.sources import MemorySource
+from support.tiny import tiny_checkpoint
 
 from premoe_runtime.engines.hf.router import route
 from premoe_runtime.engines.hf.step_state import ALL_TOKENS, LayerRules
-from premoe_runtime.engines.vllm.routing import choose, choose_for, local_slots, retained, slot_map, slots_of
+from premoe_runtime.engines.vllm.mass import NOTED_TOKENS, RetainedMass
+from premoe_runtime.engines.vllm.routing import (
+    choose,
+    choose_for,
+    choose_kept,
+    local_slots,
+    retained,
+    slot_map,
+    slots_of,
+)
 from premoe_runtime.engines.vllm.rows import TokenRows
+from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import RouterSpec
 from premoe_runtime.residency.ranks import share
+from premoe_runtime.residency.slot_shape import SlotShape
+from premoe_runtime.residency.slot_store import SlotStore
 
 TOKENS, EXPERTS, TOP_K = 40, 16, 4
 UNMASKED = torch.zeros(TOKENS, EXPERTS)
@@ -22,6 +38,10 @@ each_kind = pytest.mark.parametrize("renormalise", [True, False])
 GROUPED = RouterSpec(
     score="sigmoid", renormalise=True, bias=True, groups=4, chosen_groups=2, floor=1e-20, ranked=False, scale=2.5
 )
+
+
+SIGMOID = RouterSpec(score="sigmoid", renormalise=True)
+BIASED = RouterSpec(score="softmax", renormalise=True, bias=True, scale=1.5)
 
 
 def softmax(renormalise: bool) -> RouterSpec:
@@ -173,10 +193,81 @@ def test_experts_a_token_uses_follow_its_request_and_the_rest_of_the_step_uses_a
     rows.fill(["a", "b"], [2, 1])
     assert rows.active_of_token.tolist() == [2, 2, 4, 4, 4, 4]
     assert rows.counts == {"a": 2, "b": 1}
-    rows.mass.copy_(torch.tensor([0.25, 0.5, 1.0, 9.0, 9.0, 9.0]))
-    assert rows.masses() == [0.75, 1.0]
-    rows.fill(["b"], [3])
-    assert rows.masses() == [0.0]
+
+
+def tables_of(tmp_path: Path, rows: dict[int, tuple[int, str]]) -> SlotStore:
+    """Every expert in a slot; a row keeps the first so many of each layer, under these semantics."""
+    store = SlotStore(SlotShape.of(MemorySource(tiny_checkpoint(tmp_path)).manifest(), slots=EXPERTS, max_rows=4))
+    placements = [(ExpertId(layer, e), (e + 3) % EXPERTS) for layer in range(store.num_layers) for e in range(EXPERTS)]
+    store.publish(placements)
+    for row, (count, semantics) in rows.items():
+        kept = dict.fromkeys(range(store.num_layers), range(count))
+        store.set_row(row, kept, semantics=semantics)  # type: ignore[arg-type]
+    return store
+
+
+def test_breadth_is_that_of_the_narrowest_row_and_follows_what_is_published(tmp_path: Path) -> None:
+    rows = {0: (EXPERTS, "selection"), 1: (6, "selection"), 2: (5, "slice")}
+    tables = tables_of(tmp_path, rows)
+    assert tables.breadth(frozenset({0})) == (EXPERTS, True, False)
+    assert tables.breadth(frozenset({0, 1})) == (6, False, False)
+    assert tables.breadth(frozenset({1, 2})) == (5, False, None)
+    assert tables.breadth(frozenset({3})).least == 0
+    tables.retire([ExpertId(1, 0)])
+    assert tables.breadth(frozenset({0})) == (EXPERTS - 1, False, False)
+    assert tables.breadth(frozenset({2})) == (4, False, True)
+    tables.publish([(ExpertId(1, 0), 3)])
+    assert tables.breadth(frozenset({2})) == (5, False, True)
+
+
+@pytest.mark.parametrize("count", [3, NOTED_TOKENS + 3])
+def test_the_mass_of_a_request_is_the_sum_over_its_tokens_and_layers(tmp_path: Path, count: int) -> None:
+    tables, spec = tables_of(tmp_path, {0: (EXPERTS, "selection"), 1: (6, "selection")}), softmax(True)
+    rows, mass = TokenRows(100, torch.device("cpu"), TOP_K, tables.breadth), RetainedMass(spec, tables, 100)
+    rows.learn("a", 1)
+    rows.learn("b", 0)
+    given = torch.randn(tables.num_layers, count, EXPERTS, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        rows.fill(["a", "b"], [count - 1, 1])
+        mass.clear()
+        for layer, each in enumerate(given):
+            mass.add(layer, each, tables.mask[layer, rows.of_token[:count]])
+        kept = given.softmax(-1)[:, : count - 1, :6].sum()
+        assert mass.sums(rows) == pytest.approx([float(kept), tables.num_layers])
+    rows.fill(["b"], [2])
+    mass.clear()
+    mass.add_all(2)
+    assert mass.sums(rows) == [2.0]
+
+
+@pytest.mark.parametrize("spec", [softmax(True), softmax(False), SIGMOID, BIASED], ids=str)
+@pytest.mark.parametrize("sliced", [False, True])
+@pytest.mark.parametrize("kept", [TOP_K, 9, EXPERTS])
+def test_where_all_keep_enough_the_short_way_is_the_same_bit_for_bit(spec: RouterSpec, sliced: bool, kept: int) -> None:
+    some = random_kept(1, TOKENS, EXPERTS, kept)[0]
+    mask = torch.where(some, 0.0, -torch.inf)
+    bias = torch.linspace(0, 0.1, EXPERTS) if spec.bias else None
+    cut = torch.full((TOKENS, 1), sliced)
+    for one in (mask, mask[:1].expand(TOKENS, -1)):
+        weights, experts = choose(spec, logits(), one, cut, top_k=TOP_K, bias=bias)
+        short = None if kept == EXPERTS else one[:1] if one is not mask else one
+        found, chosen = choose_kept(spec, logits(), short, sliced=sliced, top_k=TOP_K, bias=bias)
+        assert torch.equal(found, weights)
+        assert torch.equal(chosen, experts)
+
+
+def test_only_the_tokens_of_the_step_at_hand_have_enough(tmp_path: Path) -> None:
+    tables = tables_of(tmp_path, {0: (TOP_K - 1, "selection"), 1: (TOP_K, "selection"), 2: (9, "slice")})
+    rows = TokenRows(10, torch.device("cpu"), TOP_K, tables.breadth)
+    for request, row, active in (("a", 1, None), ("b", 2, None), ("c", 0, None), ("d", 1, 1)):
+        rows.learn(request, row, active)
+    rows.fill(["a"], [2])
+    assert (rows.only, rows.have_enough(2)) == (1, True)
+    # Padding, or a trial run of vLLM's own.
+    assert not rows.have_enough(3)
+    for others in (["a", "b"], ["a", "c"], ["d"]):
+        rows.fill(others, [1] * len(others))
+        assert not rows.have_enough(len(others))
 
 
 @pytest.mark.parametrize("spec", [softmax(True), softmax(False), GROUPED], ids=["renormalised", "softmax", "groups"])
