@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import click
 import numpy as np
 import torch
-from throughput import BATCHES, EXPERTS, HOST_BYTES, LAYERS, VOCABULARY, Plain, Served
+from throughput import BATCHES, EXPERTS, LAYERS, VOCABULARY, Plain, Served
 
 from premoe_runtime.packs.reader import open_pack
 
@@ -52,6 +52,8 @@ class Model(NamedTuple):
 
 # What runs in the peers' processes: vLLM is imported there only.
 
+_OPEN: list[object] = []
+
 
 def by_vllm(model: Model, *, folder: str) -> Runs:
     """Stock vLLM, without the plug-in."""
@@ -74,10 +76,19 @@ def by_slots(model: Model, *, slots: int) -> Runs:
 
 
 def by_worker(model: Model, *, engine: str) -> Runs:
-    """The engine behind the port, with slots for all experts, and the serving front before it."""
-    served = _served_by_vllm(model.pack) if engine == "vllm" else Served.by_hf(model.pack, EXPERTS, CONTEXT)
+    """The engine behind the port, with slots for all experts, and the serving front before it; vLLM in a process of its
+    own, as workers have it.
+    """
+    if engine == "hf":
+        return partial(_run, Served.by_hf(model.pack, EXPERTS, CONTEXT))
+    from _worker import worker
 
-    return partial(_run, served)
+    made = worker(
+        model.pack, slots=EXPERTS, sequences=max(BATCHES), threads=torch.get_num_threads(), host_blobs=EXPERTS * LAYERS
+    )
+    # Until this process ends, and with it the other.
+    _OPEN.append(made)
+    return partial(_run, made.__enter__())
 
 
 def by_transformers(model: Model) -> Runs:
@@ -87,21 +98,6 @@ def by_transformers(model: Model) -> Runs:
 def _run(peer: Served | Plain, batch: int, prompt_tokens: int, answer_tokens: int) -> Speed:
     found = peer.run(batch, prompt_tokens, answer_tokens)
     return Speed(found.prefill, found.decode if answer_tokens > 1 else 0.0)
-
-
-def _served_by_vllm(pack: str) -> Served:
-    from premoe_runtime.engines.vllm.engine import VllmEngine
-    from premoe_runtime.residency.host_arena import HostArena
-    from premoe_runtime.residency.slot_shape import SlotShape
-    from premoe_runtime.serving.front import Front
-
-    source = open_pack(pack)
-    shape = SlotShape.as_stored(source.manifest(), slots=EXPERTS)
-    arena = HostArena(shape.blob_bytes, HOST_BYTES)
-    engine = VllmEngine(
-        source, shape, arena, max_sequences=max(BATCHES), context=CONTEXT, prefill_tokens=STEP_TOKENS, parked=False
-    )
-    return Served(Front(engine, shape, arena, source), shape)
 
 
 def _llm(dtype: str, **arguments: Any) -> Any:
@@ -155,8 +151,9 @@ def _serve(pipe: Connection, make: Callable[[Any], Callable[..., Speed]], model:
     torch.set_num_threads(threads)
     run = make(model)
     pipe.send(None)
-    while (asked := pipe.recv()) is not None:
-        pipe.send(run(*asked))
+    with suppress(EOFError):
+        while (asked := pipe.recv()) is not None:
+            pipe.send(run(*asked))
 
 
 # The rest runs in the process that measures.
@@ -188,7 +185,7 @@ class Peer:
         context = get_context("spawn")
         self._name = name
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, model, threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, make, model, threads))
         self._process.start()
         theirs.close()
         self._answer()
