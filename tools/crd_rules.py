@@ -70,6 +70,11 @@ _BUDGET = Rule(
 )
 
 
+def _one_gpu(limits: str) -> str:
+    """The condition that a map of limits has at most one."""
+    return f"!has({limits}) || {limits}.all(k, !k.matches('{GPU_NAME}') || {limits}[k].matches('^0*[01]$'))"
+
+
 def _resource_rules() -> tuple[Rule, ...]:
     rules: list[Rule] = []
     for which in ("requests", "limits"):
@@ -102,9 +107,8 @@ def _resource_rules() -> tuple[Rule, ...]:
         ),
         Rule(
             f"!has(self.limits) || self.limits.filter(k, k.matches('{GPU_NAME}')"
-            " && self.limits[k].matches('[1-9]')).size() <= 1"
-            f" && self.limits.all(k, !k.matches('{GPU_NAME}') || self.limits[k].matches('^0*[01]$'))",
-            "a pod uses one GPU; for more, raise workers.replicas or jobs.parallelism",
+            " && self.limits[k].matches('[1-9]')).size() <= 1",
+            "a pod uses one GPU, or several of one resource; leave the others out",
             ".limits",
         ),
     ]
@@ -186,6 +190,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
             ".engine.device",
         ),
         Rule(
+            f"self.engine.name != 'hf' || {_one_gpu('self.workers.resources.limits')}",
+            "a pod uses one GPU under the engine hf; for more, raise workers.replicas, or take engine.name vllm with "
+            "as many as its argument tensor_parallel_size",
+            ".workers.resources.limits",
+        ),
+        Rule(
             "!has(self.engine.slots) || self.engine.slots >="
             " (has(self.experts) ? self.experts.kept : int(self.budget.split('/')[1]))",
             "slots must hold the experts that the budget keeps",
@@ -210,7 +220,14 @@ RULES: dict[str, tuple[Rule, ...]] = {
         ),
         _ACCOUNT,
     ),
-    "Jobs": (_ACCOUNT,),
+    "Jobs": (
+        _ACCOUNT,
+        Rule(
+            _one_gpu("self.resources.limits"),
+            "a pod uses one GPU; for more, raise jobs.parallelism",
+            ".resources.limits",
+        ),
+    ),
     "Pack": (
         _ACCOUNT,
         Rule(

@@ -197,7 +197,10 @@ REFUSED: list[tuple[str, Document]] = [
         {"engine.device": "cuda:0", "workers.resources.limits": {"nvidia.com/gpu": "0"}},
     ),
     ("a pod uses one GPU", {"workers.resources.limits": {"nvidia.com/gpu": "4"}}),
-    ("a pod uses one GPU", {"workers.resources.limits": {"nvidia.com/gpu": "1", "amd.com/gpu": "1"}}),
+    (
+        "a pod uses one GPU, or several of one resource",
+        {"workers.resources.limits": {"nvidia.com/gpu": "4", "amd.com/gpu": "4"}, "engine.name": "vllm"},
+    ),
     ("a pod uses one GPU", {"jobs.resources.limits": {"nvidia.com/gpu": "10"}}),
     (
         "a toleration without a key needs operator Exists",
