@@ -158,18 +158,19 @@ def test_the_status_tells_what_workers_keep_resident(site: Site) -> None:
 def test_all_namespaces_are_served_when_none_is_named(
     control_plane: ControlPlane, namespace: str, tmp_path: Path
 ) -> None:
+    # Namespaces of tests before may still be going, with models of the usual name in them.
     site = make_site(control_plane, namespace, tmp_path, watch="")
     other = create_namespace(control_plane, "other")
     elsewhere = Site(control_plane, other, tmp_path, site.kubeconfig)
     try:
         with running_operator(site, watch_namespaces=""):
-            site.create("prunedmodels", pruned_model("chat"))
-            site.wait_for("chat", "SpecAccepted", "True")
+            site.create("prunedmodels", pruned_model("everywhere"))
+            site.wait_for("everywhere", "SpecAccepted", "True")
             time.sleep(1.1)  # creation times have seconds
-            elsewhere.create("prunedmodels", pruned_model("chat"))
+            elsewhere.create("prunedmodels", pruned_model("everywhere"))
             # One gateway serves all namespaces.
-            elsewhere.wait_for("chat", "SpecAccepted", "False", "ServedNameConflict")
-            source = pruned_model("chat")["spec"]["model"]
+            elsewhere.wait_for("everywhere", "SpecAccepted", "False", "ServedNameConflict")
+            source = pruned_model("everywhere")["spec"]["model"]
             elsewhere.create("prunedmodels", pruned_model("code", model={**source, "servedName": "code"}))
             elsewhere.wait_for("code", "SpecAccepted", "True")
     finally:
