@@ -38,47 +38,65 @@ def choose(
         weights, experts = mix(spec, logits + kept, top_k)
         weights = weights.masked_fill(mask.gather(-1, experts) == -torch.inf, 0.0)
     elif spec.score == "sigmoid" or bias is not None or spec.groups > 1 or of_scores:
-        weights, experts = _by_scores(spec, logits.float(), mask, sliced, top_k=top_k, bias=bias)
+        weights, experts, picked = _by_scores(spec, logits.float(), mask, sliced, top_k=top_k, bias=bias)
+        weights = _normalised(spec, weights.masked_fill(picked == -torch.inf, 0.0))
     else:
-        weights, experts = _by_logits(spec, logits, kept, sliced, top_k=top_k)
-    return weights.float() * spec.scale if spec.scale != 1.0 else weights.float(), experts
+        weights, experts, picked = _by_logits(spec, logits, kept, sliced, top_k)
+        weights = weights.masked_fill(picked == -torch.inf, 0.0)
+    return _scaled(spec, weights), experts
 
 
 def _by_logits(
-    spec: RouterSpec, logits: torch.Tensor, mask: torch.Tensor, sliced: torch.Tensor, *, top_k: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    kept = logits + mask
+    spec: RouterSpec, logits: torch.Tensor, mask: torch.Tensor | None, sliced: torch.Tensor | bool, top_k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights, experts, and by what these were picked."""
+    kept = logits if mask is None else logits + mask
     picked, experts = torch.topk(kept, top_k, dim=-1, sorted=False)
     if spec.renormalise or spec.score == "topk_softmax":
         weights = torch.softmax(picked, dim=-1)
     else:
-        counted = torch.where(sliced, kept, logits)
-        weights = (picked - torch.logsumexp(counted, dim=-1, keepdim=True)).exp()
-    return weights.masked_fill(picked == -torch.inf, 0.0), experts
+        weights = (picked - torch.logsumexp(_counted(logits, kept, sliced), dim=-1, keepdim=True)).exp()
+    return weights, experts, picked
 
 
 def _by_scores(
     spec: RouterSpec,
     logits: torch.Tensor,
-    mask: torch.Tensor,
-    sliced: torch.Tensor,
+    mask: torch.Tensor | None,
+    sliced: torch.Tensor | bool,
     *,
     top_k: int,
     bias: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The same; the weights are not normalised yet."""
     if spec.score == "sigmoid":
         scores = logits.sigmoid()  # both semantics are the same: no sigmoid knows of its neighbours
     else:
-        scores = torch.where(sliced, torch.softmax(logits + mask, dim=-1), torch.softmax(logits, dim=-1))
-    choice = (scores if bias is None else scores + bias) + mask
+        scores = torch.softmax(_counted(logits, logits if mask is None else logits + mask, sliced), dim=-1)
+    choice = scores if bias is None else scores + bias
+    if mask is not None:
+        choice = choice + mask
     if spec.groups > 1:
         choice = in_groups(spec, choice)
     picked, experts = torch.topk(choice, top_k, dim=-1, sorted=False)
-    weights = picked if bias is None else scores.gather(-1, experts)
-    weights = weights.masked_fill(picked == -torch.inf, 0.0)
-    if spec.renormalise:
-        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    return weights, experts
+    return picked if bias is None else scores.gather(-1, experts), experts, picked
+
+
+def _counted(logits: torch.Tensor, kept: torch.Tensor, sliced: torch.Tensor | bool) -> torch.Tensor:
+    """What a token's weights are shares of; ``sliced``: of its own, or of all tokens."""
+    if isinstance(sliced, bool):
+        return kept if sliced else logits
+    return torch.where(sliced, kept, logits)
+
+
+def _normalised(spec: RouterSpec, weights: torch.Tensor) -> torch.Tensor:
+    if not spec.renormalise:
+        return weights
+    return weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def _scaled(spec: RouterSpec, weights: torch.Tensor) -> torch.Tensor:
+    return weights.float() * spec.scale if spec.scale != 1.0 else weights.float()
 
 
 def choose_kept(
@@ -97,27 +115,11 @@ def choose_kept(
     keep fewer.
     """
     if spec.score == "sigmoid" or bias is not None or of_scores:
-        values = logits.float()
-        if spec.score == "sigmoid":
-            scores = values.sigmoid()
-        else:
-            scores = torch.softmax(values if mask is None or not sliced else values + mask, dim=-1)
-        choice = scores if bias is None else scores + bias
-        if mask is not None:
-            choice = choice + mask
-        picked, experts = torch.topk(choice, top_k, dim=-1, sorted=False)
-        weights = picked if bias is None else scores.gather(-1, experts)
-        if spec.renormalise:
-            weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        weights, experts, _ = _by_scores(spec, logits.float(), mask, sliced, top_k=top_k, bias=bias)
+        weights = _normalised(spec, weights)
     else:
-        kept = logits if mask is None else logits + mask.to(logits.dtype)
-        picked, experts = torch.topk(kept, top_k, dim=-1, sorted=False)
-        if spec.renormalise or spec.score == "topk_softmax":
-            weights = torch.softmax(picked, dim=-1)
-        else:
-            weights = (picked - torch.logsumexp(kept if sliced else logits, dim=-1, keepdim=True)).exp()
-    weights = weights.float()
-    return weights * spec.scale if spec.scale != 1.0 else weights, experts
+        weights, experts, _ = _by_logits(spec, logits, None if mask is None else mask.to(logits.dtype), sliced, top_k)
+    return _scaled(spec, weights), experts
 
 
 def choose_for(

@@ -73,6 +73,5 @@ class TokenRows:
         """Whether these are the tokens of the step at hand, and all have top-k experts or more to choose from in every
         layer.
         """
-        return (
-            tokens == self._tokens and self.widths == (self._top_k,) and self.breadth.least >= self._top_k
-        ) and self.breadth.sliced is not None
+        step = tokens == self._tokens and self.widths == (self._top_k,)
+        return step and self.breadth.least >= self._top_k and self.breadth.sliced is not None
