@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=64, help="patterns in force at a time")
     parser.add_argument("--executor", default="mp", help="vLLM's distributed_executor_backend for several ranks")
     asked = parser.parse_args(argv)
+    if asked.rows < 1:
+        parser.error("argument --rows: give at least 1")
     several = {RANKS: asked.ranks, "distributed_executor_backend": asked.executor} if asked.ranks != 1 else {}
     try:
         source = open_pack(asked.pack)
@@ -60,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except FileExistsError:
         print(f"{asked.folder} exists already; name a new folder", file=sys.stderr)
+        return 2
+    except (OSError, shutil.Error) as error:
+        print(f"{asked.folder} cannot be written ({error}); name another folder", file=sys.stderr)
         return 2
     print(shlex.join(flags(made)))
     return 0

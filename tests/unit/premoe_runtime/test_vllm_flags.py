@@ -63,5 +63,11 @@ def test_a_folder_that_is_there_and_a_pack_that_is_not(
 ) -> None:
     assert main([pack, str(tmp_path), "--slots", "6"]) == 2
     assert "exists already" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main([pack, str(tmp_path / "file" / "skeleton"), "--slots", "6"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([pack, str(tmp_path / "skeleton"), "--slots", "6", "--rows", "0"])
+    assert capsys.readouterr().err.splitlines()[-1].endswith("argument --rows: give at least 1")
     assert main([(tmp_path / "none").as_uri(), str(tmp_path / "skeleton"), "--slots", "6"]) == 3
     assert capsys.readouterr().err.count("\n") == 1
