@@ -35,6 +35,8 @@ NEEDED = (
     Needed(f"{_MOE}.router.base_router", "BaseRouter._compute_routing", "restricted router"),
     Needed(f"{_MOE}.router.base_router", "BaseRouter.select_experts", "restricted router"),
     Needed(f"{_MOE}.routed_experts", "RoutedExperts.weight_loader", "swaps"),
+    Needed(f"{_MOE}.routed_experts", "RoutedExperts._map_global_expert_id_to_local_expert_id", "several devices"),
+    Needed("vllm.distributed", "get_tp_group", "several devices"),
     Needed(f"{_MOE}.fused_moe_method_base", "FusedMoEMethodBase.create_weights", "swaps"),
     Needed(f"{_MOE}.fused_moe_method_base", "FusedMoEMethodBase.process_weights_after_loading", "swaps"),
     Needed("vllm.model_executor.models.gpt_oss", "GptOssRoutedExperts.weight_loader", "swaps"),

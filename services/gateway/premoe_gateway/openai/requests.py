@@ -30,8 +30,9 @@ from premoe_gateway.openai.unsupported import IGNORED, ONLY
 _MOST_COMMAS = 1_100_000
 """Of a body. No context has as many tokens, and a list of more ids would take long to read."""
 _MAX_CHOICES = 128
-_MAX_SALT = 256
 """Of a request, all its prompts together."""
+_MAX_SALT = 256
+"""Characters."""
 _COMPLETION_TOKENS = 16
 """OpenAI's own default for /v1/completions; a chat answer may be as long as the context allows."""
 
