@@ -9,8 +9,8 @@ import numpy as np
 from crc32c import crc32c
 
 from premoe_runtime.formats.errors import CorruptData
+from premoe_runtime.formats.pieces import PIECE_BYTES, piece_count
 from premoe_runtime.formats.safetensors import encode_header, parse_file
-from premoe_runtime.packs.layout import PIECE_BYTES, pieces_per_blob
 
 TENSOR = "crc32c"
 Checks: TypeAlias = np.ndarray[tuple[int, int, int], np.dtype[np.uint32]]
@@ -27,7 +27,7 @@ def checks_file(layers: Sequence[Sequence[Sequence[int]]], blob_bytes: int) -> b
 
     E is that of the layer with the most experts; what others lack is 0.
     """
-    table = np.zeros((len(layers), max(map(len, layers)), pieces_per_blob(blob_bytes)), dtype="<u4")
+    table = np.zeros((len(layers), max(map(len, layers)), piece_count(blob_bytes)), dtype="<u4")
     for row, values in zip(table, layers, strict=True):
         row[: len(values)] = values
     header = encode_header([(TENSOR, "U32", table.shape)], {"piece_bytes": str(PIECE_BYTES)})

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import blake3
 from crc32c import crc32c
 
+from premoe_runtime.formats.pieces import PIECE_BYTES
 from premoe_runtime.packs.contents import TensorInfo
-from premoe_runtime.packs.layout import PIECE_BYTES
 
 
 class Identity(NamedTuple):

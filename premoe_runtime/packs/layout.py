@@ -14,7 +14,6 @@ from premoe_runtime.formats.manifest import BLOB_ALIGNMENT, DTYPE_BYTES, FIELD_A
 from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs.contents import TensorInfo
 
-PIECE_BYTES = 1_048_512  # 1 MiB less 64: a Redis value of this size stays within one allocator class
 SHARD_BYTES = 1 << 30
 CHECKS_FILE = "checks.safetensors"
 
@@ -77,10 +76,6 @@ def expert_file_header(num_experts: int, blob_bytes: int) -> bytes:
 def layer_file(layer: int) -> str:
     """Path of a MoE layer's file inside a pack."""
     return f"experts/layer-{layer:03d}.safetensors"
-
-
-def pieces_per_blob(blob_bytes: int) -> int:
-    return -(-blob_bytes // PIECE_BYTES)
 
 
 def skeleton_shards(tensors: Sequence[TensorInfo], limit: int = SHARD_BYTES) -> list[list[TensorInfo]]:

@@ -13,6 +13,7 @@ from premoe_runtime.families.spec import MoeModel
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.manifest import Manifest, PackFile
+from premoe_runtime.formats.pieces import piece_count
 from premoe_runtime.packs import layout as lay
 from premoe_runtime.packs.checkpoint import read_header
 from premoe_runtime.packs.checks import Checks, piece_checks, read_checks
@@ -150,7 +151,7 @@ class _Verifier:
             return
         checks = None
         try:
-            pieces = lay.pieces_per_blob(manifest.layout.blob_bytes)
+            pieces = piece_count(manifest.layout.blob_bytes)
             data = self.reader.read_file(lay.CHECKS_FILE)
             checks = read_checks(data, (manifest.num_layers, manifest.num_experts, pieces), lay.CHECKS_FILE)
         except DAMAGE as error:

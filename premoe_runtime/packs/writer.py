@@ -14,6 +14,7 @@ import blake3
 from premoe_runtime.families.spec import ExpertField
 from premoe_runtime.formats.errors import CorruptData, Exhausted
 from premoe_runtime.formats.manifest import BlobField, BlobLayout, ExpertLayer, Manifest, Origin, PackFile
+from premoe_runtime.formats.pieces import piece_count
 from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs import layout as lay
 from premoe_runtime.packs.checkpoint import Checkpoint, open_checkpoint
@@ -215,7 +216,7 @@ class Packer:
 
     def _fits(self, layer: int, record: LayerRecord) -> bool:
         """Whether a record is of as many blobs, pieces and tensors as the layer has."""
-        model, pieces = self.checkpoint.model, lay.pieces_per_blob(self.layout.blob_bytes)
+        model, pieces = self.checkpoint.model, piece_count(self.layout.blob_bytes)
         experts = model.layer_experts[layer]
         names = {model.expert_name(layer, expert, one) for expert in range(experts) for one in model.expert_tensors}
         return (

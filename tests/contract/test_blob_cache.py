@@ -11,12 +11,13 @@ from pathlib import Path
 import blake3
 import pytest
 import redis
+from premoe_dataplane.blob_cache import BlobCache, Wanted
+from premoe_dataplane.redis_cache import RedisCache
 from premoe_expert_store.adapters.memory import MemoryCache
-from premoe_expert_store.adapters.redis import RedisCache
-from premoe_expert_store.ports import PIECE_BYTES, BlobCache, Hole, Wanted
 from support.servers import RedisServer, redis_server
 
 from premoe_runtime.formats.errors import Exhausted, InvalidInput, Unavailable
+from premoe_runtime.formats.pieces import PIECE_BYTES, Hole
 
 LONG = 3 * PIECE_BYTES + 777
 """Three whole pieces and a short one."""

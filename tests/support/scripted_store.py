@@ -27,7 +27,23 @@ async def no_frames() -> AsyncIterator[bytes]:
     yield
 
 
-class ScriptedStore(experts_pb2_grpc.ExpertStoreServiceServicer):
+class EarlierStore(experts_pb2_grpc.ExpertStoreServiceServicer):
+    """What stores of before leases, prefetches and watches do not answer."""
+
+    def Prefetch(self, request: pb.PrefetchRequest, context: Any) -> pb.PrefetchResponse:
+        raise NotImplementedError
+
+    def Renew(self, request: pb.RenewRequest, context: Any) -> pb.RenewResponse:
+        raise NotImplementedError
+
+    def Release(self, request: pb.ReleaseRequest, context: Any) -> pb.ReleaseResponse:
+        raise NotImplementedError
+
+    def WatchStore(self, request: pb.WatchStoreRequest, context: Any) -> AsyncIterator[pb.WatchStoreResponse]:
+        raise NotImplementedError
+
+
+class ScriptedStore(EarlierStore):
     """GetManifest answers with ``unary()``, Fetch with the frames of ``stream()``; the rest is unimplemented."""
 
     def __init__(self, unary: Unary = nothing, stream: Stream = no_frames) -> None:

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from premoe_expert_store.ports import BlobCache, Hole, Wanted
+from premoe_dataplane.blob_cache import BlobCache, Wanted
+
 from premoe_runtime.formats.errors import Exhausted, Unavailable
+from premoe_runtime.formats.pieces import Hole
 
 T = TypeVar("T")
 

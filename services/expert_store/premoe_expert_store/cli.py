@@ -57,7 +57,7 @@ def open_cache(settings: ExpertStoreSettings) -> GuardedCache | None:
     if settings.redis_url is None:
         return None
     # Imported here: without a cache the client is not needed, nor installed by every image.
-    from premoe_expert_store.adapters.redis import RedisCache
+    from premoe_dataplane.redis_cache import RedisCache
 
     redis = RedisCache(settings.redis_url, timeout_s=settings.redis_timeout_s, connections=settings.threads)
     return GuardedCache(redis, cool_down_s=settings.redis_cool_down_s)

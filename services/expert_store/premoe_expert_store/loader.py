@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 import blake3
 from opentelemetry.trace import SpanKind
+from premoe_dataplane.blob_cache import Wanted
 from premoe_servicekit.deadlines import carried
 from premoe_servicekit.faults import storage_fault
 from premoe_servicekit.metrics import Metrics
@@ -19,11 +20,11 @@ from premoe_servicekit.telemetry import tracer
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.metrics import StoreMetrics
-from premoe_expert_store.ports import Hole, Wanted
 from premoe_expert_store.reads import Missing, Read, plan_reads
 from premoe_expert_store.single_flight import SingleFlight
 from premoe_runtime.formats.errors import CorruptData, PremoeError
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.pieces import Hole
 from premoe_runtime.storage import Store
 
 T = TypeVar("T")

@@ -44,6 +44,20 @@ class ExpertStoreServicer(experts_pb2_grpc.ExpertStoreServiceServicer):
         _annotate(len(resolved.blobs), len(resolved.blobs) * resolved.num_bytes)
         return _resolve_response(resolved)
 
+    async def Prefetch(self, request: pb.PrefetchRequest, context: Context) -> pb.PrefetchResponse:
+        raise NotImplementedError
+
+    async def Renew(self, request: pb.RenewRequest, context: Context) -> pb.RenewResponse:
+        raise NotImplementedError
+
+    async def Release(self, request: pb.ReleaseRequest, context: Context) -> pb.ReleaseResponse:
+        raise NotImplementedError
+
+    def WatchStore(
+        self, request: pb.WatchStoreRequest, context: Context
+    ) -> AsyncGenerator[pb.WatchStoreResponse, None]:
+        raise NotImplementedError
+
     async def Fetch(self, request: pb.FetchRequest, context: Context) -> AsyncGenerator[pb.FetchResponse, None]:
         experts = _experts(request.experts)
         sent = 0

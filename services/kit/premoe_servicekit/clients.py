@@ -32,7 +32,16 @@ IDEMPOTENT: Mapping[str, tuple[str, ...]] = {
         "DeleteSet",
         "ListSignatures",
     ),
-    "premoe.experts.v1.ExpertStoreService": ("GetManifest", "Resolve", "Fetch", "FetchFile"),
+    "premoe.experts.v1.ExpertStoreService": (
+        "GetManifest",
+        "Resolve",
+        "Prefetch",
+        "Renew",
+        "Release",
+        "WatchStore",
+        "Fetch",
+        "FetchFile",
+    ),
     "premoe.worker.v1.WorkerService": ("Probe", "Tokenize", "Detokenize", "GetResidency"),
     "premoe.worker.v1.WorkerAdminService": ("LoadPattern", "UnloadPattern", "Drain", "CheckIntegrity"),
 }

@@ -36,6 +36,10 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
     "premoe.experts.v1.ExpertStoreService": {
         "GetManifest": frozenset({Role.WORKER, Role.OPERATOR, Role.TEST}),
         "Resolve": frozenset({Role.WORKER}),
+        "Prefetch": frozenset({Role.WORKER}),
+        "Renew": frozenset({Role.WORKER}),
+        "Release": frozenset({Role.WORKER}),
+        "WatchStore": frozenset({Role.WORKER}),
         "Fetch": frozenset({Role.WORKER}),
         "FetchFile": frozenset({Role.WORKER}),
     },

@@ -4,10 +4,11 @@ import logging
 from collections.abc import Sequence
 
 import pytest
+from premoe_dataplane.blob_cache import Wanted
 from premoe_expert_store.breaker import GuardedCache
-from premoe_expert_store.ports import Hole, Wanted
 
 from premoe_runtime.formats.errors import Exhausted, PremoeError, Unavailable
+from premoe_runtime.formats.pieces import Hole
 
 
 class Failing:

@@ -15,7 +15,6 @@ from premoe_expert_store.budget import ByteBudget
 from premoe_expert_store.catalogue import Catalogue, Pack
 from premoe_expert_store.loader import Blob, BlobLoader
 from premoe_expert_store.metrics import StoreMetrics
-from premoe_expert_store.ports import PIECE_BYTES, Hole
 from premoe_expert_store.service import FRAME_BYTES, ExpertStore
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
@@ -23,6 +22,7 @@ from support.metrics import read
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.pieces import PIECE_BYTES, Hole
 from premoe_runtime.storage import LocalStore, Store, open_store
 
 BLOB = 3 << 20

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from premoe_runtime.formats.pieces import PIECE_BYTES
 from premoe_runtime.packs.checks import piece_checks
 from premoe_runtime.packs.contents import TensorInfo
 from premoe_runtime.packs.identity import identify
-from premoe_runtime.packs.layout import PIECE_BYTES
 from premoe_runtime.packs.rooms import Rooms
 
 

@@ -23,6 +23,7 @@ from premoe_servicekit.deadlines import deadline
 from premoe_servicekit.errors import to_status
 from premoe_worker.adapters.expert_store import GrpcExpertSource
 from premoe_worker.adapters.patience import Patience
+from support.scripted_store import EarlierStore
 from support.sources import MemorySource
 from support.tiny import tiny_checkpoint
 
@@ -44,7 +45,7 @@ Script = Callable[["Store", experts_pb2.FetchRequest, Any], Iterator[experts_pb2
 
 
 @dataclass
-class Store(experts_pb2_grpc.ExpertStoreServiceServicer):
+class Store(EarlierStore):
     """Serves a memory source honestly, unless ``scripts`` (one a Fetch), ``frames`` or ``digest`` say otherwise."""
 
     source: MemorySource

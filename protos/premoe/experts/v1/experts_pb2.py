@@ -25,37 +25,61 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpremoe/experts/v1/experts.proto\x12\x11premoe.experts.v1\x1a\x1fgoogle/protobuf/timestamp.proto\")\n\x08\x45xpertId\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0e\n\x06\x65xpert\x18\x02 \x01(\r\"&\n\x12GetManifestRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"9\n\x13GetManifestResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"P\n\x0eResolveRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12,\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\x1b.premoe.experts.v1.ExpertId\"l\n\x06Source\x12%\n\x04tier\x18\x01 \x01(\x0e\x32\x17.premoe.experts.v1.Tier\x12\x0e\n\x06scheme\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0e\n\x06length\x18\x05 \x01(\x04\"v\n\x0b\x42lobSources\x12+\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1b.premoe.experts.v1.ExpertId\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12*\n\x07sources\x18\x03 \x03(\x0b\x32\x19.premoe.experts.v1.Source\"\x82\x01\n\x0fResolveResponse\x12-\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x1e.premoe.experts.v1.BlobSources\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"`\n\x0c\x46\x65tchRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12,\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\x1b.premoe.experts.v1.ExpertId\x12\x10\n\x08lease_id\x18\x03 \x01(\t\"c\n\rFetchResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12%\n\x04tier\x18\x04 \x01(\x0e\x32\x17.premoe.experts.v1.Tier\"2\n\x10\x46\x65tchFileRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"!\n\x11\x46\x65tchFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*=\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_REDIS\x10\x01\x12\x0f\n\x0bTIER_OBJECT\x10\x02\x32\xec\x02\n\x12\x45xpertStoreService\x12\\\n\x0bGetManifest\x12%.premoe.experts.v1.GetManifestRequest\x1a&.premoe.experts.v1.GetManifestResponse\x12P\n\x07Resolve\x12!.premoe.experts.v1.ResolveRequest\x1a\".premoe.experts.v1.ResolveResponse\x12L\n\x05\x46\x65tch\x12\x1f.premoe.experts.v1.FetchRequest\x1a .premoe.experts.v1.FetchResponse0\x01\x12X\n\tFetchFile\x12#.premoe.experts.v1.FetchFileRequest\x1a$.premoe.experts.v1.FetchFileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fpremoe/experts/v1/experts.proto\x12\x11premoe.experts.v1\x1a\x1fgoogle/protobuf/timestamp.proto\")\n\x08\x45xpertId\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x0e\n\x06\x65xpert\x18\x02 \x01(\r\"&\n\x12GetManifestRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"9\n\x13GetManifestResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\"\x8e\x01\n\x0eResolveRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12,\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\x1b.premoe.experts.v1.ExpertId\x12\x0f\n\x07schemes\x18\x03 \x03(\t\x12+\n\x07purpose\x18\x04 \x01(\x0e\x32\x1a.premoe.experts.v1.Purpose\"l\n\x06Source\x12%\n\x04tier\x18\x01 \x01(\x0e\x32\x17.premoe.experts.v1.Tier\x12\x0e\n\x06scheme\x18\x02 \x01(\t\x12\x0b\n\x03url\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0e\n\x06length\x18\x05 \x01(\x04\"\xba\x01\n\x0b\x42lobSources\x12+\n\x06\x65xpert\x18\x01 \x01(\x0b\x32\x1b.premoe.experts.v1.ExpertId\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12*\n\x07sources\x18\x03 \x03(\x0b\x32\x19.premoe.experts.v1.Source\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x13\n\x0bpiece_bytes\x18\x05 \x01(\r\x12\x0e\n\x06\x63rc32c\x18\x06 \x03(\x07\x12\r\n\x05\x63odec\x18\x07 \x01(\t\"\x82\x01\n\x0fResolveResponse\x12-\n\x05\x62lobs\x18\x01 \x03(\x0b\x32\x1e.premoe.experts.v1.BlobSources\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12.\n\nexpires_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Q\n\x0fPrefetchRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12,\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\x1b.premoe.experts.v1.ExpertId\"G\n\x10PrefetchResponse\x12\x0f\n\x07present\x18\x01 \x01(\r\x12\x11\n\tunder_way\x18\x02 \x01(\r\x12\x0f\n\x07refused\x18\x03 \x01(\r\" \n\x0cRenewRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"?\n\rRenewResponse\x12.\n\nexpires_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\"\n\x0eReleaseRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\"\x11\n\x0fReleaseResponse\"%\n\x11WatchStoreRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\"\xbf\x01\n\x12WatchStoreResponse\x12\x34\n\x08progress\x18\x01 \x01(\x0b\x32 .premoe.experts.v1.StoreProgressH\x00\x12\x38\n\rblobs_invalid\x18\x02 \x01(\x0b\x32\x1f.premoe.experts.v1.BlobsInvalidH\x00\x12\x30\n\tpack_gone\x18\x03 \x01(\x0b\x32\x1b.premoe.experts.v1.PackGoneH\x00\x42\x07\n\x05\x65vent\"`\n\rStoreProgress\x12\x0f\n\x07present\x18\x01 \x01(\r\x12\x11\n\tunder_way\x18\x02 \x01(\r\x12\x15\n\rarrived_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cwanted_bytes\x18\x04 \x01(\x04\"c\n\x0c\x42lobsInvalid\x12,\n\x07\x65xperts\x18\x01 \x03(\x0b\x32\x1b.premoe.experts.v1.ExpertId\x12%\n\x04tier\x18\x02 \x01(\x0e\x32\x17.premoe.experts.v1.Tier\"\x1b\n\x08PackGone\x12\x0f\n\x07message\x18\x01 \x01(\t\"p\n\x0c\x46\x65tchRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12,\n\x07\x65xperts\x18\x02 \x03(\x0b\x32\x1b.premoe.experts.v1.ExpertId\x12\x10\n\x08lease_id\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\x04\"c\n\rFetchResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12%\n\x04tier\x18\x04 \x01(\x0e\x32\x17.premoe.experts.v1.Tier\"2\n\x10\x46\x65tchFileRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\"!\n\x11\x46\x65tchFileResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c*L\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_REDIS\x10\x01\x12\x0f\n\x0bTIER_OBJECT\x10\x02\x12\r\n\tTIER_NODE\x10\x03*L\n\x07Purpose\x12\x17\n\x13PURPOSE_UNSPECIFIED\x10\x00\x12\x12\n\x0ePURPOSE_DEMAND\x10\x01\x12\x14\n\x10PURPOSE_PREFETCH\x10\x02\x32\xbc\x05\n\x12\x45xpertStoreService\x12\\\n\x0bGetManifest\x12%.premoe.experts.v1.GetManifestRequest\x1a&.premoe.experts.v1.GetManifestResponse\x12P\n\x07Resolve\x12!.premoe.experts.v1.ResolveRequest\x1a\".premoe.experts.v1.ResolveResponse\x12S\n\x08Prefetch\x12\".premoe.experts.v1.PrefetchRequest\x1a#.premoe.experts.v1.PrefetchResponse\x12J\n\x05Renew\x12\x1f.premoe.experts.v1.RenewRequest\x1a .premoe.experts.v1.RenewResponse\x12P\n\x07Release\x12!.premoe.experts.v1.ReleaseRequest\x1a\".premoe.experts.v1.ReleaseResponse\x12[\n\nWatchStore\x12$.premoe.experts.v1.WatchStoreRequest\x1a%.premoe.experts.v1.WatchStoreResponse0\x01\x12L\n\x05\x46\x65tch\x12\x1f.premoe.experts.v1.FetchRequest\x1a .premoe.experts.v1.FetchResponse0\x01\x12X\n\tFetchFile\x12#.premoe.experts.v1.FetchFileRequest\x1a$.premoe.experts.v1.FetchFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'premoe.experts.v1.experts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=960
-  _globals['_TIER']._serialized_end=1021
+  _globals['_TIER']._serialized_start=1879
+  _globals['_TIER']._serialized_end=1955
+  _globals['_PURPOSE']._serialized_start=1957
+  _globals['_PURPOSE']._serialized_end=2033
   _globals['_EXPERTID']._serialized_start=87
   _globals['_EXPERTID']._serialized_end=128
   _globals['_GETMANIFESTREQUEST']._serialized_start=130
   _globals['_GETMANIFESTREQUEST']._serialized_end=168
   _globals['_GETMANIFESTRESPONSE']._serialized_start=170
   _globals['_GETMANIFESTRESPONSE']._serialized_end=227
-  _globals['_RESOLVEREQUEST']._serialized_start=229
-  _globals['_RESOLVEREQUEST']._serialized_end=309
-  _globals['_SOURCE']._serialized_start=311
-  _globals['_SOURCE']._serialized_end=419
-  _globals['_BLOBSOURCES']._serialized_start=421
-  _globals['_BLOBSOURCES']._serialized_end=539
-  _globals['_RESOLVERESPONSE']._serialized_start=542
-  _globals['_RESOLVERESPONSE']._serialized_end=672
-  _globals['_FETCHREQUEST']._serialized_start=674
-  _globals['_FETCHREQUEST']._serialized_end=770
-  _globals['_FETCHRESPONSE']._serialized_start=772
-  _globals['_FETCHRESPONSE']._serialized_end=871
-  _globals['_FETCHFILEREQUEST']._serialized_start=873
-  _globals['_FETCHFILEREQUEST']._serialized_end=923
-  _globals['_FETCHFILERESPONSE']._serialized_start=925
-  _globals['_FETCHFILERESPONSE']._serialized_end=958
-  _globals['_EXPERTSTORESERVICE']._serialized_start=1024
-  _globals['_EXPERTSTORESERVICE']._serialized_end=1388
+  _globals['_RESOLVEREQUEST']._serialized_start=230
+  _globals['_RESOLVEREQUEST']._serialized_end=372
+  _globals['_SOURCE']._serialized_start=374
+  _globals['_SOURCE']._serialized_end=482
+  _globals['_BLOBSOURCES']._serialized_start=485
+  _globals['_BLOBSOURCES']._serialized_end=671
+  _globals['_RESOLVERESPONSE']._serialized_start=674
+  _globals['_RESOLVERESPONSE']._serialized_end=804
+  _globals['_PREFETCHREQUEST']._serialized_start=806
+  _globals['_PREFETCHREQUEST']._serialized_end=887
+  _globals['_PREFETCHRESPONSE']._serialized_start=889
+  _globals['_PREFETCHRESPONSE']._serialized_end=960
+  _globals['_RENEWREQUEST']._serialized_start=962
+  _globals['_RENEWREQUEST']._serialized_end=994
+  _globals['_RENEWRESPONSE']._serialized_start=996
+  _globals['_RENEWRESPONSE']._serialized_end=1059
+  _globals['_RELEASEREQUEST']._serialized_start=1061
+  _globals['_RELEASEREQUEST']._serialized_end=1095
+  _globals['_RELEASERESPONSE']._serialized_start=1097
+  _globals['_RELEASERESPONSE']._serialized_end=1114
+  _globals['_WATCHSTOREREQUEST']._serialized_start=1116
+  _globals['_WATCHSTOREREQUEST']._serialized_end=1153
+  _globals['_WATCHSTORERESPONSE']._serialized_start=1156
+  _globals['_WATCHSTORERESPONSE']._serialized_end=1347
+  _globals['_STOREPROGRESS']._serialized_start=1349
+  _globals['_STOREPROGRESS']._serialized_end=1445
+  _globals['_BLOBSINVALID']._serialized_start=1447
+  _globals['_BLOBSINVALID']._serialized_end=1546
+  _globals['_PACKGONE']._serialized_start=1548
+  _globals['_PACKGONE']._serialized_end=1575
+  _globals['_FETCHREQUEST']._serialized_start=1577
+  _globals['_FETCHREQUEST']._serialized_end=1689
+  _globals['_FETCHRESPONSE']._serialized_start=1691
+  _globals['_FETCHRESPONSE']._serialized_end=1790
+  _globals['_FETCHFILEREQUEST']._serialized_start=1792
+  _globals['_FETCHFILEREQUEST']._serialized_end=1842
+  _globals['_FETCHFILERESPONSE']._serialized_start=1844
+  _globals['_FETCHFILERESPONSE']._serialized_end=1877
+  _globals['_EXPERTSTORESERVICE']._serialized_start=2036
+  _globals['_EXPERTSTORESERVICE']._serialized_end=2736
 # @@protoc_insertion_point(module_scope)

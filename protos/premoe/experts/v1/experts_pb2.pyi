@@ -32,6 +32,8 @@ class _TierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tier.ValueType],
     """The store's Redis cache."""
     TIER_OBJECT: _Tier.ValueType  # 2
     """Object storage."""
+    TIER_NODE: _Tier.ValueType  # 3
+    """Files of the store's own cache, in memory or on a disk of its node."""
 
 class Tier(_Tier, metaclass=_TierEnumTypeWrapper):
     """Where bytes come from."""
@@ -42,7 +44,33 @@ TIER_REDIS: Tier.ValueType  # 1
 """The store's Redis cache."""
 TIER_OBJECT: Tier.ValueType  # 2
 """Object storage."""
+TIER_NODE: Tier.ValueType  # 3
+"""Files of the store's own cache, in memory or on a disk of its node."""
 Global___Tier: _TypeAlias = Tier  # noqa: Y015
+
+class _Purpose:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Purpose.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PURPOSE_UNSPECIFIED: _Purpose.ValueType  # 0
+    """As PURPOSE_DEMAND."""
+    PURPOSE_DEMAND: _Purpose.ValueType  # 1
+    """A request waits for them."""
+    PURPOSE_PREFETCH: _Purpose.ValueType  # 2
+    """Nobody waits yet."""
+
+class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
+    """What blobs are wanted for."""
+
+PURPOSE_UNSPECIFIED: Purpose.ValueType  # 0
+"""As PURPOSE_DEMAND."""
+PURPOSE_DEMAND: Purpose.ValueType  # 1
+"""A request waits for them."""
+PURPOSE_PREFETCH: Purpose.ValueType  # 2
+"""Nobody waits yet."""
+Global___Purpose: _TypeAlias = Purpose  # noqa: Y015
 
 @_typing.final
 class ExpertId(_message.Message):
@@ -126,21 +154,31 @@ class ResolveRequest(_message.Message):
 
     MODEL_ID_FIELD_NUMBER: _builtins.int
     EXPERTS_FIELD_NUMBER: _builtins.int
+    SCHEMES_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
+    purpose: Global___Purpose.ValueType
+    """What for."""
     @_builtins.property
     def experts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpertId]:
         """Blobs of one swap."""
+
+    @_builtins.property
+    def schemes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Schemes that the caller can read; others are not named. Empty: only "grpc", what every caller reads."""
 
     def __init__(
         self,
         *,
         model_id: _builtins.str = ...,
         experts: _abc.Iterable[Global___ExpertId] | None = ...,
+        schemes: _abc.Iterable[_builtins.str] | None = ...,
+        purpose: Global___Purpose.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "model_id", b"model_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "model_id", b"model_id", "purpose", b"purpose", "schemes", b"schemes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -160,11 +198,14 @@ class Source(_message.Message):
     tier: Global___Tier.ValueType
     """Tier that holds the bytes now."""
     scheme: _builtins.str
-    """"grpc" for Fetch on this service; direct schemes may follow."""
+    """"file": a file of the store's cache, where caller and store see the same folder. "http": ranges of a URL (http or
+    https), signed until the lease ends. "redis": pieces under keys of the caller's Redis. "object": ranges of an
+    object of the caller's object storage. "grpc": Fetch on this service.
+    """
     url: _builtins.str
-    """Address for direct schemes; empty for "grpc"."""
+    """Path, URL, key without the piece's number, or object's path; empty for "grpc"."""
     offset: _builtins.int
-    """Bytes from the start of url."""
+    """Bytes from the start of url at which the blob starts."""
     length: _builtins.int
     """Bytes to read."""
     def __init__(
@@ -193,8 +234,18 @@ class BlobSources(_message.Message):
     EXPERT_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    PIECE_BYTES_FIELD_NUMBER: _builtins.int
+    CRC32C_FIELD_NUMBER: _builtins.int
+    CODEC_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """blake3 of the blob, lower-case hex."""
+    length: _builtins.int
+    """Bytes of the blob."""
+    piece_bytes: _builtins.int
+    """Bytes of a piece; the last one may be shorter. 0: no pieces are told."""
+    codec: _builtins.str
+    """How the bytes are coded at every source; empty: as they are."""
     @_builtins.property
     def expert(self) -> Global___ExpertId:
         """Blob."""
@@ -203,16 +254,24 @@ class BlobSources(_message.Message):
     def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
         """Ways to read it, best first."""
 
+    @_builtins.property
+    def crc32c(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """crc32c of every piece."""
+
     def __init__(
         self,
         *,
         expert: Global___ExpertId | None = ...,
         digest: _builtins.str = ...,
         sources: _abc.Iterable[Global___Source] | None = ...,
+        length: _builtins.int = ...,
+        piece_bytes: _builtins.int = ...,
+        crc32c: _abc.Iterable[_builtins.int] | None = ...,
+        codec: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expert", b"expert"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "expert", b"expert", "sources", b"sources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "crc32c", b"crc32c", "digest", b"digest", "expert", b"expert", "length", b"length", "piece_bytes", b"piece_bytes", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,6 +312,293 @@ class ResolveResponse(_message.Message):
 Global___ResolveResponse: _TypeAlias = ResolveResponse  # noqa: Y015
 
 @_typing.final
+class PrefetchRequest(_message.Message):
+    """Asks that blobs be brought near."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """Pack."""
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpertId]:
+        """Blobs."""
+
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+        experts: _abc.Iterable[Global___ExpertId] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchRequest: _TypeAlias = PrefetchRequest  # noqa: Y015
+
+@_typing.final
+class PrefetchResponse(_message.Message):
+    """What became of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRESENT_FIELD_NUMBER: _builtins.int
+    UNDER_WAY_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    present: _builtins.int
+    """Blobs that the cache held already."""
+    under_way: _builtins.int
+    """Blobs that are being fetched, for this call or another."""
+    refused: _builtins.int
+    """Blobs that are not fetched: the cache has no room that would not cost others theirs."""
+    def __init__(
+        self,
+        *,
+        present: _builtins.int = ...,
+        under_way: _builtins.int = ...,
+        refused: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["present", b"present", "refused", b"refused", "under_way", b"under_way"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefetchResponse: _TypeAlias = PrefetchResponse  # noqa: Y015
+
+@_typing.final
+class RenewRequest(_message.Message):
+    """Asks for more time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """Lease from Resolve."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewRequest: _TypeAlias = RenewRequest  # noqa: Y015
+
+@_typing.final
+class RenewResponse(_message.Message):
+    """A prolonged lease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Its end."""
+
+    def __init__(
+        self,
+        *,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewResponse: _TypeAlias = RenewResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseRequest(_message.Message):
+    """Gives a lease back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """Lease from Resolve."""
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_id", b"lease_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseRequest: _TypeAlias = ReleaseRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseResponse(_message.Message):
+    """A lease is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseResponse: _TypeAlias = ReleaseResponse  # noqa: Y015
+
+@_typing.final
+class WatchStoreRequest(_message.Message):
+    """Asks to be told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_ID_FIELD_NUMBER: _builtins.int
+    model_id: _builtins.str
+    """Pack."""
+    def __init__(
+        self,
+        *,
+        model_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model_id", b"model_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchStoreRequest: _TypeAlias = WatchStoreRequest  # noqa: Y015
+
+@_typing.final
+class WatchStoreResponse(_message.Message):
+    """One thing that happened."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    BLOBS_INVALID_FIELD_NUMBER: _builtins.int
+    PACK_GONE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___StoreProgress:
+        """How far what is being fetched has come."""
+
+    @_builtins.property
+    def blobs_invalid(self) -> Global___BlobsInvalid:
+        """Sources of these blobs, as named before, are not to be used any more."""
+
+    @_builtins.property
+    def pack_gone(self) -> Global___PackGone:
+        """The pack is gone, or another lies under its name."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___StoreProgress | None = ...,
+        blobs_invalid: Global___BlobsInvalid | None = ...,
+        pack_gone: Global___PackGone | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["blobs_invalid", b"blobs_invalid", "event", b"event", "pack_gone", b"pack_gone", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs_invalid", b"blobs_invalid", "event", b"event", "pack_gone", b"pack_gone", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "blobs_invalid", "pack_gone"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchStoreResponse: _TypeAlias = WatchStoreResponse  # noqa: Y015
+
+@_typing.final
+class StoreProgress(_message.Message):
+    """What a store's cache holds of a pack, and what is on its way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRESENT_FIELD_NUMBER: _builtins.int
+    UNDER_WAY_FIELD_NUMBER: _builtins.int
+    ARRIVED_BYTES_FIELD_NUMBER: _builtins.int
+    WANTED_BYTES_FIELD_NUMBER: _builtins.int
+    present: _builtins.int
+    """Blobs of the pack in the cache."""
+    under_way: _builtins.int
+    """Blobs being fetched."""
+    arrived_bytes: _builtins.int
+    """Bytes of those that have come."""
+    wanted_bytes: _builtins.int
+    """Bytes of those in all."""
+    def __init__(
+        self,
+        *,
+        present: _builtins.int = ...,
+        under_way: _builtins.int = ...,
+        arrived_bytes: _builtins.int = ...,
+        wanted_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_bytes", b"arrived_bytes", "present", b"present", "under_way", b"under_way", "wanted_bytes", b"wanted_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreProgress: _TypeAlias = StoreProgress  # noqa: Y015
+
+@_typing.final
+class BlobsInvalid(_message.Message):
+    """Blobs of which a copy was wrong."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPERTS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    tier: Global___Tier.ValueType
+    """Where the wrong copy lay."""
+    @_builtins.property
+    def experts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpertId]:
+        """Blobs."""
+
+    def __init__(
+        self,
+        *,
+        experts: _abc.Iterable[Global___ExpertId] | None = ...,
+        tier: Global___Tier.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BlobsInvalid: _TypeAlias = BlobsInvalid  # noqa: Y015
+
+@_typing.final
+class PackGone(_message.Message):
+    """A pack that can no longer be read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    message: _builtins.str
+    """Why, in one line."""
+    def __init__(
+        self,
+        *,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PackGone: _TypeAlias = PackGone  # noqa: Y015
+
+@_typing.final
 class FetchRequest(_message.Message):
     """Asks for whole blobs."""
 
@@ -261,10 +607,13 @@ class FetchRequest(_message.Message):
     MODEL_ID_FIELD_NUMBER: _builtins.int
     EXPERTS_FIELD_NUMBER: _builtins.int
     LEASE_ID_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     lease_id: _builtins.str
     """Lease from Resolve; may be empty."""
+    offset: _builtins.int
+    """Bytes of the first blob that the caller has: its frames start there."""
     @_builtins.property
     def experts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExpertId]:
         """Blobs, sent in this order."""
@@ -275,10 +624,11 @@ class FetchRequest(_message.Message):
         model_id: _builtins.str = ...,
         experts: _abc.Iterable[Global___ExpertId] | None = ...,
         lease_id: _builtins.str = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "lease_id", b"lease_id", "model_id", b"model_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["experts", b"experts", "lease_id", b"lease_id", "model_id", b"model_id", "offset", b"offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

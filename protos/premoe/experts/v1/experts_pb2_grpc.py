@@ -45,6 +45,26 @@ class ExpertStoreServiceStub:
                 request_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.ResolveRequest.SerializeToString,
                 response_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.ResolveResponse.FromString,
                 _registered_method=True)
+        self.Prefetch = channel.unary_unary(
+                '/premoe.experts.v1.ExpertStoreService/Prefetch',
+                request_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/premoe.experts.v1.ExpertStoreService/Renew',
+                request_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.RenewRequest.SerializeToString,
+                response_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.RenewResponse.FromString,
+                _registered_method=True)
+        self.Release = channel.unary_unary(
+                '/premoe.experts.v1.ExpertStoreService/Release',
+                request_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.ReleaseRequest.SerializeToString,
+                response_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.ReleaseResponse.FromString,
+                _registered_method=True)
+        self.WatchStore = channel.unary_stream(
+                '/premoe.experts.v1.ExpertStoreService/WatchStore',
+                request_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.WatchStoreRequest.SerializeToString,
+                response_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.WatchStoreResponse.FromString,
+                _registered_method=True)
         self.Fetch = channel.unary_stream(
                 '/premoe.experts.v1.ExpertStoreService/Fetch',
                 request_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.FetchRequest.SerializeToString,
@@ -69,7 +89,37 @@ class ExpertStoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Resolve(self, request, context):
-        """Names, for a whole swap at once, where each blob may be read. Idempotent; the lease only bounds validity.
+        """Names, for a whole swap at once, where each blob may be read. Idempotent; a lease keeps its blobs in the store's
+        cache, as far as they fit, and bounds how long addresses are valid.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prefetch(self, request, context):
+        """Begins to bring blobs into the store's cache and does not wait for them. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """Prolongs a lease. NOT_FOUND when it has ended: resolve again. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Release(self, request, context):
+        """Ends a lease. Idempotent, also for one that has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchStore(self, request, context):
+        """Tells, until the caller leaves, of blobs whose copies turned out wrong, of packs that are gone, and how far what is
+        being fetched has come. Begins with the state of now. Idempotent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -101,6 +151,26 @@ def add_ExpertStoreServiceServicer_to_server(servicer, server):
                     servicer.Resolve,
                     request_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.ResolveRequest.FromString,
                     response_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.ResolveResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.PrefetchRequest.FromString,
+                    response_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.PrefetchResponse.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.RenewRequest.FromString,
+                    response_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.RenewResponse.SerializeToString,
+            ),
+            'Release': grpc.unary_unary_rpc_method_handler(
+                    servicer.Release,
+                    request_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.ReleaseRequest.FromString,
+                    response_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.ReleaseResponse.SerializeToString,
+            ),
+            'WatchStore': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchStore,
+                    request_deserializer=premoe_dot_experts_dot_v1_dot_experts__pb2.WatchStoreRequest.FromString,
+                    response_serializer=premoe_dot_experts_dot_v1_dot_experts__pb2.WatchStoreResponse.SerializeToString,
             ),
             'Fetch': grpc.unary_stream_rpc_method_handler(
                     servicer.Fetch,
@@ -168,6 +238,114 @@ class ExpertStoreService:
             '/premoe.experts.v1.ExpertStoreService/Resolve',
             premoe_dot_experts_dot_v1_dot_experts__pb2.ResolveRequest.SerializeToString,
             premoe_dot_experts_dot_v1_dot_experts__pb2.ResolveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/premoe.experts.v1.ExpertStoreService/Prefetch',
+            premoe_dot_experts_dot_v1_dot_experts__pb2.PrefetchRequest.SerializeToString,
+            premoe_dot_experts_dot_v1_dot_experts__pb2.PrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/premoe.experts.v1.ExpertStoreService/Renew',
+            premoe_dot_experts_dot_v1_dot_experts__pb2.RenewRequest.SerializeToString,
+            premoe_dot_experts_dot_v1_dot_experts__pb2.RenewResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Release(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/premoe.experts.v1.ExpertStoreService/Release',
+            premoe_dot_experts_dot_v1_dot_experts__pb2.ReleaseRequest.SerializeToString,
+            premoe_dot_experts_dot_v1_dot_experts__pb2.ReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/premoe.experts.v1.ExpertStoreService/WatchStore',
+            premoe_dot_experts_dot_v1_dot_experts__pb2.WatchStoreRequest.SerializeToString,
+            premoe_dot_experts_dot_v1_dot_experts__pb2.WatchStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,7 +36,19 @@ class ExpertStoreServiceStub:
     GetManifest: _grpc.UnaryUnaryMultiCallable[_experts_pb2.GetManifestRequest, _experts_pb2.GetManifestResponse]
     """Returns the manifest of a pack. Idempotent."""
     Resolve: _grpc.UnaryUnaryMultiCallable[_experts_pb2.ResolveRequest, _experts_pb2.ResolveResponse]
-    """Names, for a whole swap at once, where each blob may be read. Idempotent; the lease only bounds validity."""
+    """Names, for a whole swap at once, where each blob may be read. Idempotent; a lease keeps its blobs in the store's
+    cache, as far as they fit, and bounds how long addresses are valid.
+    """
+    Prefetch: _grpc.UnaryUnaryMultiCallable[_experts_pb2.PrefetchRequest, _experts_pb2.PrefetchResponse]
+    """Begins to bring blobs into the store's cache and does not wait for them. Idempotent."""
+    Renew: _grpc.UnaryUnaryMultiCallable[_experts_pb2.RenewRequest, _experts_pb2.RenewResponse]
+    """Prolongs a lease. NOT_FOUND when it has ended: resolve again. Idempotent."""
+    Release: _grpc.UnaryUnaryMultiCallable[_experts_pb2.ReleaseRequest, _experts_pb2.ReleaseResponse]
+    """Ends a lease. Idempotent, also for one that has ended."""
+    WatchStore: _grpc.UnaryStreamMultiCallable[_experts_pb2.WatchStoreRequest, _experts_pb2.WatchStoreResponse]
+    """Tells, until the caller leaves, of blobs whose copies turned out wrong, of packs that are gone, and how far what is
+    being fetched has come. Begins with the state of now. Idempotent.
+    """
     Fetch: _grpc.UnaryStreamMultiCallable[_experts_pb2.FetchRequest, _experts_pb2.FetchResponse]
     """Streams whole blobs in frames of at most 1 MiB, in the order asked. Idempotent."""
     FetchFile: _grpc.UnaryStreamMultiCallable[_experts_pb2.FetchFileRequest, _experts_pb2.FetchFileResponse]
@@ -50,7 +62,19 @@ class ExpertStoreServiceAsyncStub(ExpertStoreServiceStub):
     GetManifest: _aio.UnaryUnaryMultiCallable[_experts_pb2.GetManifestRequest, _experts_pb2.GetManifestResponse]  # type: ignore[assignment]
     """Returns the manifest of a pack. Idempotent."""
     Resolve: _aio.UnaryUnaryMultiCallable[_experts_pb2.ResolveRequest, _experts_pb2.ResolveResponse]  # type: ignore[assignment]
-    """Names, for a whole swap at once, where each blob may be read. Idempotent; the lease only bounds validity."""
+    """Names, for a whole swap at once, where each blob may be read. Idempotent; a lease keeps its blobs in the store's
+    cache, as far as they fit, and bounds how long addresses are valid.
+    """
+    Prefetch: _aio.UnaryUnaryMultiCallable[_experts_pb2.PrefetchRequest, _experts_pb2.PrefetchResponse]  # type: ignore[assignment]
+    """Begins to bring blobs into the store's cache and does not wait for them. Idempotent."""
+    Renew: _aio.UnaryUnaryMultiCallable[_experts_pb2.RenewRequest, _experts_pb2.RenewResponse]  # type: ignore[assignment]
+    """Prolongs a lease. NOT_FOUND when it has ended: resolve again. Idempotent."""
+    Release: _aio.UnaryUnaryMultiCallable[_experts_pb2.ReleaseRequest, _experts_pb2.ReleaseResponse]  # type: ignore[assignment]
+    """Ends a lease. Idempotent, also for one that has ended."""
+    WatchStore: _aio.UnaryStreamMultiCallable[_experts_pb2.WatchStoreRequest, _experts_pb2.WatchStoreResponse]  # type: ignore[assignment]
+    """Tells, until the caller leaves, of blobs whose copies turned out wrong, of packs that are gone, and how far what is
+    being fetched has come. Begins with the state of now. Idempotent.
+    """
     Fetch: _aio.UnaryStreamMultiCallable[_experts_pb2.FetchRequest, _experts_pb2.FetchResponse]  # type: ignore[assignment]
     """Streams whole blobs in frames of at most 1 MiB, in the order asked. Idempotent."""
     FetchFile: _aio.UnaryStreamMultiCallable[_experts_pb2.FetchFileRequest, _experts_pb2.FetchFileResponse]  # type: ignore[assignment]
@@ -73,7 +97,43 @@ class ExpertStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _experts_pb2.ResolveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_experts_pb2.ResolveResponse, _abc.Awaitable[_experts_pb2.ResolveResponse]]:
-        """Names, for a whole swap at once, where each blob may be read. Idempotent; the lease only bounds validity."""
+        """Names, for a whole swap at once, where each blob may be read. Idempotent; a lease keeps its blobs in the store's
+        cache, as far as they fit, and bounds how long addresses are valid.
+        """
+
+    @_abc_1.abstractmethod
+    def Prefetch(
+        self,
+        request: _experts_pb2.PrefetchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_experts_pb2.PrefetchResponse, _abc.Awaitable[_experts_pb2.PrefetchResponse]]:
+        """Begins to bring blobs into the store's cache and does not wait for them. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Renew(
+        self,
+        request: _experts_pb2.RenewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_experts_pb2.RenewResponse, _abc.Awaitable[_experts_pb2.RenewResponse]]:
+        """Prolongs a lease. NOT_FOUND when it has ended: resolve again. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def Release(
+        self,
+        request: _experts_pb2.ReleaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_experts_pb2.ReleaseResponse, _abc.Awaitable[_experts_pb2.ReleaseResponse]]:
+        """Ends a lease. Idempotent, also for one that has ended."""
+
+    @_abc_1.abstractmethod
+    def WatchStore(
+        self,
+        request: _experts_pb2.WatchStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_experts_pb2.WatchStoreResponse], _abc.AsyncIterator[_experts_pb2.WatchStoreResponse]]:
+        """Tells, until the caller leaves, of blobs whose copies turned out wrong, of packs that are gone, and how far what is
+        being fetched has come. Begins with the state of now. Idempotent.
+        """
 
     @_abc_1.abstractmethod
     def Fetch(

@@ -6,7 +6,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from premoe_expert_store.ports import Hole, Wanted, pieces, touched
+from premoe_dataplane.blob_cache import Wanted
+
+from premoe_runtime.formats.pieces import Hole, pieces, touched
 
 
 class MemoryCache:

@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
-from premoe_expert_store.ports import Hole, Wanted, pieces, touched
+from premoe_dataplane.blob_cache import Wanted
 from premoe_runtime.formats.errors import Exhausted, InvalidInput, Unavailable
+from premoe_runtime.formats.pieces import Hole, pieces, touched
 
 WINDOW = 4
 CONNECT_TIMEOUT_S = 0.5

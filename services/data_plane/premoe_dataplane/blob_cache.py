@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-
-class Hole(NamedTuple):
-    """Bytes of a blob that the cache does not have."""
-
-    offset: int
-    length: int
+from premoe_runtime.formats.pieces import Hole
 
 
 class Wanted(NamedTuple):
@@ -40,21 +35,3 @@ class BlobCache(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-PIECE_BYTES = 1_048_512
-"""Unit of caching: 1 MiB less 64 B, which stays within one size class of Redis' allocator (data-plane.md section 3)."""
-
-
-def pieces(num_bytes: int) -> list[Hole]:
-    """Where the pieces of a blob lie; the last one may be shorter."""
-    return [Hole(start, min(PIECE_BYTES, num_bytes - start)) for start in range(0, num_bytes, PIECE_BYTES)]
-
-
-def touched(num_bytes: int, holes: Sequence[Hole]) -> list[tuple[int, Hole]]:
-    """Index and place of the pieces that share bytes with ``holes``."""
-    return [
-        (index, piece)
-        for index, piece in enumerate(pieces(num_bytes))
-        if any(hole.offset < piece.offset + piece.length and piece.offset < hole.offset + hole.length for hole in holes)
-    ]

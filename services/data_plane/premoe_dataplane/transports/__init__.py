@@ -1,0 +1,1 @@
+"""Ways to read pieces of blobs, one file a scheme, behind the port ``base.Transport``."""
