@@ -16,6 +16,8 @@ from premoe_runtime.formats.manifest import (
     PackFile,
     RouterSpec,
 )
+from premoe_runtime.packs.checks import checks_file, piece_checks
+from premoe_runtime.packs.layout import CHECKS_FILE
 from premoe_runtime.storage import Store
 
 DATA_OFFSET = 4096
@@ -48,7 +50,8 @@ def write_blob_pack(
     blobs = {
         ExpertId(layer, expert): source.randbytes(blob_bytes) for layer in range(layers) for expert in range(experts)
     }
-    files = {"skeleton/config.json": source.randbytes(file_bytes), "checks.safetensors": source.randbytes(64)}
+    checks = [[piece_checks(blobs[ExpertId(layer, expert)]) for expert in range(experts)] for layer in range(layers)]
+    files = {"skeleton/config.json": source.randbytes(file_bytes), CHECKS_FILE: checks_file(checks, blob_bytes)}
     described = {name: PackFile(path=name, num_bytes=len(data), digest=_digest(data)) for name, data in files.items()}
     manifest = Manifest(
         model_id="",
@@ -74,7 +77,7 @@ def write_blob_pack(
             for layer in range(layers)
         ),
         skeleton=(described["skeleton/config.json"],),
-        checks=described["checks.safetensors"],
+        checks=described[CHECKS_FILE],
         origin=Origin(url="memory://random"),
     )
     manifest = manifest.model_copy(update={"model_id": manifest.content_id()})
