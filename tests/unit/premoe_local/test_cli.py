@@ -12,7 +12,20 @@ from premoe_local.console import human_bytes, parse_bytes, print_json, print_tab
 
 from premoe_runtime.formats.errors import Conflict, Exhausted, InvalidInput, NotFound
 
-COMMANDS = ["pack", "size", "profile", "patterns", "eval", "export", "import-mask", "up", "generate", "bench", "demo"]
+COMMANDS = [
+    "pack",
+    "size",
+    "profile",
+    "patterns",
+    "eval",
+    "gc",
+    "export",
+    "import-mask",
+    "up",
+    "generate",
+    "bench",
+    "demo",
+]
 
 
 def test_help_lists_every_command_and_version_is_told() -> None:
