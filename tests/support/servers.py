@@ -72,7 +72,7 @@ def redis_server(folder: Path, *options: str) -> Iterator[RedisServer]:
         fixed = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(folder)]
         return [program, *fixed, *options]
 
-    with _running(command, folder / "redis.log", ready=_redis_answers) as (port, process):
+    with running(command, folder / "redis.log", ready=_redis_answers) as (port, process):
         yield RedisServer(f"redis://127.0.0.1:{port}/0", port, process)
 
 
@@ -87,7 +87,7 @@ def s3_server(folder: Path, bucket: str = "test") -> Iterator[S3Server]:
     def command(port: int) -> list[str]:
         return [program, "--quiet", "--port", f"127.0.0.1:{port}", "posix", str(root)]
 
-    with _running(command, folder / "s3.log", env=keys, ready=_accepts) as (port, process):
+    with running(command, folder / "s3.log", env=keys, ready=accepts) as (port, process):
         endpoint = f"http://127.0.0.1:{port}"
         env = {
             "AWS_ENDPOINT_URL": endpoint,
@@ -100,14 +100,15 @@ def s3_server(folder: Path, bucket: str = "test") -> Iterator[S3Server]:
 
 
 @contextmanager
-def _running(
+def running(
     command: Callable[[int], list[str]],
     log: Path,
     *,
-    ready: Callable[[int], bool],
+    ready: Callable[[int], bool] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """Start a server on a free port and wait until it answers; another port when somebody else took the first."""
+    ready = ready or accepts
     for attempt in range(ATTEMPTS):
         port = free_port()
         with open(log, "wb") as out:
@@ -156,7 +157,7 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, ready: Callable[[in
     return False
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
     except OSError:

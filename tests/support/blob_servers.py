@@ -1,0 +1,126 @@
+"""Every transport with a real server behind it, for suites that run over all of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from premoe_dataplane.plan import Source
+from premoe_dataplane.transports.base import Transport
+from premoe_dataplane.transports.file import FileTransport
+from premoe_dataplane.transports.http import HttpTransport
+from premoe_servicekit.tls import tls_of
+
+from premoe_runtime.formats.ids import ExpertId
+from support.certificates import Authority, tls_folder
+from support.range_server import range_server
+from support.servers import find_program, running, stop
+
+KINDS = ["file", "http", "https", *(["nginx"] if shutil.which("nginx") else [])]
+
+
+@dataclass
+class Served:
+    """A transport, and how a test puts blobs where it reads and takes its server away."""
+
+    transport: Transport
+    source: Callable[[str], Source]
+    put: Callable[[str, bytes], object]
+    take_down: Callable[[], object]
+    may_lack: bool = True
+    """Whether one missing blob leaves the others readable."""
+    _experts: dict[str, ExpertId] = field(default_factory=dict)
+
+    def expert(self, digest: str) -> ExpertId:
+        return self._experts.setdefault(digest, ExpertId(0, len(self._experts)))
+
+
+@contextmanager
+def serve(kind: str, folder: Path) -> Iterator[Served]:
+    """The transport ``kind`` over an empty place."""
+    with ExitStack() as stack:
+        made = _MADE[kind](folder, stack)
+        try:
+            yield made
+        finally:
+            made.transport.close()
+
+
+def _file(folder: Path, stack: ExitStack) -> Served:
+    blobs = folder / "blobs"
+    blobs.mkdir()
+    return Served(
+        FileTransport(),
+        lambda digest: Source("file", "node", str(blobs / digest)),
+        lambda digest, data: (blobs / digest).write_bytes(data),
+        lambda: shutil.rmtree(blobs),
+    )
+
+
+def _http(folder: Path, stack: ExitStack) -> Served:
+    down = stack.enter_context(ExitStack())
+    server = down.enter_context(range_server())
+    return Served(
+        HttpTransport(idle_s=5),
+        lambda digest: Source("http", "node", server.url(digest)),
+        server.blobs.__setitem__,
+        down.close,
+    )
+
+
+def _https(folder: Path, stack: ExitStack) -> Served:
+    """Mutual, as between our processes."""
+    authority = Authority()
+    ours = tls_folder(folder / "ours", authority, "worker")
+    theirs = tls_folder(folder / "theirs", authority, "store")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(theirs.folder / "tls.crt", theirs.folder / "tls.key")
+    context.load_verify_locations(theirs.folder / "ca.crt")
+    context.verify_mode = ssl.CERT_REQUIRED
+    down = stack.enter_context(ExitStack())
+    server = down.enter_context(range_server(context))
+    return Served(
+        HttpTransport(tls_of(ours.settings()), idle_s=5),
+        lambda digest: Source("http", "node", server.url(digest)),
+        server.blobs.__setitem__,
+        down.close,
+    )
+
+
+def _nginx(folder: Path, stack: ExitStack) -> Served:
+    """The reference of HTTP servers, over a folder."""
+    blobs = folder / "blobs"
+    blobs.mkdir()
+    configuration = folder / "nginx.conf"
+
+    def command(port: int) -> list[str]:
+        configuration.write_text(
+            f"{'user root;' if os.geteuid() == 0 else ''} daemon off; pid {folder}/nginx.pid;\n"
+            "error_log stderr; worker_processes 1;\n"
+            "events { worker_connections 64; }\n"
+            f"http {{ access_log off; sendfile on; client_body_temp_path {folder}; proxy_temp_path {folder};\n"
+            f"fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};\n"
+            f"keepalive_requests 3; server {{ listen 127.0.0.1:{port}; root {folder}; }} }}\n"
+        )
+        return [find_program("nginx"), "-p", str(folder), "-c", str(configuration)]
+
+    port, process = stack.enter_context(running(command, folder / "nginx.log"))
+    return Served(
+        HttpTransport(idle_s=5),
+        lambda digest: Source("http", "node", f"http://127.0.0.1:{port}/blobs/{digest}"),
+        lambda digest, data: (blobs / digest).write_bytes(data),
+        lambda: stop(process),
+    )
+
+
+_MADE: dict[str, Callable[[Path, ExitStack], Served]] = {
+    "file": _file,
+    "http": _http,
+    "https": _https,
+    "nginx": _nginx,
+}
