@@ -1,0 +1,139 @@
+"""A shelf whose blobs come when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+from premoe_dataplane.plan import Tier
+from premoe_expert_store.catalogue import Pack
+from premoe_expert_store.ports import Counts, Event, Progress, Purpose
+
+from premoe_runtime.formats.errors import NotFound, PremoeError
+from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.packs.checks import Checks, piece_checks
+
+
+class FakeBlob:
+    """Implements HeldBlob over a file. ``arrive`` and ``fail`` move it."""
+
+    def __init__(self, data: bytes, digest: str, file: Path, *, whole: bool) -> None:
+        self.num_bytes, self.digest, self.tier = len(data), digest, NODE
+        self._file = file
+        self._data = data
+        self._arrived = 0
+        self._failure: PremoeError | None = None
+        self._moved = asyncio.Condition()
+        self.fd = os.open(file, os.O_RDWR | os.O_CREAT)
+        os.ftruncate(self.fd, len(data))
+        if whole:
+            os.pwrite(self.fd, data, 0)
+            self._arrived = len(data)
+
+    @property
+    def path(self) -> Path | None:
+        return self._file if self._arrived == self.num_bytes else None
+
+    async def landed(self, end: int) -> None:
+        if self._arrived >= end:
+            return
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._arrived >= end or self._failure is not None)
+        if self._arrived < end and self._failure is not None:
+            raise self._failure
+
+    async def arrive(self, end: int) -> None:
+        os.pwrite(self.fd, self._data[self._arrived : end], self._arrived)
+        self._arrived = end
+        await self._tell()
+
+    async def fail(self, error: PremoeError) -> None:
+        self._failure = error
+        await self._tell()
+
+    async def _tell(self) -> None:
+        async with self._moved:
+            self._moved.notify_all()
+
+
+NODE: Tier = "node"
+
+
+class FakeShelf:
+    """Implements Shelf over a pack's blobs, in ``folder``; those of ``cold`` come by ``FakeBlob.arrive``."""
+
+    def __init__(self, blobs: dict[ExpertId, bytes], folder: Path, cold: Sequence[ExpertId] = ()) -> None:
+        self._data, self._folder = blobs, folder
+        self.cold = set(cold)
+        self.blobs: dict[ExpertId, FakeBlob] = {}
+        self.holds = 0
+        self.most_holds = 0
+        self.idle = asyncio.Event()
+        """Set while nothing is held, after something was."""
+        self.leases: dict[str, float] = {}
+        self.prefetched: list[ExpertId] = []
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.on_hold: Callable[[], None] = lambda: None
+
+    @asynccontextmanager
+    async def hold(self, pack: Pack, expert: ExpertId, *, purpose: Purpose) -> AsyncIterator[FakeBlob]:
+        self.on_hold()
+        self.holds += 1
+        self.idle.clear()
+        self.most_holds = max(self.holds, self.most_holds)
+        try:
+            yield self.blob(pack, expert)
+        finally:
+            self.holds -= 1
+            if not self.holds:
+                self.idle.set()
+
+    def blob(self, pack: Pack, expert: ExpertId) -> FakeBlob:
+        if expert not in self.blobs:
+            digest = pack.manifest.digest(expert)
+            whole = expert not in self.cold
+            self.blobs[expert] = FakeBlob(self._data[expert], digest, self._folder / digest, whole=whole)
+        return self.blobs[expert]
+
+    def present(self, pack: Pack, experts: Sequence[ExpertId]) -> list[bool]:
+        return [expert not in self.cold for expert in experts]
+
+    async def checks(self, pack: Pack) -> Checks | None:
+        layers = [
+            [piece_checks(self._data[ExpertId(layer, one)]) for one in range(count)]
+            for layer, count in enumerate(pack.manifest.layer_experts)
+        ]
+        return np.array(layers, dtype="<u4")
+
+    def prefetch(self, pack: Pack, experts: Sequence[ExpertId]) -> Counts:
+        self.prefetched += experts
+        cold = sum(expert in self.cold for expert in experts)
+        return Counts(len(experts) - cold, cold, 0)
+
+    def lease(self, pack: Pack, experts: Sequence[ExpertId]) -> tuple[str, float]:
+        lease_id = f"lease-{len(self.leases)}"
+        self.leases[lease_id] = 2_000_000_000.0
+        return lease_id, self.leases[lease_id]
+
+    def renew(self, lease_id: str) -> float:
+        if lease_id not in self.leases:
+            raise NotFound(f"lease {lease_id} has ended; resolve again", reason="LEASE_ENDED")
+        self.leases[lease_id] += 60.0
+        return self.leases[lease_id]
+
+    def release(self, lease_id: str) -> None:
+        self.leases.pop(lease_id, None)
+
+    async def watch(self, pack: Pack) -> AsyncGenerator[Event, None]:
+        yield Progress(len(self._data) - len(self.cold), 0, 0, 0)
+        while True:
+            yield await self.events.get()
+
+    async def close(self) -> None:
+        for blob in self.blobs.values():
+            os.close(blob.fd)
+        self.blobs.clear()
