@@ -8,14 +8,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import numpy as np
 from premoe_dataplane.plan import Tier
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.ports import Counts, Event, Progress, Purpose
 
 from premoe_runtime.formats.errors import NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.packs.checks import Checks, piece_checks
 
 
 class FakeBlob:
@@ -72,6 +70,7 @@ class FakeShelf:
         self.blobs: dict[ExpertId, FakeBlob] = {}
         self.holds = 0
         self.most_holds = 0
+        self.purposes: list[Purpose] = []
         self.idle = asyncio.Event()
         """Set while nothing is held, after something was."""
         self.leases: dict[str, float] = {}
@@ -82,6 +81,7 @@ class FakeShelf:
     @asynccontextmanager
     async def hold(self, pack: Pack, expert: ExpertId, *, purpose: Purpose) -> AsyncIterator[FakeBlob]:
         self.on_hold()
+        self.purposes.append(purpose)
         self.holds += 1
         self.idle.clear()
         self.most_holds = max(self.holds, self.most_holds)
@@ -101,13 +101,6 @@ class FakeShelf:
 
     def present(self, pack: Pack, experts: Sequence[ExpertId]) -> list[bool]:
         return [expert not in self.cold for expert in experts]
-
-    async def checks(self, pack: Pack) -> Checks | None:
-        layers = [
-            [piece_checks(self._data[ExpertId(layer, one)]) for one in range(count)]
-            for layer, count in enumerate(pack.manifest.layer_experts)
-        ]
-        return np.array(layers, dtype="<u4")
 
     def prefetch(self, pack: Pack, experts: Sequence[ExpertId]) -> Counts:
         self.prefetched += experts

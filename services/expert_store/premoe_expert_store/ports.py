@@ -12,9 +12,9 @@ from premoe_dataplane.plan import Tier
 
 from premoe_expert_store.catalogue import Pack
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.packs.checks import Checks
 
-Purpose = Literal["demand", "prefetch"]
+Purpose = Literal["demand", "prefetch", "peer"]
+"""``peer``: another replica asks, which must not be asked in turn."""
 
 
 class HeldBlob(Protocol):
@@ -63,7 +63,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Invalid:
+class BlobsInvalid:
     """Blobs of which a copy was wrong, and where that lay."""
 
     experts: tuple[ExpertId, ...]
@@ -71,13 +71,13 @@ class Invalid:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class PackGone:
     """A pack that can no longer be read, and why."""
 
     message: str
 
 
-Event: TypeAlias = Progress | Invalid | Gone
+Event: TypeAlias = Progress | BlobsInvalid | PackGone
 
 
 class Shelf(Protocol):
@@ -89,10 +89,6 @@ class Shelf(Protocol):
 
     def present(self, pack: Pack, experts: Sequence[ExpertId]) -> list[bool]:
         """Which are whole in the node's cache now."""
-        ...
-
-    async def checks(self, pack: Pack) -> Checks | None:
-        """crc32c of all pieces; none when the pack's table cannot be read."""
         ...
 
     def prefetch(self, pack: Pack, experts: Sequence[ExpertId]) -> Counts:

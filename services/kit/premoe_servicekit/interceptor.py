@@ -89,7 +89,7 @@ async def rpc_scope(method: str, context: Context, admission: Admission | None =
     failure: grpc.Status | None = None
     try:
         if admission is not None:
-            admission.check(method, context.auth_context())
+            admission.enter(method, context.auth_context())
         with deadlines.deadline(left):
             yield
     except asyncio.CancelledError:

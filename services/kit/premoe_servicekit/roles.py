@@ -1,11 +1,14 @@
 """Who may call what under mutual TLS: the roles that certificates carry, and the callers of every RPC.
 
-A certificate names its holder in a URI among its alternative names, ``premoe://RELEASE/ROLE``. Health is open to
-everybody with a certificate of the authority.
+A certificate names its holder in a URI among its alternative names, ``premoe://RELEASE/ROLE``, or
+``premoe://RELEASE/ROLE/TENANT`` where packs are kept apart. Health is open to everybody with a certificate of the
+authority.
 """
 
 from __future__ import annotations
 
+import contextvars
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -69,9 +72,37 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
 """Roles that may call each RPC, beside ``Role.ADMIN``."""
 
 
-def identity(release: str, role: Role) -> str:
-    """The URI of a role in a release."""
-    return f"premoe://{release}/{role}"
+_SCHEME = "premoe://"
+_TENANT = re.compile(r"[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?", re.ASCII)
+
+
+def identity(release: str, role: Role, tenant: str = "") -> str:
+    """The URI of a role in a release, of a tenant or of none."""
+    return f"{_SCHEME}{release}/{role}/{tenant}" if tenant else f"{_SCHEME}{release}/{role}"
+
+
+def is_tenant(name: str) -> bool:
+    """Whether a name may be that of a tenant: a DNS label."""
+    return bool(_TENANT.fullmatch(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Whose packs somebody sees: of ``tenant``, and shared ones; with ``anywhere`` those of any tenant by its name."""
+
+    tenant: str = ""
+    anywhere: bool = False
+
+
+SHARED = Caller()
+"""Everybody, where no roles are checked."""
+
+_caller: contextvars.ContextVar[Caller] = contextvars.ContextVar("premoe_caller", default=SHARED)
+
+
+def caller() -> Caller:
+    """Who makes the RPC in hand."""
+    return _caller.get()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +112,49 @@ class Admission:
     release: str
     guests: tuple[str, ...] = ()
 
-    def check(self, method: str, authentication: Mapping[str, Iterable[bytes]]) -> None:
-        """Raises Forbidden (CALLER_REFUSED). ``method``: ``/SERVICE/RPC``; ``authentication``: as gRPC gives it."""
+    def check(self, method: str, authentication: Mapping[str, Iterable[bytes]]) -> Caller:
+        """Who calls. Raises Forbidden (CALLER_REFUSED).
+
+        ``method``: ``/SERVICE/RPC``; ``authentication``: as gRPC gives it.
+        """
         service, _, rpc = method.removeprefix("/").partition("/")
         roles = CALLERS.get(service, {}).get(rpc, frozenset())
         presented = [uri.decode(errors="replace") for uri in authentication.get("peer_uri", ())]
-        if not self._admitted(roles).isdisjoint(presented):
-            return
-        named = ", ".join(uri for uri in presented if uri.startswith("premoe://"))
+        return self.admit(presented, roles, f"call {rpc} of {service}; it")
+
+    def enter(self, method: str, authentication: Mapping[str, Iterable[bytes]]) -> None:
+        """``check``, and from now on ``caller`` tells who it is, as long as the RPC's own context lasts."""
+        _caller.set(self.check(method, authentication))
+
+    def admit(self, presented: Iterable[str], roles: frozenset[Role], deed: str) -> Caller:
+        """Who presents these URIs, in one of ``roles`` or as an admin. Raises Forbidden (CALLER_REFUSED).
+
+        ``deed`` ends "… may not DEED takes ROLES".
+        """
+        presented = tuple(presented)
+        admitted = self._admitted(roles)
+        found = {(role, tenant) for uri in presented for role, tenant in [_taken_apart(uri, admitted)] if role}
+        tenants = {tenant for _, tenant in found}
+        if len(tenants) == 1:
+            (tenant,) = tenants
+            roams = not tenant and any(role in (Role.OPERATOR, Role.ADMIN) for role, _ in found)
+            return Caller(tenant, anywhere=roams)
+        named = ", ".join(uri for uri in presented if uri.startswith(_SCHEME))
+        if tenants:
+            raise Forbidden(f"{named} names several tenants; give it one certificate each", reason="CALLER_REFUSED")
         who = named or "a caller without a role (no URI premoe://RELEASE/ROLE in its certificate)"
         wanted = ", ".join(sorted({*roles, Role.ADMIN}))
-        raise Forbidden(
-            f"{who} may not call {rpc} of {service}; it takes {wanted} of {self.release}", reason="CALLER_REFUSED"
-        )
+        raise Forbidden(f"{who} may not {deed} takes {wanted} of {self.release}", reason="CALLER_REFUSED")
 
-    def _admitted(self, roles: frozenset[Role]) -> set[str]:
-        own = {identity(self.release, role) for role in {*roles, Role.ADMIN}}
-        return own | {identity(guest, role) for guest in self.guests for role in roles & _GUESTS}
+    def _admitted(self, roles: frozenset[Role]) -> dict[str, Role]:
+        """The URIs, without a tenant, of who is let in."""
+        own = {identity(self.release, role): role for role in {*roles, Role.ADMIN}}
+        return own | {identity(guest, role): role for guest in self.guests for role in roles & _GUESTS}
+
+
+def _taken_apart(uri: str, admitted: Mapping[str, Role]) -> tuple[Role | None, str]:
+    """The role and the tenant of a URI; no role for one that is not admitted."""
+    if uri in admitted:
+        return admitted[uri], ""
+    holder, _, tenant = uri.rpartition("/")
+    return (admitted.get(holder), tenant) if is_tenant(tenant) else (None, "")

@@ -262,3 +262,11 @@ async def test_mutual_tls(start: Start, tmp_path: Path) -> None:
                 assert await answer.read() == plain.pack.blobs[HERE]
     finally:
         await server.stop(0)
+
+
+async def test_another_replica_is_told_apart(start: Start, client: aiohttp.ClientSession) -> None:
+    running = await start()
+    for suffix in ("", "&peer=1"):
+        async with client.get(running.url(HERE) + suffix) as answer:
+            assert answer.status == 200
+    assert running.shelf.purposes == ["demand", "peer"]

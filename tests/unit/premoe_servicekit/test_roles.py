@@ -17,7 +17,7 @@ from premoe.worker.v1 import worker_pb2
 from premoe_servicekit.clients import channel
 from premoe_servicekit.errors import rpc_errors
 from premoe_servicekit.health import SERVING
-from premoe_servicekit.roles import CALLERS, Admission, Role, identity
+from premoe_servicekit.roles import CALLERS, SHARED, Admission, Caller, Role, caller, identity
 from premoe_servicekit.server import RpcServer
 from premoe_servicekit.settings import ServerSettings, load_settings
 from premoe_servicekit.tls import Tls, tls_of
@@ -180,3 +180,59 @@ def test_settings_that_do_not_fit_together_are_one_line(arguments: list[str], li
 def test_a_name_that_is_no_release_is_refused(flag: str, name: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{flag} .*match pattern"):
         load_settings(ServerSettings, "premoe-test", [flag, name], {})
+
+
+FETCH = "/premoe.experts.v1.ExpertStoreService/Fetch"
+MANIFEST = "/premoe.experts.v1.ExpertStoreService/GetManifest"
+
+
+@pytest.mark.parametrize(
+    ("method", "uris", "expected"),
+    [
+        (FETCH, [identity(RELEASE, Role.WORKER)], Caller()),
+        (FETCH, [identity(RELEASE, Role.WORKER, "acme")], Caller("acme")),
+        (FETCH, [identity(OTHER, Role.WORKER, "acme")], Caller("acme")),
+        (FETCH, [identity(RELEASE, Role.ADMIN)], Caller(anywhere=True)),
+        (FETCH, [identity(RELEASE, Role.ADMIN, "acme")], Caller("acme")),
+        (MANIFEST, [identity(RELEASE, Role.OPERATOR)], Caller(anywhere=True)),
+        # One certificate with all roles of a mesh: only those count that may call.
+        (FETCH, [identity(RELEASE, role) for role in Role if role is not Role.ADMIN], Caller()),
+        (FETCH, [identity(RELEASE, Role.WORKER, "acme"), identity(RELEASE, Role.GATEWAY)], Caller("acme")),
+    ],
+)
+def test_a_certificate_says_whose_packs_its_holder_sees(method: str, uris: list[str], expected: Caller) -> None:
+    assert Admission(RELEASE, (OTHER,)).check(method, {"peer_uri": [uri.encode() for uri in uris]}) == expected
+
+
+@pytest.mark.parametrize("tenant", ["Acme", "a/b", "..", "-a", "a.b", "a" * 64, "ä", "a%2f", "acme/"])
+def test_what_is_no_tenant_is_no_role(tenant: str) -> None:
+    with pytest.raises(Forbidden, match="may not call Fetch"):
+        Admission(RELEASE).check(FETCH, {"peer_uri": [f"{identity(RELEASE, Role.WORKER)}/{tenant}".encode()]})
+
+
+@pytest.mark.parametrize("second", ["", "other"])
+def test_a_certificate_of_several_tenants_is_refused(second: str) -> None:
+    uris = [identity(RELEASE, Role.WORKER, "acme").encode(), identity(RELEASE, Role.WORKER, second).encode()]
+    with pytest.raises(Forbidden, match="names several tenants"):
+        Admission(RELEASE).check(FETCH, {"peer_uri": uris})
+
+
+async def test_a_handler_knows_its_caller(tmp_path: Path, authority: Authority, server_files: TlsFolder) -> None:
+    seen: list[Caller] = []
+
+    async def answer() -> bytes:
+        seen.append(caller())
+        return b"manifest"
+
+    async def stream() -> AsyncIterator[bytes]:
+        seen.append(caller())
+        yield b"frame"
+
+    async with scripted(ScriptedStore(answer, stream), server_files.settings(tls_release=RELEASE)) as server:
+        for tenant in ("acme", ""):
+            tls = client(tmp_path / f"of-{tenant}", authority, identity(RELEASE, Role.WORKER, tenant))
+            async with channel(server.address, tls=tls) as opened:
+                stub = experts_pb2_grpc.ExpertStoreServiceStub(opened)
+                await stub.GetManifest(pb.GetManifestRequest())
+                assert [frame.data async for frame in stub.Fetch(pb.FetchRequest())] == [b"frame"]
+    assert seen == [Caller("acme")] * 2 + [SHARED] * 2

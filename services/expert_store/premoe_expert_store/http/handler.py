@@ -14,7 +14,7 @@ from premoe_servicekit.errors import one_line
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.http import ranges
 from premoe_expert_store.http.sending import SlowReader, send
-from premoe_expert_store.ports import Shelf
+from premoe_expert_store.ports import Purpose, Shelf
 from premoe_runtime.formats.errors import (
     Exhausted,
     Forbidden,
@@ -26,6 +26,8 @@ from premoe_runtime.formats.errors import (
 from premoe_runtime.formats.pieces import PIECE_BYTES
 
 RETRY_AFTER_S = 1
+PEER = "peer"
+"""In the query, beside what is signed: another replica asks, which must not be asked in turn."""
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +98,8 @@ class BlobHandler:
         span: ranges.Span,
     ) -> int:
         """The bytes sent. What fails before the first of them is raised; later the connection is broken."""
-        async with self.shelf.hold(pack, name.expert, purpose="demand") as held:
+        purpose: Purpose = "peer" if PEER in request.query else "demand"
+        async with self.shelf.hold(pack, name.expert, purpose=purpose) as held:
             await held.landed(min(span.end, span.start + PIECE_BYTES))
             await response.prepare(request)
             transport = request.transport
