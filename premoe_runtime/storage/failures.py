@@ -13,7 +13,10 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Inva
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXT = ("No space left", "QuotaExceeded", "InsufficientStorage", "StorageFull", "Disk quota")
 _READ_ONLY_TEXT = "Read-only file system"
-_REFUSED_TEXT = ("Permission denied (os error", "Operation not permitted (os error")
+_REFUSED_TEXT = (
+    *("Permission denied (os error", "Operation not permitted (os error"),
+    *("401 Unauthorized", "403 Forbidden"),  # what a listing says, where a read says PermissionDeniedError
+)
 _METADATA_HOST = "169.254.169.254"  # where the AWS client looks for credentials when no variable gives any
 _ABSENT_TEXT = ("404 Not Found", "Not a directory (os error", "Is a directory (os error")
 _LOOP_TEXT = "Too many levels of symbolic links"

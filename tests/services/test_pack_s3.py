@@ -117,6 +117,8 @@ def test_wrong_credentials_and_buckets(s3: S3Server, source: Path, monkeypatch: 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(InvalidInput, match="access refused; check credentials"):
         write_pack(open_source(str(source)), open_store(s3.url))
+    with pytest.raises(InvalidInput, match="access refused; check credentials"):
+        open_store(s3.url).list()
 
 
 def test_a_server_that_stops_is_unavailable(s3: S3Server, source: Path) -> None:
