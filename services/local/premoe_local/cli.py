@@ -27,6 +27,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "eval": "Measure accuracy and perplexity at several budgets.",
     },
     "Look after it": {
+        "doctor": "Check this machine, Redis, object storage and TLS files: what slows or breaks it.",
         "gc": "Find what nobody needs in a store, packs and patterns, and delete it.",
     },
     "Exchange with other tools": {

@@ -16,8 +16,19 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
 
-def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--tls-cert`, `--tls-key`, `--tls-ca` and `--tls-server-name`, handed over as one `tls: Tls | None`."""
+def _read(cert: Path, key: Path, ca: Path, server_name: str) -> Tls:
+    from premoe_servicekit.tls import Tls
+
+    return Tls(cert, key, ca, server_name=server_name)
+
+
+def tls_options(
+    command: Callable[..., Any], make: Callable[[Path, Path, Path, str], object] = _read
+) -> Callable[..., Any]:
+    """`--tls-cert`, `--tls-key`, `--tls-ca` and `--tls-server-name`, handed over as one `tls: Tls | None`.
+
+    ``make`` makes another thing of them.
+    """
 
     def with_tls(
         *arguments: Any,
@@ -27,13 +38,11 @@ def tls_options(command: Callable[..., Any]) -> Callable[..., Any]:
         tls_server_name: str,
         **options: Any,
     ) -> Any:
-        from premoe_servicekit.tls import Tls
-
         if tls_cert is None and tls_key is None and tls_ca is None:
             return command(*arguments, tls=None, **options)
         if tls_cert is None or tls_key is None or tls_ca is None:
             raise InvalidInput("--tls-cert, --tls-key and --tls-ca go together", reason="TLS_INVALID")
-        return command(*arguments, tls=Tls(tls_cert, tls_key, tls_ca, server_name=tls_server_name), **options)
+        return command(*arguments, tls=make(tls_cert, tls_key, tls_ca, tls_server_name), **options)
 
     with_tls.__name__, with_tls.__doc__ = command.__name__, command.__doc__
     with_tls.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ COMMANDS = [
     "profile",
     "patterns",
     "eval",
+    "doctor",
     "gc",
     "export",
     "import-mask",

@@ -1,0 +1,1 @@
+"""`premoe doctor`: facts are gathered (``facts``), judged (``rules``, pure), and shown."""

@@ -1,0 +1,1 @@
+"""What is so: each module asks one thing, and judges nothing."""

@@ -1,0 +1,1 @@
+"""What that means: pure functions from facts to findings."""
