@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt tools/install.sh
 	@touch $@
 
 .PHONY: services
-services: ## Install the servers that tests use: redis-server (apt), versitygw (Go module)
+services: ## Install the servers that tests use: redis-server and nginx (apt), versitygw (Go module)
 	@tools/install_services.sh $(CACHE)/bin
 
 .PHONY: browser

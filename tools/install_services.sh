@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the real servers that tests start: redis-server from Debian, versitygw (S3) built from its Go module into $1.
+# Installs the real servers that tests start: redis-server and nginx from Debian, versitygw (S3) built from its Go module into $1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=$1
@@ -7,6 +7,7 @@ versitygw_version=v1.8.0
 mkdir -p "$bin"
 
 command -v redis-server >/dev/null || tools/apt_install.sh redis-server
+PATH=$PATH:/usr/sbin command -v nginx >/dev/null || tools/apt_install.sh nginx-light
 
 if [ "$(cat "$bin/.versitygw" 2>/dev/null)" != "$versitygw_version" ] || [ ! -x "$bin/versitygw" ]; then
   go=$(command -v go || true)

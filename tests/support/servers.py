@@ -57,7 +57,7 @@ def free_port() -> int:
 
 def find_program(name: str) -> str:
     """The path of a server program: on PATH, or where ``go install`` puts it. Raises ServerMissing."""
-    found = shutil.which(name) or shutil.which(name, path=_go_folder())
+    found = shutil.which(name) or shutil.which(name, path=f"/usr/sbin:{_go_folder()}")
     if found is None:
         raise ServerMissing(f"{name} is not installed; `make test` installs it")
     return found

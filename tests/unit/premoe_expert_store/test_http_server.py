@@ -270,3 +270,20 @@ async def test_another_replica_is_told_apart(start: Start, client: aiohttp.Clien
         async with client.get(running.url(HERE) + suffix) as answer:
             assert answer.status == 200
     assert running.shelf.purposes == ["demand", "peer"]
+
+
+async def test_a_proxy_may_send_whole_blobs_itself(start: Start, client: aiohttp.ClientSession) -> None:
+    running = await start()
+    digest = running.pack.manifest.digest(HERE)
+    asks = {"X-Sendfile-Type": "X-Accel-Redirect"}
+    async with client.get(running.url(HERE), headers=asks) as answer:
+        assert answer.headers["X-Accel-Redirect"] == f"/premoe-blobs/{digest[:2]}/{digest}"
+        assert await answer.read() == b""
+    async with client.get(running.url(HERE).replace("sig=", "sig=0"), headers=asks) as answer:
+        assert (answer.status, answer.headers.get("X-Accel-Redirect")) == (403, None)
+    asked = asyncio.ensure_future(client.get(running.url(COLD), headers=asks))
+    await running.shelf.blob(running.known, COLD).arrive(PIECE_BYTES)
+    async with await asked as answer:
+        assert answer.headers.get("X-Accel-Redirect") is None, "what arrives is sent by the store"
+        await running.shelf.blob(running.known, COLD).arrive(BLOB)
+        assert await answer.read() == running.pack.blobs[COLD]

@@ -14,7 +14,7 @@ from premoe_servicekit.errors import one_line
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.http import ranges
 from premoe_expert_store.http.sending import SlowReader, send
-from premoe_expert_store.ports import Purpose, Shelf
+from premoe_expert_store.ports import HeldBlob, Purpose, Shelf
 from premoe_runtime.formats.errors import (
     Exhausted,
     Forbidden,
@@ -28,6 +28,9 @@ from premoe_runtime.formats.pieces import PIECE_BYTES
 RETRY_AFTER_S = 1
 PEER = "peer"
 """In the query, beside what is signed: another replica asks, which must not be asked in turn."""
+
+SENDER, ACCEL, ACCEL_FOLDER = "X-Sendfile-Type", "X-Accel-Redirect", "/premoe-blobs/"
+"""A proxy that sets ``SENDER`` to ``ACCEL`` sends whole blobs out of the cache by itself, from below that location."""
 
 log = logging.getLogger(__name__)
 
@@ -87,34 +90,31 @@ class BlobHandler:
         response.content_length = span.end - span.start
         if request.method == hdrs.METH_HEAD:
             return response, 0
-        return response, await self._send(request, response, pack, name, span)
-
-    async def _send(
-        self,
-        request: web.BaseRequest,
-        response: web.StreamResponse,
-        pack: Pack,
-        name: BlobName,
-        span: ranges.Span,
-    ) -> int:
-        """The bytes sent. What fails before the first of them is raised; later the connection is broken."""
         purpose: Purpose = "peer" if PEER in request.query else "demand"
         async with self.shelf.hold(pack, name.expert, purpose=purpose) as held:
-            await held.landed(min(span.end, span.start + PIECE_BYTES))
-            await response.prepare(request)
-            transport = request.transport
-            if transport is None:
-                return 0
-            try:
-                await send(response, transport, held, span, self.idle_s)
-            except (PremoeError, SlowReader, OSError) as error:
-                # The head is out: only a connection that breaks says that the rest does not come.
-                log.info("%s of pack %s is not sent to its end: %s", name.expert, name.model_id, _why(error))
-                transport.abort()
-                return 0
-            except BaseException:
-                transport.abort()
-                raise
+            if held.path is not None and request.headers.get(SENDER) == ACCEL:
+                return web.Response(headers={ACCEL: f"{ACCEL_FOLDER}{name.digest[:2]}/{name.digest}"}), 0
+            return response, await self._send(request, response, held, name, span)
+
+    async def _send(
+        self, request: web.BaseRequest, response: web.StreamResponse, held: HeldBlob, name: BlobName, span: ranges.Span
+    ) -> int:
+        """The bytes sent. What fails before the first of them is raised; later the connection is broken."""
+        await held.landed(min(span.end, span.start + PIECE_BYTES))
+        await response.prepare(request)
+        transport = request.transport
+        if transport is None:
+            return 0
+        try:
+            await send(response, transport, held, span, self.idle_s)
+        except (PremoeError, SlowReader, OSError) as error:
+            # The head is out: only a connection that breaks says that the rest does not come.
+            log.info("%s of pack %s is not sent to its end: %s", name.expert, name.model_id, _why(error))
+            transport.abort()
+            return 0
+        except BaseException:
+            transport.abort()
+            raise
         return span.end - span.start
 
 
