@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +16,7 @@ from premoe_local.doctor.facts.machine import Room
 from premoe_local.doctor.tls_files import TlsFiles
 from support.certificates import Authority, TlsFolder, tls_folder
 
-from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.formats.errors import InvalidInput
 
 GIB = 1 << 30
 
@@ -127,9 +129,28 @@ def test_a_measurement_ends_when_its_time_is_over(tmp_path: Path) -> None:
     assert found.num_bytes < disk.MOST_BYTES
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="nowhere"):
-        disk.measure(tmp_path / "nowhere", 0.01)
+def test_a_folder_that_cannot_be_measured_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "nowhere: no such object" in disk.measure(tmp_path / "nowhere", 0.01).fault
+
+    def full(descriptor: int, data: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    assert "no space left" in disk.measure(tmp_path, 0.01).fault
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_nameless_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opening = os.open
+
+    def refusing(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return opening(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refusing)
+    found = disk.measure(tmp_path, 0.01)
+    assert (found.fault, list(tmp_path.iterdir())) == ("", [])
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from support.stored_patterns import store_set
 from premoe_runtime.formats.errors import Conflict
 from premoe_runtime.formats.live import go_live
 from premoe_runtime.offline.patterns.rubbish import Choice, Sweeper
-from premoe_runtime.packs.rubbish import Folder, Mark, Plan, References, StoredPack, Survey, Sweep, plan
+from premoe_runtime.packs.rubbish import Folder, Mark, Plan, References, StoredPack, Survey, plan
 from premoe_runtime.packs.staging import Staging, is_complete
+from premoe_runtime.packs.sweep import Sweep
 from premoe_runtime.storage import ObjectInfo, Store, open_store
 
 LATER = time.time() + 3600

@@ -19,7 +19,8 @@ from premoe_runtime.formats.ids import bare_digest
 from premoe_runtime.offline.patterns.rubbish import Choice, Sweeper
 from premoe_runtime.packs.ensure import recorded_pack
 from premoe_runtime.packs.place import MODELS_FOLDER
-from premoe_runtime.packs.rubbish import Kept, References, Rubbish, Sweep
+from premoe_runtime.packs.rubbish import Kept, References, Rubbish
+from premoe_runtime.packs.sweep import Sweep
 from premoe_runtime.storage import ObjectInfo, Store, open_store
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ class Asked:
 def examine(asked: Asked, say: Callable[[str], None] = lambda what: None) -> list[Finding]:
     """Look and judge, in the order in which it is shown; ``say`` is told what is being looked at.
 
-    Raises InvalidInput for a URL that names nothing, and what the folder's file system raises.
+    Raises InvalidInput for a URL that names nothing.
     """
     say("this machine")
     machine = machines.look()

@@ -54,7 +54,7 @@ def _second_version(mount: Path, path: str) -> Group:
         if found is not None and (limit is None or found < limit):
             limit, used = found, _used(folder, "memory.current", "inactive_file")
         quota = _words(folder / "cpu.max")
-        if len(quota) == 2 and quota[0].isdigit():
+        if len(quota) == 2 and quota[0].isdecimal():
             cores = min(cores or 1e9, int(quota[0]) / int(quota[1]))
     return Group(2, limit, used, cores)
 
@@ -101,4 +101,4 @@ def _words(file: Path) -> list[str]:
 
 def _number(file: Path) -> int | None:
     words = _words(file)
-    return int(words[0]) if words and words[0].isdigit() else None
+    return int(words[0]) if words and words[0].isdecimal() else None

@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from premoe_local.console import human_bytes
+from premoe_runtime.formats.errors import PremoeError
 from premoe_runtime.storage.failures import mapped_errors
 
 PIECE_BYTES = 4 << 20
@@ -20,10 +22,14 @@ LEAST_BYTES = 4 * PIECE_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """Speeds are bytes a second. ``direct``: the page cache was passed by; ``free`` and ``num_bytes`` are bytes."""
+    """``fault`` is why nothing could be measured. Speeds are bytes a second, ``free`` and ``num_bytes`` bytes.
+
+    ``direct``: the page cache was passed by.
+    """
 
     folder: str
     free: int
+    fault: str = ""
     num_bytes: int = 0
     written: float = 0.0
     read: float = 0.0
@@ -32,25 +38,32 @@ class Disk:
 
 
 def measure(folder: Path, seconds: float, clock: Callable[[], float] = time.perf_counter) -> Disk:
-    """Write for at most ``seconds``, then read for as long. Raises what storage raises, for example a full disk.
+    """Write for at most ``seconds``, then read for as long.
 
     The file has no name from the start, where the file system can do that, so that nothing is left of a run that is
     killed; elsewhere its name goes at once.
     """
-    with mapped_errors(str(folder)):
-        status = os.statvfs(folder)
-        free = status.f_bavail * status.f_frsize
-        most = min(MOST_BYTES, free // 4) // PIECE_BYTES * PIECE_BYTES
-        if most < LEAST_BYTES:
-            return Disk(str(folder), free)
-        descriptor = _nameless(folder)
-        try:
-            written, num_bytes = _write(descriptor, most, seconds, clock)
-            direct = _go_direct(descriptor)
-            read = _read(descriptor, num_bytes, seconds, clock)
-        finally:
-            os.close(descriptor)
-        return Disk(str(folder), free, num_bytes, written, read, direct, _is_memory(folder))
+    try:
+        with mapped_errors(str(folder)):
+            return _measured(folder, seconds, clock)
+    except PremoeError as error:
+        return Disk(str(folder), 0, fault=str(error))
+
+
+def _measured(folder: Path, seconds: float, clock: Callable[[], float]) -> Disk:
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    most = min(MOST_BYTES, free // 4) // PIECE_BYTES * PIECE_BYTES
+    if most < LEAST_BYTES:
+        return Disk(str(folder), free, fault=f"{human_bytes(free)} are free in {folder}")
+    descriptor = _nameless(folder)
+    try:
+        written, num_bytes = _write(descriptor, most, seconds, clock)
+        direct = _go_direct(descriptor)
+        read = _read(descriptor, num_bytes, seconds, clock)
+    finally:
+        os.close(descriptor)
+    return Disk(str(folder), free, "", num_bytes, written, read, direct, _is_memory(folder))
 
 
 def _nameless(folder: Path) -> int:

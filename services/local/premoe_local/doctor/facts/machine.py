@@ -85,7 +85,7 @@ def _word(place: Path) -> str:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def _chosen(text: str) -> str:

@@ -72,7 +72,7 @@ def _read(store: Store, packs: int, manifest: Manifest, clock: Clock | None, sec
         range_time=_median(lambda: store.read_into(path, 0, [room]), seconds),
         blob_bytes=manifest.layout.blob_bytes,
         clock=clock,
-        is_remote=store.local_root is None,
+        is_remote=store.url.startswith("s3://"),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from premoe_local.console import human_bytes
 from premoe_local.doctor.facts.disk import Disk
 from premoe_local.doctor.finding import Finding, ok
 
@@ -12,13 +11,13 @@ _CHECK = "disk"
 
 
 def judge(disk: Disk) -> Finding:
-    if not disk.num_bytes:
+    if disk.fault:
         return Finding(
             _CHECK,
             "error",
-            f"{human_bytes(disk.free)} are free in {disk.folder}",
+            disk.fault,
             "a cache there holds nothing; no factor: it is a failure",
-            "free some room, or name another folder",
+            "give it room and rights, or name another folder",
         )
     how = "from memory" if disk.in_memory else "past the page cache" if disk.direct else "through the page cache"
     found = f"{disk.folder}: {_speed(disk.read)} read {how}, {_speed(disk.written)} written"

@@ -31,7 +31,7 @@ def _files(machine: Machine) -> Finding:
 def _threads(machine: Machine) -> Finding:
     check, given = "threads of torch", machine.environment.get("OMP_NUM_THREADS", "")
     cores = min(machine.cores, machine.group.cores or machine.cores)
-    threads = int(given) if given.isdigit() and int(given) else machine.cores
+    threads = int(given) if given.isdecimal() and int(given) else machine.cores
     found = f"{threads} on {cores:g} processors" + (f" (OMP_NUM_THREADS={given})" if given else "")
     if threads <= max(1, cores):
         return ok(check, found)

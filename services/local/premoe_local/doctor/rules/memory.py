@@ -106,7 +106,7 @@ def malloc(machine: Machine, blob_bytes: int | None = None) -> Finding:
         tunables.get(tunable) or given.get(name, "") for tunable, name in zip(_TUNABLES, _THRESHOLDS, strict=True)
     ]
     found = ", ".join(f"{name}={value or 'unset'}" for name, value in zip(_THRESHOLDS, values, strict=True))
-    if odd := next((value for value in values if value and not value.isdigit()), ""):
+    if odd := next((value for value in values if value and not value.isdecimal()), ""):
         why = f"glibc reads {odd} as {_leading(odd)} bytes and maps every allocation: 2.1 GB/s in place of 15 at 16 MB"
         return Finding(check, "error", found, why, _SET_BOTH, f"{_PAGE}, measured with glibc 2.36")
     if any(values) and not all(int(value or 0) > CLIFF_BYTES for value in values):
