@@ -1,10 +1,12 @@
-"""One suite for every blob cache: the one in memory and Redis, on a real server."""
+"""One suite for every blob cache: the one in memory and Redis, on real servers of every arrangement."""
 
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,11 +16,13 @@ import redis
 from premoe_dataplane.blob_cache import BlobCache, Wanted
 from premoe_dataplane.redis_cache import RedisCache
 from premoe_expert_store.adapters.memory import MemoryCache
+from support.redis_servers import RedisSet, cluster, several, with_sentinel, with_tls
 from support.servers import RedisServer, redis_server
 
 from premoe_runtime.formats.errors import Exhausted, InvalidInput, Unavailable
-from premoe_runtime.formats.pieces import PIECE_BYTES, Hole
+from premoe_runtime.formats.pieces import PIECE_BYTES, Hole, pieces
 
+FAILOVER_S = 60.0
 LONG = 3 * PIECE_BYTES + 777
 """Three whole pieces and a short one."""
 
@@ -36,13 +40,29 @@ def raw(server: RedisServer) -> Iterator[redis.Redis]:
         yield client
 
 
-@pytest.fixture(params=["memory", "redis"])
-def cache(request: pytest.FixtureRequest) -> Iterator[BlobCache]:
-    made: BlobCache = (
-        MemoryCache(1 << 30) if request.param == "memory" else RedisCache(request.getfixturevalue("server").url)
-    )
-    if request.param == "redis":
-        request.getfixturevalue("raw")
+@contextmanager
+def single(folder: Path) -> Iterator[RedisSet]:
+    with redis_server(folder) as running:
+        yield RedisSet(running.url, [running.url], [running.process])
+
+
+SETS = {"redis": single, "several": several, "sentinel": with_sentinel, "cluster": cluster, "tls": with_tls}
+
+
+@pytest.fixture(scope="module", params=["memory", *SETS])
+def redis_set(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSet | None]:
+    if request.param == "memory":
+        yield None
+        return
+    with SETS[request.param](tmp_path_factory.mktemp(request.param)) as running:
+        yield running
+
+
+@pytest.fixture
+def cache(redis_set: RedisSet | None) -> Iterator[BlobCache]:
+    if redis_set is not None:
+        redis_set.flush()
+    made: BlobCache = MemoryCache(1 << 30) if redis_set is None else RedisCache(redis_set.url, timeout_s=5)
     yield made
     made.close()
 
@@ -200,8 +220,83 @@ def test_a_redis_that_comes_back_is_used_again(tmp_path: Path, unused_tcp_port: 
     cache.close()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1", "nonsense"])
+def test_of_several_servers_each_has_some_blobs_and_one_that_is_down_costs_only_its_own(tmp_path: Path) -> None:
+    blobs = [make_blob(4096, seed) for seed in range(24)]
+    with several(tmp_path) as servers:
+        cache = RedisCache(servers.url, timeout_s=5)
+        for digest, blob in blobs:
+            cache.write(digest, blob, everything(blob))
+        digests = [digest for digest, _ in blobs]
+        assert cache.holds(digests, 4096) == [True] * 24
+        servers.processes[0].kill()
+        servers.processes[0].wait()
+        held = cache.holds(digests, 4096)
+        assert 0 < sum(held) < 24
+        wanted = [Wanted(digest, memoryview(bytearray(4096))) for digest in digests]
+        assert [not holes for holes in cache.read(wanted)] == held
+        for process in servers.processes[1:]:
+            process.kill()
+            process.wait()
+        with pytest.raises(Unavailable):
+            cache.read(wanted)
+        cache.close()
+
+
+def test_a_master_that_dies_is_replaced(tmp_path: Path) -> None:
+    digest, blob = make_blob(LONG)
+    with with_sentinel(tmp_path) as servers:
+        cache = RedisCache(servers.url, timeout_s=5)
+        cache.write(digest, blob, everything(blob))
+        with redis.Redis.from_url(servers.each[0]) as master:
+            assert master.wait(1, 20_000) == 1
+        servers.processes[0].kill()
+        until = time.monotonic() + FAILOVER_S
+        while True:
+            try:
+                assert read(cache, digest, LONG) == (bytes(blob), ())
+                break
+            except Unavailable:
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        cache.close()
+
+
+def test_a_node_of_a_cluster_that_is_down_costs_its_pieces(tmp_path: Path) -> None:
+    blobs = [make_blob(LONG, seed) for seed in range(6)]
+    with cluster(tmp_path) as servers:
+        for url in servers.each:
+            with redis.Redis.from_url(url) as node:
+                node.config_set("cluster-require-full-coverage", "no")
+        cache = RedisCache(servers.url, timeout_s=5)
+        for digest, blob in blobs:
+            cache.write(digest, blob, everything(blob))
+        servers.processes[2].kill()
+        servers.processes[2].wait()
+        missing = 0
+        for digest, blob in blobs:
+            data, holes = read(cache, digest, LONG)
+            missing += len(holes)
+            for index, where in enumerate(pieces(LONG)):
+                if where not in holes:
+                    assert data[where.offset : where.end] == blob[where.offset : where.end], index
+        assert 0 < missing < 24
+        cache.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1",
+        "nonsense",
+        "redis+sentinel://user:secret@127.0.0.1:1",
+        "redis+cluster://127.0.0.1:1/3",
+        "redis+cluster://:1",
+        "redis+other://127.0.0.1",
+        "redis://127.0.0.1,redis+cluster://127.0.0.1",
+    ],
+)
 def test_a_bad_url_is_refused(url: str) -> None:
     with pytest.raises(InvalidInput, match="Redis URL") as caught:
         RedisCache(url)
     assert caught.value.reason == "REDIS_URL"
+    assert "secret" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -159,7 +160,13 @@ def test_a_source_that_is_down_and_nothing_is_left_behind(kind: str, tmp_path: P
         else:
             with pytest.raises(Unavailable):
                 read(served, [part_of(served, digest, data)])
-    left = {thread for thread in threading.enumerate() if thread.ident not in threads and "grpc" not in thread.name}
-    assert not left
-    if kind not in ("object", "grpc"):  # their libraries keep some of their own
-        assert set(os.listdir("/proc/self/fd")) <= descriptors | set()
+    # A server's threads of the test may need a moment more than ours.
+    for _ in range(200):
+        left = {thread.name for thread in threading.enumerate() if thread.ident not in threads}
+        opened = set(os.listdir("/proc/self/fd")) - descriptors
+        if not left and not opened:
+            return
+        time.sleep(0.05)
+    # Libraries of others keep a few of their own, for the process.
+    assert kind in ("object", "grpc"), (left, opened)
+    assert not any(name.startswith("premoe") for name in left)

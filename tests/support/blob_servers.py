@@ -11,17 +11,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from premoe_dataplane.plan import Source
+from premoe_dataplane.redis_cache import RedisCache
 from premoe_dataplane.transports.base import Transport
 from premoe_dataplane.transports.file import FileTransport
 from premoe_dataplane.transports.http import HttpTransport
+from premoe_dataplane.transports.redis import RedisTransport
 from premoe_servicekit.tls import tls_of
 
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.pieces import Hole
 from support.certificates import Authority, tls_folder
 from support.range_server import range_server
-from support.servers import find_program, running, stop
+from support.redis_servers import RedisSet, several, with_tls
+from support.servers import find_program, redis_server, running, stop
 
-KINDS = ["file", "http", "https", *(["nginx"] if shutil.which("nginx") else [])]
+KINDS = [
+    *("file", "http", "https", *(["nginx"] if shutil.which("nginx") else [])),
+    *("redis", "redis several", "redis tls"),
+]
 
 
 @dataclass
@@ -118,9 +125,43 @@ def _nginx(folder: Path, stack: ExitStack) -> Served:
     )
 
 
+def _redis(folder: Path, stack: ExitStack) -> Served:
+    server = stack.enter_context(redis_server(folder))
+    return _in_redis(RedisSet(server.url, [server.url], [server.process]))
+
+
+def _redis_several(folder: Path, stack: ExitStack) -> Served:
+    return _in_redis(stack.enter_context(several(folder)))
+
+
+def _redis_tls(folder: Path, stack: ExitStack) -> Served:
+    return _in_redis(stack.enter_context(with_tls(folder)))
+
+
+def _in_redis(servers: RedisSet) -> Served:
+    def put(digest: str, data: bytes) -> None:
+        writer = RedisCache(servers.url, timeout_s=5)
+        writer.write(digest, memoryview(data), [Hole(0, len(data))])
+        writer.close()
+
+    def take_down() -> None:
+        for process in servers.processes:
+            stop(process)
+
+    return Served(
+        RedisTransport(servers.url, idle_s=5),
+        lambda digest: Source("redis", "redis", f"premoe:blob:{digest}"),
+        put,
+        take_down,
+    )
+
+
 _MADE: dict[str, Callable[[Path, ExitStack], Served]] = {
     "file": _file,
     "http": _http,
     "https": _https,
     "nginx": _nginx,
+    "redis": _redis,
+    "redis several": _redis_several,
+    "redis tls": _redis_tls,
 }

@@ -18,7 +18,7 @@ from premoe_servicekit.tls import Tls
 from premoe_dataplane.plan import Scheme
 from premoe_dataplane.transports.base import Landed, Part
 from premoe_dataplane.transports.http_pool import Address, HttpConnection, HttpPool, address_of
-from premoe_dataplane.transports.sockets import Cut
+from premoe_dataplane.transports.sockets import Cut, Malformed
 from premoe_runtime.formats.errors import CorruptData, Unavailable
 from premoe_runtime.formats.pieces import Hole, piece, runs
 
@@ -73,7 +73,7 @@ class HttpTransport:
         for address, requests in asked.items():
             try:
                 self._read(address, requests, landed, stopped)
-            except (OSError, ValueError) as error:  # TimeoutError and ssl.SSLError are OSErrors
+            except OSError as error:
                 why = error.reason if isinstance(error, ssl.SSLError) and error.reason else error
                 raise Unavailable(f"{address}: {why}", reason="SOURCE_UNAVAILABLE") from error
 
@@ -161,7 +161,7 @@ def _head(connection: HttpConnection) -> _Head:
         raise _Unanswered(str(error)) from error
     words = status.split(b" ", 2)
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
-        raise ValueError("no answer of HTTP/1")
+        raise Malformed("no answer of HTTP/1")
     head = _Head(int(words[1]), closes=words[0] == b"HTTP/1.0")
     for _ in range(_MOST_HEADERS):
         header = line()
@@ -169,7 +169,7 @@ def _head(connection: HttpConnection) -> _Head:
             return head
         name, _, value = header.partition(b":")
         _note(head, name.strip().lower(), value.strip())
-    raise ValueError("an answer with too many headers")
+    raise Malformed("an answer with too many headers")
 
 
 def _note(head: _Head, name: bytes, value: bytes) -> None:

@@ -22,6 +22,10 @@ class Cut(OSError):
     """The peer has closed the connection."""
 
 
+class Malformed(OSError):
+    """The peer does not speak the protocol that is spoken with it."""
+
+
 class Incoming:
     """What comes on a connected socket, plain or TLS. One thread at a time; ``ready`` before each use.
 
@@ -54,7 +58,7 @@ class Incoming:
         self._sock.settimeout(timeout_s)
 
     def line(self) -> bytes:
-        """The next line without its end. Raises Cut, TimeoutError, ValueError when it is too long, and Stopped."""
+        """The next line without its end. Raises Cut, TimeoutError, Malformed when it is too long, and Stopped."""
         while True:
             found = self._buffer.find(b"\n", self._start, self._end)
             if found >= 0:
@@ -85,7 +89,7 @@ class Incoming:
     def _more(self) -> None:
         """At least one more byte in the buffer."""
         if self._end - self._start >= _LINE_BYTES:
-            raise ValueError("a line of the answer is too long")
+            raise Malformed("a line of the answer is too long")
         kept = self._buffer[self._start : self._end]
         self._buffer[: len(kept)] = kept
         self._start, self._end = 0, len(kept)
