@@ -56,7 +56,7 @@ def test_every_piece_lands_once_and_right(served: Served, num_bytes: int) -> Non
     digest, data = blob(num_bytes)
     served.put(digest, data)
     part = part_of(served, digest, data)
-    assert read(served, [part]) == [(part.blob.expert, index) for index in range(piece_count(num_bytes))]
+    assert sorted(read(served, [part])) == [(part.blob.expert, index) for index in range(piece_count(num_bytes))]
     assert bytes(part.into) == data
 
 
@@ -65,7 +65,7 @@ def test_only_what_is_wanted_is_touched(served: Served, wanted: tuple[int, ...])
     digest, data = blob(LONG, 1)
     served.put(digest, data)
     part = part_of(served, digest, data, wanted)
-    assert [index for _, index in read(served, [part])] == list(wanted)
+    assert sorted(index for _, index in read(served, [part])) == list(wanted)
     for index in range(piece_count(LONG)):
         one = piece(index, LONG)
         expected = data[one.offset : one.end] if index in wanted else bytes([UNTOUCHED]) * one.length

@@ -9,25 +9,31 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from unittest.mock import patch
 
 from premoe_dataplane.plan import Source
 from premoe_dataplane.redis_cache import RedisCache
 from premoe_dataplane.transports.base import Transport
 from premoe_dataplane.transports.file import FileTransport
 from premoe_dataplane.transports.http import HttpTransport
+from premoe_dataplane.transports.objects import ObjectTransport
 from premoe_dataplane.transports.redis import RedisTransport
+from premoe_dataplane.transports.stream import StreamTransport
+from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.tls import tls_of
 
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.pieces import Hole
+from premoe_runtime.storage import open_store
 from support.certificates import Authority, tls_folder
+from support.frame_store import FrameStore
 from support.range_server import range_server
 from support.redis_servers import RedisSet, several, with_tls
-from support.servers import find_program, redis_server, running, stop
+from support.servers import find_program, redis_server, running, s3_server, stop
 
 KINDS = [
     *("file", "http", "https", *(["nginx"] if shutil.which("nginx") else [])),
-    *("redis", "redis several", "redis tls"),
+    *("redis", "redis several", "redis tls", "object", "grpc", "earlier grpc"),
 ]
 
 
@@ -156,6 +162,47 @@ def _in_redis(servers: RedisSet) -> Served:
     )
 
 
+def _object(folder: Path, stack: ExitStack) -> Served:
+    server = stack.enter_context(s3_server(folder))
+    with patch.dict(os.environ, server.env):
+        store = open_store(server.url)
+    return Served(
+        ObjectTransport(store),
+        lambda digest: Source("object", "object", f"blobs/{digest}"),
+        lambda digest, data: store.put(f"blobs/{digest}", data),
+        lambda: stop(server.process),
+    )
+
+
+def _grpc(folder: Path, stack: ExitStack) -> Served:
+    return _stream(stack, offsets=True)
+
+
+def _earlier_grpc(folder: Path, stack: ExitStack) -> Served:
+    """A store of before ``FetchRequest.offset``."""
+    return _stream(stack, offsets=False)
+
+
+def _stream(stack: ExitStack, *, offsets: bool) -> Served:
+    store = FrameStore(offsets=offsets)
+    down = stack.enter_context(ExitStack())
+    address = down.enter_context(store.served())
+    channel = stack.enter_context(blocking_channel(address))
+
+    def source(digest: str) -> Source:
+        store.names.setdefault(made.expert(digest), digest)
+        return Source("grpc", "node", "lease")
+
+    made = Served(
+        StreamTransport(channel, address, lambda: "model", idle_s=5),
+        source,
+        store.blobs.__setitem__,
+        down.close,
+        may_lack=False,
+    )
+    return made
+
+
 _MADE: dict[str, Callable[[Path, ExitStack], Served]] = {
     "file": _file,
     "http": _http,
@@ -164,4 +211,7 @@ _MADE: dict[str, Callable[[Path, ExitStack], Served]] = {
     "redis": _redis,
     "redis several": _redis_several,
     "redis tls": _redis_tls,
+    "object": _object,
+    "grpc": _grpc,
+    "earlier grpc": _earlier_grpc,
 }

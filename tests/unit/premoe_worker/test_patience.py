@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from premoe_dataplane.transports.base import Stopped
 from premoe_servicekit.errors import to_status
 from premoe_worker.adapters.patience import Patience
-from premoe_worker.adapters.watched import Stopped
 
 from premoe_runtime.formats.errors import CorruptData, Exhausted, PremoeError, Unavailable
 

@@ -15,6 +15,8 @@ from contextlib import closing, contextmanager
 import blake3
 import grpc
 from premoe.experts.v1 import experts_pb2, experts_pb2_grpc
+from premoe_dataplane.transports.base import Stopped
+from premoe_dataplane.watched import answer, messages
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.deadlines import no_deadline
 from premoe_servicekit.errors import rpc_errors
@@ -26,7 +28,6 @@ from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, Inva
 from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest
 from premoe_worker.adapters.patience import Patience
-from premoe_worker.adapters.watched import Stopped, answer, messages
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from premoe_dataplane.transports.base import Stopped
+from premoe_dataplane.watched import POLL_S
 from premoe_servicekit.errors import retry_after
 
 from premoe_runtime.formats.errors import PremoeError, Unavailable
-from premoe_worker.adapters.watched import POLL_S, Stopped
 
 log = logging.getLogger(__name__)
 

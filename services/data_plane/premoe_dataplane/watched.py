@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
+from premoe_dataplane.transports.base import Stopped
 from premoe_runtime.formats.errors import Unavailable
 
 T = TypeVar("T")
@@ -16,10 +17,6 @@ M = TypeVar("M", covariant=True)
 
 POLL_S = 0.2
 """How soon it is seen that a call is no longer wanted."""
-
-
-class Stopped(Exception):
-    """The call was ended on our side."""
 
 
 class Stream(Protocol[M]):
