@@ -13,7 +13,8 @@ from pathlib import Path
 import blake3
 import pytest
 from premoe_dataplane.plan import BlobPlan
-from premoe_dataplane.transports.base import Part, Stopped
+from premoe_dataplane.stopped import Stopped
+from premoe_dataplane.transports.base import Part
 from support.blob_servers import KINDS, Served, serve
 
 from premoe_runtime.formats.errors import Unavailable

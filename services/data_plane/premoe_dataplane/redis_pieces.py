@@ -17,8 +17,8 @@ from typing import NamedTuple, TypeVar
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from premoe_dataplane.redis_nodes import Connection, Node, Nodes, open_nodes
-from premoe_dataplane.transports.base import Stopped
-from premoe_dataplane.transports.sockets import Incoming, Malformed
+from premoe_dataplane.sockets import Incoming, Malformed
+from premoe_dataplane.stopped import Stopped
 from premoe_runtime.formats.errors import Exhausted, Unavailable
 
 WINDOW = 4

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 
-from premoe_dataplane.transports.base import Stopped
+from premoe_dataplane.stopped import Stopped
 from premoe_runtime.formats.errors import Unavailable
 
 T = TypeVar("T")

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import blake3
 import pytest
 from premoe_dataplane.plan import BlobPlan, Source
-from premoe_dataplane.transports.base import Part, Stopped
+from premoe_dataplane.stopped import Stopped
+from premoe_dataplane.transports.base import Part
 from premoe_dataplane.transports.http import PLAN_EXPIRED, HttpTransport
 from support.range_server import (
     Answer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 import pytest
-from premoe_dataplane.transports.base import Stopped
+from premoe_dataplane.stopped import Stopped
 from premoe_servicekit.errors import to_status
 from premoe_worker.adapters.patience import Patience
 

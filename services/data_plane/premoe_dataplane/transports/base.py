@@ -9,10 +9,6 @@ from typing import Protocol
 from premoe_dataplane.plan import BlobPlan, Scheme, Source
 
 
-class Stopped(Exception):
-    """Nobody wants the bytes any more."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """Pieces of a blob that are wanted from one of its sources. ``into`` is room for the whole blob."""

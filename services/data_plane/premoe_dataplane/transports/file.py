@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from premoe_dataplane.plan import Scheme
-from premoe_dataplane.transports.base import Landed, Part, Stopped
+from premoe_dataplane.stopped import Stopped
+from premoe_dataplane.transports.base import Landed, Part
 from premoe_runtime.formats.pieces import piece
 
 MOST_MAPPINGS = 1024

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from premoe_servicekit.tls import Tls
 
 from premoe_dataplane.plan import Scheme
+from premoe_dataplane.sockets import Cut, Malformed
 from premoe_dataplane.transports.base import Landed, Part
 from premoe_dataplane.transports.http_pool import Address, HttpConnection, HttpPool, address_of
-from premoe_dataplane.transports.sockets import Cut, Malformed
 from premoe_runtime.formats.errors import CorruptData, Unavailable
 from premoe_runtime.formats.pieces import Hole, piece, runs
 

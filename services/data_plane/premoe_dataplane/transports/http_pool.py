@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from premoe_servicekit.tls import Material, Tls, load_pair
 
-from premoe_dataplane.transports.sockets import Incoming
+from premoe_dataplane.sockets import Incoming
 from premoe_runtime.formats.errors import CorruptData, Unavailable
 
 CONNECT_S = 2.0

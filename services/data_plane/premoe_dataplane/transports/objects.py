@@ -8,8 +8,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 import numpy as np
 
 from premoe_dataplane.plan import Scheme
-from premoe_dataplane.transports.base import Landed, Part, Stopped
-from premoe_dataplane.transports.sockets import TICK_S
+from premoe_dataplane.sockets import TICK_S
+from premoe_dataplane.stopped import Stopped
+from premoe_dataplane.transports.base import Landed, Part
 from premoe_runtime.formats.errors import CorruptData, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.pieces import piece
 from premoe_runtime.packs.ranges import Read, Run, coalesce

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 import blake3
 import grpc
 from premoe.experts.v1 import experts_pb2, experts_pb2_grpc
-from premoe_dataplane.transports.base import Stopped
+from premoe_dataplane.stopped import Stopped
 from premoe_dataplane.watched import answer, messages
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.deadlines import no_deadline

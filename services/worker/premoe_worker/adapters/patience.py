@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from premoe_dataplane.transports.base import Stopped
+from premoe_dataplane.stopped import Stopped
 from premoe_dataplane.watched import POLL_S
 from premoe_servicekit.errors import retry_after
 

@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from premoe_dataplane.transports.base import Stopped
+from premoe_dataplane.stopped import Stopped
 
 TICK_S = 0.25
 """How soon a reader that waits sees that nobody wants the bytes any more."""
