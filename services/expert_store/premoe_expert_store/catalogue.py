@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import blake3
 from premoe_servicekit.faults import storage_fault
 
 from premoe_runtime.formats.allocation import slots_text
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest, PackFile
+from premoe_runtime.formats.pieces import piece_count
+from premoe_runtime.packs.checks import Checks, read_checks
 from premoe_runtime.packs.place import MANIFEST_FILE, pack_folder, packs_in, the_only
 from premoe_runtime.storage import Store
+
+log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
@@ -26,6 +32,8 @@ class Pack:
     manifest: Manifest
     document: bytes
     folder: str
+    checks: Checks | None = None
+    """crc32c of every piece, u32 [L, E, pieces]; None where the pack has none that can be read."""
 
     @property
     def blob_bytes(self) -> int:
@@ -35,6 +43,10 @@ class Pack:
         """Object path and offset of a blob."""
         layer = self.manifest.layers[expert.layer]
         return f"{self.folder}/{layer.file}", layer.data_offset + expert.expert * layer.stride
+
+    def sums(self, expert: ExpertId) -> tuple[int, ...]:
+        """crc32c of a blob's pieces; empty where the pack has none."""
+        return () if self.checks is None else tuple(self.checks[expert.layer, expert.expert].tolist())
 
     def file(self, path: str) -> PackFile:
         """A skeleton file or the piece checks. Raises NotFound for any other path."""
@@ -87,7 +99,24 @@ class Catalogue:
         manifest = Manifest.parse(document, where=where)
         if manifest.model_id != model_id:
             raise CorruptData(f"{where} is that of pack {manifest.model_id}", reason="MANIFEST_INVALID")
-        return Pack(manifest, document, folder)
+        return Pack(manifest, document, folder, self._checks(manifest, folder))
+
+    def _checks(self, manifest: Manifest, folder: str) -> Checks | None:
+        """The pack's piece checks. Without them blobs are held against their digests alone."""
+        path = f"{folder}/{manifest.checks.path}"
+        shape = (manifest.num_layers, manifest.num_experts, piece_count(manifest.layout.blob_bytes))
+        try:
+            data = self._store.get(path)
+            if blake3.blake3(data).hexdigest() != manifest.checks.digest:
+                raise CorruptData(f"{self._store.at(path)} does not match its digest", reason="DIGEST_MISMATCH")
+            return read_checks(data, shape, self._store.at(path))
+        except (NotFound, CorruptData) as error:
+            log.warning("blobs are served when all of them is checked, no earlier: %s; run premoe pack verify", error)
+            return None
+        except PremoeError as error:
+            raise storage_fault(
+                f"the piece checks of pack {manifest.model_id}", error, "run premoe pack verify"
+            ) from error
 
     def _only(self) -> str:
         try:

@@ -8,13 +8,14 @@ from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer
 
 from premoe_expert_store.breaker import GuardedCache
-from premoe_expert_store.budget import ByteBudget
+from premoe_expert_store.cache import NodeCache, private_folder
 from premoe_expert_store.catalogue import Catalogue
-from premoe_expert_store.loader import BlobLoader
+from premoe_expert_store.leases import Leases
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.service import ExpertStore
 from premoe_expert_store.servicer import expert_store_service
 from premoe_expert_store.settings import ExpertStoreSettings
+from premoe_expert_store.shelf import Shelf
 from premoe_runtime.storage import open_store
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,18 @@ async def serve(settings: ExpertStoreSettings, process: Process) -> None:
 def build(settings: ExpertStoreSettings, cache: GuardedCache | None, metrics: StoreMetrics) -> ExpertStore:
     """The service over the object store that the settings name. Raises InvalidInput on a bad URL."""
     store = open_store(settings.store_url)
-    return ExpertStore(
-        Catalogue(store),
-        BlobLoader(store, cache, threads=settings.threads, metrics=metrics),
-        budget=ByteBudget(settings.memory_bytes),
-        window_bytes=settings.window_bytes,
-        lease_s=settings.lease_s,
+    leases = Leases(settings.lease_s)
+    node = NodeCache(private_folder(settings.cache_bytes), settings.cache_bytes, leased=leases.holds)
+    shelf = Shelf(
+        store,
+        node,
+        cache,
+        threads=settings.threads,
+        memory_bytes=settings.memory_bytes,
+        leases=leases,
+        metrics=metrics,
     )
+    return ExpertStore(Catalogue(store), shelf, window_bytes=settings.window_bytes, lease_s=settings.lease_s)
 
 
 def open_cache(settings: ExpertStoreSettings) -> GuardedCache | None:

@@ -12,6 +12,9 @@ from premoe_runtime.formats.errors import CorruptData, PremoeError
 BREAKER = Metric("store_cache_skipped", GAUGE, "1 while the cache is left alone after a failure, 0 while it is asked.")
 
 
+TIERS = ("node", "redis", "peer", "object")
+
+
 class StoreMetrics:
     """Blobs that several callers share are counted once, as they are read."""
 
@@ -22,10 +25,19 @@ class StoreMetrics:
         )
         self._queries = metrics.counter("store_cache_queries", "Experts that the cache was asked for.")
         self._hits = metrics.counter("store_cache_hits", "Those that it had whole.")
+        self._blobs = metrics.counter(
+            "store_blobs", "Experts brought or found, by the farthest tier that bytes came from.", ("tier",)
+        )
+        self._wrong = metrics.counter(
+            "store_wrong_copies", "Copies of experts that were wrong, and dropped where they lay, by tier.", ("tier",)
+        )
         self._sent = metrics.counter("store_sent_bytes", "Bytes of experts and files sent to workers.")
         self._errors = metrics.counter(
             "store_errors", "Calls that failed, by kind of error and its reason.", ("kind", "reason")
         )
+        for tier in TIERS:
+            self._blobs.labels(tier)
+            self._wrong.labels(tier)
         self._reasons = Few()
         for reason in ("CORRUPT_DATA", "DIGEST_MISMATCH"):
             # There from the start, so that the first one is an increase: somebody is woken by it.
@@ -42,6 +54,12 @@ class StoreMetrics:
 
     def read_objects(self, num_bytes: int) -> None:
         self._bytes.labels("object").inc(num_bytes)
+
+    def handed_out(self, tier: str) -> None:
+        self._blobs.labels(tier).inc()
+
+    def wrong_copy(self, tier: str) -> None:
+        self._wrong.labels(tier).inc()
 
     def sent(self, num_bytes: int) -> None:
         self._sent.inc(num_bytes)

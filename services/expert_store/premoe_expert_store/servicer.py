@@ -11,9 +11,9 @@ from google.protobuf import timestamp_pb2
 from opentelemetry import trace
 from premoe.experts.v1 import experts_pb2 as pb
 from premoe.experts.v1 import experts_pb2_grpc
+from premoe_dataplane.wire import TIERS
 from premoe_servicekit.server import Registration, registration
 
-from premoe_expert_store.loader import TierName
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.service import ExpertStore, Resolved
 from premoe_runtime.formats.ids import ExpertId
@@ -22,8 +22,6 @@ SERVICE_NAME = "premoe.experts.v1.ExpertStoreService"
 SCHEME = "grpc"
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-
-_TIERS: dict[TierName, pb.Tier.ValueType] = {"redis": pb.TIER_REDIS, "object": pb.TIER_OBJECT}
 
 
 class ExpertStoreServicer(experts_pb2_grpc.ExpertStoreServiceServicer):
@@ -63,10 +61,10 @@ class ExpertStoreServicer(experts_pb2_grpc.ExpertStoreServiceServicer):
         sent = 0
         try:
             with self._metrics.call():
-                async with aclosing(self._store.fetch(request.model_id, experts)) as frames:
+                async with aclosing(self._store.fetch(request.model_id, experts, request.offset)) as frames:
                     async for frame in frames:
                         yield pb.FetchResponse(
-                            index=frame.index, offset=frame.offset, data=bytes(frame.data), tier=_TIERS[frame.tier]
+                            index=frame.index, offset=frame.offset, data=bytes(frame.data), tier=TIERS[frame.tier]
                         )
                         sent += len(frame.data)
         finally:
@@ -101,7 +99,7 @@ def _resolve_response(resolved: Resolved) -> pb.ResolveResponse:
         pb.BlobSources(
             expert=pb.ExpertId(layer=place.expert.layer, expert=place.expert.expert),
             digest=place.digest,
-            sources=[pb.Source(tier=_TIERS[tier], scheme=SCHEME, length=resolved.num_bytes) for tier in place.tiers],
+            sources=[pb.Source(tier=TIERS[tier], scheme=SCHEME, length=resolved.num_bytes) for tier in place.tiers],
         )
         for place in resolved.blobs
     ]

@@ -24,9 +24,11 @@ class ExpertStoreSettings(ServerSettings):
     redis_cool_down_s: float = Field(default=5.0, ge=0)
     """Seconds for which Redis is left alone after it failed."""
     window_bytes: int = Field(default=32 << 20, ge=1)
-    """Bytes of blobs read at a time for one stream; one more window is read ahead."""
+    """Bytes of blobs held at a time for one stream; as many more are held ahead."""
+    cache_bytes: int = Field(default=4 << 30, ge=1)
+    """Bytes of blobs in the node's cache, files in memory that go with the process."""
     memory_bytes: int = Field(default=512 << 20, ge=1)
-    """Bytes of blobs held for all streams together; further ones wait."""
+    """Bytes of blobs beside the cache where it has no room; further ones wait."""
     threads: int = Field(default=16, ge=1)
     """Reads of object storage and Redis at a time."""
     lease_s: float = Field(default=300.0, gt=0)

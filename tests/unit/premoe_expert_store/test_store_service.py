@@ -1,21 +1,20 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from premoe_expert_store.adapters.memory import MemoryCache
 from premoe_expert_store.breaker import GuardedCache
-from premoe_expert_store.budget import ByteBudget
-from premoe_expert_store.catalogue import Catalogue, Pack
-from premoe_expert_store.loader import Blob, BlobLoader
+from premoe_expert_store.cache import NodeCache, private_folder
+from premoe_expert_store.catalogue import Catalogue
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.service import FRAME_BYTES, ExpertStore
+from premoe_expert_store.shelf import Shelf
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
 from support.metrics import read
@@ -52,36 +51,51 @@ class CountingStore(LocalStore):
 
 
 class Bench:
-    """A store, a pack in it, and the service."""
+    """A store, a pack in it, and the service over an empty node cache."""
 
     def __init__(
-        self, store: Store, *, cache: MemoryCache | None = None, window: int = 1, capacity: int = 1 << 30, **pack: int
+        self,
+        store: Store,
+        *,
+        cache: MemoryCache | None = None,
+        window: int = 1,
+        node: int = 1 << 30,
+        memory: int = 1 << 30,
+        **pack: int,
     ) -> None:
         self.store = store
         self.pack: BlobPack = write_blob_pack(store, **pack)
         self.cache = cache
-        self.budget = ByteBudget(capacity)
         self.metrics = Metrics()
-        guarded = GuardedCache(cache) if cache is not None else None
-        self.loader = BlobLoader(store, guarded, threads=4, metrics=StoreMetrics(self.metrics))
-        self.service = ExpertStore(Catalogue(store), self.loader, budget=self.budget, window_bytes=window, lease_s=60.0)
+        self.now = 0.0
+        self.node = NodeCache(private_folder(node), node)
+        self.shelf = Shelf(
+            store,
+            self.node,
+            GuardedCache(cache) if cache is not None else None,
+            threads=4,
+            memory_bytes=memory,
+            metrics=StoreMetrics(self.metrics),
+            linger_s=0.0,
+            clock=lambda: self.now,
+        )
+        self.service = ExpertStore(Catalogue(store), self.shelf, window_bytes=window, lease_s=60.0)
 
     async def fetch(self, *experts: ExpertId, model_id: str = "") -> list[tuple[bytes, str]]:
-        """The blobs, put together from frames whose order and sizes are checked, and their tiers."""
-        found: list[tuple[bytearray, set[str]]] = []
+        """The blobs, put together from frames whose order and sizes are checked, and the tiers of their last ones."""
+        found: list[tuple[bytearray, str]] = []
         async with aclosing(self.service.fetch(model_id, experts)) as frames:
             async for frame in frames:
                 if frame.offset == 0:
-                    found.append((bytearray(), set()))
-                data, tiers = found[frame.index]
+                    found.append((bytearray(), ""))
+                data, _ = found[frame.index]
                 assert frame.index == len(found) - 1
                 assert frame.offset == len(data)
                 assert 0 < len(frame.data) <= FRAME_BYTES
-                data += frame.data
-                tiers.add(frame.tier)
-        return [(bytes(data), tiers.pop()) for data, tiers in found]
+                found[-1] = (data + frame.data, frame.tier)
+        return [(bytes(data), tier) for data, tier in found]
 
-    def expected(self, *experts: ExpertId, tier: str) -> list[tuple[bytes, str]]:
+    def expected(self, *experts: ExpertId, tier: str = "object") -> list[tuple[bytes, str]]:
         return [(self.pack.blobs[expert], tier) for expert in experts]
 
     def digest(self, expert: ExpertId) -> str:
@@ -106,14 +120,18 @@ A, B, C, D = ExpertId(0, 1), ExpertId(1, 3), ExpertId(0, 2), ExpertId(1, 0)
 async def test_blobs_come_in_the_order_asked_each_byte_once(store: CountingStore, window: int) -> None:
     bench = Bench(store, window=window)
     asked = (B, A, C, B, D)
-    assert await bench.fetch(*asked) == bench.expected(*asked, tier="object")
-    assert store.read_bytes <= len(asked) * 8192
-    assert bench.budget.free_bytes == 1 << 30
+    found = await bench.fetch(*asked)
+    assert [data for data, _ in found] == [bench.pack.blobs[one] for one in asked]
+    assert store.read_bytes == 4 * 8192
+    await settle()
+    assert bench.shelf.held == 0
 
 
-async def test_a_repeated_blob_is_read_once(store: CountingStore) -> None:
-    bench = Bench(store, window=1 << 30)
-    assert await bench.fetch(A, A, A) == bench.expected(A, A, A, tier="object")
+async def test_what_was_fetched_comes_from_the_node_then(store: CountingStore) -> None:
+    bench = Bench(store)
+    assert await bench.fetch(A) == bench.expected(A)
+    await settle()
+    assert await bench.fetch(A) == bench.expected(A, tier="node")
     assert store.read_bytes == 8192
 
 
@@ -128,7 +146,7 @@ async def test_long_blobs_are_read_in_short_ranges(store: CountingStore) -> None
 async def test_the_cache_is_filled_and_then_used(store: CountingStore) -> None:
     bench = Bench(store, cache=MemoryCache(1 << 30), blob_bytes=BLOB)
     assert await bench.fetch(A, B) == bench.expected(A, B, tier="object")
-    await bench.loader.close()
+    await bench.shelf.close()
     bench = Bench(store, cache=bench.cache, blob_bytes=BLOB)
     store.reads.clear()
     assert await bench.fetch(B, A) == bench.expected(B, A, tier="redis")
@@ -143,7 +161,7 @@ async def test_a_hole_is_read_from_the_object_alone(store: CountingStore) -> Non
     assert await bench.fetch(A) == bench.expected(A, tier="object")
     start = DATA_OFFSET + A.expert * BLOB
     assert store.reads == [(bench.pack.layer_path(0), start + PIECE_BYTES, PIECE_BYTES)]
-    await bench.loader.close()
+    await bench.shelf.close()
     assert cache.holds([bench.digest(A)], BLOB) == [True]
 
 
@@ -156,7 +174,7 @@ async def test_corrupt_pieces_of_the_cache_never_leave_it(store: CountingStore, 
     kept = [Hole(0, BLOB)] if not holes else [Hole(PIECE_BYTES, BLOB - PIECE_BYTES)]
     cache.write(bench.digest(A), memoryview(bad), kept)
     assert await bench.fetch(A) == bench.expected(A, tier="object")
-    await bench.loader.close()
+    await bench.shelf.close()
     bench = Bench(store, cache=cache, blob_bytes=BLOB)
     assert await bench.fetch(A) == bench.expected(A, tier="redis")
 
@@ -172,14 +190,15 @@ async def test_simultaneous_requests_share_a_read(store: CountingStore) -> None:
     assert store.read_bytes == 2 * 8192
 
 
-async def test_a_reader_that_leaves_gives_its_memory_back(store: CountingStore) -> None:
-    bench = Bench(store, window=8192, capacity=2 * 8192)
+async def test_a_reader_that_leaves_lets_everything_go(store: CountingStore) -> None:
+    bench = Bench(store, window=8192, node=2 * 8192, memory=1)
     for taken in range(4):
         async with aclosing(bench.service.fetch("", [A, B, C, D])) as frames:
             for _ in range(taken):
                 await anext(frames)
-    assert bench.budget.free_bytes == 2 * 8192
-    assert await bench.fetch(A, B, C, D) == bench.expected(A, B, C, D, tier="object")
+    await settle()
+    assert (bench.shelf.held, bench.shelf.memory_free_bytes) == (0, 1)
+    assert await bench.fetch(A, B, C, D) == bench.expected(A, B, C, D)
 
 
 async def test_a_slow_reader_holds_two_windows_and_no_more(store: CountingStore) -> None:
@@ -188,18 +207,19 @@ async def test_a_slow_reader_holds_two_windows_and_no_more(store: CountingStore)
     async with aclosing(bench.service.fetch("", asked)) as frames:
         await anext(frames)
         await settle()
-        assert (1 << 30) - bench.budget.free_bytes == 4 * 8192
-        assert store.read_bytes <= 4 * 8192
+        assert bench.shelf.held == 4
+        assert store.read_bytes == 4 * 8192
 
 
-async def test_more_streams_than_memory_all_end(store: CountingStore) -> None:
-    bench = Bench(store, window=8192, capacity=8192)
+@pytest.mark.parametrize("room", [(8192, 1), (1, 8192)], ids=["in the cache", "in memory"])
+async def test_more_streams_than_room_all_end(store: CountingStore, room: tuple[int, int]) -> None:
+    bench = Bench(store, window=8192, node=room[0], memory=room[1])
     results = await asyncio.gather(*(bench.fetch(A, B, C, D) for _ in range(10)))
-    assert results == [bench.expected(A, B, C, D, tier="object")] * 10
+    assert [[data for data, _ in one] for one in results] == [[bench.pack.blobs[one] for one in (A, B, C, D)]] * 10
 
 
-async def test_a_cancelled_fetch_gives_its_memory_back(store: CountingStore) -> None:
-    bench = Bench(store, window=8192, capacity=2 * 8192)
+async def test_a_cancelled_fetch_lets_everything_go(store: CountingStore) -> None:
+    bench = Bench(store, window=8192, node=1, memory=2 * 8192)
     for yields in range(30):
         task = asyncio.create_task(bench.fetch(A, B, C, D))
         for _ in range(yields):
@@ -207,41 +227,8 @@ async def test_a_cancelled_fetch_gives_its_memory_back(store: CountingStore) -> 
         task.cancel()
         await asyncio.wait([task])
     await settle()
-    assert bench.budget.free_bytes == 2 * 8192
-    assert await bench.fetch(A, B) == bench.expected(A, B, tier="object")
-
-
-class LastMomentLoader(BlobLoader):
-    """Has ``at_end`` called when a load has ended and nobody has its blobs in hand yet."""
-
-    at_end: Callable[[], object]
-
-    async def load(self, pack: Pack, experts: Sequence[ExpertId]) -> list[Blob]:
-        found = await super().load(pack, experts)
-        asyncio.get_running_loop().call_soon(self.at_end)
-        return found
-
-
-@pytest.mark.parametrize("loads", [1, 2, 3])
-async def test_a_fetch_cancelled_between_the_load_and_its_reader_gives_its_memory_back(
-    store: CountingStore, loads: int
-) -> None:
-    bench = Bench(store)
-    loader = LastMomentLoader(store, None, threads=1)
-    service = ExpertStore(Catalogue(store), loader, budget=bench.budget, window_bytes=8192, lease_s=60.0)
-
-    async def read() -> int:
-        async with aclosing(service.fetch("", (A, B, C))) as frames:
-            return len([frame async for frame in frames])
-
-    task = asyncio.create_task(read())
-    ended = itertools.count(1)
-    loader.at_end = lambda: task.cancel() if next(ended) == loads else None
-    await asyncio.wait([task])
-    assert task.cancelled()
-    await settle()
-    assert bench.budget.free_bytes == 1 << 30
-    await loader.close()
+    assert (bench.shelf.held, bench.shelf.memory_free_bytes) == (0, 2 * 8192)
+    assert await bench.fetch(A, B) == bench.expected(A, B)
 
 
 async def test_a_flipped_byte_is_corrupt_and_others_still_come(store: CountingStore) -> None:
@@ -256,9 +243,9 @@ async def test_a_flipped_byte_is_corrupt_and_others_still_come(store: CountingSt
         await bench.fetch(A)
     assert caught.value.reason == "DIGEST_MISMATCH"
     assert await bench.fetch(C) == bench.expected(C, tier="object")
-    results = await asyncio.gather(bench.fetch(A, C), bench.fetch(C), return_exceptions=True)
-    assert isinstance(results[0], CorruptData)
-    assert results[1] == bench.expected(C, tier="object")
+    broken, whole = await asyncio.gather(bench.fetch(A, D), bench.fetch(D), return_exceptions=True)
+    assert isinstance(broken, CorruptData)
+    assert whole == bench.expected(D)
 
 
 async def test_corrupt_bytes_are_not_cached(store: CountingStore) -> None:
@@ -267,7 +254,7 @@ async def test_corrupt_bytes_are_not_cached(store: CountingStore) -> None:
     store.put(bench.pack.layer_path(0), bytes(DATA_OFFSET + 4 * 8192))
     with pytest.raises(CorruptData):
         await bench.fetch(A)
-    await bench.loader.close()
+    await bench.shelf.close()
     assert cache.holds([bench.digest(A)], 8192) == [False]
 
 
@@ -278,7 +265,8 @@ async def test_a_truncated_object_is_corrupt(store: CountingStore) -> None:
     with pytest.raises(CorruptData, match="is damaged in the object store; run premoe pack verify") as caught:
         await bench.fetch(ExpertId(0, 0), C)
     assert caught.value.reason == "OBJECT_TRUNCATED"
-    assert await bench.fetch(ExpertId(0, 0)) == bench.expected(ExpertId(0, 0), tier="object")
+    ((data, _),) = await bench.fetch(ExpertId(0, 0))
+    assert data == bench.pack.blobs[ExpertId(0, 0)]
 
 
 STORED: dict[str, tuple[Exception, type[PremoeError], str]] = {
@@ -304,6 +292,7 @@ async def test_faults_of_the_object_store_are_the_servers_and_tell_no_path(
     assert store.url not in str(caught.value)
     assert store.url in caplog.text
     store.error = None
+    bench.now = 1.1
     assert await bench.fetch(A) == bench.expected(A, tier="object")
 
 
@@ -402,7 +391,6 @@ async def test_files_come_whole(store: CountingStore, file_bytes: int) -> None:
     bench = Bench(store, file_bytes=file_bytes)
     for path, data in bench.pack.files.items():
         assert await read_file(bench, path) == data
-    assert bench.budget.free_bytes == 1 << 30
 
 
 async def test_a_changed_or_shortened_file_is_corrupt(store: CountingStore) -> None:
@@ -420,7 +408,7 @@ async def test_bytes_are_counted_by_where_they_came_from(store: CountingStore) -
     cache = MemoryCache(1 << 30)
     bench = Bench(store, cache=cache, window=1 << 30)
     await bench.fetch(A, B, A)
-    await bench.loader.close()
+    await bench.shelf.close()
     again = Bench(store, cache=cache, window=1 << 30)
     await again.fetch(A, C)
     for each, (read_there, queries, hits, objects) in ((bench, (0, 2, 0, 2)), (again, (1, 2, 1, 1))):
