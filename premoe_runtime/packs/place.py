@@ -9,15 +9,25 @@ from premoe_runtime.storage import Store
 
 MANIFEST_FILE = "manifest.json"
 MODELS_FOLDER = "models"
+TENANTS_FOLDER = "tenants"
 
 
-def pack_folder(model_id: str) -> str:
-    return f"{MODELS_FOLDER}/{model_id}"
+def models_folder(tenant: str = "") -> str:
+    """Where a tenant's packs lie; without one those that everybody sees."""
+    return f"{TENANTS_FOLDER}/{tenant}/{MODELS_FOLDER}" if tenant else MODELS_FOLDER
 
 
-def packs_in(store: Store) -> list[str]:
-    """Model ids of a store's packs. Raises what the store raises."""
-    return [name for name in store.list_names(MODELS_FOLDER) if store.exists(f"{pack_folder(name)}/{MANIFEST_FILE}")]
+def pack_folder(model_id: str, tenant: str = "") -> str:
+    return f"{models_folder(tenant)}/{model_id}"
+
+
+def packs_in(store: Store, tenant: str = "") -> list[str]:
+    """Model ids of a store's packs of a tenant, or of the shared ones. Raises what the store raises."""
+    return [
+        name
+        for name in store.list_names(models_folder(tenant))
+        if store.exists(f"{pack_folder(name, tenant)}/{MANIFEST_FILE}")
+    ]
 
 
 def the_only(packs: Sequence[str], where: str) -> str:

@@ -170,7 +170,7 @@ async def test_redis_is_filled_used_and_not_missed(url: str, pack: BlobPack, red
             assert await fetch(to_store, EVERYTHING) == expected(pack, EVERYTHING, pb.TIER_REDIS)
             stub = experts_pb2_grpc.ExpertStoreServiceStub(to_store)
             resolved = await stub.Resolve(pb.ResolveRequest(experts=ids(EVERYTHING[:1])))
-            assert [one.tier for one in resolved.blobs[0].sources] == [pb.TIER_NODE, pb.TIER_REDIS, pb.TIER_OBJECT]
+            assert [one.tier for one in resolved.blobs[0].sources] == [pb.TIER_NODE]
             assert await fetch(to_store, EVERYTHING) == expected(pack, EVERYTHING, pb.TIER_NODE)
     with serving(MODULE, [*arguments, "--cache-bytes", "1"]) as third:
         async with channel(third.address) as to_store:

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from premoe_dataplane.plan import Tier
 from premoe_expert_store.catalogue import Pack
-from premoe_expert_store.ports import Counts, Event, Progress, Purpose
+from premoe_expert_store.ports import Purpose
 
-from premoe_runtime.formats.errors import NotFound, PremoeError
+from premoe_runtime.formats.errors import PremoeError
 from premoe_runtime.formats.ids import ExpertId
 
 
 class FakeBlob:
-    """Implements HeldBlob over a file. ``arrive`` and ``fail`` move it."""
+    """Implements what the byte server asks of a held blob, over a file. ``arrive`` and ``fail`` move it."""
+
+    tier: Tier = "node"
 
     def __init__(self, data: bytes, digest: str, file: Path, *, whole: bool) -> None:
-        self.num_bytes, self.digest, self.tier = len(data), digest, NODE
-        self._file = file
-        self._data = data
+        self.num_bytes, self.digest = len(data), digest
+        self._data, self._file = data, file
         self._arrived = 0
         self._failure: PremoeError | None = None
         self._moved = asyncio.Condition()
@@ -58,25 +59,23 @@ class FakeBlob:
             self._moved.notify_all()
 
 
-NODE: Tier = "node"
-
-
 class FakeShelf:
-    """Implements Shelf over a pack's blobs, in ``folder``; those of ``cold`` come by ``FakeBlob.arrive``."""
+    """A pack's blobs, in ``folder``; those of ``cold`` come by ``FakeBlob.arrive``."""
 
     def __init__(self, blobs: dict[ExpertId, bytes], folder: Path, cold: Sequence[ExpertId] = ()) -> None:
         self._data, self._folder = blobs, folder
-        self.cold = set(cold)
+        self._cold = set(cold)
         self.blobs: dict[ExpertId, FakeBlob] = {}
         self.holds = 0
         self.most_holds = 0
         self.purposes: list[Purpose] = []
         self.idle = asyncio.Event()
         """Set while nothing is held, after something was."""
-        self.leases: dict[str, float] = {}
-        self.prefetched: list[ExpertId] = []
-        self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.on_hold: Callable[[], None] = lambda: None
+
+    def opened(self, pack: Pack, expert: ExpertId) -> int | None:
+        blob = self.blob(pack, expert)
+        return None if blob.path is None else os.dup(blob.fd)
 
     @asynccontextmanager
     async def hold(self, pack: Pack, expert: ExpertId, *, purpose: Purpose) -> AsyncIterator[FakeBlob]:
@@ -95,36 +94,9 @@ class FakeShelf:
     def blob(self, pack: Pack, expert: ExpertId) -> FakeBlob:
         if expert not in self.blobs:
             digest = pack.manifest.digest(expert)
-            whole = expert not in self.cold
+            whole = expert not in self._cold
             self.blobs[expert] = FakeBlob(self._data[expert], digest, self._folder / digest, whole=whole)
         return self.blobs[expert]
-
-    def present(self, pack: Pack, experts: Sequence[ExpertId]) -> list[bool]:
-        return [expert not in self.cold for expert in experts]
-
-    def prefetch(self, pack: Pack, experts: Sequence[ExpertId]) -> Counts:
-        self.prefetched += experts
-        cold = sum(expert in self.cold for expert in experts)
-        return Counts(len(experts) - cold, cold, 0)
-
-    def lease(self, pack: Pack, experts: Sequence[ExpertId]) -> tuple[str, float]:
-        lease_id = f"lease-{len(self.leases)}"
-        self.leases[lease_id] = 2_000_000_000.0
-        return lease_id, self.leases[lease_id]
-
-    def renew(self, lease_id: str) -> float:
-        if lease_id not in self.leases:
-            raise NotFound(f"lease {lease_id} has ended; resolve again", reason="LEASE_ENDED")
-        self.leases[lease_id] += 60.0
-        return self.leases[lease_id]
-
-    def release(self, lease_id: str) -> None:
-        self.leases.pop(lease_id, None)
-
-    async def watch(self, pack: Pack) -> AsyncGenerator[Event, None]:
-        yield Progress(len(self._data) - len(self.cold), 0, 0, 0)
-        while True:
-            yield await self.events.get()
 
     async def close(self) -> None:
         for blob in self.blobs.values():

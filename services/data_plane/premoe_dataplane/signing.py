@@ -17,7 +17,7 @@ from typing import NamedTuple
 from premoe_servicekit.followed import Followed
 
 from premoe_runtime.formats.errors import Forbidden, InvalidInput
-from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.ids import ExpertId, is_tenant
 
 BLOBS = "/v1/blobs/"
 SKEW_S = 30
@@ -27,7 +27,6 @@ MIN_KEY_BYTES = 32
 _DOMAIN = "premoe-blob-1"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
-_TENANT = re.compile(r"([0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?)?")
 _NUMBER = re.compile(r"[0-9]{1,15}")
 
 Keys = Callable[[], tuple[bytes, ...]]
@@ -68,7 +67,7 @@ class Signer:
             _matching(_DIGEST, "digest", digest),
             _matching(_ID, "model", query.get("model", "")),
             ExpertId(_number(query, "layer"), _number(query, "expert")),
-            _matching(_TENANT, "tenant", query.get("tenant", "")),
+            _tenant(query.get("tenant", "")),
         )
         until = _number(query, "until")
         signature = query.get("sig", "").encode()
@@ -118,6 +117,12 @@ def _matching(pattern: re.Pattern[str], what: str, value: str) -> str:
     if not pattern.fullmatch(value):
         raise InvalidInput(f"{what} {value[:80]!r} is none of an address of a blob", reason="URL_INVALID")
     return value
+
+
+def _tenant(name: str) -> str:
+    if name and not is_tenant(name):
+        raise InvalidInput(f"tenant {name[:80]!r} is none of an address of a blob", reason="URL_INVALID")
+    return name
 
 
 def _number(query: Mapping[str, str], what: str) -> int:

@@ -1,24 +1,27 @@
-"""``premoe-expert-store``: settings, adapters, server."""
+"""``premoe-expert-store``: settings, adapters, servers."""
 
 from __future__ import annotations
 
-import logging
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
+from premoe_dataplane.signing import Signer, keys_of
 from premoe_servicekit.process import Process, run_process
 from premoe_servicekit.server import RpcServer
 
 from premoe_expert_store.breaker import GuardedCache
-from premoe_expert_store.cache import NodeCache, private_folder
+from premoe_expert_store.cache import NodeCache, given_folder, private_folder
 from premoe_expert_store.catalogue import Catalogue
+from premoe_expert_store.http.door import ByteDoor, open_door
 from premoe_expert_store.leases import Leases
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.service import ExpertStore
 from premoe_expert_store.servicer import expert_store_service
 from premoe_expert_store.settings import ExpertStoreSettings
 from premoe_expert_store.shelf import Shelf
+from premoe_expert_store.sources import Ways
 from premoe_runtime.storage import open_store
-
-log = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -27,38 +30,62 @@ def main() -> None:
 
 async def serve(settings: ExpertStoreSettings, process: Process) -> None:
     """Serve until a signal."""
-    cache = open_cache(settings)
     metrics = StoreMetrics(process.metrics)
-    metrics.show(lambda: cache is None or cache.available)
-    service = build(settings, cache, metrics)
-    try:
-        server = RpcServer([expert_store_service(service, metrics)], settings, tls=process.tls)
+    async with AsyncExitStack() as stack:
+        parts = build(settings, metrics)
+        stack.push_async_callback(parts.close)
+        signer = Signer(keys_of(Path(settings.url_key) if settings.url_key else None))
+        door = await open_door(settings, process.tls, parts.shelf, parts.catalogue, signer, metrics)
+        fields: dict[str, str] = {}
+        if door is not None:
+            stack.push_async_callback(lambda: door.close(0.0 if process.forced.is_set() else settings.grace_s))
+            fields["http"] = door.address
+        store = ExpertStore(parts.catalogue, parts.shelf, parts.ways(signer, door), window_bytes=settings.window_bytes)
+        server = RpcServer([expert_store_service(store, metrics, process.stopped)], settings, tls=process.tls)
         await server.start()
-        await process.serve([server], address=server.address)
-    finally:
-        await service.close()
-        if cache is not None:
-            cache.close()
+        await process.serve([server], serving=True, address=server.address, **fields)
 
 
-def build(settings: ExpertStoreSettings, cache: GuardedCache | None, metrics: StoreMetrics) -> ExpertStore:
-    """The service over the object store that the settings name. Raises InvalidInput on a bad URL."""
-    store = open_store(settings.store_url)
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What serves blobs, below the ports."""
+
+    catalogue: Catalogue
+    shelf: Shelf
+    redis: GuardedCache | None
+
+    def ways(self, signer: Signer, door: ByteDoor | None) -> Ways:
+        """What Resolve may name."""
+        cache, redis = self.shelf.cache.folder, self.redis is not None
+        if door is None:
+            return Ways(signer, cache=cache, redis=redis)
+        return Ways(signer, door.base, door.peers.home, cache, redis)
+
+    async def close(self) -> None:
+        await self.shelf.close()
+        if self.redis is not None:
+            self.redis.close()
+
+
+def build(settings: ExpertStoreSettings, metrics: StoreMetrics) -> Parts:
+    """The shelf over the stores that the settings name. Raises InvalidInput for a bad URL or folder."""
+    store, redis = open_store(settings.store_url), open_redis(settings)
+    metrics.show(lambda: redis is None or redis.available)
     leases = Leases(settings.lease_s)
-    node = NodeCache(private_folder(settings.cache_bytes), settings.cache_bytes, leased=leases.holds)
+    folder = given_folder(Path(settings.cache_dir)) if settings.cache_dir else private_folder(settings.cache_bytes)
     shelf = Shelf(
         store,
-        node,
-        cache,
+        NodeCache(folder, settings.cache_bytes, leased=leases.holds),
+        redis,
         threads=settings.threads,
         memory_bytes=settings.memory_bytes,
         leases=leases,
         metrics=metrics,
     )
-    return ExpertStore(Catalogue(store), shelf, window_bytes=settings.window_bytes, lease_s=settings.lease_s)
+    return Parts(Catalogue(store), shelf, redis)
 
 
-def open_cache(settings: ExpertStoreSettings) -> GuardedCache | None:
+def open_redis(settings: ExpertStoreSettings) -> GuardedCache | None:
     """The cache that the settings name, or none. Raises InvalidInput on a bad URL."""
     if settings.redis_url is None:
         return None

@@ -11,6 +11,7 @@ from premoe_runtime.formats.errors import CorruptData, PremoeError
 
 BREAKER = Metric("store_cache_skipped", GAUGE, "1 while the cache is left alone after a failure, 0 while it is asked.")
 
+CONNECTIONS = Metric("store_http_connections", GAUGE, "Open connections of the byte server.")
 
 TIERS = ("node", "redis", "peer", "object")
 
@@ -21,9 +22,7 @@ class StoreMetrics:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._bytes = metrics.counter(
-            "store_read_bytes",
-            "Bytes of experts read, by where: the Redis cache, another replica (peer) or object storage.",
-            ("source",),
+            "store_read_bytes", "Bytes of experts read, by where: the cache or object storage.", ("source",)
         )
         self._queries = metrics.counter("store_cache_queries", "Experts that the cache was asked for.")
         self._hits = metrics.counter("store_cache_hits", "Those that it had whole.")
@@ -34,6 +33,8 @@ class StoreMetrics:
             "store_wrong_copies", "Copies of experts that were wrong, and dropped where they lay, by tier.", ("tier",)
         )
         self._sent = metrics.counter("store_sent_bytes", "Bytes of experts and files sent to workers.")
+        self._resolved = metrics.counter("store_resolved_blobs", "Experts whose sources Resolve named.")
+        self._answers = metrics.counter("store_http_answers", "Answers of the byte server, by status code.", ("code",))
         self._errors = metrics.counter(
             "store_errors", "Calls that failed, by kind of error and its reason.", ("kind", "reason")
         )
@@ -54,9 +55,6 @@ class StoreMetrics:
         self._hits.inc(hits)
         self._bytes.labels("cache").inc(num_bytes)
 
-    def read_peer(self, num_bytes: int) -> None:
-        self._bytes.labels("peer").inc(num_bytes)
-
     def read_objects(self, num_bytes: int) -> None:
         self._bytes.labels("object").inc(num_bytes)
 
@@ -68,6 +66,18 @@ class StoreMetrics:
 
     def sent(self, num_bytes: int) -> None:
         self._sent.inc(num_bytes)
+
+    def resolved(self, blobs: int) -> None:
+        self._resolved.inc(blobs)
+
+    def answered(self, code: int, num_bytes: int) -> None:
+        """A request to the byte server; ``num_bytes`` of a blob were sent."""
+        self._answers.labels(str(code)).inc()
+        self._sent.inc(num_bytes)
+
+    def show_connections(self, count: Callable[[], int]) -> None:
+        """Tell from now on how many connections the byte server has."""
+        self._metrics.on_demand((CONNECTIONS,), lambda: [(CONNECTIONS.name, (), float(count()))])
 
     @contextmanager
     def call(self) -> Iterator[None]:

@@ -80,12 +80,20 @@ class PackGone:
 Event: TypeAlias = Progress | BlobsInvalid | PackGone
 
 
-class Shelf(Protocol):
-    """Blobs of packs, in this node's cache or on their way there. Call from one event loop."""
+class Blobs(Protocol):
+    """What readers ask for blobs."""
+
+    def opened(self, pack: Pack, expert: ExpertId) -> int | None:
+        """A descriptor of a blob that is whole and right in the cache, which the caller closes; None: hold it."""
+        ...
 
     def hold(self, pack: Pack, expert: ExpertId, *, purpose: Purpose) -> AbstractAsyncContextManager[HeldBlob]:
         """Join or begin its arrival, and keep it while the block runs."""
         ...
+
+
+class Shelf(Blobs, Protocol):
+    """Blobs of packs, in this node's cache or on their way there. Call from one event loop."""
 
     def present(self, pack: Pack, experts: Sequence[ExpertId]) -> list[bool]:
         """Which are whole in the node's cache now."""

@@ -1,49 +1,33 @@
-"""Manifests, places and bytes of packs. Knows nothing of gRPC, Redis or where the store lies."""
+"""Manifests, plans, leases and bytes of packs, over the shelf. Knows nothing of gRPC, HTTP, Redis or where they lie."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import blake3
-from premoe_dataplane.plan import Tier
+from premoe_dataplane.frames import FRAME_BYTES
+from premoe_dataplane.plan import SwapPlan, Tier
+from premoe_servicekit.roles import SHARED, Caller
 
 from premoe_expert_store.catalogue import Catalogue, Pack
 from premoe_expert_store.filling.trip import Trip
 from premoe_expert_store.held import HeldBlob
+from premoe_expert_store.leasing import LeaseNames
+from premoe_expert_store.ports import Counts, Event
 from premoe_expert_store.shelf import Shelf
+from premoe_expert_store.sources import Ways
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, PremoeError
 from premoe_runtime.formats.ids import ExpertId
 
-FRAME_BYTES = 1 << 20
 MAX_EXPERTS = 65_536
 """Most blobs of one request; more than any model has."""
 
 MAX_READ_BYTES = 8 << 20
 """Of a skeleton file at once."""
-
-
-class BlobPlace(NamedTuple):
-    """Where one blob may be read: tiers, best first."""
-
-    expert: ExpertId
-    digest: str
-    tiers: tuple[Tier, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Resolved:
-    """Places of blobs, ``num_bytes`` long each; ``expires_at`` is seconds since 1970."""
-
-    blobs: tuple[BlobPlace, ...]
-    num_bytes: int
-    lease_id: str
-    expires_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,38 +41,62 @@ class BlobFrame:
 
 
 class ExpertStore:
-    """All methods raise NotFound, InvalidInput, CorruptData, Unavailable.
+    """All methods raise NotFound, InvalidInput, CorruptData, Unavailable, Exhausted.
+
+    Each takes who asks: nobody hears of packs or leases of another tenant.
 
     One stream holds at most the blobs of two windows of ``window_bytes``, and a frame in memory.
     """
 
-    def __init__(self, catalogue: Catalogue, shelf: Shelf, *, window_bytes: int, lease_s: float) -> None:
+    def __init__(
+        self, catalogue: Catalogue, shelf: Shelf, ways: Ways, leases: LeaseNames | None = None, *, window_bytes: int
+    ) -> None:
         self._catalogue = catalogue
         self._shelf = shelf
+        self._ways = ways
+        self._leases = leases or LeaseNames()
         self._window_bytes = window_bytes
-        self._lease_s = lease_s
 
-    async def pack(self, model_id: str) -> Pack:
-        return await self._catalogue.pack(model_id)
+    async def pack(self, model_id: str, caller: Caller = SHARED) -> Pack:
+        return await self._catalogue.pack(model_id, caller)
 
-    async def resolve(self, model_id: str, experts: Sequence[ExpertId]) -> Resolved:
-        """Where each blob may be read now."""
-        pack = await self._checked(model_id, experts)
-        here, in_redis = self._shelf.present(pack, experts), await self._shelf.in_redis(pack, experts)
-        places = tuple(
-            BlobPlace(expert, pack.manifest.digest(expert), _tiers(node, redis))
-            for expert, node, redis in zip(experts, here, in_redis, strict=True)
-        )
-        return Resolved(places, pack.blob_bytes, secrets.token_hex(8), time.time() + self._lease_s)
+    async def resolve(
+        self, model_id: str, experts: Sequence[ExpertId], schemes: Sequence[str] = (), caller: Caller = SHARED
+    ) -> SwapPlan:
+        """Where each blob may be read, best first. No disk and no other machine is asked for it."""
+        pack = await self._checked(model_id, experts, caller)
+        lease = self._shelf.lease(pack, experts)
+        plans = self._ways.plans(pack, experts, self._shelf.present(pack, experts), schemes, until=lease.expires_at)
+        return SwapPlan(plans, self._leases.told(lease.lease_id, caller), lease.expires_at)
+
+    async def prefetch(self, model_id: str, experts: Sequence[ExpertId], caller: Caller = SHARED) -> Counts:
+        """Begin to bring blobs; does not wait for them."""
+        return self._shelf.prefetch(await self._checked(model_id, experts, caller), experts)
+
+    def renew(self, lease_id: str, caller: Caller = SHARED) -> float:
+        """The new end of a lease, seconds since 1970. Raises NotFound (LEASE_ENDED), also for another tenant's."""
+        return self._shelf.renew(self._leases.kept(lease_id, caller))
+
+    def release(self, lease_id: str, caller: Caller = SHARED) -> None:
+        """End a lease of the caller's tenant; others are left alone."""
+        if (kept := self._leases.own(lease_id, caller)) is not None:
+            self._shelf.release(kept)
+
+    async def watch(self, model_id: str, caller: Caller = SHARED) -> AsyncGenerator[Event, None]:
+        """What happens to a pack's blobs, beginning with the state of now; it does not end by itself."""
+        pack = await self._catalogue.pack(model_id, caller)
+        async with aclosing(self._shelf.watch(pack)) as events:
+            async for event in events:
+                yield event
 
     async def fetch(
-        self, model_id: str, experts: Sequence[ExpertId], offset: int = 0
+        self, model_id: str, experts: Sequence[ExpertId], offset: int = 0, caller: Caller = SHARED
     ) -> AsyncGenerator[BlobFrame, None]:
         """Whole blobs in order, in frames of at most 1 MiB, from byte ``offset`` of the first one on.
 
         What is here is held against its digest first. Raises InvalidInput for an offset past the first blob's end.
         """
-        pack = await self._checked(model_id, experts)
+        pack = await self._checked(model_id, experts, caller)
         if not 0 <= offset <= pack.blob_bytes:
             raise InvalidInput(f"offset {offset} is not in a blob of {pack.blob_bytes} bytes", reason="OFFSET_INVALID")
         trip = Trip()
@@ -105,9 +113,9 @@ class ExpertStore:
             await ahead.close()
             trip.close()
 
-    async def fetch_file(self, model_id: str, path: str) -> AsyncGenerator[memoryview, None]:
+    async def fetch_file(self, model_id: str, path: str, caller: Caller = SHARED) -> AsyncGenerator[memoryview, None]:
         """A skeleton file in frames of at most 1 MiB. Raises CorruptData at the end when its digest is wrong."""
-        pack = await self._catalogue.pack(model_id)
+        pack = await self._catalogue.pack(model_id, caller)
         file = pack.file(path)
         digest = blake3.blake3()
         for start in range(0, file.num_bytes, MAX_READ_BYTES):
@@ -125,12 +133,12 @@ class ExpertStore:
     async def close(self) -> None:
         await self._shelf.close()
 
-    async def _checked(self, model_id: str, experts: Sequence[ExpertId]) -> Pack:
+    async def _checked(self, model_id: str, experts: Sequence[ExpertId], caller: Caller) -> Pack:
         if not experts:
             raise InvalidInput("no experts asked for", reason="EXPERTS_MISSING")
         if len(experts) > MAX_EXPERTS:
             raise InvalidInput(f"{len(experts)} experts asked for, at most {MAX_EXPERTS}", reason="EXPERTS_TOO_MANY")
-        pack = await self._catalogue.pack(model_id)
+        pack = await self._catalogue.pack(model_id, caller)
         pack.check_experts(experts)
         return pack
 
@@ -186,9 +194,3 @@ class _Hold(NamedTuple):
 
     async def end(self) -> None:
         await self.context.__aexit__(None, None, None)
-
-
-def _tiers(node: bool, redis: bool) -> tuple[Tier, ...]:
-    """Where a blob lies, nearest first."""
-    nearer: tuple[tuple[Tier, bool], ...] = (("node", node), ("redis", redis))
-    return (*(tier for tier, there in nearer if there), "object")

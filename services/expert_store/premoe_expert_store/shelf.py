@@ -19,7 +19,6 @@ from functools import partial
 from typing import TypeVar
 
 from premoe_dataplane.plan import Tier
-from premoe_dataplane.transports.base import Transport
 from premoe_servicekit.deadlines import no_deadline
 from premoe_servicekit.faults import storage_fault
 from premoe_servicekit.metrics import Metrics
@@ -29,9 +28,7 @@ from premoe_expert_store.budget import ByteBudget
 from premoe_expert_store.cache import Draft, NodeCache, Opened
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.filling import Arrival, ObjectReader, Origin, Room
-from premoe_expert_store.filling.claims import Claims
-from premoe_expert_store.filling.filler import CLAIM_WAIT_S, VERIFY, Filler, finished
-from premoe_expert_store.filling.peer import HomeUrl, PeerTier
+from premoe_expert_store.filling.filler import VERIFY, Filler, finished
 from premoe_expert_store.filling.trip import Trip
 from premoe_expert_store.filling.whole import digest_of, is_right
 from premoe_expert_store.held import HeldBlob
@@ -60,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 _Key = tuple[str, str]
-"""Model id and digest: an error is that of one pack's copy."""
+"""A pack's folder and a digest: an error is that of one pack's copy."""
 
 
 class _Copy:
@@ -75,7 +72,7 @@ class _Copy:
 
     @property
     def key(self) -> _Key:
-        return (self.arrival.pack.manifest.model_id, self.arrival.digest)
+        return (self.arrival.pack.folder, self.arrival.digest)
 
     @property
     def almost_there(self) -> bool:
@@ -96,8 +93,6 @@ class Shelf:
         cache: NodeCache,
         redis: GuardedCache | None = None,
         *,
-        claims: Claims | None = None,
-        claim_wait_s: float = CLAIM_WAIT_S,
         threads: int = 16,
         memory_bytes: int = 512 << 20,
         leases: Leases | None = None,
@@ -106,9 +101,7 @@ class Shelf:
         linger_s: float = LINGER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``claims``: in the same Redis, so that one replica reads an object for all; others wait ``claim_wait_s``.
-
-        ``threads``: reads of object storage at a time, and as many of Redis, and of other replicas.
+        """``threads``: reads of object storage at a time, and as many of Redis.
 
         ``memory_bytes``: of blobs for which the cache has no room. ``leases``: those that the cache was told of.
         """
@@ -117,16 +110,7 @@ class Shelf:
         self._redis = redis
         self._metrics = metrics or StoreMetrics(Metrics())
         self._objects = ObjectReader(store, threads)
-        self._filler = Filler(
-            self._objects,
-            redis,
-            claims=claims,
-            claim_wait_s=claim_wait_s,
-            threads=threads,
-            wrong_copy=self._wrong_copy,
-            metrics=self._metrics,
-        )
-        self._threads = threads
+        self._filler = Filler(self._objects, redis, threads=threads, wrong_copy=self._wrong_copy, metrics=self._metrics)
         self._memory = ByteBudget(memory_bytes)
         self._leases = Leases(300.0) if leases is None else leases
         self._watchers = Watchers()
@@ -140,14 +124,6 @@ class Shelf:
         self._wanted: deque[tuple[Pack, ExpertId]] = deque()
         self._fetching: dict[_Key, None] = {}
         self._prefetchers: set[asyncio.Task[None]] = set()
-
-    def ask_homes(self, home: HomeUrl, transport: Transport) -> None:
-        """From now on a blob's home is asked before object storage: ``home`` gives its signed address there.
-
-        The address must make that replica hold the blob for purpose ``peer``, or two that believe each other to be its
-        home would wait for one another. ``transport`` reads scheme http, is closed with the shelf, and checks nothing.
-        """
-        self._filler.ask_peers(PeerTier(home, transport, self._threads, clock=self._clock))
 
     @property
     def cache(self) -> NodeCache:
@@ -199,17 +175,24 @@ class Shelf:
         finally:
             self._leave(copy)
 
+    def opened(self, pack: Pack, expert: ExpertId) -> int | None:
+        """A descriptor of a blob that lies in the node cache and was held against its digest, which the caller closes.
+
+        None: hold it. Quick: one file is opened and nothing is waited for. The file outlives its name.
+        """
+        digest = pack.manifest.digest(expert)
+        found = self._cache.open(digest, pack.blob_bytes) if self._cache.holds(digest) else None
+        if found is None:
+            return None
+        if not found.checked:
+            os.close(found.fd)
+            return None
+        self._metrics.handed_out("node")
+        return found.fd
+
     def present(self, pack: Pack, experts: Iterable[ExpertId]) -> list[bool]:
         """Which blobs are whole in the node cache now, as far as is known without looking. Quick; does not block."""
         return [self._cache.holds(pack.manifest.digest(expert)) for expert in experts]
-
-    async def in_redis(self, pack: Pack, experts: Sequence[ExpertId]) -> list[bool]:
-        """Which blobs Redis holds whole; none where there is no Redis, or it does not answer."""
-        redis = self._redis
-        if redis is None or not redis.available:
-            return [False] * len(experts)
-        digests = [pack.manifest.digest(expert) for expert in experts]
-        return await self._filler.with_redis(lambda: redis.holds(digests, pack.blob_bytes))
 
     def prefetch(self, pack: Pack, experts: Sequence[ExpertId]) -> Counts:
         """Begin to bring blobs for which nobody waits. Does not wait, and raises nothing for those that fail.
@@ -219,7 +202,7 @@ class Shelf:
         present = under_way = refused = 0
         fits: int | None = None
         for expert in experts:
-            key = (pack.manifest.model_id, pack.manifest.digest(expert))
+            key = (pack.folder, pack.manifest.digest(expert))
             if self._cache.holds(key[1]):
                 present += 1
             elif key in self._copies or key in self._fetching:
@@ -253,7 +236,7 @@ class Shelf:
 
     def watch(self, pack: Pack) -> AsyncGenerator[Event, None]:
         """What happens to a pack, until closed (``aclosing``); first of all its progress. A slow watcher loses none."""
-        return self._watchers.watch(pack.manifest.model_id, lambda: self.progress(pack))
+        return self._watchers.watch(pack.folder, lambda: self.progress(pack))
 
     def progress(self, pack: Pack) -> Progress:
         """What is here of a pack, and what is on its way."""
@@ -261,8 +244,8 @@ class Shelf:
         present = sum(map(self._cache.holds, digests))
         under_way = [
             copy.arrival
-            for (model_id, _), copy in self._copies.items()
-            if model_id == pack.manifest.model_id and not copy.arrival.done
+            for (folder, _), copy in self._copies.items()
+            if folder == pack.folder and not copy.arrival.done
         ]
         arrived = sum(arrival.landing.there_bytes for arrival in under_way)
         return Progress(present, len(under_way), arrived, len(under_way) * pack.blob_bytes)
@@ -290,7 +273,7 @@ class Shelf:
 
     def _join(self, pack: Pack, expert: ExpertId, purpose: Purpose, trip: Trip | None) -> _Copy:
         """The copy of a blob, now held once more. Raises what was found wrong with it a moment ago."""
-        key = (pack.manifest.model_id, pack.manifest.digest(expert))
+        key = (pack.folder, pack.manifest.digest(expert))
         copy = self._copies.get(key)
         if copy is None:
             self._raise_negative(key)
@@ -456,7 +439,7 @@ class Shelf:
             with suppress(PremoeError):
                 async with self.hold(pack, expert, purpose="prefetch") as blob:
                     await blob.landed(blob.num_bytes)
-            self._fetching.pop((pack.manifest.model_id, pack.manifest.digest(expert)), None)
+            self._fetching.pop((pack.folder, pack.manifest.digest(expert)), None)
 
     def _fits(self, pack: Pack, expert: ExpertId) -> int:
         """For how many more blobs that nobody waits for there is room."""
@@ -488,7 +471,7 @@ class Shelf:
         self._metrics.wrong_copy(origin)
         if origin == "node":
             await self._in_thread(lambda: self._cache.drop(arrival.digest))
-        self._watchers.invalid(arrival.pack.manifest.model_id, arrival.expert, tier)
+        self._watchers.invalid(arrival.pack.folder, arrival.expert, tier)
 
 
 def _close_file(opened: Opened | None) -> None:

@@ -30,16 +30,16 @@ class _Watcher:
 
 
 class Watchers:
-    """Watchers by pack. Belongs to one event loop."""
+    """Watchers by pack, named by its folder. Belongs to one event loop."""
 
     def __init__(self, *, progress_s: float = PROGRESS_S) -> None:
         self._progress_s = progress_s
         self._watchers: dict[str, set[_Watcher]] = {}
 
-    async def watch(self, model_id: str, progress: Callable[[], Progress]) -> AsyncGenerator[Event, None]:
+    async def watch(self, pack: str, progress: Callable[[], Progress]) -> AsyncGenerator[Event, None]:
         """Events of a pack from now on; the first one is its progress, others of it come only when it has changed."""
         watcher = _Watcher()
-        self._watchers.setdefault(model_id, set()).add(watcher)
+        self._watchers.setdefault(pack, set()).add(watcher)
         told: Progress | None = None
         try:
             while True:
@@ -54,17 +54,17 @@ class Watchers:
                     continue
                 watcher.news.clear()
         finally:
-            watchers = self._watchers[model_id]
+            watchers = self._watchers[pack]
             watchers.discard(watcher)
             if not watchers:
-                del self._watchers[model_id]
+                del self._watchers[pack]
 
-    def invalid(self, model_id: str, expert: ExpertId, tier: Tier) -> None:
-        for watcher in self._watchers.get(model_id, ()):
+    def invalid(self, pack: str, expert: ExpertId, tier: Tier) -> None:
+        for watcher in self._watchers.get(pack, ()):
             watcher.invalid.setdefault(tier, set()).add(expert)
             watcher.news.set()
 
-    def gone(self, model_id: str, message: str) -> None:
-        for watcher in self._watchers.get(model_id, ()):
+    def gone(self, pack: str, message: str) -> None:
+        for watcher in self._watchers.get(pack, ()):
             watcher.gone = message
             watcher.news.set()

@@ -8,12 +8,12 @@ authority.
 from __future__ import annotations
 
 import contextvars
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from premoe_runtime.formats.errors import Forbidden
+from premoe_runtime.formats.ids import is_tenant
 
 
 class Role(StrEnum):
@@ -73,17 +73,13 @@ CALLERS: Mapping[str, Mapping[str, frozenset[Role]]] = {
 
 
 _SCHEME = "premoe://"
-_TENANT = re.compile(r"[0-9a-z]([0-9a-z-]{0,61}[0-9a-z])?", re.ASCII)
+_ROAMING = frozenset({Role.OPERATOR, Role.EXPERT_STORE, Role.ADMIN})
+"""Roles that may name packs of any tenant, where their certificate names none."""
 
 
 def identity(release: str, role: Role, tenant: str = "") -> str:
     """The URI of a role in a release, of a tenant or of none."""
     return f"{_SCHEME}{release}/{role}/{tenant}" if tenant else f"{_SCHEME}{release}/{role}"
-
-
-def is_tenant(name: str) -> bool:
-    """Whether a name may be that of a tenant: a DNS label."""
-    return bool(_TENANT.fullmatch(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +133,7 @@ class Admission:
         tenants = {tenant for _, tenant in found}
         if len(tenants) == 1:
             (tenant,) = tenants
-            roams = not tenant and any(role in (Role.OPERATOR, Role.ADMIN) for role, _ in found)
+            roams = not tenant and any(role in _ROAMING for role, _ in found)
             return Caller(tenant, anywhere=roams)
         named = ", ".join(uri for uri in presented if uri.startswith(_SCHEME))
         if tenants:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,8 +14,8 @@ from premoe_servicekit.errors import one_line
 
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.http import ranges
-from premoe_expert_store.http.sending import SlowReader, send
-from premoe_expert_store.ports import HeldBlob, Purpose, Shelf
+from premoe_expert_store.http.sending import Landed, SlowReader, send
+from premoe_expert_store.ports import Blobs, Purpose
 from premoe_runtime.formats.errors import (
     Exhausted,
     Forbidden,
@@ -50,7 +51,7 @@ class Counting(Protocol):
 class BlobHandler:
     """Answers requests by signed addresses. ``idle_s``: how long a reader may take for a step of 4 MiB at most."""
 
-    shelf: Shelf
+    shelf: Blobs
     packs: Packs
     signer: Signer
     admit: Admit
@@ -90,23 +91,36 @@ class BlobHandler:
         response.content_length = span.end - span.start
         if request.method == hdrs.METH_HEAD:
             return response, 0
+        fd = self.shelf.opened(pack, name.expert)
+        if fd is not None:
+            try:
+                if request.headers.get(SENDER) == ACCEL:
+                    return web.Response(headers={ACCEL: f"{ACCEL_FOLDER}{name.digest[:2]}/{name.digest}"}), 0
+                return response, await self._send(request, response, name, fd, span)
+            finally:
+                os.close(fd)
         purpose: Purpose = "peer" if PEER in request.query else "demand"
         async with self.shelf.hold(pack, name.expert, purpose=purpose) as held:
-            if held.path is not None and request.headers.get(SENDER) == ACCEL:
-                return web.Response(headers={ACCEL: f"{ACCEL_FOLDER}{name.digest[:2]}/{name.digest}"}), 0
-            return response, await self._send(request, response, held, name, span)
+            # What fails before the first byte is still told by a code.
+            await held.landed(min(span.end, span.start + PIECE_BYTES))
+            return response, await self._send(request, response, name, held.fd, span, held.landed)
 
     async def _send(
-        self, request: web.BaseRequest, response: web.StreamResponse, held: HeldBlob, name: BlobName, span: ranges.Span
+        self,
+        request: web.BaseRequest,
+        response: web.StreamResponse,
+        name: BlobName,
+        fd: int,
+        span: ranges.Span,
+        landed: Landed | None = None,
     ) -> int:
-        """The bytes sent. What fails before the first of them is raised; later the connection is broken."""
-        await held.landed(min(span.end, span.start + PIECE_BYTES))
+        """The bytes sent: all, or none where the connection was broken."""
         await response.prepare(request)
         transport = request.transport
         if transport is None:
             return 0
         try:
-            await send(response, transport, held, span, self.idle_s)
+            await send(response, transport, fd, span, self.idle_s, landed)
         except (PremoeError, SlowReader, OSError) as error:
             # The head is out: only a connection that breaks says that the rest does not come.
             log.info("%s of pack %s is not sent to its end: %s", name.expert, name.model_id, _why(error))

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
 from aiohttp import web
 
 from premoe_expert_store.http.ranges import Span
-from premoe_expert_store.ports import HeldBlob
 from premoe_runtime.formats.pieces import PIECE_BYTES
 
 WHOLE_STEP_BYTES = 4 << 20
 """Sent at a time of a blob that is whole: few steps, and a reader that takes one within the bound is no slow one."""
 TLS_CHUNK_BYTES = 256 << 10
 """Memory of one reader under TLS."""
+
+
+Landed = Callable[[int], Awaitable[None]]
+"""Returns once bytes up to an end are there and right."""
 
 
 class SlowReader(Exception):
@@ -35,11 +39,16 @@ class _File:
 
 
 async def send(
-    response: web.StreamResponse, transport: asyncio.Transport, held: HeldBlob, span: Span, idle_s: float
+    response: web.StreamResponse,
+    transport: asyncio.Transport,
+    fd: int,
+    span: Span,
+    idle_s: float,
+    landed: Landed | None = None,
 ) -> None:
-    """Send ``span`` of a blob into a prepared response, while it arrives where it must.
+    """Send ``span`` of a file into a prepared response; ``landed`` is waited for where its bytes arrive only now.
 
-    Raises what the arrival raises, SlowReader when a step is not taken within ``idle_s`` seconds, and OSError when the
+    Raises what ``landed`` raises, SlowReader when a step is not taken within ``idle_s`` seconds, and OSError when the
     reader has gone.
     """
     encrypted = transport.get_extra_info("sslcontext") is not None
@@ -47,14 +56,15 @@ async def send(
     loop = asyncio.get_running_loop()
     at = span.start
     while at < span.end:
-        end = min(span.end, at + (min(step, PIECE_BYTES) if held.path is None else step))
-        await held.landed(end)
+        end = min(span.end, at + (step if landed is None else min(step, PIECE_BYTES)))
+        if landed is not None:
+            await landed(end)
         try:
             async with asyncio.timeout(idle_s):
                 if encrypted:
-                    await response.write(await asyncio.to_thread(os.pread, held.fd, end - at, at))
+                    await response.write(await asyncio.to_thread(os.pread, fd, end - at, at))
                 else:
-                    file = cast("BinaryIO", _File(held.fd))
+                    file = cast("BinaryIO", _File(fd))
                     await loop.sendfile(transport, file, at, end - at, fallback=False)
         except TimeoutError:
             raise SlowReader from None
