@@ -95,6 +95,13 @@ def render(
     return parse(helm("template", release, str(chart), "--namespace", namespace, *given, *flags, stdin=stdin))
 
 
+def notes_of(values: Mapping[str, Any]) -> str:
+    """What ``helm install`` would tell whoever installs."""
+    given, stdin = values_arguments(values)
+    command = ["install", "premoe", str(CHART), "--namespace", "serving", "--dry-run=client", *given]
+    return helm(*command, stdin=stdin).partition("NOTES:\n")[2]
+
+
 @functools.cache
 def rendered(profile: str) -> list[Object]:
     """The objects of one of ``PROFILES``, rendered once a run. Do not change them."""

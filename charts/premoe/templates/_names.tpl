@@ -76,6 +76,19 @@ annotations:
 {{- end -}}
 {{- end -}}
 
+{{/* Bytes of a quantity such as 8Gi, 1.5Gi or 100000000; 0: none, or in a form that is not read. */}}
+{{- define "premoe.bytes" -}}
+{{- $text := ternary (printf "%v" .) (printf "%.0f" (float64 .)) (kindIs "string" .) -}}
+{{- $number := regexFind "^[0-9]+([.][0-9]+)?" $text -}}
+{{- $unit := trimPrefix $number $text -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- if and $number (hasKey $units $unit) -}}
+{{- mulf (float64 $number) (get $units $unit) | int64 -}}
+{{- else -}}
+0
+{{- end -}}
+{{- end -}}
+
 {{/* DNS name of a Service of the release. Takes (root, component). */}}
 {{- define "premoe.host" -}}
 {{ include "premoe.componentName" . }}.{{ .root.Release.Namespace }}.svc

@@ -132,6 +132,9 @@ spec:
     {{- include "premoe.selectorLabels" . | nindent 4 }}
   ports:
     - {name: grpc, port: 50051, targetPort: grpc, protocol: TCP}
+    {{- with include (printf "premoe.%s.servicePorts" .component) .root }}
+    {{- . | nindent 4 }}
+    {{- end }}
 {{- end -}}
 
 {{/* The Deployment of a component. Takes (root, component, values); the rest comes from premoe.COMPONENT.{config,env,envFrom,ports,probes,volumes,volumeMounts,podLabels}. */}}

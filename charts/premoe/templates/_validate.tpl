@@ -31,6 +31,7 @@
 {{- if hasPrefix "memory://" $v.objectStore.url -}}
 {{- fail "objectStore.url is memory://: processes of several pods do not share memory; use s3:// or file:// on a shared volume" -}}
 {{- end -}}
+{{- include "premoe.expert-store.validate" . -}}
 {{- $drain := add $v.drain.delaySeconds $v.drain.graceSeconds -}}
 {{- range $name := list "operator" "retrieval" "expertStore" "gateway" -}}
 {{- $seconds := int (index $v $name).terminationGracePeriodSeconds -}}

@@ -33,6 +33,17 @@
 {{- if and (hasPrefix "s3://" .Values.objectStore.url) (not .Values.objectStore.existingSecret) }}
 - objectStore.existingSecret is empty. Pods need credentials of another kind, such as a cloud role on their ServiceAccounts.
 {{- end }}
+{{- with .Values.expertStore }}
+{{- if and .http.enabled (not .http.urlKey.existingSecret) (or (kindIs "invalid" .replicas) (gt (int .replicas) 1)) }}
+- expertStore.http.urlKey.existingSecret is empty. Each replica of the expert store signs addresses with a key of its own, so it names only itself{{ if not $.Values.redis.existingSecret }}, and each reads every blob from object storage{{ end }}.
+{{- end }}
+{{- if and .http.enabled .http.plain (ne $.Values.tls.mode "Disabled") }}
+- expertStore.http.plain is true. Workers check every byte of blobs, but who can read along on the network can read the weights.
+{{- end }}
+{{- if .cache.hostPath }}
+- expertStore.cache.hostPath is set. The folder must be on every node that may run the expert store, and writable for its user; namespaces that enforce the Pod Security profile restricted or baseline refuse the pods.
+{{- end }}
+{{- end }}
 {{- if .Values.podTemplate.allowedPaths }}
 - podTemplate.allowedPaths is set. Who may write PrunedModels can change {{ join ", " .Values.podTemplate.allowedPaths }} of worker pods.
 {{- end }}

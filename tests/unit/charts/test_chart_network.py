@@ -48,6 +48,7 @@ ALLOWED = {
     ("test", "retrieval", 50051),
     ("test", "worker", 50051),
     ("worker", "expert-store", 50051),
+    ("worker", "expert-store", 50055),
     ("worker", "retrieval", 50051),
 }
 """(from, to, port) within one namespace; workers have policies of the operator's on their side."""
@@ -61,7 +62,7 @@ def test_exactly_these_ways_are_open_between_pods() -> None:
         (source, target, port)
         for source in names
         for target in names
-        for port in (6333, 8000, 8080, 50051, 50052, 50053, 50054)
+        for port in (6333, 8000, 8080, 50051, 50052, 50053, 50054, 50055)
         if source != target and {source, target} & set(world.own) and world.reaches(source, target, port)
     }
     everybody_reads_metrics = {
@@ -70,6 +71,15 @@ def test_exactly_these_ways_are_open_between_pods() -> None:
         for target, port in METRICS.items()
     }
     assert open_ways == ALLOWED | everybody_reads_metrics
+
+
+def test_replicas_of_the_expert_store_read_blobs_from_each_other() -> None:
+    world = World(rendered("plain"))
+    assert world.reaches("expert-store", "expert-store", 50055)
+    assert not world.reaches("expert-store", "expert-store", 50051)
+    closed = World(render(CHART, values_of("plain") | {"expertStore": {"http": {"enabled": False}}}))
+    assert not closed.reaches("expert-store", "expert-store", 50055)
+    assert not closed.reaches("worker", "expert-store", 50055)
 
 
 def test_a_release_lets_in_the_guests_that_it_names_and_nobody_else() -> None:
@@ -83,16 +93,22 @@ def test_a_release_lets_in_the_guests_that_it_names_and_nobody_else() -> None:
     def open_ways(**values: Any) -> set[tuple[str, str]]:
         host = render(CHART, values_of("plain") | {"watchNamespaces": [SERVING]} | values)
         world = World(host, guest)
-        targets = {"expert-store": 50051, "retrieval": 50051, "gateway": 50053, "operator": 50051}
+        targets = {
+            "expert-store": ("expert-store", 50051),
+            "blobs": ("expert-store", 50055),
+            "retrieval": ("retrieval", 50051),
+            "gateway": ("gateway", 50053),
+            "operator": ("operator", 50051),
+        }
         return {
-            (caller, target)
+            (caller, what)
             for caller in callers
-            for target, port in targets.items()
+            for what, (target, port) in targets.items()
             if world.reaches(f"team {caller}", target, port)
         }
 
     named = {"release": "other", "namespace": TEAM}
-    served = {("operator", "expert-store"), ("worker", "expert-store"), ("worker", "retrieval")}
+    served = {("operator", "expert-store"), ("worker", "expert-store"), ("worker", "retrieval"), ("worker", "blobs")}
     assert open_ways() == set()
     assert open_ways(guests=[named]) == served
     assert open_ways(guests=[{**named, "workerNamespaces": [TEAM]}]) == served

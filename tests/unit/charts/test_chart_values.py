@@ -16,6 +16,7 @@ from support.charts import (
     helm,
     merged,
     named,
+    notes_of,
     render,
     values_arguments,
     values_file,
@@ -215,12 +216,6 @@ def test_an_upgrade_without_a_cluster_to_look_into_is_rendered() -> None:
 def test_the_chart_names_the_schema_that_the_operator_was_built_with() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     assert chart["annotations"]["premoe.dev/schema"] == str(SCHEMA_VERSION)
-
-
-def notes_of(values: dict[str, Any]) -> str:
-    given, stdin = values_arguments(values)
-    command = ["install", "premoe", str(CHART), "--namespace", "serving", "--dry-run=client", *given]
-    return helm(*command, stdin=stdin).partition("NOTES:\n")[2]
 
 
 def nested(path: str, value: object) -> dict[str, Any]:

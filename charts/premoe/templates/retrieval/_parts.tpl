@@ -22,6 +22,7 @@ PREMOE_RETRIEVAL_QDRANT: {{ . | quote }}
 {{- end -}}
 
 {{- define "premoe.retrieval.ports" -}}{{ include "premoe.grpcPorts" . }}{{- end -}}
+{{- define "premoe.retrieval.servicePorts" -}}{{- end -}}
 {{- define "premoe.retrieval.probes" -}}{{ include "premoe.grpcProbes" . }}{{- end -}}
 {{- define "premoe.retrieval.podLabels" -}}{{- end -}}
 {{- define "premoe.retrieval.volumes" -}}{{- end -}}
