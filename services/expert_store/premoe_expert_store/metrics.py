@@ -22,7 +22,9 @@ class StoreMetrics:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
         self._bytes = metrics.counter(
-            "store_read_bytes", "Bytes of experts read, by where: the cache or object storage.", ("source",)
+            "store_read_bytes",
+            "Bytes of experts read, by where: the Redis cache, another replica (peer) or object storage.",
+            ("source",),
         )
         self._queries = metrics.counter("store_cache_queries", "Experts that the cache was asked for.")
         self._hits = metrics.counter("store_cache_hits", "Those that it had whole.")
@@ -54,6 +56,9 @@ class StoreMetrics:
         self._queries.inc(blobs)
         self._hits.inc(hits)
         self._bytes.labels("cache").inc(num_bytes)
+
+    def read_peer(self, num_bytes: int) -> None:
+        self._bytes.labels("peer").inc(num_bytes)
 
     def read_objects(self, num_bytes: int) -> None:
         self._bytes.labels("object").inc(num_bytes)

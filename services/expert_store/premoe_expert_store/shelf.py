@@ -19,6 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from premoe_dataplane.plan import Tier
+from premoe_dataplane.transports.base import Transport
 from premoe_servicekit.deadlines import no_deadline
 from premoe_servicekit.faults import storage_fault
 from premoe_servicekit.metrics import Metrics
@@ -28,7 +29,9 @@ from premoe_expert_store.budget import ByteBudget
 from premoe_expert_store.cache import Draft, NodeCache, Opened
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.filling import Arrival, ObjectReader, Origin, Room
-from premoe_expert_store.filling.filler import VERIFY, Filler, finished
+from premoe_expert_store.filling.claims import Claims
+from premoe_expert_store.filling.filler import CLAIM_WAIT_S, VERIFY, Filler, finished
+from premoe_expert_store.filling.peer import HomeUrl, PeerTier
 from premoe_expert_store.filling.trip import Trip
 from premoe_expert_store.filling.whole import digest_of, is_right
 from premoe_expert_store.held import HeldBlob
@@ -93,6 +96,8 @@ class Shelf:
         cache: NodeCache,
         redis: GuardedCache | None = None,
         *,
+        claims: Claims | None = None,
+        claim_wait_s: float = CLAIM_WAIT_S,
         threads: int = 16,
         memory_bytes: int = 512 << 20,
         leases: Leases | None = None,
@@ -101,7 +106,9 @@ class Shelf:
         linger_s: float = LINGER_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``threads``: reads of object storage at a time, and as many of Redis.
+        """``claims``: in the same Redis, so that one replica reads an object for all; others wait ``claim_wait_s``.
+
+        ``threads``: reads of object storage at a time, and as many of Redis, and of other replicas.
 
         ``memory_bytes``: of blobs for which the cache has no room. ``leases``: those that the cache was told of.
         """
@@ -110,7 +117,16 @@ class Shelf:
         self._redis = redis
         self._metrics = metrics or StoreMetrics(Metrics())
         self._objects = ObjectReader(store, threads)
-        self._filler = Filler(self._objects, redis, threads=threads, wrong_copy=self._wrong_copy, metrics=self._metrics)
+        self._filler = Filler(
+            self._objects,
+            redis,
+            claims=claims,
+            claim_wait_s=claim_wait_s,
+            threads=threads,
+            wrong_copy=self._wrong_copy,
+            metrics=self._metrics,
+        )
+        self._threads = threads
         self._memory = ByteBudget(memory_bytes)
         self._leases = Leases(300.0) if leases is None else leases
         self._watchers = Watchers()
@@ -124,6 +140,14 @@ class Shelf:
         self._wanted: deque[tuple[Pack, ExpertId]] = deque()
         self._fetching: dict[_Key, None] = {}
         self._prefetchers: set[asyncio.Task[None]] = set()
+
+    def ask_homes(self, home: HomeUrl, transport: Transport) -> None:
+        """From now on a blob's home is asked before object storage: ``home`` gives its signed address there.
+
+        The address must make that replica hold the blob for purpose ``peer``, or two that believe each other to be its
+        home would wait for one another. ``transport`` reads scheme http, is closed with the shelf, and checks nothing.
+        """
+        self._filler.ask_peers(PeerTier(home, transport, self._threads, clock=self._clock))
 
     @property
     def cache(self) -> NodeCache:

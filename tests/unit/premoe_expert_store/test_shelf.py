@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,9 +17,10 @@ from premoe_expert_store.held import HeldBlob
 from premoe_expert_store.leases import Leases
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.ports import BlobsInvalid, Progress
-from premoe_expert_store.shelf import Shelf
+from premoe_expert_store.shelf import LINGER_S, ROOM_WAIT_S, Shelf
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
+from support.gated_store import GatedStore
 from support.metrics import read
 
 from premoe_runtime.formats.errors import CorruptData, Exhausted, Unavailable
@@ -31,31 +31,6 @@ from premoe_runtime.storage import LocalStore
 LONG = (12 << 20) - (32 << 10)
 """12 pieces: two reads of object storage."""
 A, B, C = ExpertId(0, 1), ExpertId(1, 3), ExpertId(0, 2)
-
-
-class GatedStore(LocalStore):
-    """Counts reads of expert files; each waits for the gate, and may fail."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.reads: list[tuple[str, int, int]] = []
-        self.error: Exception | None = None
-        self.gate = threading.Event()
-        self.gate.set()
-        self.open_from = 1 << 62
-        """Reads of places before this wait for the gate."""
-
-    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> int:
-        self.reads.append((path, offset, sum(len(view) for view in views)))
-        if offset < self.open_from:
-            self.gate.wait(30)
-        if self.error is not None:
-            raise self.error
-        return super().read_into(path, offset, views)
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(length for _, _, length in self.reads)
 
 
 class Bench:
@@ -73,7 +48,14 @@ class Bench:
         return await Catalogue(self.store).pack("")
 
     def shelf(
-        self, *, redis: bool = False, node: int = 1 << 30, memory: int = 1, cache: str = "cache", **options: float
+        self,
+        *,
+        redis: bool = False,
+        node: int = 1 << 30,
+        memory: int = 1,
+        cache: str = "cache",
+        linger_s: float = LINGER_S,
+        room_wait_s: float = ROOM_WAIT_S,
     ) -> Shelf:
         leases = Leases(60.0)
         self.metrics = Metrics()
@@ -85,8 +67,9 @@ class Bench:
             memory_bytes=memory,
             leases=leases,
             metrics=StoreMetrics(self.metrics),
+            room_wait_s=room_wait_s,
+            linger_s=linger_s,
             clock=lambda: self.now,
-            **options,
         )
         self.shelves.append(made)
         return made
@@ -134,7 +117,6 @@ async def test_a_blob_may_be_read_while_it_arrives(bench: Bench) -> None:
     shelf, pack = bench.shelf(), await bench.pack()
     start = DATA_OFFSET + A.expert * LONG
     bench.store.gate.clear()
-    bench.store.open_from = 1 << 62
     async with shelf.hold(pack, A) as blob:
         assert (blob.landed_bytes, blob.path, blob.whole) == (0, None, False)
         with pytest.raises(TimeoutError):

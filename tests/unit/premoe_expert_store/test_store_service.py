@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import uuid
-from collections.abc import Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -22,38 +20,17 @@ from premoe_expert_store.shelf import Shelf
 from premoe_expert_store.sources import Ways
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
+from support.gated_store import GatedStore
 from support.metrics import read
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.formats.pieces import PIECE_BYTES, Hole
 from premoe_runtime.packs.checks import piece_checks
-from premoe_runtime.storage import LocalStore, Store, open_store
+from premoe_runtime.storage import Store, open_store
 
 BLOB = 3 << 20
 """Three whole pieces and a short one."""
-
-
-class CountingStore(LocalStore):
-    """Counts what is read of expert files; may fail."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(root)
-        self.reads: list[tuple[str, int, int]] = []
-        self.error: Exception | None = None
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> int:
-        self.reads.append((path, offset, sum(len(view) for view in views)))
-        self.gate.wait()
-        if self.error is not None:
-            raise self.error
-        return super().read_into(path, offset, views)
-
-    @property
-    def read_bytes(self) -> int:
-        return sum(length for _, _, length in self.reads)
 
 
 class Bench:
@@ -112,8 +89,8 @@ class Bench:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> CountingStore:
-    return CountingStore(tmp_path)
+def store(tmp_path: Path) -> GatedStore:
+    return GatedStore(tmp_path)
 
 
 async def settle() -> None:
@@ -126,7 +103,7 @@ A, B, C, D = ExpertId(0, 1), ExpertId(1, 3), ExpertId(0, 2), ExpertId(1, 0)
 
 
 @pytest.mark.parametrize("window", [1, 20_000, 1 << 30], ids=["one by one", "in pairs", "all at once"])
-async def test_blobs_come_in_the_order_asked_each_byte_once(store: CountingStore, window: int) -> None:
+async def test_blobs_come_in_the_order_asked_each_byte_once(store: GatedStore, window: int) -> None:
     bench = Bench(store, window=window)
     asked = (B, A, C, B, D)
     found = await bench.fetch(*asked)
@@ -136,7 +113,7 @@ async def test_blobs_come_in_the_order_asked_each_byte_once(store: CountingStore
     assert bench.shelf.held == 0
 
 
-async def test_what_was_fetched_comes_from_the_node_then(store: CountingStore) -> None:
+async def test_what_was_fetched_comes_from_the_node_then(store: GatedStore) -> None:
     bench = Bench(store)
     assert await bench.fetch(A) == bench.expected(A)
     await settle()
@@ -144,7 +121,7 @@ async def test_what_was_fetched_comes_from_the_node_then(store: CountingStore) -
     assert store.read_bytes == 8192
 
 
-async def test_long_blobs_are_read_in_short_ranges(store: CountingStore) -> None:
+async def test_long_blobs_are_read_in_short_ranges(store: GatedStore) -> None:
     bench = Bench(store, layers=1, experts=2, blob_bytes=20 << 20, window=1 << 30)
     asked = (ExpertId(0, 1), ExpertId(0, 0))
     assert await bench.fetch(*asked) == bench.expected(*asked, tier="object")
@@ -152,7 +129,7 @@ async def test_long_blobs_are_read_in_short_ranges(store: CountingStore) -> None
     assert store.read_bytes == 40 << 20
 
 
-async def test_the_cache_is_filled_and_then_used(store: CountingStore) -> None:
+async def test_the_cache_is_filled_and_then_used(store: GatedStore) -> None:
     bench = Bench(store, cache=MemoryCache(1 << 30), blob_bytes=BLOB)
     assert await bench.fetch(A, B) == bench.expected(A, B, tier="object")
     await bench.shelf.close()
@@ -162,7 +139,7 @@ async def test_the_cache_is_filled_and_then_used(store: CountingStore) -> None:
     assert store.reads == []
 
 
-async def test_a_hole_is_read_from_the_object_alone(store: CountingStore) -> None:
+async def test_a_hole_is_read_from_the_object_alone(store: GatedStore) -> None:
     cache = MemoryCache(1 << 30)
     bench = Bench(store, cache=cache, blob_bytes=BLOB)
     blob = memoryview(bench.pack.blobs[A])
@@ -175,7 +152,7 @@ async def test_a_hole_is_read_from_the_object_alone(store: CountingStore) -> Non
 
 
 @pytest.mark.parametrize("holes", [(), (Hole(0, 10),)], ids=["whole", "with a hole"])
-async def test_corrupt_pieces_of_the_cache_never_leave_it(store: CountingStore, holes: tuple[Hole, ...]) -> None:
+async def test_corrupt_pieces_of_the_cache_never_leave_it(store: GatedStore, holes: tuple[Hole, ...]) -> None:
     cache = MemoryCache(1 << 30)
     bench = Bench(store, cache=cache, blob_bytes=BLOB)
     bad = bytearray(bench.pack.blobs[A])
@@ -188,7 +165,7 @@ async def test_corrupt_pieces_of_the_cache_never_leave_it(store: CountingStore, 
     assert await bench.fetch(A) == bench.expected(A, tier="redis")
 
 
-async def test_simultaneous_requests_share_a_read(store: CountingStore) -> None:
+async def test_simultaneous_requests_share_a_read(store: GatedStore) -> None:
     bench = Bench(store, window=1 << 30)
     await bench.service.pack("")
     store.gate.clear()
@@ -199,7 +176,7 @@ async def test_simultaneous_requests_share_a_read(store: CountingStore) -> None:
     assert store.read_bytes == 2 * 8192
 
 
-async def test_a_reader_that_leaves_lets_everything_go(store: CountingStore) -> None:
+async def test_a_reader_that_leaves_lets_everything_go(store: GatedStore) -> None:
     bench = Bench(store, window=8192, node=2 * 8192, memory=1)
     for taken in range(4):
         async with aclosing(bench.service.fetch("", [A, B, C, D])) as frames:
@@ -211,7 +188,7 @@ async def test_a_reader_that_leaves_lets_everything_go(store: CountingStore) -> 
     assert [data for data, _ in await bench.fetch(A, B, C, D)] == [bench.pack.blobs[one] for one in (A, B, C, D)]
 
 
-async def test_a_slow_reader_holds_two_windows_and_no_more(store: CountingStore) -> None:
+async def test_a_slow_reader_holds_two_windows_and_no_more(store: GatedStore) -> None:
     bench = Bench(store, experts=8, layers=8, window=2 * 8192)
     asked = [ExpertId(layer, expert) for layer in range(8) for expert in range(8)]
     async with aclosing(bench.service.fetch("", asked)) as frames:
@@ -222,13 +199,13 @@ async def test_a_slow_reader_holds_two_windows_and_no_more(store: CountingStore)
 
 
 @pytest.mark.parametrize("room", [(8192, 1), (1, 8192)], ids=["in the cache", "in memory"])
-async def test_more_streams_than_room_all_end(store: CountingStore, room: tuple[int, int]) -> None:
+async def test_more_streams_than_room_all_end(store: GatedStore, room: tuple[int, int]) -> None:
     bench = Bench(store, window=8192, node=room[0], memory=room[1])
     results = await asyncio.gather(*(bench.fetch(A, B, C, D) for _ in range(10)))
     assert [[data for data, _ in one] for one in results] == [[bench.pack.blobs[one] for one in (A, B, C, D)]] * 10
 
 
-async def test_a_cancelled_fetch_lets_everything_go(store: CountingStore) -> None:
+async def test_a_cancelled_fetch_lets_everything_go(store: GatedStore) -> None:
     bench = Bench(store, window=8192, node=1, memory=2 * 8192)
     for yields in range(30):
         task = asyncio.create_task(bench.fetch(A, B, C, D))
@@ -241,7 +218,7 @@ async def test_a_cancelled_fetch_lets_everything_go(store: CountingStore) -> Non
     assert await bench.fetch(A, B) == bench.expected(A, B)
 
 
-async def test_a_flipped_byte_is_corrupt_and_others_still_come(store: CountingStore) -> None:
+async def test_a_flipped_byte_is_corrupt_and_others_still_come(store: GatedStore) -> None:
     bench = Bench(store)
     path = bench.pack.layer_path(A.layer)
     data = bytearray(store.get(path))
@@ -258,7 +235,7 @@ async def test_a_flipped_byte_is_corrupt_and_others_still_come(store: CountingSt
     assert whole == bench.expected(D)
 
 
-async def test_corrupt_bytes_are_not_cached(store: CountingStore) -> None:
+async def test_corrupt_bytes_are_not_cached(store: GatedStore) -> None:
     cache = MemoryCache(1 << 30)
     bench = Bench(store, cache=cache)
     store.put(bench.pack.layer_path(0), bytes(DATA_OFFSET + 4 * 8192))
@@ -268,7 +245,7 @@ async def test_corrupt_bytes_are_not_cached(store: CountingStore) -> None:
     assert cache.holds([bench.digest(A)], 8192) == [False]
 
 
-async def test_a_truncated_object_is_corrupt(store: CountingStore) -> None:
+async def test_a_truncated_object_is_corrupt(store: GatedStore) -> None:
     bench = Bench(store, window=1 << 30)
     path = bench.pack.layer_path(0)
     store.put(path, store.get(path)[: DATA_OFFSET + 2 * 8192 + 5])
@@ -289,7 +266,7 @@ STORED: dict[str, tuple[Exception, type[PremoeError], str]] = {
 
 @pytest.mark.parametrize("case", STORED.values(), ids=STORED.keys())
 async def test_faults_of_the_object_store_are_the_servers_and_tell_no_path(
-    store: CountingStore, case: tuple[Exception, type[PremoeError], str], caplog: pytest.LogCaptureFixture
+    store: GatedStore, case: tuple[Exception, type[PremoeError], str], caplog: pytest.LogCaptureFixture
 ) -> None:
     error, kind, message = case
     bench = Bench(store)
@@ -306,7 +283,7 @@ async def test_faults_of_the_object_store_are_the_servers_and_tell_no_path(
     assert await bench.fetch(A) == bench.expected(A, tier="object")
 
 
-async def test_a_missing_file_of_a_pack_is_the_servers_fault(store: CountingStore) -> None:
+async def test_a_missing_file_of_a_pack_is_the_servers_fault(store: GatedStore) -> None:
     bench = Bench(store)
     path = "skeleton/config.json"
     store.delete(f"models/{bench.pack.manifest.model_id}/{path}")
@@ -374,7 +351,7 @@ async def test_a_manifest_under_another_name_is_corrupt() -> None:
         assert caught.value.reason == "MANIFEST_INVALID"
 
 
-async def test_resolve_names_what_is_here_and_asks_no_disk_and_no_store(store: CountingStore) -> None:
+async def test_resolve_names_what_is_here_and_asks_no_disk_and_no_store(store: GatedStore) -> None:
     bench = Bench(store, cache=MemoryCache(1 << 30))
     await bench.fetch(A)
     await settle()
@@ -392,7 +369,7 @@ async def test_resolve_names_what_is_here_and_asks_no_disk_and_no_store(store: C
     assert store.reads == []
 
 
-async def test_a_big_resolve_waits_for_nothing(store: CountingStore) -> None:
+async def test_a_big_resolve_waits_for_nothing(store: GatedStore) -> None:
     """Once the pack is known, one turn of the loop answers, whatever the number of blobs."""
     bench = Bench(store)
     await bench.service.pack(bench.pack.model_id)
@@ -402,7 +379,7 @@ async def test_a_big_resolve_waits_for_nothing(store: CountingStore) -> None:
     assert len(ended.value.value.blobs) == 2000
 
 
-async def test_leases_are_renewed_and_end(store: CountingStore) -> None:
+async def test_leases_are_renewed_and_end(store: GatedStore) -> None:
     bench = Bench(store)
     plan = await bench.service.resolve("", [A, B])
     assert bench.leases.holds(bench.digest(A))
@@ -416,7 +393,7 @@ async def test_leases_are_renewed_and_end(store: CountingStore) -> None:
         assert caught.value.reason == "LEASE_ENDED"
 
 
-async def test_a_prefetch_brings_blobs_and_a_watcher_sees_it(store: CountingStore) -> None:
+async def test_a_prefetch_brings_blobs_and_a_watcher_sees_it(store: GatedStore) -> None:
     bench = Bench(store)
     store.gate.clear()
     async with aclosing(bench.service.watch("")) as events:
@@ -437,13 +414,13 @@ async def read_file(bench: Bench, path: str) -> bytes:
 
 
 @pytest.mark.parametrize("file_bytes", [0, 1, FRAME_BYTES, (17 << 20) + 3])
-async def test_files_come_whole(store: CountingStore, file_bytes: int) -> None:
+async def test_files_come_whole(store: GatedStore, file_bytes: int) -> None:
     bench = Bench(store, file_bytes=file_bytes)
     for path, data in bench.pack.files.items():
         assert await read_file(bench, path) == data
 
 
-async def test_a_changed_or_shortened_file_is_corrupt(store: CountingStore) -> None:
+async def test_a_changed_or_shortened_file_is_corrupt(store: GatedStore) -> None:
     bench = Bench(store)
     path = bench.pack.path("skeleton/config.json")
     store.put(path, bytes(3 << 20))
@@ -454,7 +431,7 @@ async def test_a_changed_or_shortened_file_is_corrupt(store: CountingStore) -> N
         await read_file(bench, "skeleton/config.json")
 
 
-async def test_bytes_are_counted_by_where_they_came_from(store: CountingStore) -> None:
+async def test_bytes_are_counted_by_where_they_came_from(store: GatedStore) -> None:
     cache = MemoryCache(1 << 30)
     bench = Bench(store, cache=cache, window=1 << 30)
     await bench.fetch(A, B, A)
@@ -469,7 +446,7 @@ async def test_bytes_are_counted_by_where_they_came_from(store: CountingStore) -
         assert found.value("premoe:store_cache_hits_total") == hits
 
 
-async def test_bytes_that_could_not_be_read_are_not_counted(store: CountingStore) -> None:
+async def test_bytes_that_could_not_be_read_are_not_counted(store: GatedStore) -> None:
     bench = Bench(store)
     store.error = Unavailable("away")
     with pytest.raises(Unavailable):

@@ -33,6 +33,8 @@ class Arrival:
             self.alone.set()
         self.landing = Landing(self.num_bytes, checked=bool(self.sums))
         self.error: PremoeError | None = None
+        self.redis_forgot = False
+        """Whether wrong bytes made Redis forget all of it."""
         self._room: Room | None = None
         self._changed = asyncio.Event()
 
@@ -89,15 +91,16 @@ class Arrival:
         while not self.done:
             await self._changed.wait()
 
-    def sort_out(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Of pieces whose bytes were written: those that are right, and those that are wrong. Blocking."""
+    def sort_out(self, indices: Sequence[int], view: memoryview | None = None) -> tuple[list[int], list[int]]:
+        """Of pieces whose bytes were written, to its room or ``view``: right ones, and wrong ones. Blocking."""
         if not self.sums:
             return list(indices), []
+        written = self.room.view if view is None else view
         right: list[int] = []
         wrong: list[int] = []
         for index in indices:
             at = piece(index, self.num_bytes)
-            same = crc32c(self.room.view[at.offset : at.end]) == self.sums[index]
+            same = crc32c(written[at.offset : at.end]) == self.sums[index]
             (right if same else wrong).append(index)
         return right, wrong
 

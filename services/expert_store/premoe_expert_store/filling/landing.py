@@ -55,6 +55,10 @@ class Landing:
         """Whether any piece did."""
         return origin in self._origins
 
+    def not_from(self, origin: Origin) -> list[int]:
+        """Pieces that came from elsewhere, ascending."""
+        return [index for index, one in enumerate(self._origins) if one != origin]
+
     def land(self, indices: Iterable[int], origin: Origin) -> None:
         """Pieces are there, and right where they can be checked."""
         for index in indices:
