@@ -85,12 +85,12 @@ class RandomBlobs:
         self,
         experts: Sequence[ExpertId],
         into: Callable[[ExpertId], memoryview],
-        done: Callable[[ExpertId], None],
+        done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         for expert in experts:
             into(expert)[:] = self.blobs[expert.layer, expert.expert].numpy().data
-            done(expert)
+            done(expert, False)
 
 
 def chosen(layers: int, experts: range) -> frozenset[ExpertId]:

@@ -50,7 +50,9 @@ def every_process() -> Metrics:
 
 def worker() -> Metrics:
     metrics = Metrics()
-    WorkerMetrics(metrics).show(cast(Any, None))
+    shown = WorkerMetrics(metrics)
+    shown.show(cast(Any, None))
+    shown.show_fetches(cast(Any, None), cast(Any, None))
     return metrics
 
 

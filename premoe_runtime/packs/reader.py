@@ -90,10 +90,13 @@ class PackReader:
         self,
         experts: Sequence[ExpertId],
         into: Callable[[ExpertId], memoryview],
-        done: Callable[[ExpertId], None],
+        done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """See ``ExpertSource.fetch``; callbacks run in the calling thread, a few requests ahead of ``done``."""
+        """See ``ExpertSource.fetch``; callbacks run in the calling thread, a few requests ahead of ``done``.
+
+        Digests are left to the receiver.
+        """
         groups = self._groups(sorted(set(experts)))
         with ThreadPoolExecutor(self._streams, thread_name_prefix="pack-read") as pool:
             pending: deque[tuple[_Group, list[Future[None]]]] = deque()
@@ -151,14 +154,14 @@ class PackReader:
         self,
         group: _Group,
         reads: list[Future[None]],
-        done: Callable[[ExpertId], None],
+        done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool],
     ) -> None:
         for read in reads:
             read.result()
         for expert in group.experts:
             if not cancelled():
-                done(expert)
+                done(expert, False)
 
     def _check_range(self, manifest: Manifest, expert: ExpertId) -> None:
         if not manifest.has(expert):

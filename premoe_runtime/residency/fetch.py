@@ -49,11 +49,11 @@ class Fetcher:
                 targets[expert] = torch.empty(stored, dtype=torch.uint8) if self.shape.layout.converts else room
             return bytes_of(targets[expert])
 
-        def done(expert: ExpertId) -> None:
+        def done(expert: ExpertId, checked: bool) -> None:
             if faults:
                 return
             try:
-                digest = self._check_in(expert, targets.pop(expert), self.arena.blob(places[expert]))
+                digest = self._check_in(expert, targets.pop(expert), self.arena.blob(places[expert]), checked)
                 arrived.add(expert)
                 delivered(expert, digest)
             except BaseException as error:
@@ -69,9 +69,9 @@ class Fetcher:
             lost = next(expert for expert in places if expert not in arrived)
             raise Unavailable(f"the source did not deliver {lost}; try again", reason="BLOB_NOT_DELIVERED")
 
-    def _check_in(self, expert: ExpertId, blob: torch.Tensor, room: torch.Tensor) -> str:
-        digest = digest_of(blob)
-        if digest != self.shape.manifest.digest(expert):
+    def _check_in(self, expert: ExpertId, blob: torch.Tensor, room: torch.Tensor, checked: bool) -> str:
+        digest = self.shape.manifest.digest(expert)
+        if not checked and digest_of(blob) != digest:
             raise CorruptData(
                 f"{expert} arrived with a wrong digest and was not used; look for damage with `premoe pack verify`",
                 reason="BLOB_DIGEST",

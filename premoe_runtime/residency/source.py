@@ -24,12 +24,13 @@ class ExpertSource(Protocol):
         self,
         experts: Sequence[ExpertId],
         into: Callable[[ExpertId], memoryview],
-        done: Callable[[ExpertId], None],
+        done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Read whole blobs into ``into(expert)`` (writable, ``blob_bytes`` long) and call ``done`` for each.
 
-        ``done(expert)`` is called once per blob, after its last byte; the receiver checks the digest.
+        ``done(expert, checked)`` is called once per blob, after its last byte, from any thread. ``checked``: the bytes
+        are those of the manifest's digest, whoever carried them; otherwise the receiver checks that.
         Returns early, without error, when ``cancelled()`` turns true. Raises NotFound, CorruptData, Unavailable.
         """
         ...

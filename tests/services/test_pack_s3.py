@@ -73,7 +73,7 @@ def test_blobs_of_several_parts(s3: S3Server, tmp_path: Path) -> None:
     rooms = {ExpertId(0, expert): bytearray(reader.manifest().layout.blob_bytes) for expert in range(3)}
     done: list[ExpertId] = []
     before = reader.bytes_read
-    reader.fetch(list(rooms), lambda expert: memoryview(rooms[expert]), done.append)
+    reader.fetch(list(rooms), lambda expert: memoryview(rooms[expert]), lambda expert, checked: done.append(expert))
     assert done == list(rooms)
     assert reader.bytes_read - before == reader.manifest().experts_bytes
     for expert, room in rooms.items():
@@ -128,7 +128,7 @@ def test_a_server_that_stops_is_unavailable(s3: S3Server, source: Path) -> None:
     s3.process.wait(10)
     room = bytearray(reader.manifest().layout.blob_bytes)
     with pytest.raises(Unavailable, match=r"^pack s3://test/models/[0-9a-f]{64}, layer 1 expert 2: ") as error:
-        reader.fetch([ExpertId(1, 2)], lambda expert: memoryview(room), lambda expert: None)
+        reader.fetch([ExpertId(1, 2)], lambda expert: memoryview(room), lambda expert, checked: None)
     assert "\n" not in str(error.value)
 
 

@@ -50,7 +50,7 @@ class MemorySource:
         self,
         experts: Sequence[ExpertId],
         into: Callable[[ExpertId], memoryview],
-        done: Callable[[ExpertId], None],
+        done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         for expert in experts:
@@ -65,7 +65,7 @@ class MemorySource:
             if expert in self.corrupt:
                 target[half] ^= 1
             self.blobs_read.append(expert)
-            done(expert)
+            done(expert, False)
             self.on_blob(expert)
 
     def _build(self, folder: Path) -> Manifest:

@@ -21,6 +21,7 @@ from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.offline.sizing.bill import settled_context
 from premoe_runtime.offline.sizing.shape import shape_of
 from premoe_worker.adapters.expert_store import GrpcExpertSource, open_source
+from premoe_worker.adapters.reading import Reading
 from premoe_worker.adapters.retrieval import GrpcRetrieval
 from premoe_worker.limits import Limits, check_limits, model_name
 from premoe_worker.recommended import recommended_sampling
@@ -42,7 +43,8 @@ async def serve(settings: WorkerSettings, process: Process) -> None:
     check_port_is_free(settings.host, settings.port)
     check_port_is_free(settings.admin_host, settings.admin_port)
     async with AsyncExitStack() as stack:
-        source = stack.enter_context(open_source(settings.store, _store_tls(settings, process), settings.model_id))
+        tls, reading = _store_tls(settings, process), _reading(settings)
+        source = stack.enter_context(open_source(settings.store, tls, settings.model_id, reading))
         manifest = await _manifest(source, settings.store_wait_s)
         limits = _limits(settings, manifest)
         if settings.context_length is not None:
@@ -93,6 +95,7 @@ async def _serve_model(
         keeper = ResidencyKeeper(worker, retrieval, Path(settings.residency_dir))
     metrics = WorkerMetrics(process.metrics, name, (lambda pattern: "") if retrieval is None else retrieval.task)
     metrics.show(model.front)
+    metrics.show_fetches(source.fetcher.counts, source.fetcher.breakers)
     service = worker_service(worker, metrics, *([] if keeper is None else [keeper.state]))
     server = RpcServer([service], settings, tls=process.tls)
 
@@ -142,6 +145,10 @@ async def _manifest(source: GrpcExpertSource, wait_s: float) -> Manifest:
 
 def _store_tls(settings: WorkerSettings, process: Process) -> Tls | None:
     return process.tls and process.tls.expecting(settings.store_server_name)
+
+
+def _reading(settings: WorkerSettings) -> Reading:
+    return Reading(redis_url=settings.redis_url, object_store_url=settings.object_store_url, schemes=settings.schemes)
 
 
 def _limits(settings: WorkerSettings, manifest: Manifest) -> Limits:

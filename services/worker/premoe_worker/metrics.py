@@ -6,10 +6,14 @@ Names follow vLLM's. Tasks are those of stored patterns: what a request calls it
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from premoe_dataplane.breaker import Breakers
+from premoe_dataplane.counts import Counts
+from premoe_dataplane.plan import SCHEMES
 from premoe_servicekit.metrics import COUNTER, GAUGE, OTHER, Few, Metric, Metrics, Sample, exemplar
 
 from premoe_runtime.formats.errors import PremoeError
@@ -60,6 +64,34 @@ ASKED = (
     ),
 )
 """Asked of the serving loop."""
+
+FETCHES = (
+    Metric(
+        "fetched_bytes",
+        COUNTER,
+        "Bytes of experts that came and were right, by how they were read and where they lay.",
+        (*_MODEL, "scheme", "tier"),
+    ),
+    Metric(
+        "fetch_wrong_copies",
+        COUNTER,
+        "Pieces of experts, or experts, that came wrong and were read again from elsewhere, by where they lay.",
+        (*_MODEL, "tier"),
+    ),
+    Metric(
+        "fetch_pieces_again",
+        COUNTER,
+        "Pieces of experts that did not come, or came wrong, by how they were asked for; another source is next.",
+        (*_MODEL, "scheme"),
+    ),
+    Metric(
+        "fetch_sources_resting",
+        GAUGE,
+        "Servers of experts that failed lately and are left alone for a while.",
+        (*_MODEL, "scheme"),
+    ),
+)
+"""Of the fetcher."""
 
 
 class WorkerMetrics:
@@ -118,6 +150,20 @@ class WorkerMetrics:
 
         self._metrics.on_demand(KNOWN, known)
         self._metrics.on_demand(ASKED, lambda: _asked(front, name))
+
+    def show_fetches(self, counts: Counts, breakers: Breakers) -> None:
+        """Tell of what a fetcher reads from now on."""
+        name = self.model_name
+
+        def read() -> Iterator[Sample]:
+            num_bytes, wrong, again = counts.now()
+            yield from (("fetched_bytes", (name, *key), value) for key, value in num_bytes.items())
+            yield from (("fetch_wrong_copies", (name, tier), value) for tier, value in wrong.items())
+            yield from (("fetch_pieces_again", (name, scheme), value) for scheme, value in again.items())
+            resting = Counter(place.scheme for place in breakers.open())
+            yield from (("fetch_sources_resting", (name, scheme), resting[scheme]) for scheme in SCHEMES)
+
+        self._metrics.on_demand(FETCHES, read)
 
     def request(self) -> RequestMeter:
         """Measures one request, from now to the end of a ``with`` block: hand it every event before that goes out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+from premoe_dataplane.plan import SCHEMES, Scheme
 from premoe_servicekit.settings import ServerSettings
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -24,6 +25,10 @@ def parse_arguments(text: str) -> dict[str, Any]:
     return found
 
 
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 class WorkerSettings(ServerSettings):
     """Generation over hot-swapped experts."""
 
@@ -33,6 +38,15 @@ class WorkerSettings(ServerSettings):
     """Address of the expert store."""
     store_server_name: str = ""
     """Name in its certificate, where it is of another release; empty: as `tls_server_name` says."""
+    fetch_schemes: str = ",".join(SCHEMES)
+    """Ways in which experts may be read, with commas between them: `file` (the store's cache in a folder that both
+    see), `http` (ranges from the store), `redis` and `object` (with their URLs), `grpc` (the store's RPC)."""
+    redis_url: str = ""
+    """The expert stores' Redis, so that experts are read from there directly: redis:// or rediss:// addresses with
+    commas between them, or one redis+sentinel:// or redis+cluster://. Empty: never."""
+    object_store_url: str = ""
+    """Object store with the packs, read directly when no expert store answers, and where one says so: file:// or s3://.
+    Empty: never."""
     retrieval: str = ""
     """Address of the retrieval service; without one only the full model can be run."""
     retrieval_server_name: str = ""
@@ -100,6 +114,19 @@ class WorkerSettings(ServerSettings):
     def vllm_arguments(self) -> dict[str, Any]:
         """``engine_arguments``, read."""
         return parse_arguments(self.engine_arguments)
+
+    @field_validator("fetch_schemes")
+    @classmethod
+    def _are_schemes(cls, value: str) -> str:
+        unknown = [one for one in _listed(value) if one not in SCHEMES]
+        if unknown or not _listed(value):
+            raise ValueError(f"must be some of {', '.join(SCHEMES)}, with commas between them")
+        return value
+
+    @property
+    def schemes(self) -> tuple[Scheme, ...]:
+        """``fetch_schemes``, read."""
+        return tuple(scheme for scheme in SCHEMES if scheme in _listed(self.fetch_schemes))
 
     @field_validator("model_id")
     @classmethod

@@ -121,7 +121,7 @@ def test_a_pack_holds_the_checkpoints_own_bytes(tmp_path: Path, row: Row) -> Non
         assert tensor.dtype == tensors[name].dtype
         assert torch.equal(tensor.view(torch.uint8), tensors[name].view(torch.uint8)), name
     blob = bytearray(manifest.layout.blob_bytes)
-    source.fetch([ExpertId(1, 3)], lambda expert: memoryview(blob), lambda expert: None)
+    source.fetch([ExpertId(1, 3)], lambda expert: memoryview(blob), lambda expert, checked: None)
     prefix = f"model.layers.{manifest.layers[1].block}.mlp.experts"
     for field in manifest.layout.fields:
         stored = tensors.get(f"{prefix}.3.{field.name}")

@@ -79,10 +79,10 @@ def test_a_reader_gives_every_expert_that_exists_and_no_other(tmp_path: Path) ->
         return memoryview(blobs[expert])
 
     every = [ExpertId(layer, expert) for layer, count in enumerate(COUNTS) for expert in range(count)]
-    source.fetch(every, into, arrived.append)
+    source.fetch(every, into, lambda expert, checked: arrived.append(expert))
     assert sorted(arrived) == every
     with pytest.raises(NotFound, match="has no layer 1 expert 2: 3 layers of 4/2/3 experts"):
-        source.fetch([ExpertId(1, 2)], into, arrived.append)
+        source.fetch([ExpertId(1, 2)], into, lambda expert, checked: arrived.append(expert))
 
 
 @pytest.mark.parametrize("file", ["experts/layer-001.safetensors", "checks.safetensors"])

@@ -133,7 +133,7 @@ def fetch(
     def enough() -> bool:
         return cancelled() or (stop_after is not None and len(done) >= stop_after)
 
-    source.fetch(WANTED, into, done.append, enough)
+    source.fetch(WANTED, into, lambda expert, checked: done.append(expert), enough)
     return blobs, done
 
 
@@ -313,7 +313,7 @@ def test_the_receivers_own_time_is_not_the_stores_silence(memory: MemorySource) 
     idle_s = 0.5
     with served(Store(memory), Patience(idle_s=idle_s, tries=1)) as source:
         size = source.manifest().layout.blob_bytes
-        source.fetch(WANTED[:2], lambda expert: memoryview(bytearray(size)), lambda expert: time.sleep(2 * idle_s))
+        source.fetch(WANTED[:2], lambda expert: memoryview(bytearray(size)), lambda *one: time.sleep(2 * idle_s))
 
 
 def test_a_silent_fetch_does_not_hold_up_another(memory: MemorySource) -> None:
@@ -361,7 +361,7 @@ def test_room_is_asked_for_once_a_blob(memory: MemorySource) -> None:
             asked.append(expert)
             return memoryview(bytearray(size))
 
-        source.fetch(WANTED, into, lambda expert: None)
+        source.fetch(WANTED, into, lambda expert, checked: None)
     assert asked == list(WANTED)
 
 
@@ -398,7 +398,7 @@ def test_the_receivers_own_lack_of_room_stays_what_it_is(memory: MemorySource) -
         raise Exhausted("the host tier is full", reason="HOST_TIER_FULL")
 
     with served(Store(memory)) as source, pytest.raises(Exhausted, match="host tier"):
-        source.fetch(WANTED, into, lambda expert: None)
+        source.fetch(WANTED, into, lambda expert, checked: None)
 
 
 def test_no_request_s_deadline_bounds_a_fetch(memory: MemorySource) -> None:

@@ -40,13 +40,19 @@ class ObjectTransport:
                 while waiting and len(under_way) < self._in_flight:
                     run = waiting.pop()
                     length = sum(view.nbytes for view in run.views)
-                    under_way[self._threads.submit(self._store.get_range, run.file, run.offset, length)] = run
+                    under_way[self._submit(run.file, run.offset, length)] = run
                 for future in wait(under_way, TICK_S, FIRST_COMPLETED).done:
                     _land(future, under_way.pop(future), owners, landed)
         finally:
             # What is under way goes on and is dropped: none of it writes into anybody's memory.
             for future in under_way:
                 future.cancel()
+
+    def _submit(self, path: str, offset: int, length: int) -> Future[bytes]:
+        try:
+            return self._threads.submit(self._store.get_range, path, offset, length)
+        except RuntimeError:  # closed meanwhile
+            raise Stopped from None
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)

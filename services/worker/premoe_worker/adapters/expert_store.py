@@ -1,22 +1,27 @@
-"""The expert store over gRPC, as the runtime's `ExpertSource`.
+"""The expert store, as the runtime's `ExpertSource`.
 
-Every fetch is one Resolve, which says where each blob may be read, and one stream of frames per scheme. The runtime
-checks each blob against the manifest's digest; here only lengths and order are checked.
+Every fetch is one Resolve over gRPC, which says where each blob may be read, and what the fetcher makes of that: bytes
+from files, HTTP, Redis, object storage or streams, each blob checked before it is handed over.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import blake3
 import grpc
 from premoe.experts.v1 import experts_pb2, experts_pb2_grpc
+from premoe_dataplane.delivery import Delivery
+from premoe_dataplane.plan import BlobPlan, SwapPlan
 from premoe_dataplane.stopped import Stopped
+from premoe_dataplane.transports.http import PLAN_EXPIRED
 from premoe_dataplane.watched import answer, messages
+from premoe_dataplane.wire import experts_to_wire, plan_of_wire
 from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.deadlines import no_deadline
 from premoe_servicekit.errors import rpc_errors
@@ -27,23 +32,25 @@ from premoe_servicekit.tls import Tls
 from premoe_runtime.formats.errors import Conflict, CorruptData, Exhausted, InvalidInput, NotFound, Unavailable
 from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest
+from premoe_worker.adapters.lease import Lease
 from premoe_worker.adapters.patience import Patience
+from premoe_worker.adapters.reading import Reading, direct_plan
 
 log = logging.getLogger(__name__)
 
-_GRPC = "grpc"
 _VERIFY = "run premoe pack verify"
-_TIER_NAMES = {experts_pb2.TIER_REDIS: "redis", experts_pb2.TIER_OBJECT: "object"}
 _LONGEST_S = 3600.0
 """Of one stream. A receiver may take its time; silence of the sender is what ends a stream early."""
 
 
 @contextmanager
-def open_source(address: str, tls: Tls | None, model_id: str) -> Iterator[GrpcExpertSource]:
+def open_source(
+    address: str, tls: Tls | None, model_id: str, reading: Reading = Reading()
+) -> Iterator[GrpcExpertSource]:
     """A source over a channel of its own; at the end what is under way is stopped."""
     with (
         blocking_channel(address, tls=tls) as opened,
-        closing(GrpcExpertSource(address, opened, model_id=model_id)) as source,
+        closing(GrpcExpertSource(address, opened, model_id=model_id, reading=replace(reading, tls=tls))) as source,
     ):
         yield source
 
@@ -52,12 +59,18 @@ class GrpcExpertSource:
     """Implements `premoe_runtime.residency.source.ExpertSource`. Safe to call from several threads, also at once.
 
     Calls run under bounds of their own, never under the deadline of a request in hand: several requests may wait for
-    one fetch. ``cancelled`` is also called from a thread beside the caller's; the other callbacks are not, and none is
-    called, nor any memory written, once ``fetch`` has returned or raised.
+    one fetch. ``into`` and ``done`` are called from reading threads; none is called, nor any memory written, once
+    ``fetch`` has returned or raised.
     """
 
     def __init__(
-        self, address: str, channel: grpc.Channel, *, model_id: str = "", patience: Patience = Patience()
+        self,
+        address: str,
+        channel: grpc.Channel,
+        *,
+        model_id: str = "",
+        patience: Patience = Patience(),
+        reading: Reading = Reading(),
     ) -> None:
         self._peer = f"expert store {address}"
         self._stub = experts_pb2_grpc.ExpertStoreServiceStub(channel)
@@ -65,6 +78,8 @@ class GrpcExpertSource:
         self._patience = patience
         self._manifest: Manifest | None = None
         self._closed = threading.Event()
+        self._direct = bool(reading.object_store_url) and "object" in reading.schemes
+        self.fetcher = reading.fetcher(channel, self._peer, lambda: self.manifest().model_id, idle_s=patience.idle_s)
 
     def manifest(self) -> Manifest:
         """Raises Conflict (WRONG_MODEL) when the store sends the manifest of another model than was asked for."""
@@ -87,22 +102,26 @@ class GrpcExpertSource:
         self,
         experts: Sequence[ExpertId],
         into: Callable[[ExpertId], memoryview],
-        done: Callable[[ExpertId], None],
+        done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """See `ExpertSource.fetch`. After an error that may pass, what is missing is asked for again."""
-        delivery = _Delivery(experts, into, done, self._peer)
+        """See `ExpertSource.fetch`. After an error that may pass, what is missing is asked for again.
+
+        With object storage at hand that is read instead when no store answers.
+        """
 
         def stopped() -> bool:
             return self._closed.is_set() or cancelled()
 
         with no_deadline(), self._unless_closed(), self._promised():
             if experts:
-                self._patience.insist(lambda: self._deliver(delivery, stopped), stopped, lambda: delivery.delivered)
+                num_bytes = self._known_manifest(stopped).layout.blob_bytes
+                self._insist(Delivery(experts, num_bytes, into, lambda expert: done(expert, True)), stopped)
 
     def close(self) -> None:
         """End what is under way: it raises Unavailable (STOPPING) within a second. The channel stays open."""
         self._closed.set()
+        self.fetcher.close()
 
     @contextmanager
     def _promised(self) -> Iterator[None]:
@@ -150,99 +169,49 @@ class GrpcExpertSource:
                     data += frame.data
         return bytes(data)
 
-    def _deliver(self, delivery: _Delivery, stopped: Callable[[], bool]) -> None:
-        """One try to bring all that is missing."""
-        experts = delivery.missing
-        lease_id = self._resolve(experts, stopped)
-        request = experts_pb2.FetchRequest(
-            model_id=self._known_manifest(stopped).model_id, experts=_ids(experts), lease_id=lease_id
-        )
-        tiers: Counter[str] = Counter()
-        attributes: dict[str, str | int] = {"premoe.fetch.scheme": _GRPC, "premoe.fetch.blobs": len(experts)}
-        with tracer().start_as_current_span("fetch grpc", attributes=attributes) as span, rpc_errors(self._peer):
-            call = self._stub.Fetch(request, timeout=_LONGEST_S)
-            delivery.begin()
-            with closing(messages(call, stopped, self._patience.idle_s, self._peer)) as frames:
-                for frame in frames:
-                    delivery.put(frame)
-                    tiers[_TIER_NAMES.get(frame.tier, "other")] += len(frame.data)
-            span.set_attribute("premoe.fetch.bytes", sum(tiers.values()))
-            for tier, count in sorted(tiers.items()):
-                span.set_attribute(f"premoe.fetch.bytes.{tier}", count)
-        delivery.check_complete()
+    def _insist(self, delivery: Delivery, stopped: Callable[[], bool]) -> None:
+        try:
+            self._patience.insist(lambda: self._deliver(delivery, stopped), stopped, lambda: delivery.delivered)
+        except Unavailable as error:
+            if not self._direct:
+                raise
+            log.warning("%s; reading from object storage", error)
+            self.fetcher.fetch(direct_plan(self._known_manifest(stopped), delivery.missing), delivery, stopped)
 
-    def _resolve(self, experts: Sequence[ExpertId], stopped: Callable[[], bool]) -> str:
-        """The lease under which all of them may be read by Fetch."""
+    def _deliver(self, delivery: Delivery, stopped: Callable[[], bool]) -> None:
+        """One try to bring all that is missing; a plan that got old on the way is no failure."""
+        while True:
+            asked_at = time.time()
+            plan = self._resolve(delivery.missing, stopped)
+            with Lease(self._stub, plan.lease_id, plan.expires_at, asked_at) as lease:
+
+                def unwanted(lease: Lease = lease) -> bool:
+                    lease.tend()
+                    return stopped()
+
+                try:
+                    self.fetcher.fetch(plan, delivery, unwanted)
+                    return
+                except Unavailable as error:
+                    if error.reason != PLAN_EXPIRED:
+                        raise
+
+    def _resolve(self, experts: Sequence[ExpertId], stopped: Callable[[], bool]) -> SwapPlan:
+        """Where all of them may be read; what is read by Fetch, under the plan's lease."""
         manifest = self._known_manifest(stopped)
+        request = experts_pb2.ResolveRequest(
+            model_id=manifest.model_id, experts=experts_to_wire(experts), schemes=self.fetcher.schemes
+        )
         with tracer().start_as_current_span("resolve", attributes={"premoe.fetch.blobs": len(experts)}):
-            request = experts_pb2.ResolveRequest(model_id=manifest.model_id, experts=_ids(experts))
             with rpc_errors(self._peer):
                 response = answer(self._stub.Resolve.future(request, timeout=self._patience.idle_s), stopped)
-        if len(response.blobs) != len(experts):
-            raise CorruptData(f"{self._peer}: {len(response.blobs)} blobs resolved, {len(experts)} asked")
-        for expert, blob in zip(experts, response.blobs, strict=True):
-            if blob.digest != manifest.digest(expert):
-                raise CorruptData(f"{self._peer}: {expert} has another digest than in the manifest")
-            if not any(source.scheme == _GRPC for source in blob.sources):
-                raise Unavailable(f"{self._peer}: {expert} cannot be read over gRPC", reason="NO_SOURCE")
-        return response.lease_id
+        plan = plan_of_wire(response, experts, manifest.layout.blob_bytes, self._peer)
+        for blob in plan.blobs:
+            if blob.digest != manifest.digest(blob.expert):
+                raise CorruptData(f"{self._peer}: {blob.expert} has another digest than in the manifest")
+        return replace(plan, blobs=[_leased(blob, plan.lease_id) for blob in plan.blobs])
 
 
-class _Delivery:
-    """The blobs of one fetch, in the order asked, over as many streams as it takes.
-
-    Every stream starts with the first blob that is not whole yet, and brings each from its first byte to its last.
-    """
-
-    def __init__(
-        self,
-        experts: Sequence[ExpertId],
-        into: Callable[[ExpertId], memoryview],
-        done: Callable[[ExpertId], None],
-        peer: str,
-    ) -> None:
-        self._experts = experts
-        self._into = into
-        self._done = done
-        self._peer = peer
-        self._room: memoryview | None = None
-        """Of the blob that comes next; asked for once, however often it is begun."""
-        self._offset = 0
-        self._first = 0
-        """Blobs delivered before this stream."""
-        self.delivered = 0
-
-    @property
-    def missing(self) -> Sequence[ExpertId]:
-        return self._experts[self.delivered :]
-
-    def begin(self) -> None:
-        """A new stream, for what is missing now."""
-        self._first, self._offset = self.delivered, 0
-
-    def put(self, frame: experts_pb2.FetchResponse) -> None:
-        due = self.delivered - self._first
-        if frame.index != due or frame.offset != self._offset or not self.missing:
-            raise CorruptData(f"{self._peer}: frame {frame.index}+{frame.offset} out of order", reason="FRAME_ORDER")
-        expert = self._experts[self.delivered]
-        if self._room is None:
-            self._room = self._into(expert)
-        end = self._offset + len(frame.data)
-        if end > len(self._room):
-            raise CorruptData(f"{self._peer}: {expert} is longer than the manifest says", reason="FRAME_LENGTH")
-        self._room[self._offset : end] = frame.data
-        self._offset = end
-        if end == len(self._room):
-            self._room, self._offset = None, 0
-            self.delivered += 1
-            self._done(expert)
-
-    def check_complete(self) -> None:
-        if self.missing:
-            raise Unavailable(
-                f"{self._peer} ended the stream with {len(self.missing)} blobs missing", reason="STREAM_CUT"
-            )
-
-
-def _ids(experts: Sequence[ExpertId]) -> list[experts_pb2.ExpertId]:
-    return [experts_pb2.ExpertId(layer=expert.layer, expert=expert.expert) for expert in experts]
+def _leased(blob: BlobPlan, lease_id: str) -> BlobPlan:
+    sources = (replace(one, url=lease_id) if one.scheme == "grpc" else one for one in blob.sources)
+    return replace(blob, sources=tuple(sources))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from premoe_dataplane.fetcher import WRONG
 from premoe_dataplane.stopped import Stopped
 from premoe_dataplane.watched import POLL_S
 from premoe_servicekit.errors import retry_after
@@ -27,7 +28,8 @@ class Patience:
     Few tries by default, for another replica: whoever waits for the result may have more patience, and better use for
     the thread meanwhile.
     Between two tries lies a random part of ``pause_s``, of twice that, …, up to ``longest_pause_s``, so that the
-    workers of one store do not come back all at once. A peer that names its own pause gets it, within that bound.
+    workers of one store do not come back all at once. Bytes that came wrong from everywhere may have been hurt on their
+    way. A peer that names its own pause gets it, within that bound.
     """
 
     idle_s: float = 10.0
@@ -38,7 +40,8 @@ class Patience:
     def pause(self, error: PremoeError, failures: int, draw: float) -> float | None:
         """Seconds until the next try after ``failures`` fruitless ones, or None to give up; ``draw`` in 0 … 1."""
         named = retry_after(error)
-        if failures >= self.tries or not (isinstance(error, Unavailable) or named is not None):
+        passes = isinstance(error, Unavailable) or named is not None or error.reason == WRONG
+        if failures >= self.tries or not passes:
             return None
         own = draw * self.pause_s * 2.0 ** (failures - 1)
         return min(max(own, named or 0.0), self.longest_pause_s)
