@@ -59,7 +59,12 @@ def certificate(inputs: Inputs) -> Json | None:
             "usages": ["digital signature", "server auth", "client auth"],
             "dnsNames": [each for each in names if each],
             "ipAddresses": ["127.0.0.1", "::1"],
-            **({"uris": [identity(release.release, Role.WORKER)]} if release.release else {}),
+            **({"uris": _uris(release.release, inputs.owner.namespace)} if release.release else {}),
             "issuerRef": found.issuer.model_dump(by_alias=True),
         },
     }
+
+
+def _uris(release: str, namespace: str) -> list[str]:
+    """The role, which is all that services of before there were tenants know, and the tenant: the namespace."""
+    return [identity(release, Role.WORKER), identity(release, Role.WORKER, namespace)]

@@ -1,8 +1,8 @@
 """Who may call what under mutual TLS: the roles that certificates carry, and the callers of every RPC.
 
 A certificate names its holder in a URI among its alternative names, ``premoe://RELEASE/ROLE``, or
-``premoe://RELEASE/ROLE/TENANT`` where packs are kept apart. Health is open to everybody with a certificate of the
-authority.
+``premoe://RELEASE/ROLE/TENANT`` where packs are kept apart. A URI without a tenant beside that one is for services of
+before there were tenants. Health is open to everybody with a certificate of the authority.
 """
 
 from __future__ import annotations
@@ -130,9 +130,9 @@ class Admission:
         presented = tuple(presented)
         admitted = self._admitted(roles)
         found = {(role, tenant) for uri in presented for role, tenant in [_taken_apart(uri, admitted)] if role}
-        tenants = {tenant for _, tenant in found}
-        if len(tenants) == 1:
-            (tenant,) = tenants
+        tenants = {tenant for _, tenant in found if tenant}
+        if found and len(tenants) < 2:
+            tenant = next(iter(tenants), "")
             roams = not tenant and any(role in _ROAMING for role, _ in found)
             return Caller(tenant, anywhere=roams)
         named = ", ".join(uri for uri in presented if uri.startswith(_SCHEME))

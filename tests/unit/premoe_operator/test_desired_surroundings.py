@@ -234,7 +234,8 @@ def test_the_certificate_names_the_service_each_worker_and_the_loopback() -> Non
 def test_the_certificate_carries_the_role_of_a_worker_in_the_release() -> None:
     certificate = children.certificate(inputs_of(FULL, release={"tls": {"release": "premoe.serving"}}))
     assert certificate is not None
-    assert certificate["spec"]["uris"] == ["premoe://premoe.serving/worker"]
+    # Services of before there were tenants know the first alone.
+    assert certificate["spec"]["uris"] == ["premoe://premoe.serving/worker", "premoe://premoe.serving/worker/models"]
 
 
 def test_the_certificate_lives_as_long_as_the_release_says_and_names_its_cluster() -> None:
