@@ -18,7 +18,8 @@ from premoe_gateway.access.keys import read_keys
 from premoe_servicekit.server import check_port_is_free
 from premoe_worker.limits import check_limits
 
-from premoe_local.mesh_options import MeshOptions, worker_environment, worker_flags
+from premoe_local.doctor.facts.machine import look
+from premoe_local.mesh_options import MeshOptions, store_flags, worker_environment, worker_flags
 from premoe_local.processes import Child, LogSink, wait_serving
 from premoe_local.revival import Revival
 from premoe_runtime.formats.errors import InvalidInput, NotFound
@@ -187,10 +188,9 @@ def _start(
 
     step("starting retrieval and expert store")
     qdrant = ("--qdrant", options.qdrant_url) if options.qdrant_url else ()
-    redis = ("--redis-url", options.redis_url) if options.redis_url else ()
     recording = ("--record-signatures", str(options.record_signatures)) if options.record_signatures else ()
     retrieval = child("retrieval", "premoe_retrieval.cli", "--store-url", root, *qdrant, *recording)
-    store = child("store", "premoe_expert_store.cli", "--store-url", root, *redis)
+    store = child("store", "premoe_expert_store.cli", *store_flags(options, manifest, root, look().free_bytes))
     retrieval_address = retrieval.wait_ready(START_TIMEOUT_S)["address"]
     store_address = store.wait_ready(START_TIMEOUT_S)["address"]
     for service, address in ((retrieval, retrieval_address), (store, store_address)):

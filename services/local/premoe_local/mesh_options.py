@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from premoe_runtime.formats.choices import Allocation, EngineName, OnUnknown
 from premoe_runtime.formats.manifest import Manifest
 
+_CACHE_SHARE = 4
+"""One part in so many of free memory, as of a worker's host tier."""
+
 
 @dataclass(frozen=True, slots=True)
 class MeshOptions:
@@ -33,6 +36,8 @@ class MeshOptions:
     context_length: int | None = None
     max_sequences: int | None = None
     host_memory_bytes: int | None = None
+    cache_bytes: int | None = None
+    """For blobs beside the store, in files that workers read; None: all experts, within a quarter of free memory."""
     model_name: str = ""
     qdrant_url: str = ""
     redis_url: str = ""
@@ -51,11 +56,25 @@ class MeshOptions:
     log_level: str = "info"
 
 
+def store_flags(options: MeshOptions, manifest: Manifest, root: str, free_bytes: int) -> list[str]:
+    """Flags of the expert store over the store ``root``; ``free_bytes`` of main memory are left.
+
+    Its cache is a folder of its own, in memory or where temporary files lie, which goes with the process. Workers open
+    the files in it, and read what is still arriving over HTTP.
+    """
+    cache_bytes = options.cache_bytes
+    if cache_bytes is None:
+        cache_bytes = max(1, min(manifest.experts_bytes, free_bytes // _CACHE_SHARE))
+    redis = ("--redis-url", options.redis_url) if options.redis_url else ()
+    return ["--store-url", root, "--cache-bytes", str(cache_bytes), "--http-port", "0", *redis]
+
+
 def worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieval: str) -> list[str]:
     """Flags of a worker; what is not given is left to the worker's own defaults."""
     values: dict[str, object] = {
         "store": store,
         "retrieval": retrieval,
+        "redis-url": options.redis_url,
         "model-id": manifest.model_id,
         "model-name": options.model_name,
         "budget": options.budget,

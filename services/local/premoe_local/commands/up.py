@@ -64,9 +64,14 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 @click.option("--context", "context_length", type=click.IntRange(8), help="Longest prompt and answer, in tokens.")
 @click.option("--max-sequences", type=click.IntRange(1), help="Sequences in one batch.")
 @click.option("--host-memory", help="For expert blobs outside slots, e.g. 8GiB [default: one a slot].")
+@click.option(
+    "--cache-size",
+    help="For experts in /dev/shm, or where temporary files lie, that workers open, e.g. 8GiB [default: all of them, "
+    "within a quarter of free memory].",
+)
 @click.option("--name", "model_name", default="", help="Name under which the model is served.")
 @click.option("--qdrant-url", default="", help="Qdrant server [default: its engine, in the retrieval process].")
-@click.option("--redis-url", default="", help="Redis cache of expert blobs [default: none].")
+@click.option("--redis-url", default="", help="Redis cache of experts, which workers read too [default: none].")
 @click.option(
     "--record-signatures",
     type=click.IntRange(0, 1_000_000),
@@ -99,6 +104,7 @@ def command(
     context_length: int | None,
     max_sequences: int | None,
     host_memory: str | None,
+    cache_size: str | None,
     model_name: str,
     qdrant_url: str,
     redis_url: str,
@@ -136,6 +142,7 @@ def command(
         context_length=context_length,
         max_sequences=max_sequences,
         host_memory_bytes=parse_bytes(host_memory) if host_memory else None,
+        cache_bytes=parse_bytes(cache_size) if cache_size else None,
         model_name=model_name,
         qdrant_url=qdrant_url,
         redis_url=redis_url,

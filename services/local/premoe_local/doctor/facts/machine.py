@@ -56,6 +56,14 @@ class Machine:
     """``glibc``, or what else C programs run on here; empty where nobody knows."""
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def free_bytes(self) -> int:
+        """Main memory that this process may still take, by the kernel's estimate and its container's limit."""
+        group = self.group
+        if group.limit is None or group.used is None:
+            return self.memory.free
+        return max(0, min(self.memory.free, group.limit - group.used))
+
 
 def look(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> Machine:
     """Look at this machine; ``root`` is where its /proc, /sys and /dev lie."""
