@@ -25,6 +25,7 @@ from premoe_operator.api.resources import IssuerRef
 from premoe_runtime.formats.errors import InvalidInput
 
 GRPC_PORT = 50051
+BLOBS_PORT = 50055
 
 _GO_HOURS = r"^[0-9]+h([0-9]+m)?([0-9]+s)?$"
 
@@ -49,6 +50,13 @@ class ReleaseService(Part):
     @property
     def address(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+class ReleaseExpertStore(ReleaseService):
+    """The expert store of the release."""
+
+    blobs_port: Annotated[int, Field(ge=1, le=65535)] = BLOBS_PORT
+    """Port of its pods for blobs over HTTP."""
 
 
 class Callers(Part):
@@ -119,6 +127,25 @@ class ReleaseMetrics(Part):
     """Who may read them, as NetworkPolicyPeers; none: everybody in the cluster."""
 
 
+class WorkerRedis(Part):
+    """The expert stores' Redis, which workers may read blobs from."""
+
+    secret_name: OptionalDnsName = ""
+    """Secret in the PrunedModel's namespace with its address; empty: workers do not read it. Workers whose namespace
+    has no such Secret run without."""
+    key: Annotated[str, Field(pattern=r"^[-._a-zA-Z0-9]+$")] = "url"
+    """Key of that Secret."""
+
+
+class WorkerObjectStore(Part):
+    """Object storage, which workers may read blobs from when no expert store answers."""
+
+    read: bool = False
+    """Whether they do."""
+    secret_name: OptionalDnsName = ""
+    """Secret in the PrunedModel's namespace whose AWS_* keys workers get as environment; empty: workload identity."""
+
+
 class PodTemplatePolicy(Part):
     """What ``spec.podTemplate`` may set."""
 
@@ -132,11 +159,13 @@ class Egress(Part):
     dns: list[dict[str, Any]] | None = None
     """Cluster DNS; default: port 53 of pods labelled k8s-app=kube-dns in kube-system."""
     s3: list[dict[str, Any]] | None = None
-    """Object storage, for Jobs; default: port 443 anywhere."""
+    """Object storage, for Jobs, and workers that read it; default: port 443 anywhere."""
     hub: list[dict[str, Any]] | None = None
     """The model hub, for Jobs that pack from it; default: port 443 anywhere."""
     identity: list[dict[str, Any]] = []
-    """Pod identity agents and metadata servers, for Jobs."""
+    """Pod identity agents and metadata servers, for Jobs, and workers that read object storage."""
+    redis: list[dict[str, Any]] | None = None
+    """Redis, for workers that read it; default: port 6379 anywhere."""
     otlp: list[dict[str, Any]] | None = None
     """Trace collector; default: the endpoint's port anywhere."""
 
@@ -165,7 +194,7 @@ class Release(Part):
     """Object store of packs, profiles and patterns: s3://bucket/prefix."""
     store_secret_name: OptionalDnsName = ""
     """Secret in the PrunedModel's namespace whose AWS_* keys Jobs get as environment; empty: workload identity."""
-    expert_store: ReleaseService
+    expert_store: ReleaseExpertStore
     """Expert store of PrunedModels that name none."""
     retrieval: ReleaseService
     """Retrieval service of PrunedModels that name none."""
@@ -179,6 +208,10 @@ class Release(Part):
     """Traces of PrunedModels that name no endpoint."""
     metrics: ReleaseMetrics = ReleaseMetrics()
     """Metrics of workers."""
+    worker_redis: WorkerRedis = WorkerRedis()
+    """Redis that workers read."""
+    worker_object_store: WorkerObjectStore = WorkerObjectStore()
+    """Object storage that workers read without an expert store."""
     drain: Drain = Drain()
     """How long a stopping worker still serves."""
     cluster_domain: DnsName = "cluster.local"

@@ -33,6 +33,7 @@ _DNS: list[Json] = [
     }
 ]
 _HTTPS: list[Json] = [{"ports": [{"port": 443, "protocol": "TCP"}]}]
+_REDIS: list[Json] = [{"ports": [{"port": 6379, "protocol": "TCP"}]}]
 _OTLP_PORTS = {"http": 80, "https": 443}
 
 
@@ -45,7 +46,9 @@ def network_policy(inputs: Inputs) -> Json | None:
         return None
     egress = [
         *_dns(inputs),
-        *(_to_service(service) for service in (expert_store(inputs), retrieval(inputs))),
+        _to_service(expert_store(inputs), inputs.release.expert_store.blobs_port),
+        _to_service(retrieval(inputs)),
+        *_to_blobs(inputs),
         *_otlp(inputs),
     ]
     selector = {"matchLabels": worker_selector(inputs.owner.name)}
@@ -58,7 +61,7 @@ def jobs_network_policy(inputs: Inputs) -> Json | None:
     if inputs.spec.access.network_policy == "None":
         return None
     egress = inputs.release.egress
-    s3 = _HTTPS if egress.s3 is None else egress.s3
+    s3 = _s3(inputs)
     hub = (_HTTPS if egress.hub is None else egress.hub) if inputs.spec.model.uri.startswith("hf://") else []
     selector = {
         "matchLabels": {LABEL_NAME: "premoe", LABEL_MODEL: inputs.owner.name},
@@ -127,9 +130,23 @@ def _selector(wanted: Mapping[str, str]) -> Json:
     return {"matchLabels": dict(wanted)} if wanted else {}
 
 
-def _to_service(service: ReleaseService) -> Json:
-    ports = [{"port": service.port, "protocol": "TCP"}]
+def _to_service(service: ReleaseService, *more_ports: int) -> Json:
+    ports = [{"port": port, "protocol": "TCP"} for port in (service.port, *more_ports)]
     return {"to": [_pods_of(service.namespace, service.pod_labels)], "ports": ports}
+
+
+def _to_blobs(inputs: Inputs) -> list[Json]:
+    """Where workers read blobs beside the expert store."""
+    release = inputs.release
+    redis = _REDIS if release.egress.redis is None else release.egress.redis
+    return [
+        *(redis if release.worker_redis.secret_name else []),
+        *([*_s3(inputs), *release.egress.identity] if release.worker_object_store.read else []),
+    ]
+
+
+def _s3(inputs: Inputs) -> list[Json]:
+    return _HTTPS if inputs.release.egress.s3 is None else inputs.release.egress.s3
 
 
 def _dns(inputs: Inputs) -> list[Json]:

@@ -132,7 +132,8 @@ def _shape(inputs: Inputs) -> PodShape:
         mounts.append({"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True})
     return PodShape(
         container=_container(inputs),
-        env=[*_settings(inputs), *tracing_env(inputs, "premoe-worker")],
+        env=[*_settings(inputs), *_redis(inputs), *tracing_env(inputs, "premoe-worker")],
+        env_from=_object_store_keys(inputs),
         volumes=volumes,
         mounts=mounts,
         resources=workers.resources,
@@ -191,6 +192,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         "METRICS_PORT": METRICS_PORT if release.metrics.enabled else None,
         "STORE": grpc_target(expert_store(inputs)),
         "RETRIEVAL": grpc_target(retrieval(inputs)),
+        "OBJECT_STORE_URL": release.store_url if release.worker_object_store.read else None,
         "MODEL_ID": bare_digest(inputs.packed_model_id()),
         "MODEL_NAME": inputs.served_name,
         "BUDGET": spec.budget,
@@ -224,6 +226,20 @@ def _settings(inputs: Inputs) -> list[Json]:
         values["RETRIEVAL_SERVER_NAME"] = foreign_name(retrieval(inputs), release.retrieval)
         values["TLS_RELEASE"] = release.tls.release if release.tls.check_roles else None
     return env_list({f"{SETTINGS_PREFIX}{name}": value for name, value in values.items()})
+
+
+def _redis(inputs: Inputs) -> list[Json]:
+    """Optional, as the next two: a worker without these Secrets has its blobs from the expert store."""
+    redis = inputs.release.worker_redis
+    if not redis.secret_name:
+        return []
+    secret = {"name": redis.secret_name, "key": redis.key, "optional": True}
+    return [{"name": f"{SETTINGS_PREFIX}REDIS_URL", "valueFrom": {"secretKeyRef": secret}}]
+
+
+def _object_store_keys(inputs: Inputs) -> tuple[Json, ...]:
+    store = inputs.release.worker_object_store
+    return ({"secretRef": {"name": store.secret_name, "optional": True}},) if store.read and store.secret_name else ()
 
 
 def _arguments(given: Json) -> str:

@@ -134,6 +134,8 @@ def test_worker_values_reach_the_release_file(tmp_path: Path) -> None:
         "extraVolumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
         "extraVolumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
         "drain": {"delaySeconds": 7},
+        "redis": {"existingSecret": "redis", "key": "address"},
+        "objectStore": {"read": True, "existingSecret": "packs"},
         "vllmImage": {"registry": "registry.example", "repository": "own/vllm", "digest": f"sha256:{64 * 'a'}"},
     }
     release = release_of(render(CHART, values_of("plain") | {"worker": worker}), tmp_path)
@@ -141,6 +143,9 @@ def test_worker_values_reach_the_release_file(tmp_path: Path) -> None:
     assert release.extra_volumes == worker["extraVolumes"]
     assert release.extra_volume_mounts == worker["extraVolumeMounts"]
     assert (release.drain.pre_stop_seconds, release.drain.delay_seconds) == (5, 7)
+    assert (release.worker_redis.secret_name, release.worker_redis.key) == ("redis", "address")
+    assert (release.worker_object_store.read, release.worker_object_store.secret_name) == (True, "packs")
+    assert release.egress.redis == [{"ports": [{"protocol": "TCP", "port": 6379}]}]
     assert release.vllm_image == f"registry.example/own/vllm@sha256:{64 * 'a'}"
 
 

@@ -25,6 +25,7 @@ LEAVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "expertStore.namespace": ({}, {"expertStore.namespace": "other"}),
     "expertStore.port": ({}, {"expertStore.port": 7}),
     "expertStore.podLabels": ({}, {"expertStore.podLabels": {"app": "other"}}),
+    "expertStore.blobsPort": ({}, {"expertStore.blobsPort": 7}),
     "retrieval.name": ({}, {"retrieval.name": "other"}),
     "retrieval.namespace": ({}, {"retrieval.namespace": "other"}),
     "retrieval.port": ({}, {"retrieval.port": 7}),
@@ -48,6 +49,10 @@ LEAVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "metrics.enabled": ({}, {"metrics.enabled": True}),
     "metrics.annotations": ({"metrics.enabled": True}, {"metrics.annotations": True}),
     "metrics.peers": ({"metrics.enabled": True}, {"metrics.peers": [{"podSelector": {}}]}),
+    "workerRedis.secretName": ({}, {"workerRedis.secretName": "redis"}),
+    "workerRedis.key": ({"workerRedis.secretName": "redis"}, {"workerRedis.key": "address"}),
+    "workerObjectStore.read": ({}, {"workerObjectStore.read": True}),
+    "workerObjectStore.secretName": ({"workerObjectStore.read": True}, {"workerObjectStore.secretName": "s3"}),
     "drain.preStopSeconds": ({}, {"drain.preStopSeconds": 6}),
     "drain.delaySeconds": ({}, {"drain.delaySeconds": 6}),
     "clusterDomain": ({"tls": ISSUED}, {"clusterDomain": "cluster.test"}),
@@ -60,6 +65,7 @@ LEAVES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "egress.s3": ({}, {"egress.s3": [RULE]}),
     "egress.hub": ({}, {"egress.hub": [RULE]}),
     "egress.identity": ({}, {"egress.identity": [RULE]}),
+    "egress.redis": ({"workerRedis.secretName": "redis"}, {"egress.redis": [RULE]}),
     "egress.otlp": ({"tracing.endpoint": "http://collector:4317"}, {"egress.otlp": [RULE]}),
 }
 """For every leaf: what the release is changed to first, and the other value of the leaf."""

@@ -22,15 +22,15 @@ def namespaced(namespace: str, **labels: str) -> Json:
     return {"namespaceSelector": selector, "podSelector": {"matchLabels": labels} if labels else {}}
 
 
-def tcp(port: int) -> list[Json]:
-    return [{"port": port, "protocol": "TCP"}]
+def tcp(*ports: int) -> list[Json]:
+    return [{"port": port, "protocol": "TCP"} for port in ports]
 
 
 DNS = {
     "to": [namespaced("kube-system", **{"k8s-app": "kube-dns"})],
     "ports": [{"port": 53, "protocol": "UDP"}, *tcp(53)],
 }
-STORE = {"to": [namespaced("premoe", app="store")], "ports": tcp(50051)}
+STORE = {"to": [namespaced("premoe", app="store")], "ports": tcp(50051, 50055)}
 RETRIEVAL = {"to": [namespaced("premoe", app="retrieval")], "ports": tcp(50051)}
 CALLERS: Json = {
     "from": [namespaced("premoe", app="gateway"), namespaced("premoe", app="operator")],
@@ -156,7 +156,23 @@ def test_without_any_caller_nobody_is_let_in() -> None:
 def test_own_services_are_reached_in_their_namespace() -> None:
     spec = changed(SMALLEST, {"expertStoreRef": {"name": "store", "port": 7001}})
     policy = children.network_policy(inputs_of(spec))
-    assert rules(policy, "egress")[1] == {"to": [namespaced("models")], "ports": tcp(7001)}
+    assert rules(policy, "egress")[1] == {"to": [namespaced("models")], "ports": tcp(7001, 50055)}
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ({"workerRedis": {"secretName": "redis"}}, [{"ports": tcp(6379)}]),
+        ({"workerRedis": {"secretName": "redis"}, "egress": {"redis": [OWN]}}, [OWN]),
+        ({"workerRedis": {"key": "address"}, "egress": {"redis": [OWN]}}, []),
+        ({"workerObjectStore": {"read": True}}, [{"ports": tcp(443)}]),
+        ({"workerObjectStore": {"read": True}, "egress": {"s3": [OWN], "identity": [ADMIN]}}, [OWN, ADMIN]),
+        ({"workerObjectStore": {"secretName": "s3"}, "egress": {"s3": [OWN], "identity": [ADMIN]}}, []),
+    ],
+)
+def test_workers_reach_redis_and_object_storage_where_they_read_them(release: Json, expected: list[Json]) -> None:
+    inputs = inputs_of(SMALLEST, release=release)
+    assert rules(children.network_policy(inputs), "egress") == [DNS, STORE, RETRIEVAL, *expected]
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,28 @@ def test_what_the_release_adds() -> None:
     assert template["spec"]["terminationGracePeriodSeconds"] == 1 + 2 + 60 + 10
 
 
+def test_workers_read_redis_and_object_storage_themselves_where_the_release_says() -> None:
+    """A Secret that is not in their namespace holds up no worker: the expert store has all blobs."""
+    release = {
+        "workerRedis": {"secretName": "redis", "key": "address"},
+        "workerObjectStore": {"read": True, "secretName": "packs"},
+    }
+    template = children.worker_template(inputs_of(SMALLEST, release=release))
+    env = env_of(template)
+    assert env["PREMOE_WORKER_REDIS_URL"] == {
+        "secretKeyRef": {"name": "redis", "key": "address", "optional": True},
+    }
+    assert env["PREMOE_WORKER_OBJECT_STORE_URL"] == "s3://premoe/store"
+    assert container_of(template)["envFrom"] == [{"secretRef": {"name": "packs", "optional": True}}]
+
+
+def test_by_default_workers_know_the_expert_store_alone() -> None:
+    """Images of workers of before there were other ways refuse settings that they do not know."""
+    template = children.worker_template(inputs_of(SMALLEST, release={"workerObjectStore": {"secretName": "packs"}}))
+    assert {name for name in env_of(template) if "REDIS" in name or "OBJECT" in name} == set()
+    assert "envFrom" not in container_of(template)
+
+
 def test_without_seconds_before_the_stop_there_is_no_hook() -> None:
     """API servers before 1.33 refuse to sleep for nothing."""
     template = children.worker_template(inputs_of(SMALLEST, release={"drain": {"preStopSeconds": 0}}))
@@ -353,8 +375,13 @@ def test_workers_with_tls_check_roles_where_the_release_does() -> None:
 
 @pytest.mark.parametrize("spec", [SMALLEST, FULL])
 def test_every_setting_is_one_of_the_worker_s_and_has_a_value_it_takes(spec: Any) -> None:
-    release = {"tls": {"mode": "Secret", "secretName": "shared", "serverName": "premoe.internal"}}
+    release = {
+        "tls": {"mode": "Secret", "secretName": "shared", "serverName": "premoe.internal"},
+        "workerRedis": {"secretName": "redis"},
+        "workerObjectStore": {"read": True},
+    }
     env = env_of(children.worker_template(inputs_of(spec, release=release)))
+    env["PREMOE_WORKER_REDIS_URL"] = "redis://from-the-secret:6379"
     given = {name: value for name, value in env.items() if name.startswith("PREMOE_WORKER_")}
     check_environment(WorkerSettings, given)
     fields = {name.removeprefix("PREMOE_WORKER_").lower(): value for name, value in given.items()}

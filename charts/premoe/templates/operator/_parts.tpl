@@ -35,6 +35,9 @@ storeSecretName: {{ .Values.objectStore.existingSecret | quote }}
   name: {{ include "premoe.componentName" $names }}
   namespace: {{ $.Release.Namespace | quote }}
   port: 50051
+  {{- if eq $component "expert-store" }}
+  blobsPort: 50055
+  {{- end }}
   podLabels:
     {{- include "premoe.selectorLabels" $names | nindent 4 }}
 {{- end }}
@@ -71,6 +74,12 @@ metrics:
   enabled: {{ .Values.metrics.enabled }}
   annotations: {{ .Values.metrics.annotations }}
   peers: {{ toJson .Values.networkPolicy.ingress.metrics }}
+workerRedis:
+  secretName: {{ .Values.worker.redis.existingSecret | quote }}
+  key: {{ .Values.worker.redis.key | quote }}
+workerObjectStore:
+  read: {{ .Values.worker.objectStore.read }}
+  secretName: {{ .Values.worker.objectStore.existingSecret | quote }}
 drain:
   {{- toYaml .Values.worker.drain | nindent 2 }}
 clusterDomain: {{ .Values.clusterDomain }}
@@ -87,7 +96,7 @@ podTemplate:
   allowedPaths:
     {{- toYaml .Values.podTemplate.allowedPaths | nindent 4 }}
 egress:
-  {{- toYaml (pick .Values.networkPolicy.egress "dns" "s3" "hub" "identity" "otlp") | nindent 2 }}
+  {{- toYaml (pick .Values.networkPolicy.egress "dns" "s3" "hub" "identity" "redis" "otlp") | nindent 2 }}
 {{- end -}}
 
 {{/* The OTLP protocol of workers, where it is not the usual one. */}}
