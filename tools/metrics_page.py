@@ -72,7 +72,9 @@ def retrieval() -> Metrics:
 
 def store() -> Metrics:
     metrics = Metrics()
-    StoreMetrics(metrics).show(lambda: True)
+    store = StoreMetrics(metrics)
+    store.show_node(cast(Any, None))
+    store.show(lambda: True)
     return metrics
 
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from premoe_servicekit.metrics import GAUGE, Few, Metric, Metrics
+from premoe_servicekit.metrics import COUNTER, GAUGE, Few, Metric, Metrics
 
+from premoe_expert_store.cache import NodeCache
 from premoe_runtime.formats.errors import CorruptData, PremoeError
 
 BREAKER = Metric("store_cache_skipped", GAUGE, "1 while the cache is left alone after a failure, 0 while it is asked.")
 
 CONNECTIONS = Metric("store_http_connections", GAUGE, "Open connections of the byte server.")
 
+NODE_BYTES = Metric("store_node_bytes", GAUGE, "Bytes of experts in the node's cache, of all stores that share it.")
+NODE_LIMIT = Metric("store_node_limit_bytes", GAUGE, "Bytes that may lie there.")
+NODE_AGE = Metric("store_node_age_seconds", GAUGE, "Seconds since the expert there was used that was not for longest.")
+NODE_EVICTED = Metric("store_node_evicted", COUNTER, "Experts that this store dropped from there to make room.")
 TIERS = ("node", "redis", "peer", "object")
 
 
@@ -51,6 +56,18 @@ class StoreMetrics:
     def show(self, available: Callable[[], bool]) -> None:
         """Tell from now on whether the cache is asked."""
         self._metrics.on_demand((BREAKER,), lambda: [(BREAKER.name, (), float(not available()))])
+
+    def show_node(self, cache: NodeCache) -> None:
+        """Tell from now on how full the node's cache is, and how long blobs stay there."""
+        self._metrics.on_demand(
+            (NODE_BYTES, NODE_LIMIT, NODE_AGE, NODE_EVICTED),
+            lambda: [
+                (NODE_BYTES.name, (), float(cache.num_bytes)),
+                (NODE_LIMIT.name, (), float(cache.limit_bytes)),
+                (NODE_AGE.name, (), cache.age_s),
+                (NODE_EVICTED.name, (), float(cache.evicted)),
+            ],
+        )
 
     def asked_cache(self, *, blobs: int, hits: int, num_bytes: int) -> None:
         self._queries.inc(blobs)

@@ -27,20 +27,22 @@ from premoe_servicekit.metrics import Metrics
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.budget import ByteBudget
 from premoe_expert_store.cache import Draft, NodeCache, Opened
+from premoe_expert_store.cache.whole import digest_of, is_right
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.filling import Arrival, ObjectReader, Origin, Room
 from premoe_expert_store.filling.claims import Claims
 from premoe_expert_store.filling.filler import CLAIM_WAIT_S, VERIFY, Filler, finished
 from premoe_expert_store.filling.peer import HomeUrl, PeerTier
 from premoe_expert_store.filling.trip import Trip
-from premoe_expert_store.filling.whole import digest_of, is_right
 from premoe_expert_store.held import HeldBlob
 from premoe_expert_store.leases import Lease, Leases
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.ports import Counts, Event, Progress, Purpose
+from premoe_expert_store.tending import SCRUB_BYTES_S, Tending
 from premoe_expert_store.watching import Watchers
 from premoe_runtime.formats.errors import CorruptData, Exhausted, NotFound, PremoeError
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.packs.place import MANIFEST_FILE
 from premoe_runtime.storage import Store
 
 T = TypeVar("T")
@@ -104,11 +106,14 @@ class Shelf:
         metrics: StoreMetrics | None = None,
         room_wait_s: float = ROOM_WAIT_S,
         linger_s: float = LINGER_S,
+        scrub_bytes_s: float = SCRUB_BYTES_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``claims``: in the same Redis, so that one replica reads an object for all; others wait ``claim_wait_s``.
 
         ``threads``: reads of object storage at a time, and as many of Redis, and of other replicas.
+
+        ``scrub_bytes_s``: of copies that lie still, looked at in the background; 0: none are.
 
         ``memory_bytes``: of blobs for which the cache has no room. ``leases``: those that the cache was told of.
         """
@@ -130,6 +135,8 @@ class Shelf:
         self._memory = ByteBudget(memory_bytes)
         self._leases = Leases(300.0) if leases is None else leases
         self._watchers = Watchers()
+        self._tending = Tending(store, cache, redis, self._found_wrong, scrub_bytes_s)
+        self._metrics.show_node(cache)
         self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
         self._room_wait_s = room_wait_s
         self._linger_s = linger_s
@@ -140,6 +147,7 @@ class Shelf:
         self._wanted: deque[tuple[Pack, ExpertId]] = deque()
         self._fetching: dict[_Key, None] = {}
         self._prefetchers: set[asyncio.Task[None]] = set()
+        self._looks: set[asyncio.Task[None]] = set()
 
     def ask_homes(self, home: HomeUrl, transport: Transport) -> None:
         """From now on a blob's home is asked before object storage: ``home`` gives its signed address there.
@@ -284,12 +292,13 @@ class Shelf:
     async def close(self) -> None:
         """Cancel what arrives, wait for what is written to Redis, and let threads and cache go."""
         self._wanted.clear()
+        await self._tending.close()
         for prefetcher in self._prefetchers:
             prefetcher.cancel()
         for copy in list(self._copies.values()):
             self._end_soon(copy)
-        while self._ending or self._prefetchers:
-            await asyncio.wait({*self._ending, *self._prefetchers})
+        while tasks := {*self._ending, *self._prefetchers, *self._looks}:
+            await asyncio.wait(tasks)
         await self._filler.close()
         self._objects.close()
         await self._in_thread(self._cache.close)
@@ -298,6 +307,7 @@ class Shelf:
     def _join(self, pack: Pack, expert: ExpertId, purpose: Purpose, trip: Trip | None) -> _Copy:
         """The copy of a blob, now held once more. Raises what was found wrong with it a moment ago."""
         key = (pack.folder, pack.manifest.digest(expert))
+        self._tending.know(pack)
         copy = self._copies.get(key)
         if copy is None:
             self._raise_negative(key)
@@ -385,6 +395,9 @@ class Shelf:
         if self._copies.get(key) is copy:
             del self._copies[key]
         if isinstance(error, NotFound | CorruptData):
+            look = asyncio.create_task(self._look_at_pack(copy.arrival.pack))
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
             if len(self._negatives) >= MOST_NEGATIVES:
                 self._negatives.clear()
             self._negatives[key] = (self._clock() + NEGATIVE_S, error)
@@ -453,8 +466,6 @@ class Shelf:
         if await finished(self._in_thread(lambda: is_right(fd, arrival.num_bytes, arrival.digest, arrival.sums))):
             return True
         await self._wrong_copy(arrival, "node")
-        if self._copies.get(copy.key) is copy:
-            del self._copies[copy.key]
         return False
 
     async def _prefetch(self) -> None:
@@ -490,12 +501,34 @@ class Shelf:
 
     async def _wrong_copy(self, arrival: Arrival, origin: Origin) -> None:
         """A tier had wrong bytes: drop them there, count, tell."""
-        tier: Tier = "node" if origin == "peer" else origin
-        log.warning("%s: its copy from %s is wrong and not used", arrival.expert, origin)
-        self._metrics.wrong_copy(origin)
         if origin == "node":
             await self._in_thread(lambda: self._cache.drop(arrival.digest))
-        self._watchers.invalid(arrival.pack.folder, arrival.expert, tier)
+        self._found_wrong(arrival.pack, arrival.expert, origin)
+
+    def _found_wrong(self, pack: Pack, expert: ExpertId, origin: Origin) -> None:
+        """Count and tell of a wrong copy, which is dropped."""
+        tier: Tier = "node" if origin == "peer" else origin
+        held = self._copies.get((pack.folder, pack.manifest.digest(expert)))
+        if origin == "node" and held is not None and held.arrival.landing.right:
+            del self._copies[held.key]  # nobody else is to join it
+        log.warning("%s of pack %s: its copy from %s is wrong and not used", expert, pack.manifest.model_id, origin)
+        self._metrics.wrong_copy(origin)
+        self._watchers.invalid(pack.folder, expert, tier)
+
+    async def _look_at_pack(self, pack: Pack) -> None:
+        """Tell watchers when the pack is gone, or another lies under its name."""
+        path, model_id = f"{pack.folder}/{MANIFEST_FILE}", pack.manifest.model_id
+        if not self._watchers.any(pack.folder):
+            return
+        try:
+            same = await self._objects.run(lambda: self._store.get(path)) == pack.document
+        except NotFound:
+            self._watchers.gone(pack.folder, f"pack {model_id} is gone from the object store")
+        except PremoeError as error:
+            log.debug("%s: %s", path, error)
+        else:
+            if not same:
+                self._watchers.gone(pack.folder, f"another pack lies where pack {model_id} was")
 
 
 def _close_file(opened: Opened | None) -> None:

@@ -59,6 +59,10 @@ class Watchers:
             if not watchers:
                 del self._watchers[pack]
 
+    def any(self, pack: str) -> bool:
+        """Whether anybody watches it."""
+        return pack in self._watchers
+
     def invalid(self, pack: str, expert: ExpertId, tier: Tier) -> None:
         for watcher in self._watchers.get(pack, ()):
             watcher.invalid.setdefault(tier, set()).add(expert)

@@ -16,7 +16,7 @@ from premoe_expert_store.catalogue import Catalogue, Pack
 from premoe_expert_store.held import HeldBlob
 from premoe_expert_store.leases import Leases
 from premoe_expert_store.metrics import StoreMetrics
-from premoe_expert_store.ports import BlobsInvalid, Progress
+from premoe_expert_store.ports import BlobsInvalid, PackGone, Progress
 from premoe_expert_store.shelf import LINGER_S, ROOM_WAIT_S, Shelf
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
@@ -294,6 +294,23 @@ async def test_watchers_hear_of_wrong_copies_and_progress(bench: Bench) -> None:
     await events.aclose()
     assert seen[0] == Progress(0, 0, 0, 0)
     assert BlobsInvalid((A,), "redis") in seen
+
+
+@pytest.mark.parametrize("stored", ["gone", "another"])
+async def test_watchers_hear_when_a_pack_is_gone(bench: Bench, stored: str) -> None:
+    pack, shelf = await bench.pack(), bench.shelf()
+    events = shelf.watch(pack)
+    await anext(events)
+    bench.store.delete_prefix(f"models/{bench.blobs.model_id}")
+    if stored == "another":
+        bench.store.put(bench.blobs.path("manifest.json"), b"{}")
+    with pytest.raises(CorruptData, match="is missing in the object store; run premoe pack verify"):
+        await get(shelf, pack, A)
+    async for event in events:
+        if isinstance(event, PackGone):
+            assert ("is gone from the object store" if stored == "gone" else "another pack lies") in event.message
+            break
+    await events.aclose()
 
 
 async def test_without_room_in_the_cache_blobs_lie_in_memory_within_a_bound(bench: Bench) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from crc32c import crc32c
-
+from premoe_expert_store.cache.whole import wrong_pieces
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.filling.landing import Landing, Origin
 from premoe_expert_store.filling.room import Room
 from premoe_runtime.formats.errors import PremoeError
 from premoe_runtime.formats.ids import ExpertId
-from premoe_runtime.formats.pieces import piece
 
 
 class Arrival:
@@ -95,14 +93,8 @@ class Arrival:
         """Of pieces whose bytes were written, to its room or ``view``: right ones, and wrong ones. Blocking."""
         if not self.sums:
             return list(indices), []
-        written = self.room.view if view is None else view
-        right: list[int] = []
-        wrong: list[int] = []
-        for index in indices:
-            at = piece(index, self.num_bytes)
-            same = crc32c(written[at.offset : at.end]) == self.sums[index]
-            (right if same else wrong).append(index)
-        return right, wrong
+        wrong = wrong_pieces(self.room.view if view is None else view, indices, self.sums)
+        return [index for index in indices if index not in wrong], wrong
 
     async def _change(self) -> None:
         if self.error is not None:

@@ -1,4 +1,4 @@
-"""Whether the bytes of a file are those of a blob."""
+"""Whether bytes are those of a blob."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 import blake3
 from crc32c import crc32c
 
-from premoe_runtime.formats.pieces import PIECE_BYTES
+from premoe_runtime.formats.pieces import PIECE_BYTES, piece
 
 
 def digest_of(fd: int, num_bytes: int, pause: Callable[[int], None] = lambda num_bytes: None) -> str:
@@ -29,6 +29,12 @@ def is_right(fd: int, num_bytes: int, digest: str, sums: Sequence[int]) -> bool:
     if not sums:
         return digest_of(fd, num_bytes) == digest
     return [crc32c(part) for part in _parts(fd, num_bytes)] == list(sums)
+
+
+def wrong_pieces(blob: memoryview, indices: Sequence[int], sums: Sequence[int]) -> list[int]:
+    """Pieces of a blob that do not match their sums."""
+    places = [(index, piece(index, len(blob))) for index in indices]
+    return [index for index, at in places if crc32c(blob[at.offset : at.end]) != sums[index]]
 
 
 def _parts(fd: int, num_bytes: int) -> Iterator[memoryview]:
