@@ -13,6 +13,7 @@ from premoe_servicekit.server import RpcServer
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.cache import NodeCache, given_folder, private_folder
 from premoe_expert_store.catalogue import Catalogue
+from premoe_expert_store.filling.claims import Claims
 from premoe_expert_store.http.door import ByteDoor, open_door
 from premoe_expert_store.leases import Leases
 from premoe_expert_store.metrics import StoreMetrics
@@ -53,6 +54,7 @@ class Parts:
     catalogue: Catalogue
     shelf: Shelf
     redis: GuardedCache | None
+    claims: Claims | None
 
     def ways(self, signer: Signer, door: ByteDoor | None) -> Ways:
         """What Resolve may name."""
@@ -65,11 +67,14 @@ class Parts:
         await self.shelf.close()
         if self.redis is not None:
             self.redis.close()
+        if self.claims is not None:
+            self.claims.close()
 
 
 def build(settings: ExpertStoreSettings, metrics: StoreMetrics) -> Parts:
     """The shelf over the stores that the settings name. Raises InvalidInput for a bad URL or folder."""
-    store, redis = open_store(settings.store_url), open_redis(settings)
+    store = open_store(settings.store_url)
+    redis, claims = open_redis(settings)
     metrics.show(lambda: redis is None or redis.available)
     leases = Leases(settings.lease_s)
     folder = given_folder(Path(settings.cache_dir)) if settings.cache_dir else private_folder(settings.cache_bytes)
@@ -77,20 +82,24 @@ def build(settings: ExpertStoreSettings, metrics: StoreMetrics) -> Parts:
         store,
         NodeCache(folder, settings.cache_bytes, leased=leases.holds),
         redis,
+        claims=claims,
         threads=settings.threads,
         memory_bytes=settings.memory_bytes,
         leases=leases,
         metrics=metrics,
     )
-    return Parts(Catalogue(store), shelf, redis)
+    return Parts(Catalogue(store), shelf, redis, claims)
 
 
-def open_redis(settings: ExpertStoreSettings) -> GuardedCache | None:
-    """The cache that the settings name, or none. Raises InvalidInput on a bad URL."""
+def open_redis(settings: ExpertStoreSettings) -> tuple[GuardedCache | None, Claims | None]:
+    """The cache that the settings name, and the claims in it, or none. Raises InvalidInput on a bad URL."""
     if settings.redis_url is None:
-        return None
+        return None, None
     # Imported here: without a cache the client is not needed, nor installed by every image.
     from premoe_dataplane.redis_cache import RedisCache
 
+    from premoe_expert_store.filling.claims import RedisClaims
+
     redis = RedisCache(settings.redis_url, timeout_s=settings.redis_timeout_s, connections=settings.threads)
-    return GuardedCache(redis, cool_down_s=settings.redis_cool_down_s)
+    claims = RedisClaims(settings.redis_url, timeout_s=settings.redis_timeout_s)
+    return GuardedCache(redis, cool_down_s=settings.redis_cool_down_s), claims

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
-import blake3
+from premoe_dataplane import rendezvous
 from premoe_servicekit.addresses import join, look_up
 
 from premoe_runtime.formats.errors import InvalidInput
@@ -17,11 +17,6 @@ CONNECT_S = 1.0
 log = logging.getLogger(__name__)
 
 Answers = Callable[[str], Awaitable[bool]]
-
-
-def home_of(digest: str, replicas: Iterable[str]) -> str:
-    """The replica that all who know the same ones agree on. When one goes, only its blobs move."""
-    return max(replicas, key=lambda replica: (blake3.blake3(f"{digest} {replica}".encode()).digest(8), replica))
 
 
 class Peers:
@@ -49,7 +44,7 @@ class Peers:
         if digest not in self._homes:
             if len(self._homes) >= _MOST_HOMES:
                 self._homes.clear()
-            home = home_of(digest, self._live)
+            home = rendezvous.home(digest, self._live)
             self._homes[digest] = None if home == self._own else f"{self._scheme}://{home}"
         return self._homes[digest]
 

@@ -5,31 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from premoe_expert_store import peers
-from premoe_expert_store.peers import Peers, home_of
+from premoe_expert_store.peers import Peers
 
 from premoe_runtime.formats.errors import InvalidInput
-
-DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
-REPLICAS = st.lists(st.integers(1, 99).map(lambda number: f"10.0.0.{number}:80"), min_size=2, max_size=6, unique=True)
-
-
-@given(DIGESTS, REPLICAS, st.randoms())
-def test_all_agree_and_only_blobs_of_one_that_goes_move(
-    digest: str, replicas: list[str], random: st.DataObject
-) -> None:
-    home = home_of(digest, replicas)
-    assert home_of(digest, reversed(replicas)) == home
-    for gone in replicas:
-        left = [one for one in replicas if one != gone]
-        assert (home_of(digest, left) == home) == (gone != home)
-
-
-def test_blobs_are_spread() -> None:
-    homes = [home_of(f"{number:064x}", ["a:1", "b:1", "c:1", "d:1"]) for number in range(400)]
-    assert min(homes.count(one) for one in set(homes)) > 60
 
 
 class Network:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 
 from aiohttp import web
 from premoe_dataplane.signing import BlobName, Signer
+from premoe_dataplane.transports.http import HttpTransport
 from premoe_servicekit.roles import Admission, Caller, Role
 from premoe_servicekit.tls import Tls, admission_of
 
 from premoe_expert_store.catalogue import Catalogue, Pack
-from premoe_expert_store.http.handler import Admit, BlobHandler
+from premoe_expert_store.filling.peer import HomeUrl
+from premoe_expert_store.http.handler import PEER, Admit, BlobHandler
 from premoe_expert_store.http.server import ByteServer, Listening
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.peers import Peers
 from premoe_expert_store.settings import ExpertStoreSettings
 from premoe_expert_store.shelf import Shelf
 from premoe_runtime.formats.errors import Forbidden, InvalidInput
+from premoe_runtime.formats.ids import ExpertId
 
+ADDRESS_S = 300
+"""For which a replica may read a blob of another one by an address."""
 READERS = frozenset({Role.WORKER, Role.EXPERT_STORE})
 _EVERYWHERE = ("0.0.0.0", "::", "")
 
@@ -77,8 +83,23 @@ async def open_door(
     scheme = "https" if tls else "http"
     own = settings.advertise or server.address
     peers = Peers(settings.peers, own, scheme=scheme)
+    if settings.peers:
+        shelf.ask_homes(_homes(peers, signer), HttpTransport(tls))
     metrics.show_connections(lambda: server.connections)
     return ByteDoor(server, peers, f"{scheme}://{own}", asyncio.create_task(peers.follow()))
+
+
+def _homes(peers: Peers, signer: Signer) -> HomeUrl:
+    """Where another replica serves a blob to us."""
+
+    def home(pack: Pack, expert: ExpertId) -> str | None:
+        digest = pack.manifest.digest(expert)
+        if (base := peers.home(digest)) is None:
+            return None
+        name = BlobName(digest, pack.manifest.model_id, expert, pack.tenant)
+        return f"{base}{signer.path(name, int(time.time()) + ADDRESS_S)}&{PEER}=1"
+
+    return home
 
 
 def _admit(admission: Admission | None) -> Admit:
