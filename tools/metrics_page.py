@@ -74,6 +74,7 @@ def store() -> Metrics:
     metrics = Metrics()
     store = StoreMetrics(metrics)
     store.show_node(cast(Any, None))
+    store.show_connections(lambda: 0)
     store.show(lambda: True)
     return metrics
 

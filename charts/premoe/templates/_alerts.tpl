@@ -127,6 +127,38 @@
       for: 5m
       labels: {severity: warning}
       annotations:
-        summary: 'An expert store has not reached its cache for 10 minutes; all experts come from object storage'
+        summary: 'An expert store has not reached Redis for 10 minutes; what its own cache lacks comes from object storage'
         runbook_url: '{{ $docs }}/operate.md#premoecacheskipped'
+    - alert: PremoeWrongCopy
+      expr: >-
+        sum by (namespace, tier) (increase(premoe:store_wrong_copies_total{ {{- $own -}} }[15m]) or increase(premoe:fetch_wrong_copies_total[15m])) > 0
+      for: 0m
+      labels: {severity: warning}
+      annotations:
+        summary: 'Copies of experts in the tier {{ `{{ $labels.tier }}` }} were wrong, and were read again from elsewhere'
+        runbook_url: '{{ $docs }}/operate.md#premoewrongcopy'
+    - alert: PremoeSourcesRest
+      expr: >-
+        max by (namespace, model_name, scheme) (avg_over_time(premoe:fetch_sources_resting[10m])) > 0.5
+      for: 5m
+      labels: {severity: warning}
+      annotations:
+        summary: 'Workers of {{ `{{ $labels.model_name }}` }} have got no experts by {{ `{{ $labels.scheme }}` }} from some server for 10 minutes'
+        runbook_url: '{{ $docs }}/operate.md#premoesourcesrest'
+    - alert: PremoeStoreBypassed
+      expr: >-
+        sum by (namespace, model_name) (rate(premoe:fetched_bytes_total{scheme="object"}[5m])) > 0
+      for: 10m
+      labels: {severity: warning}
+      annotations:
+        summary: 'Workers of {{ `{{ $labels.model_name }}` }} read experts out of object storage themselves: no expert store answers them'
+        runbook_url: '{{ $docs }}/operate.md#premoestorebypassed'
+    - alert: PremoeNodeCacheSmall
+      expr: >-
+        min by (pod) (premoe:store_node_age_seconds{ {{- $own -}} }) < 600 and sum by (pod) (rate(premoe:store_node_evicted_total{ {{- $own -}} }[30m])) > 0
+      for: 30m
+      labels: {severity: warning}
+      annotations:
+        summary: 'The cache of {{ `{{ $labels.pod }}` }} drops experts that were used within the last 10 minutes'
+        runbook_url: '{{ $docs }}/operate.md#premoenodecachesmall'
 {{- end -}}

@@ -9,11 +9,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from premoe_dataplane.breaker import Breakers
 from premoe_dataplane.counts import Counts
-from premoe_dataplane.plan import SCHEMES
+from premoe_dataplane.plan import SCHEMES, Tier
 from premoe_servicekit.metrics import COUNTER, GAUGE, OTHER, Few, Metric, Metrics, Sample, exemplar
 
 from premoe_runtime.formats.errors import PremoeError
@@ -158,7 +158,8 @@ class WorkerMetrics:
         def read() -> Iterator[Sample]:
             num_bytes, wrong, again = counts.now()
             yield from (("fetched_bytes", (name, *key), value) for key, value in num_bytes.items())
-            yield from (("fetch_wrong_copies", (name, tier), value) for tier, value in wrong.items())
+            # Of every tier from the start, so that the first one is an increase: somebody is woken by it.
+            yield from (("fetch_wrong_copies", (name, tier), wrong[tier]) for tier in get_args(Tier))
             yield from (("fetch_pieces_again", (name, scheme), value) for scheme, value in again.items())
             resting = Counter(place.scheme for place in breakers.open())
             yield from (("fetch_sources_resting", (name, scheme), resting[scheme]) for scheme in SCHEMES)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from opentelemetry import trace
+from premoe_dataplane.breaker import Breakers, Place
+from premoe_dataplane.counts import Counts
 from premoe_servicekit.metrics import Metrics
 from premoe_worker.domain import Delta, Event, Finished, PatternChoice, Started
 from premoe_worker.metrics import WorkerMetrics
@@ -173,3 +175,19 @@ def test_a_loop_that_is_silent_or_gone_costs_only_its_own_values(
     assert found.value("premoe:generation_tokens_total") == 30
     assert not found.families["premoe:swaps"].samples
     assert found.families["premoe:swaps"].documentation
+
+
+def test_wrong_copies_are_told_of_every_tier_from_the_start(metrics: Metrics, counted: WorkerMetrics) -> None:
+    """Of a series that begins at 1, no increase is seen."""
+    counts, breakers = Counts(), Breakers()
+    counted.show_fetches(counts, breakers)
+    assert read(metrics).labels("premoe:fetch_wrong_copies_total", "tier") == {"node", "redis", "object"}
+    assert read(metrics).value("premoe:fetch_wrong_copies_total") == 0
+    counts.wrong("redis")
+    counts.read("http", "node", 7)
+    breakers.failed(Place("http", "10.0.0.1:50055"))
+    found = read(metrics)
+    assert found.value("premoe:fetch_wrong_copies_total", model_name="tiny", tier="redis") == 1
+    assert found.value("premoe:fetched_bytes_total", scheme="http", tier="node") == 7
+    assert found.value("premoe:fetch_sources_resting", scheme="http") == 1
+    assert found.value("premoe:fetch_sources_resting") == 1
