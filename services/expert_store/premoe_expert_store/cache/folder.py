@@ -59,7 +59,9 @@ class CacheFolder:
             fcntl.flock(self._ledger, fcntl.LOCK_UN)
 
     def ledger(self) -> tuple[int, int]:
-        """Changes so far, and bytes taken."""
+        """Changes so far, and bytes taken; of a closed folder nothing."""
+        if self._ledger < 0:
+            return 0, 0
         data = os.pread(self._ledger, _LEDGER.size, 0)
         return _LEDGER.unpack(data) if len(data) == _LEDGER.size else (0, 0)
 
@@ -98,7 +100,8 @@ class CacheFolder:
         """Lets the folder go; one of its own is removed."""
         if self.private:
             shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._ledger)
+        ledger, self._ledger = self._ledger, -1
+        os.close(ledger)
 
 
 def given_folder(path: Path) -> CacheFolder:
