@@ -34,7 +34,7 @@ from premoe_runtime.formats.ids import ExpertId, bare_digest
 from premoe_runtime.formats.manifest import Manifest
 from premoe_worker.adapters.lease import Lease
 from premoe_worker.adapters.patience import Patience
-from premoe_worker.adapters.reading import Reading, direct_plan
+from premoe_worker.adapters.reading import Reading, direct_plan, told_folder
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ class GrpcExpertSource:
         self._patience = patience
         self._manifest: Manifest | None = None
         self._closed = threading.Event()
+        self._folder = ""
+        """Of the pack in object storage, once a store has told it."""
         self._direct = bool(reading.object_store_url) and "object" in reading.schemes
         self.fetcher = reading.fetcher(channel, self._peer, lambda: self.manifest().model_id, idle_s=patience.idle_s)
 
@@ -176,7 +178,9 @@ class GrpcExpertSource:
             if not self._direct:
                 raise
             log.warning("%s; reading from object storage", error)
-            self.fetcher.fetch(direct_plan(self._known_manifest(stopped), delivery.missing), delivery, stopped)
+            self.fetcher.fetch(
+                direct_plan(self._known_manifest(stopped), delivery.missing, self._folder), delivery, stopped
+            )
 
     def _deliver(self, delivery: Delivery, stopped: Callable[[], bool]) -> None:
         """One try to bring all that is missing; a plan that got old on the way is no failure."""
@@ -209,6 +213,7 @@ class GrpcExpertSource:
         for blob in plan.blobs:
             if blob.digest != manifest.digest(blob.expert):
                 raise CorruptData(f"{self._peer}: {blob.expert} has another digest than in the manifest")
+        self._folder = self._folder or told_folder(plan, manifest)
         return replace(plan, blobs=[_leased(blob, plan.lease_id) for blob in plan.blobs])
 
 

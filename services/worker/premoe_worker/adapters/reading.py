@@ -64,12 +64,23 @@ class Reading:
         return True
 
 
-def direct_plan(manifest: Manifest, experts: Sequence[ExpertId]) -> SwapPlan:
-    """Where object storage has blobs, from the manifest alone."""
+def direct_plan(manifest: Manifest, experts: Sequence[ExpertId], folder: str = "") -> SwapPlan:
+    """Where object storage has blobs, from the manifest alone. ``folder``: the pack's, where a store has told it."""
+    folder = folder or pack_folder(manifest.model_id)
     blobs = []
     for expert in experts:
         layer = manifest.layers[expert.layer]
-        path = f"{pack_folder(manifest.model_id)}/{layer.file}"
-        source = Source("object", "object", path, layer.data_offset + expert.expert * layer.stride)
+        offset = layer.data_offset + expert.expert * layer.stride
+        source = Source("object", "object", f"{folder}/{layer.file}", offset)
         blobs.append(BlobPlan(expert, manifest.digest(expert), manifest.layout.blob_bytes, (source,)))
     return SwapPlan(blobs, "", 0.0)
+
+
+def told_folder(plan: SwapPlan, manifest: Manifest) -> str:
+    """The pack's folder in object storage as a plan names it; empty when it names none. A tenant's lies elsewhere."""
+    for blob in plan.blobs:
+        file = f"/{manifest.layers[blob.expert.layer].file}"
+        for source in blob.sources:
+            if source.scheme == "object" and source.url.endswith(file):
+                return source.url.removesuffix(file)
+    return ""
