@@ -162,6 +162,10 @@ bench-serve: vllm ## Compare vLLM over slots with vLLM as it comes, an exported 
 	@tools/install_llama.sh $(LLAMA) || [ $$? = 3 ]
 	@PYTHONPATH=tests:tools $(VLLM)/bin/python benchmarks/serving.py $(ARGS)
 
+.PHONY: bench-data
+bench-data: install services ## Compare every way that experts travel with memcpy, raw TCP, the disk and stock clients, in 5 minutes
+	@PYTHONPATH=tests:tools $(BIN)/python benchmarks/data.py $(ARGS)
+
 .PHONY: bench-mixture
 bench-mixture: vllm ## Compare requests under four patterns in one batch with one pattern after another, on vLLM
 	@$(VLLM)/bin/python benchmarks/mixture.py $(ARGS)

@@ -14,8 +14,8 @@ import click
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-APART = {"arrival", "gpu", "mixture", "serving", "soak"}
-"""What needs a GPU, vLLM, which has an environment of its own, or half an hour: make has a verb for each."""
+APART = {"arrival", "data", "gpu", "mixture", "serving", "soak"}
+"""What needs a GPU, vLLM, which has an environment of its own, servers, or half an hour: make has a verb for each."""
 
 
 class Names(click.Command):
