@@ -59,6 +59,11 @@ class LocalStore(Store):
                 os.replace(temporary, target)
                 _sync_folder(target.parent)
 
+    def read_range(self, path: str, offset: int, length: int) -> memoryview:
+        data = bytearray(length)
+        self.read_into(path, offset, [memoryview(data)])
+        return memoryview(data)
+
     def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> int:
         read = 0
         with self._mapped(path), open(self._place(path), "rb", buffering=0) as file:

@@ -70,6 +70,14 @@ def test_ranges(store: Store) -> None:
     assert store.get_range("x", 5, 0) == b""
 
 
+def test_read_range_is_what_is_there(store: Store) -> None:
+    store.put("x", bytes(range(100)))
+    assert bytes(store.read_range("x", 10, 5)) == bytes(range(10, 15))
+    assert bytes(store.read_range("x", 10, 0)) == b""
+    with pytest.raises(CorruptData, match="too short"):
+        store.read_range("x", 98, 5)
+
+
 def test_read_into_fills_views_one_after_another(store: Store) -> None:
     store.put("x", bytes(range(100)))
     room = bytearray(20)

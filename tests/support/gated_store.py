@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 from premoe_runtime.storage import LocalStore
@@ -21,12 +20,12 @@ class GatedStore(LocalStore):
         self.gate = threading.Event()
         self.gate.set()
 
-    def read_into(self, path: str, offset: int, views: Sequence[memoryview]) -> int:
-        self.reads.append((path, offset, sum(len(view) for view in views)))
+    def read_range(self, path: str, offset: int, length: int) -> memoryview:
+        self.reads.append((path, offset, length))
         self.gate.wait(GATE_S)
         if self.error is not None:
             raise self.error
-        return super().read_into(path, offset, views)
+        return super().read_range(path, offset, length)
 
     @property
     def read_bytes(self) -> int:

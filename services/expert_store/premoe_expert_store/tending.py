@@ -105,7 +105,9 @@ class Tending:
         into = memoryview(bytearray(pack.blob_bytes))
         (holes,) = redis.read([Wanted(pack.manifest.digest(expert), into)])
         missing = {index for index, _ in touched(pack.blob_bytes, holes)}
-        wrong = bool(wrong_pieces(into, [index for index in range(len(sums)) if index not in missing], sums))
+        wrong = bool(
+            wrong_pieces(into, [index for index in range(len(sums)) if index not in missing], sums, pack.blob_bytes)
+        )
         if wrong:
             redis.forget(pack.manifest.digest(expert), pack.blob_bytes)
         pace.after(pack.blob_bytes - sum(hole.length for hole in holes))

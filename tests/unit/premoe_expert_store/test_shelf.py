@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -137,14 +137,14 @@ async def test_the_first_pieces_are_readable_before_the_last_are_there(bench: Be
     bench.store.gate.clear()
     late = DATA_OFFSET + A.expert * LONG + 8 * PIECE_BYTES
 
-    real = bench.store.read_into
+    real = bench.store.read_range
 
-    def read_into(path: str, offset: int, views: Sequence[memoryview]) -> int:
+    def read_range(path: str, offset: int, length: int) -> memoryview:
         if offset != late:
-            return LocalStore.read_into(bench.store, path, offset, views)
-        return real(path, offset, views)
+            return LocalStore.read_range(bench.store, path, offset, length)
+        return real(path, offset, length)
 
-    bench.store.read_into = read_into  # type: ignore[method-assign]
+    bench.store.read_range = read_range  # type: ignore[method-assign]
     async with shelf.hold(pack, A) as blob:
         await blob.landed(8 * PIECE_BYTES)
         assert blob.landed_bytes == 8 * PIECE_BYTES

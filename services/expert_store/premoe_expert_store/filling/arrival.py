@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 
-from premoe_expert_store.cache.whole import wrong_pieces
+from premoe_expert_store.cache.whole import RunningDigest, wrong_pieces
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.filling.landing import Landing, Origin
 from premoe_expert_store.filling.room import Room
 from premoe_runtime.formats.errors import PremoeError
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.formats.pieces import piece
+
+Sorted = tuple[list[int], list[int]]
+"""Pieces that are right, as far as sums tell, and wrong ones."""
 
 
 class Arrival:
@@ -35,6 +39,7 @@ class Arrival:
         """Whether wrong bytes made Redis forget all of it."""
         self._room: Room | None = None
         self._changed = asyncio.Event()
+        self._running = RunningDigest()
 
     @property
     def room(self) -> Room:
@@ -61,6 +66,8 @@ class Arrival:
         self._tell()
 
     def lose_all(self) -> None:
+        """All of it is to be read again."""
+        self._running = RunningDigest()
         self.landing.lose_all()
 
     def finish(self) -> None:
@@ -89,11 +96,24 @@ class Arrival:
         while not self.done:
             await self._changed.wait()
 
-    def sort_out(self, indices: Sequence[int], view: memoryview | None = None) -> tuple[list[int], list[int]]:
+    def take(self, indices: Sequence[int], data: memoryview) -> Sorted:
+        """Put neighbouring pieces in their place, wrong ones too; says which are right, and which wrong. Blocking."""
+        start = piece(indices[0], self.num_bytes).offset
+        wrong = wrong_pieces(data, indices, self.sums, self.num_bytes, start) if self.sums else []
+        self.room.write(start, data)
+        if not wrong:
+            self._running.offer(start, data)
+        return [index for index in indices if index not in wrong], wrong
+
+    def digest_found(self) -> str:
+        """blake3 of what lies in its room. Blocking."""
+        return self._running.finish(self.room.fd, self.num_bytes)
+
+    def sort_out(self, indices: Sequence[int], view: memoryview | None = None) -> Sorted:
         """Of pieces whose bytes were written, to its room or ``view``: right ones, and wrong ones. Blocking."""
         if not self.sums:
             return list(indices), []
-        wrong = wrong_pieces(self.room.view if view is None else view, indices, self.sums)
+        wrong = wrong_pieces(self.room.view if view is None else view, indices, self.sums, self.num_bytes)
         return [index for index in indices if index not in wrong], wrong
 
     async def _change(self) -> None:

@@ -9,16 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
-import blake3
 from premoe_dataplane.blob_cache import Wanted
 from premoe_servicekit.faults import storage_fault
 
 from premoe_expert_store.breaker import GuardedCache
-from premoe_expert_store.filling.arrival import Arrival
+from premoe_expert_store.filling.arrival import Arrival, Sorted
 from premoe_expert_store.filling.claiming import Claim, Claiming
 from premoe_expert_store.filling.claims import Claims
 from premoe_expert_store.filling.landing import Origin
-from premoe_expert_store.filling.objects import ObjectReader, Reading, Sorted
+from premoe_expert_store.filling.objects import ObjectReader, Reading
 from premoe_expert_store.filling.peer import PeerTier
 from premoe_expert_store.filling.trip import Trip
 from premoe_expert_store.metrics import StoreMetrics
@@ -90,8 +89,7 @@ class Filler:
 
     async def is_right(self, arrival: Arrival) -> bool:
         """Whether the whole matches its digest."""
-        view = arrival.room.view
-        return await finished(self._in(self._hashing, lambda: blake3.blake3(view).hexdigest() == arrival.digest))
+        return await finished(self._in(self._hashing, lambda: arrival.digest_found() == arrival.digest))
 
     async def with_redis(self, work: Callable[[], T]) -> T:
         """Work on Redis, in its threads."""
@@ -203,12 +201,11 @@ class Filler:
         path, start = arrival.pack.place(arrival.expert)
         for indices in _runs_of(missing):
             hole = runs(indices, arrival.num_bytes)[0]
-            into = arrival.room.view[hole.offset : hole.end]
             reading = self._objects.read(
                 path,
                 start + hole.offset,
-                into,
-                partial(arrival.sort_out, indices),
+                hole.length,
+                partial(arrival.take, indices),
                 urgent=arrival.urgent,
             )
             reading.result.add_done_callback(lambda result: self._object_landed(arrival, result))

@@ -9,35 +9,34 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from premoe_expert_store.filling.arrival import Sorted
 from premoe_runtime.formats.errors import PremoeError
 from premoe_runtime.storage import Store
 
 MAX_READ_BYTES = 8 << 20
 """Longest range asked of object storage at once."""
 
-Sorted = tuple[list[int], list[int]]
 T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
 class Reading:
-    """A range that waits, or is read. ``result``: what ``check`` says of it, or what the store raised."""
+    """A range that waits, or is read. ``result``: what ``take`` says of it, or what the store raised."""
 
     path: str
     offset: int
-    into: memoryview
-    check: Callable[[], Sorted]
+    length: int
+    take: Callable[[memoryview], Sorted]
     result: asyncio.Future[Sorted]
     alone: bool = False
     started: bool = False
     end: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.end = self.offset + len(self.into)
+        self.end = self.offset + self.length
 
     def settle(self, answer: Sorted | BaseException) -> None:
-        """It is over; its memory is not touched any more."""
-        self.into.release()
+        """It is over; ``take`` is not called any more."""
         if self.result.done():
             return
         if isinstance(answer, BaseException):
@@ -58,18 +57,19 @@ class ObjectReader:
         self._starts: dict[tuple[str, int], Reading] = {}
         self._woken = False
 
-    def read(self, path: str, offset: int, into: memoryview, check: Callable[[], Sorted], *, urgent: bool) -> Reading:
-        """Fill ``into`` from ``offset`` of an object, then call ``check`` on the reading thread."""
-        item = Reading(path, offset, into, check, asyncio.get_running_loop().create_future())
+    def read(
+        self, path: str, offset: int, length: int, take: Callable[[memoryview], Sorted], *, urgent: bool
+    ) -> Reading:
+        """Read a range of an object; ``take`` gets its bytes on the reading thread, while they are in its cache."""
+        item = Reading(path, offset, length, take, asyncio.get_running_loop().create_future())
         self._wait(item, urgent)
         return item
 
     def withdraw(self, item: Reading) -> bool:
-        """Not wanted any more. Whether it is still being read, into its memory."""
+        """Not wanted any more. Whether it is still being read, and ``take`` may yet be called."""
         if item.started:
             return not item.result.done()
         item.result.cancel()
-        item.into.release()
         if self._starts.get((item.path, item.offset)) is item:
             del self._starts[item.path, item.offset]
         return False
@@ -126,8 +126,9 @@ class ObjectReader:
 
     async def _read(self, items: list[Reading]) -> None:
         def work() -> list[Sorted]:
-            self._store.read_into(items[0].path, items[0].offset, [item.into for item in items])
-            return [item.check() for item in items]
+            start = items[0].offset
+            data = self._store.read_range(items[0].path, start, items[-1].end - start)
+            return [item.take(data[item.offset - start : item.end - start]) for item in items]
 
         try:
             answers = await self.run(work)

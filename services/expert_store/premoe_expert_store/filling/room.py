@@ -55,6 +55,12 @@ class Room:
             self._view = memoryview(self._map)
         return self._view
 
+    def write(self, offset: int, data: memoryview) -> None:
+        """Put bytes in their place: half of what it takes to write them to ``view``, whose pages must be made first."""
+        while data:
+            written = os.pwrite(self.fd, data, offset)
+            data, offset = data[written:], offset + written
+
     def keep(self, digest: str) -> None:
         """Give it its name in the cache, where it lies there. Blocking."""
         if self._cache is not None and self._draft is not None:
