@@ -21,6 +21,7 @@ APART  := $(KUBERNETES) or vllm
 VLLM   := .venv-vllm
 # Of a benchmark alone.
 LLAMA  := .venv-llama
+LOADERS := .loaders
 ON_VLLM := $(filter --engine=vllm,$(ARGS))$(findstring --engine vllm,$(ARGS))
 ENGINE_ENV := $(if $(ON_VLLM),$(VLLM),$(VENV))
 # Torch and other processes share the cores in tests: spinning OpenMP threads make both 10 times slower.
@@ -166,6 +167,11 @@ bench-serve: vllm ## Compare vLLM over slots with vLLM as it comes, an exported 
 bench-data: install services ## Compare every way that experts travel with memcpy, raw TCP, the disk and stock clients, in 5 minutes
 	@PYTHONPATH=tests:tools $(BIN)/python benchmarks/data.py $(ARGS)
 
+.PHONY: bench-cold
+bench-cold: install services ## Compare a worker's cold start from S3 at a quarter of the experts with the quickest loader of whole models
+	@tools/install_loaders.sh $(VENV) $(LOADERS) || [ $$? = 3 ]
+	@PYTHONPATH=tests:tools $(BIN)/python benchmarks/cold_start.py $(ARGS)
+
 .PHONY: bench-mixture
 bench-mixture: vllm ## Compare requests under four patterns in one batch with one pattern after another, on vLLM
 	@$(VLLM)/bin/python benchmarks/mixture.py $(ARGS)
@@ -184,4 +190,4 @@ soak: $(if $(ON_VLLM),vllm,install) services ## Load a mesh for half an hour whi
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches of this checkout
-	@rm -rf $(VENV) $(VLLM) $(LLAMA) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) $(VLLM) $(LLAMA) $(LOADERS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -14,7 +14,7 @@ import click
 
 HERE = Path(__file__).parent
 NAMES = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("_"))
-APART = {"arrival", "data", "gpu", "mixture", "serving", "soak"}
+APART = {"arrival", "cold_start", "data", "gpu", "mixture", "serving", "soak"}
 """What needs a GPU, vLLM, which has an environment of its own, servers, or half an hour: make has a verb for each."""
 
 

@@ -80,7 +80,7 @@ def measure_cold(report: Report, disk: Path, num_bytes: int = 2 * MIB, count: in
         flags = ["--store-url", s3.url, "--http-port", "0", "--metrics-port", "0"]
         with serving(STORE, flags, s3.env) as store:
             seconds = _timed(lambda: _all_at_once(store, blobs))
-            read = _counter(str(store.ready["metrics"]), "premoe:store_read_bytes_total", 'source="object"')
+            read = object_bytes(str(store.ready["metrics"]))
     report.values[f"{WORKERS} cold workers"] = {
         "wanted_mib": num_bytes * count / MIB,
         "read_over_wanted": read / (num_bytes * count),
@@ -141,8 +141,9 @@ def _upload(folder: Path, url: str) -> None:
             target.put(str(path.relative_to(folder)), path.read_bytes())
 
 
-def _counter(address: str, name: str, label: str) -> float:
-    with urllib.request.urlopen(f"http://{address}/metrics") as answer:
+def object_bytes(metrics: str) -> float:
+    """What a store has read of object storage for experts, by its metrics at ``host:port``."""
+    with urllib.request.urlopen(f"http://{metrics}/metrics") as answer:
         text = answer.read().decode()
-    found = re.search(rf"^{re.escape(name)}\{{[^}}]*{re.escape(label)}[^}}]*\}} (\S+)$", text, re.MULTILINE)
+    found = re.search(r'^premoe:store_read_bytes_total\{[^}]*source="object"[^}]*\} (\S+)$', text, re.MULTILINE)
     return float(found[1]) if found else 0.0

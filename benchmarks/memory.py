@@ -28,6 +28,7 @@ from premoe_runtime.families.registry import read_model
 from premoe_runtime.formats.manifest import ExpertLayer, Manifest, Origin, PackFile
 from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs import layout as lay
+from premoe_runtime.packs.checks import checks_file, piece_checks
 
 PROMPT_TOKENS = 64
 
@@ -65,20 +66,23 @@ def write_pack(folder: Path, config: dict[str, object], more: Mapping[str, bytes
         for size in sizes.values():
             yield random_weights(rng, size)
 
-    def experts(digests: list[str]) -> Iterator[bytes]:
+    def experts(digests: list[str], sums: list[tuple[int, ...]]) -> Iterator[bytes]:
         yield header
         for _ in range(model.num_experts):
             blob = random_weights(rng, layout.blob_bytes)
             digests.append(blake3.blake3(blob).hexdigest())
+            sums.append(piece_checks(blob))
             yield blob
 
     header = lay.expert_file_header(model.num_experts, layout.blob_bytes)
     files = [put("skeleton/model-00001-of-00001.safetensors", skeleton()), put("skeleton/config.json", iter([text]))]
     files += [put(f"skeleton/{name}", iter([data])) for name, data in more.items()]
-    layers = []
+    layers, checks = [], []
     for index, block in enumerate(model.blocks):
         digests: list[str] = []
-        put(lay.layer_file(index), experts(digests))
+        sums: list[tuple[int, ...]] = []
+        put(lay.layer_file(index), experts(digests, sums))
+        checks.append(sums)
         layers.append(
             ExpertLayer(
                 block=block,
@@ -101,12 +105,34 @@ def write_pack(folder: Path, config: dict[str, object], more: Mapping[str, bytes
         layout=layout,
         layers=tuple(layers),
         skeleton=tuple(files),
-        checks=put("checks.safetensors", iter([b""])),
+        checks=put(lay.CHECKS_FILE, iter([checks_file(checks, layout.blob_bytes)])),
         origin=Origin(url="", tool="benchmarks/memory.py"),
     )
     manifest = manifest.model_copy(update={"model_id": manifest.content_id()})
     (folder / "manifest.json").write_bytes(manifest.to_json())
     return manifest
+
+
+def qwen3_moe(layers: int, experts: int, hidden: int, width: int) -> dict[str, object]:
+    """A config.json; ``width``: rows of an expert's gate projection."""
+    return {
+        "model_type": "qwen3_moe",
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "hidden_size": hidden,
+        "intermediate_size": 4 * width,
+        "moe_intermediate_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "num_experts": experts,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": True,
+        "vocab_size": 32_000,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
 
 
 def child(url: str, slots: int, resident: bool) -> None:
@@ -171,24 +197,7 @@ def main(
     if child_url is not None:
         child(child_url, slots, resident)
         return
-    config: dict[str, object] = {
-        "model_type": "qwen3_moe",
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "hidden_size": hidden,
-        "intermediate_size": 4 * width,
-        "moe_intermediate_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "head_dim": 128,
-        "num_experts": experts,
-        "num_experts_per_tok": 8,
-        "norm_topk_prob": True,
-        "vocab_size": 32_000,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
-        "dtype": "bfloat16",
-    }
+    config = qwen3_moe(layers, experts, hidden, width)
     with tempfile.TemporaryDirectory(prefix="premoe-memory-") as name:
         folder = Path(name) / "models" / "random"
         manifest = write_pack(folder, config)
