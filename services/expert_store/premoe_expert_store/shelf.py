@@ -40,7 +40,7 @@ from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.ports import Counts, Event, Progress, Purpose
 from premoe_expert_store.tending import SCRUB_BYTES_S, Tending
 from premoe_expert_store.watching import Watchers
-from premoe_runtime.formats.errors import CorruptData, Exhausted, NotFound, PremoeError
+from premoe_runtime.formats.errors import CorruptData, Exhausted, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.packs.place import MANIFEST_FILE
 from premoe_runtime.storage import Store
@@ -379,6 +379,11 @@ class Shelf:
             self._metrics.handed_out(arrival.landing.origin)
         except PremoeError as error:
             self._failed(copy, error)
+        except OSError as error:
+            where = "memory" if copy.memory_bytes else f"cache folder {self._cache.folder}"
+            log.error("%s: %s", where, error.strerror)
+            message = f"{arrival.expert} cannot be kept while it is read: {error.strerror}; see the log of the store"
+            self._failed(copy, Unavailable(message, reason="CACHE_FAILED"))
         except Exception as error:
             log.exception("a blob could not be brought")
             self._failed(copy, PremoeError(f"{arrival.expert} could not be read: {error}"))

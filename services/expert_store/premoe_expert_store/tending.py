@@ -81,7 +81,7 @@ class Tending:
                     shares = await self._in_thread(partial(self._patterns.refresh, pack.manifest))
                     self._due[folder] = time.monotonic() + PATTERNS_S
                     if shares is not None:
-                        self._cache.favour(shares)
+                        await self._in_thread(partial(self._cache.favour, shares))
             await asyncio.sleep(FOLDER_S)
 
     async def _scrub(self, pace: Pace) -> None:

@@ -11,7 +11,7 @@ import blake3
 import pytest
 from premoe_expert_store.cache import CacheFolder, NodeCache, given_folder, private_folder
 
-from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.errors import CorruptData, InvalidInput
 
 BLOB = 4096
 
@@ -298,7 +298,7 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 
 def test_no_name_leads_out_of_the_folder(tmp_path: Path) -> None:
     cache = cache_in(tmp_path)
-    with pytest.raises(ValueError, match="is no digest"):
+    with pytest.raises(CorruptData, match="is no digest"):
         cache.path("../../etc/passwd")
     cache.close()
 

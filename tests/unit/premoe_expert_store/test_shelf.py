@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -386,3 +388,43 @@ def flip(path: Path, at: int) -> None:
         (byte,) = file.read(1)
         file.seek(at)
         file.write(bytes([byte ^ 1]))
+
+
+async def test_a_disk_that_breaks_while_a_blob_arrives_is_one_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf, pack = bench.shelf(), await bench.pack()
+
+    write = os.pwrite
+
+    def broken(fd: int, data: bytes, offset: int) -> int:
+        if len(data) > PIECE_BYTES:
+            raise OSError(errno.EIO, "Input/output error")
+        return write(fd, data, offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", broken)
+        with pytest.raises(Unavailable, match="cannot be kept while it is read: Input/output error"):
+            async with shelf.hold(pack, A) as blob:
+                await blob.landed(LONG)
+    await settled(shelf)
+    assert "Traceback" not in caplog.text
+    assert await get(shelf, pack, A) == (bench.blobs.blobs[A], "object")
+
+
+async def test_the_loop_turns_while_room_is_made(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    shelf, pack = bench.shelf(), await bench.pack()
+    allocating, go, allocate = threading.Event(), threading.Event(), os.posix_fallocate
+
+    def slow(fd: int, offset: int, length: int) -> None:
+        allocating.set()
+        go.wait(30)
+        allocate(fd, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", slow)
+    waiting = asyncio.create_task(get(shelf, pack, A))
+    await until(allocating.is_set)
+    assert shelf.prefetch(pack, [B]) == (0, 1, 0)
+    assert shelf.present(pack, [A, B]) == [False, False]
+    go.set()
+    assert await waiting == (bench.blobs.blobs[A], "object")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from premoe_runtime.formats.errors import CorruptData
+
 BLOBS = "blobs"
 ARRIVING = "arriving"
 
@@ -28,9 +30,9 @@ class Kept(NamedTuple):
 
 
 def blob_path(digest: str) -> str:
-    """Where a blob lies below the cache's folder. Raises ValueError for what is no digest, and so no path."""
+    """Where a blob lies below the cache's folder. Raises CorruptData for what is no digest."""
     if not _DIGEST.fullmatch(digest):
-        raise ValueError(f"{digest[:80]!r} is no digest")
+        raise CorruptData(f"{digest[:80]!r} is no digest of a blob; pack the model again", reason="MANIFEST_INVALID")
     return f"{BLOBS}/{digest[:2]}/{digest}"
 
 

@@ -56,7 +56,7 @@ class _Entry:
 
 
 class NodeCache:
-    """Safe from several threads. What touches the disk blocks; ``holds``, ``hold`` and ``let_go`` do not.
+    """Safe from several threads. What makes room, keeps or drops blocks; nothing else waits for that.
 
     ``limit_bytes`` bounds blobs and drafts of all processes in the folder together. Blobs that are held are not
     dropped, by any process; ``leased`` tells of others that go last. ``clock`` gives seconds since 1970.
@@ -74,7 +74,9 @@ class NodeCache:
         self._limit = limit_bytes
         self._leased = leased
         self._clock = clock
-        self._lock = threading.RLock()
+        self._room = threading.Lock()
+        """For who changes what lies in the folder, which may take long; ``_lock`` is for what is known of it."""
+        self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
         self._held: Counter[str] = Counter()
         self._shares: Mapping[str, float] = {}
@@ -104,8 +106,8 @@ class NodeCache:
     @property
     def age_s(self) -> float:
         """Seconds since the blob was used that was not for longest."""
-        with self._lock:
-            return max(0.0, self._clock() - min((one.used for one in self._entries.values()), default=self._clock()))
+        now = self._clock()
+        return max(0.0, now - min((one.used for one in list(self._entries.values())), default=now))
 
     def path(self, digest: str) -> Path:
         return self._folder.path / blob_path(digest)
@@ -131,9 +133,9 @@ class NodeCache:
 
     def favour(self, shares: Mapping[str, float]) -> None:
         """Shares of live patterns that want blobs, by digest, from now on; 0 for all others."""
-        with self._lock:
-            self._shares = shares
-            for digest, entry in self._entries.items():
+        self._shares = shares
+        for digest, entry in list(self._entries.items()):
+            with self._lock:
                 entry.use = Use(entry.use.fame, shares.get(digest, 0.0))
 
     def open(self, digest: str, num_bytes: int) -> Opened | None:
@@ -173,7 +175,8 @@ class NodeCache:
             with self._alone():
                 if not self._make_room(digest, num_bytes, polite):
                     return None
-                return self._new_file(num_bytes, polite)
+                draft = self._new_file(num_bytes)
+            return self._reserved(draft, polite)
         except Busy:
             log.warning("cache folder %s: another process has kept it locked for long", self._folder.path)
         except OSError as error:
@@ -182,9 +185,8 @@ class NodeCache:
 
     def would_fit(self, digest: str, num_bytes: int) -> int:
         """How many blobs like this one, which nobody waits for, room could be made for now."""
-        with self._lock:
-            free = self._limit - self.num_bytes
-            below = room_below(self._candidates(), self._worth(digest))
+        free = self._limit - self.num_bytes
+        below = room_below(self._candidates(), self._worth(digest))
         return (free + below) // num_bytes
 
     def keep(self, draft: Draft, digest: str) -> Path | None:
@@ -203,7 +205,8 @@ class NodeCache:
                 fcntl.flock(draft.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 now = self._clock()
                 use = Use.first(now, self._shares.get(digest, 0.0))
-                self._entries[digest] = _Entry(draft.num_bytes, use, now, checked=True, touched=now)
+                with self._lock:
+                    self._entries[digest] = _Entry(draft.num_bytes, use, now, checked=True, touched=now)
             return path
         except (Busy, OSError) as error:
             self._say_full(error)
@@ -231,7 +234,7 @@ class NodeCache:
         self._folder.close()
 
     def _alone(self) -> _Alone:
-        return _Alone(self._lock, self._folder)
+        return _Alone(self._room, self._folder)
 
     def _use(self, digest: str, num_bytes: int, path: Path) -> bool:
         now = self._clock()
@@ -253,7 +256,7 @@ class NodeCache:
         return Use.first(self._clock(), self._shares.get(digest, 0.0)).worth
 
     def _candidates(self) -> Iterator[Candidate]:
-        for digest, entry in self._entries.items():
+        for digest, entry in list(self._entries.items()):
             if digest not in self._held:
                 yield Candidate(digest, entry.num_bytes, entry.use.worth, self._leased(digest))
 
@@ -281,32 +284,45 @@ class NodeCache:
                 self.evicted += 1
         return freed
 
-    def _new_file(self, num_bytes: int, polite: bool) -> Draft:
-        """A file whose bytes are reserved: writing to memory that maps it could not report a full disk. Alone."""
+    def _new_file(self, num_bytes: int) -> Draft:
+        """A file of that length, which counts from now on. Alone."""
         path = self._folder.path / ARRIVING / secrets.token_hex(12)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            while True:
-                try:
-                    os.posix_fallocate(fd, 0, num_bytes)
-                    break
-                except OSError as error:
-                    # Others fill this disk too: what we give up may be enough.
-                    if polite or error.errno not in _FULL or not self._evict(num_bytes):
-                        raise
-        except BaseException:
+            os.ftruncate(fd, num_bytes)
+            self._took(num_bytes)
+        except OSError:
             os.close(fd)
             os.unlink(path)
             raise
-        self._took(num_bytes)
-        self._full = False
         return Draft(path, fd, num_bytes)
+
+    def _reserved(self, draft: Draft, polite: bool) -> Draft:
+        """The draft, once the disk has given it its bytes: writing to mapped memory could not report a full one."""
+        try:
+            while True:
+                try:
+                    os.posix_fallocate(draft.fd, 0, draft.num_bytes)
+                    self._full = False
+                    return draft
+                except OSError as error:
+                    if polite or error.errno not in _FULL:
+                        raise
+                    with self._alone():
+                        # Others fill this disk too: what we give up may be enough.
+                        if not self._evict(draft.num_bytes):
+                            raise
+        except (OSError, Busy):
+            self.abandon(draft)
+            os.close(draft.fd)
+            raise
 
     def _unlink(self, digest: str) -> int:
         """Bytes that this gives back. Alone."""
         path = self.path(digest)
-        self._entries.pop(digest, None)
+        with self._lock:
+            self._entries.pop(digest, None)
         freed = _size(path)
         with suppress(OSError):
             os.unlink(path)
@@ -327,15 +343,15 @@ class NodeCache:
                 os.unlink(self._folder.path / path)
         if foreign:
             log.warning("cache folder %s: %d files that are no blobs were removed", self._folder.path, len(foreign))
-        before, self._entries = self._entries, {}
-        for digest, one in kept.items():
-            new = _Entry(one.num_bytes, Use.first(one.used, self._shares.get(digest, 0.0)), one.used)
-            self._entries[digest] = before.get(digest, new)
+        new = {
+            digest: _Entry(one.num_bytes, Use.first(one.used, self._shares.get(digest, 0.0)), one.used)
+            for digest, one in kept.items()
+        }
+        with self._lock:
+            self._entries = {digest: self._entries.get(digest, one) for digest, one in new.items()}
         self._changes = self._folder.ledger()[0]
-        self._folder.write_ledger(self._changes, sum(one.num_bytes for one in kept.values()) + self._arriving())
-
-    def _arriving(self) -> int:
-        return self._folder.arriving_bytes()
+        taken = sum(one.num_bytes for one in kept.values()) + self._folder.arriving_bytes()
+        self._folder.write_ledger(self._changes, taken)
 
     def _say_full(self, error: Exception) -> None:
         if not self._full:
@@ -345,9 +361,9 @@ class NodeCache:
 
 
 class _Alone:
-    """The thread lock, then the folder's. Raises Busy."""
+    """No other thread, then no other process. Raises Busy."""
 
-    def __init__(self, lock: threading.RLock, folder: CacheFolder) -> None:
+    def __init__(self, lock: threading.Lock, folder: CacheFolder) -> None:
         self._lock, self._locked = lock, folder.locked()
 
     def __enter__(self) -> None:
