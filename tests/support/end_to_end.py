@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from support.node_namespaces import ADDRESS
 from support.node_pods import apply
 from support.node_release import (
     CHECKPOINT,
+    PACKAGES_FOLDER,
     STORE,
     STORE_SECRET,
     Backends,
@@ -47,6 +49,7 @@ CALIBRATION_PROMPTS = 48
 MAX_TOKENS = 48
 READY_TIMEOUT_S = 400.0
 TLS_SECRET = "mesh-tls"
+KEY_SECRET = "blob-addresses"
 REFERENCE = """
 import json, sys
 from premoe_local.mesh import running
@@ -172,12 +175,22 @@ def running_release(ground: Ground, *, mutual_tls: bool = False) -> Iterator[Rel
     """
     with prepared_namespace(ground) as namespace:
         if mutual_tls:
-            apply(ground.node, namespace, certificates(namespace, Authority()))
-        tls = {"tls": {"mode": "Secret", "secretName": TLS_SECRET}} if mutual_tls else {}
-        release = installed(ground, namespace, f"{STORE}/{namespace}", tls)
+            key = secret(KEY_SECRET, {"keys": secrets.token_hex(32)})
+            apply(ground.node, namespace, certificates(namespace, Authority()), key)
+        release = installed(ground, namespace, f"{STORE}/{namespace}", secured() if mutual_tls else {})
         apply(ground.node, namespace, *map(calibration, TASKS), pruned_model())
         release.wait_served()
         yield release
+
+
+def secured() -> dict[str, Any]:
+    """Values of a release with mutual TLS; workers read experts by HTTPS alone, from replicas that share a key."""
+    by_https = {"name": "PREMOE_WORKER_FETCH_SCHEMES", "value": "http"}
+    return {
+        "tls": {"mode": "Secret", "secretName": TLS_SECRET},
+        "expertStore": {"http": {"urlKey": {"existingSecret": KEY_SECRET}}},
+        "worker": {"extraEnv": [{"name": "PYTHONPATH", "value": PACKAGES_FOLDER}, by_https]},
+    }
 
 
 @contextmanager

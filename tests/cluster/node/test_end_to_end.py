@@ -11,6 +11,7 @@ from support.cluster_fixtures import once_a_run
 from support.control_plane import KubectlFailed
 from support.end_to_end import MAX_TOKENS, MODEL, TASKS, Ground, Release, prompts, running_release
 from support.end_to_end_fixtures import ground, release
+from support.metrics import scrape
 from support.node_fixtures import node, node_namespace, probe_image, shared_node
 from support.node_pods import apply, execute, python_pod, wait_ready
 from support.process_group import wait_until
@@ -133,7 +134,14 @@ def test_policies_let_only_the_release_in(release: Release, probe_image: str) ->
     """A stranger in the same namespace reaches the gateway, which is open, and nothing behind it."""
     apply(release.node, release.namespace, python_pod("stranger"))
     wait_ready(release.node, release.namespace, "stranger")
-    doors = [("gateway", 8000), ("worker", 50051), ("worker", 50052), ("retrieval", 50051), ("expert-store", 50051)]
+    doors = [
+        ("gateway", 8000),
+        ("worker", 50051),
+        ("worker", 50052),
+        ("retrieval", 50051),
+        ("expert-store", 50051),
+        ("expert-store", 50055),
+    ]
     found = {
         (component, port): execute(
             release.node,
@@ -182,6 +190,18 @@ def test_mutual_tls_gives_the_same_answers(release: Release, tls_release: Releas
             for api in (release.openai(), tls_release.openai())
         ]
         assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+
+
+def test_workers_read_experts_from_the_pods_of_the_store_by_https(tls_release: Release) -> None:
+    """Through policies, by certificates that name the release and not the pod, and addresses signed by a shared key."""
+    worker = scrape(f"{tls_release.address('worker')}:50054")
+    assert worker.labels("premoe:fetched_bytes_total", "scheme") == {"http"}
+    assert worker.value("premoe:fetch_sources_resting") == 0
+    stores = [scrape(f"{pod['status']['podIP']}:50054") for pod in tls_release.pods("expert-store")]
+    assert len(stores) == 2
+    codes = {code for store in stores for code in store.labels("premoe:store_http_answers_total", "code")}
+    assert codes & {"200", "206"}
+    assert codes <= {"200", "206"}
 
 
 def test_the_operator_asks_workers_by_mutual_tls(tls_release: Release) -> None:
