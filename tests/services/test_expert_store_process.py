@@ -182,6 +182,28 @@ async def test_redis_is_filled_used_and_not_missed(url: str, pack: BlobPack, red
         assert third.stderr().count("the cache is skipped") == 1
 
 
+async def test_stores_of_a_node_share_a_folder_that_outlives_them(url: str, pack: BlobPack, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    arguments = ["--store-url", url, "--cache-dir", str(folder), "--cache-bytes", str(8 * BLOB)]
+    with serving(MODULE, arguments) as first, serving(MODULE, arguments) as second:
+        async with channel(first.address) as to_first, channel(second.address) as to_second:
+            assert await fetch(to_first, EVERYTHING[:4]) == expected(pack, EVERYTHING[:4], pb.TIER_OBJECT)
+            assert await fetch(to_second, EVERYTHING[:4]) == expected(pack, EVERYTHING[:4], pb.TIER_NODE)
+            stub = experts_pb2_grpc.ExpertStoreServiceStub(to_first)
+            call = stub.Fetch(pb.FetchRequest(experts=ids(EVERYTHING[4:] * 8)))
+            await call.read()
+            first.process.kill()
+            await asyncio.to_thread(first.process.wait)
+            found = await fetch(to_second, EVERYTHING)
+            assert [data for data, _ in found] == [pack.blobs[one] for one in EVERYTHING]
+        assert await asyncio.to_thread(second.stop) == 0
+    with serving(MODULE, arguments) as third:
+        async with channel(third.address) as to_third:
+            assert await fetch(to_third, EVERYTHING) == expected(pack, EVERYTHING, pb.TIER_NODE)
+    assert len(list(folder.glob("blobs/*/*"))) == len(EVERYTHING)
+    assert list(folder.glob("arriving/*")) == []
+
+
 async def test_s3_serves_the_same_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "s3"
     folder.mkdir()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -31,6 +32,17 @@ from premoe_runtime.storage import Store, open_store
 
 BLOB = 3 << 20
 """Three whole pieces and a short one."""
+
+
+_made: list[Shelf] = []
+
+
+@pytest.fixture(autouse=True)
+async def closed() -> AsyncIterator[None]:
+    """Shelves of a test end with it, and their folders."""
+    yield
+    while _made:
+        await _made.pop().close()
 
 
 class Bench:
@@ -64,6 +76,7 @@ class Bench:
             linger_s=0.0,
             clock=lambda: self.now,
         )
+        _made.append(self.shelf)
         ways = Ways(Signer(lambda: (b"k" * 32,)), "http://here:80", redis=cache is not None)
         self.service = ExpertStore(Catalogue(store), self.shelf, ways, window_bytes=window)
 
@@ -91,6 +104,11 @@ class Bench:
 @pytest.fixture
 def store(tmp_path: Path) -> GatedStore:
     return GatedStore(tmp_path)
+
+
+async def close(bench: Bench) -> None:
+    _made.remove(bench.shelf)
+    await bench.shelf.close()
 
 
 async def settle() -> None:
@@ -132,7 +150,7 @@ async def test_long_blobs_are_read_in_short_ranges(store: GatedStore) -> None:
 async def test_the_cache_is_filled_and_then_used(store: GatedStore) -> None:
     bench = Bench(store, cache=MemoryCache(1 << 30), blob_bytes=BLOB)
     assert await bench.fetch(A, B) == bench.expected(A, B, tier="object")
-    await bench.shelf.close()
+    await close(bench)
     bench = Bench(store, cache=bench.cache, blob_bytes=BLOB)
     store.reads.clear()
     assert await bench.fetch(B, A) == bench.expected(B, A, tier="redis")
@@ -147,7 +165,7 @@ async def test_a_hole_is_read_from_the_object_alone(store: GatedStore) -> None:
     assert await bench.fetch(A) == bench.expected(A, tier="object")
     start = DATA_OFFSET + A.expert * BLOB
     assert store.reads == [(bench.pack.layer_path(0), start + PIECE_BYTES, PIECE_BYTES)]
-    await bench.shelf.close()
+    await close(bench)
     assert cache.holds([bench.digest(A)], BLOB) == [True]
 
 
@@ -160,7 +178,7 @@ async def test_corrupt_pieces_of_the_cache_never_leave_it(store: GatedStore, hol
     kept = [Hole(0, BLOB)] if not holes else [Hole(PIECE_BYTES, BLOB - PIECE_BYTES)]
     cache.write(bench.digest(A), memoryview(bad), kept)
     assert await bench.fetch(A) == bench.expected(A, tier="object")
-    await bench.shelf.close()
+    await close(bench)
     bench = Bench(store, cache=cache, blob_bytes=BLOB)
     assert await bench.fetch(A) == bench.expected(A, tier="redis")
 
@@ -241,7 +259,7 @@ async def test_corrupt_bytes_are_not_cached(store: GatedStore) -> None:
     store.put(bench.pack.layer_path(0), bytes(DATA_OFFSET + 4 * 8192))
     with pytest.raises(CorruptData):
         await bench.fetch(A)
-    await bench.shelf.close()
+    await close(bench)
     assert cache.holds([bench.digest(A)], 8192) == [False]
 
 
@@ -435,7 +453,7 @@ async def test_bytes_are_counted_by_where_they_came_from(store: GatedStore) -> N
     cache = MemoryCache(1 << 30)
     bench = Bench(store, cache=cache, window=1 << 30)
     await bench.fetch(A, B, A)
-    await bench.shelf.close()
+    await close(bench)
     again = Bench(store, cache=cache, window=1 << 30)
     await again.fetch(A, C)
     for each, (read_there, queries, hits, objects) in ((bench, (0, 2, 0, 2)), (again, (1, 2, 1, 1))):
