@@ -87,6 +87,7 @@ class RandomBlobs:
         into: Callable[[ExpertId], memoryview],
         done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
+        urgent: Callable[[], bool] = lambda: True,
     ) -> None:
         for expert in experts:
             into(expert)[:] = self.blobs[expert.layer, expert.expert].numpy().data

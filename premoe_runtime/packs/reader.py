@@ -92,10 +92,11 @@ class PackReader:
         into: Callable[[ExpertId], memoryview],
         done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
+        urgent: Callable[[], bool] = lambda: True,
     ) -> None:
         """See ``ExpertSource.fetch``; callbacks run in the calling thread, a few requests ahead of ``done``.
 
-        Digests are left to the receiver.
+        Digests are left to the receiver, and all is urgent.
         """
         groups = self._groups(sorted(set(experts)))
         with ThreadPoolExecutor(self._streams, thread_name_prefix="pack-read") as pool:

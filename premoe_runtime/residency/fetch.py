@@ -19,6 +19,10 @@ def never() -> bool:
     return False
 
 
+def always() -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Fetcher:
     """Where blobs come from and how they are kept. Safe to use from several threads, each with places of its own."""
@@ -32,11 +36,12 @@ class Fetcher:
         places: Mapping[ExpertId, int],
         delivered: Callable[[ExpertId, str], None],
         cancelled: Callable[[], bool] = never,
+        urgent: Callable[[], bool] = always,
     ) -> None:
         """Read each blob into its place and call ``delivered(expert, digest of the bytes there)``, from any thread.
 
-        Stops early when cancelled. Raises the first error: the source's, CorruptData (digest), or Unavailable when the
-        source returned without delivering all.
+        Stops early when cancelled; ``urgent`` as the source has it. Raises the first error: the source's, CorruptData
+        (digest), or Unavailable when the source returned without delivering all.
         """
         targets: dict[ExpertId, torch.Tensor] = {}
         arrived: set[ExpertId] = set()
@@ -62,7 +67,7 @@ class Fetcher:
 
         if not places:
             return
-        self.source.fetch(list(places), into, done, lambda: bool(faults) or cancelled())
+        self.source.fetch(list(places), into, done, lambda: bool(faults) or cancelled(), urgent)
         if faults:
             raise faults[0]
         if len(arrived) < len(places) and not cancelled():

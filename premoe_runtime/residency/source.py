@@ -26,11 +26,13 @@ class ExpertSource(Protocol):
         into: Callable[[ExpertId], memoryview],
         done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
+        urgent: Callable[[], bool] = lambda: True,
     ) -> None:
         """Read whole blobs into ``into(expert)`` (writable, ``blob_bytes`` long) and call ``done`` for each.
 
         ``done(expert, checked)`` is called once per blob, after its last byte, from any thread. ``checked``: the bytes
         are those of the manifest's digest, whoever carried them; otherwise the receiver checks that.
+        ``urgent()``: whether somebody waits for them by now; others go first while nobody does.
         Returns early, without error, when ``cancelled()`` turns true. Raises NotFound, CorruptData, Unavailable.
         """
         ...

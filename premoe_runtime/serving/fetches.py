@@ -50,6 +50,8 @@ class Fetch:
     need: Need
     places: dict[ExpertId, int]
     stop: threading.Event = field(default_factory=threading.Event)
+    urgent: threading.Event = field(default_factory=threading.Event)
+    """Set once a request waits for one of its blobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Fetches:
         """Hold what is here of ``lacking``, fetch what is not, and say whether a copy may begin.
 
         ``first``: nobody in need is older; it may go on with less than everything when the tier is too small. ``now``
-        is monotonic.
+        is monotonic. Without a ``context`` nobody waits for it: it is fetched when nothing else is.
         """
         wanted = list(lacking)
         for expert in wanted:
@@ -109,6 +111,8 @@ class Fetches:
                 need.held.add(expert)
         missing = [e for e in wanted if e not in need.held]
         need.ready = not missing
+        if context is not None:
+            self._hurry(missing)
         if not missing or need.fetch is not None or now < need.retry_at or len(self._running) >= MAX_FETCHES:
             return
         absent = [e for e in missing if not self.host.is_filling(e)]
@@ -116,7 +120,7 @@ class Fetches:
         if room < len(absent) and not first:
             return
         if absent and room:
-            self._start(need, absent[:room], context or contextvars.Context())
+            self._start(need, absent[:room], context)
         elif first and need.held:
             # The tier is full of what this one holds: part by part it goes through.
             need.ready = True
@@ -183,8 +187,21 @@ class Fetches:
         for fetch in self._running:
             fetch.stop.set()
 
-    def _start(self, need: Need, experts: Sequence[ExpertId], context: contextvars.Context) -> None:
+    def _hurry(self, experts: Iterable[ExpertId]) -> None:
+        """Somebody waits for these: what is fetched for nobody yet is, if it has one of them."""
+        wanted: frozenset[ExpertId] | None = None
+        for fetch in self._running:
+            if not fetch.urgent.is_set():
+                wanted = frozenset(experts) if wanted is None else wanted
+                if not wanted.isdisjoint(fetch.places):
+                    fetch.urgent.set()
+
+    def _start(self, need: Need, experts: Sequence[ExpertId], context: contextvars.Context | None) -> None:
         fetch = need.fetch = Fetch(need, {expert: self.host.reserve(expert) for expert in experts})
+        if context is None:
+            context = contextvars.Context()
+        else:
+            fetch.urgent.set()
         need.waiting_ns = need.waiting_ns or time.time_ns()
         self._running.add(fetch)
         # Another fetch may run in the request's context at this moment: a copy is entered.
@@ -194,7 +211,10 @@ class Fetches:
         start_ns, error = time.time_ns(), None
         try:
             self._fetcher.fetch(
-                places, lambda expert, digest: self._post(Delivered(fetch, expert, digest)), fetch.stop.is_set
+                places,
+                lambda expert, digest: self._post(Delivered(fetch, expert, digest)),
+                fetch.stop.is_set,
+                fetch.urgent.is_set,
             )
         except Exception as failure:
             error = failure

@@ -52,6 +52,7 @@ class MemorySource:
         into: Callable[[ExpertId], memoryview],
         done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
+        urgent: Callable[[], bool] = lambda: True,
     ) -> None:
         for expert in experts:
             if cancelled():

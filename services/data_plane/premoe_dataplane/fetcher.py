@@ -16,6 +16,7 @@ from premoe_servicekit.telemetry import tracer
 from premoe_dataplane.breaker import Breakers, Place, place_of
 from premoe_dataplane.counts import Counts
 from premoe_dataplane.delivery import Delivery
+from premoe_dataplane.pace import Pace
 from premoe_dataplane.pending import Ask
 from premoe_dataplane.plan import SCHEMES, Scheme, Source, SwapPlan
 from premoe_dataplane.readers import Readers
@@ -35,7 +36,8 @@ log = logging.getLogger(__name__)
 
 
 class Fetcher:
-    """Several fetches at once over two reading threads. ``trusted``: whose bytes nobody on the way can have changed.
+    """Several fetches at once over two reading threads. ``trusted``: whose bytes nobody on the way can have changed;
+    ``background_rate``: most bytes a second of fetches that nobody waits for.
 
     A piece is right when its crc32c is the plan's, and a blob when all its pieces are right and came from trusted
     sources; else its blake3 decides. What comes wrong is counted, told in the log, and asked of the next source.
@@ -47,11 +49,13 @@ class Fetcher:
         *,
         trusted: Callable[[Source], bool] = lambda source: False,
         breakers: Breakers | None = None,
+        background_rate: float | None = None,
     ) -> None:
         self._transports = {transport.scheme: transport for transport in transports}
         self._trusted = trusted
         self.breakers = breakers or Breakers()
         self.counts = Counts()
+        self._pace = Pace(background_rate)
         self._changed = threading.Condition()
         self._swaps: list[Swap] = []
         self._readers = Readers(self._changed, self._take)
@@ -61,8 +65,16 @@ class Fetcher:
         """What can be read."""
         return [scheme for scheme in SCHEMES if scheme in self._transports]
 
-    def fetch(self, plan: SwapPlan, delivery: Delivery, stopped: Callable[[], bool], *, urgent: bool = True) -> None:
-        """Bring all that is missing of ``delivery``. What is not ``urgent`` is read when nothing else is to be read.
+    def fetch(
+        self,
+        plan: SwapPlan,
+        delivery: Delivery,
+        stopped: Callable[[], bool],
+        *,
+        urgent: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Bring all that is missing of ``delivery``. What is not ``urgent()`` is read when nothing else is to
+        be read, and at the background's rate.
 
         Raises Stopped within a second of ``stopped()``, what the receiver raises, and when every source of a blob was
         asked the error of the one that failed last; CorruptData (BYTES_WRONG) if it sent wrong bytes. No memory is
@@ -114,9 +126,10 @@ class Fetcher:
 
     def _take(self) -> Callable[[], None] | None:
         """The next job: of urgent fetches first, and of those the one that had least."""
-        busy = any(swap.urgent and swap.running.total() for swap in self._swaps)
-        for swap in sorted(self._swaps, key=lambda one: (not one.urgent, one.served)):
-            if not swap.urgent and busy:
+        urgent = {swap: swap.urgent() for swap in self._swaps}
+        busy = any(urgent[swap] and swap.running.total() for swap in self._swaps)
+        for swap in sorted(self._swaps, key=lambda one: (not urgent[one], one.served)):
+            if busy and not urgent[swap]:
                 return None
             if (job := swap.take()) is not None:
                 # Another job of it may run in its context at this moment: a copy is entered.
@@ -160,6 +173,9 @@ class Fetcher:
                     tiers[part.source.tier] += piece(index, part.blob.num_bytes).length
             except BaseException as error:
                 raise _Receiver(error) from None
+            if not swap.urgent():
+                length = piece(index, part.blob.num_bytes).length
+                self._pace.keep(length, lambda: swap.urgent() or swap.stop.is_set())
 
         attributes: dict[str, str | int] = {"premoe.fetch.scheme": job.place.scheme, "premoe.fetch.blobs": len(parts)}
         with tracer().start_as_current_span(f"fetch {job.place.scheme}", attributes=attributes) as span:

@@ -30,10 +30,10 @@ class Job:
 
 @dataclass(eq=False, slots=True)
 class Swap:
-    """``urgent``: somebody waits for it. ``served``: jobs that it has had, which is whose turn is next."""
+    """``urgent()``: whether somebody waits for it now. ``served``: jobs it has had, which is whose turn is next."""
 
     delivery: Delivery
-    urgent: bool
+    urgent: Callable[[], bool]
     context: contextvars.Context
     resting: Callable[[Source], bool]
     stopped: Callable[[], bool]

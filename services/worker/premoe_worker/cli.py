@@ -148,7 +148,12 @@ def _store_tls(settings: WorkerSettings, process: Process) -> Tls | None:
 
 
 def _reading(settings: WorkerSettings) -> Reading:
-    return Reading(redis_url=settings.redis_url, object_store_url=settings.object_store_url, schemes=settings.schemes)
+    return Reading(
+        redis_url=settings.redis_url,
+        object_store_url=settings.object_store_url,
+        schemes=settings.schemes,
+        background_rate=settings.background_rate_bytes,
+    )
 
 
 def _limits(settings: WorkerSettings, manifest: Manifest) -> Limits:

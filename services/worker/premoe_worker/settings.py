@@ -47,6 +47,8 @@ class WorkerSettings(ServerSettings):
     object_store_url: str = ""
     """Object store with the packs, read directly when no expert store answers, and where one says so: file:// or s3://.
     Empty: never."""
+    background_rate_bytes: float | None = Field(default=None, gt=0)
+    """Most bytes a second at which experts that no request waits for come; default: no limit."""
     retrieval: str = ""
     """Address of the retrieval service; without one only the full model can be run."""
     retrieval_server_name: str = ""

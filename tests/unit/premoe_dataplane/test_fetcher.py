@@ -276,6 +276,38 @@ def test_slow_sources_take_no_readers_from_others() -> None:
     assert all(sorted(one.finished) == sorted(BLOBS) for one in held)
 
 
+def test_what_nobody_waits_for_is_read_when_nothing_else_is_and_at_once_when_somebody_does() -> None:
+    slow, quick, waited_for = Slow("http"), Fake("grpc"), threading.Event()
+    fetcher, first, second = Fetcher([slow, quick]), Received(), Received()
+    with ThreadPoolExecutor(2) as threads:
+        urgent = threads.submit(fetcher.fetch, plan(("http",)), first.delivery(), never)
+        assert slow.begun.acquire(timeout=JOIN_S)
+        background = threads.submit(
+            lambda: fetcher.fetch(plan(("grpc",)), second.delivery(), never, urgent=waited_for.is_set)
+        )
+        time.sleep(0.3)
+        assert quick.calls == []
+        waited_for.set()
+        background.result(JOIN_S)
+        slow.go.set()
+        urgent.result(JOIN_S)
+
+
+def test_the_background_keeps_to_its_rate_until_somebody_waits() -> None:
+    """At this rate one piece takes an hour."""
+    waited_for = threading.Event()
+    fetcher, received = Fetcher([Fake("grpc")], background_rate=PIECE_BYTES / 3600), Received()
+    with ThreadPoolExecutor(1) as threads:
+        background = threads.submit(
+            lambda: fetcher.fetch(plan(("grpc",)), received.delivery(), never, urgent=waited_for.is_set)
+        )
+        time.sleep(0.3)
+        assert received.finished == []
+        waited_for.set()
+        background.result(JOIN_S)
+    assert received.finished == list(BLOBS)
+
+
 def test_a_fetch_ends_when_nobody_wants_it_and_leaves_nothing() -> None:
     slow, unwanted = Slow("http"), threading.Event()
     fetcher, received = Fetcher([slow]), Received()

@@ -35,7 +35,7 @@ class Silence:
         self._fetch = bench.source.fetch
         bench.source.fetch = self  # type: ignore[method-assign, assignment]
 
-    def __call__(self, experts: Any, into: Any, done: Any, cancelled: Any) -> None:
+    def __call__(self, experts: Any, into: Any, done: Any, cancelled: Any, urgent: Any) -> None:
         if any(expert.expert in self._experts for expert in experts):
             self.reached.set()
             assert self.end.wait(WAIT_SECONDS)

@@ -233,6 +233,7 @@ class ScriptedFetcher:
         places: dict[ExpertId, int],
         delivered: Callable[[ExpertId, str], None],
         cancelled: Callable[[], bool],
+        urgent: Callable[[], bool],
     ) -> None:
         for index, expert in enumerate(list(places)):
             if cancelled():

@@ -232,7 +232,7 @@ def test_a_source_may_deliver_from_its_own_threads(store: SlotStore, source: Mem
     class Threaded:
         manifest, read_file = source.manifest, source.read_file
 
-        def fetch(self, experts, into, done, cancelled=never):  # type: ignore[no-untyped-def]
+        def fetch(self, experts, into, done, cancelled=never, urgent=never):  # type: ignore[no-untyped-def]
             threads = [
                 threading.Thread(target=source.fetch, args=([expert], into, done, cancelled)) for expert in experts
             ]

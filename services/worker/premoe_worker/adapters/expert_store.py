@@ -38,6 +38,7 @@ from premoe_worker.adapters.reading import Reading, direct_plan, told_folder
 
 log = logging.getLogger(__name__)
 
+Says = Callable[[], bool]
 _VERIFY = "run premoe pack verify"
 _LONGEST_S = 3600.0
 """Of one stream. A receiver may take its time; silence of the sender is what ends a stream early."""
@@ -106,6 +107,7 @@ class GrpcExpertSource:
         into: Callable[[ExpertId], memoryview],
         done: Callable[[ExpertId, bool], None],
         cancelled: Callable[[], bool] = lambda: False,
+        urgent: Callable[[], bool] = lambda: True,
     ) -> None:
         """See `ExpertSource.fetch`. After an error that may pass, what is missing is asked for again.
 
@@ -118,7 +120,7 @@ class GrpcExpertSource:
         with no_deadline(), self._unless_closed(), self._promised():
             if experts:
                 num_bytes = self._known_manifest(stopped).layout.blob_bytes
-                self._insist(Delivery(experts, num_bytes, into, lambda expert: done(expert, True)), stopped)
+                self._insist(Delivery(experts, num_bytes, into, lambda expert: done(expert, True)), stopped, urgent)
 
     def close(self) -> None:
         """End what is under way: it raises Unavailable (STOPPING) within a second. The channel stays open."""
@@ -171,9 +173,9 @@ class GrpcExpertSource:
                     data += frame.data
         return bytes(data)
 
-    def _insist(self, delivery: Delivery, stopped: Callable[[], bool]) -> None:
+    def _insist(self, delivery: Delivery, stopped: Says, urgent: Says) -> None:
         try:
-            self._patience.insist(lambda: self._deliver(delivery, stopped), stopped, lambda: delivery.delivered)
+            self._patience.insist(lambda: self._deliver(delivery, stopped, urgent), stopped, lambda: delivery.delivered)
         except Unavailable as error:
             if not self._direct:
                 raise
@@ -182,11 +184,11 @@ class GrpcExpertSource:
                 direct_plan(self._known_manifest(stopped), delivery.missing, self._folder), delivery, stopped
             )
 
-    def _deliver(self, delivery: Delivery, stopped: Callable[[], bool]) -> None:
+    def _deliver(self, delivery: Delivery, stopped: Says, urgent: Says) -> None:
         """One try to bring all that is missing; a plan that got old on the way is no failure."""
         while True:
             asked_at = time.time()
-            plan = self._resolve(delivery.missing, stopped)
+            plan = self._resolve(delivery.missing, stopped, urgent())
             with Lease(self._stub, plan.lease_id, plan.expires_at, asked_at) as lease:
 
                 def unwanted(lease: Lease = lease) -> bool:
@@ -194,17 +196,18 @@ class GrpcExpertSource:
                     return stopped()
 
                 try:
-                    self.fetcher.fetch(plan, delivery, unwanted)
+                    self.fetcher.fetch(plan, delivery, unwanted, urgent=urgent)
                     return
                 except Unavailable as error:
                     if error.reason != PLAN_EXPIRED:
                         raise
 
-    def _resolve(self, experts: Sequence[ExpertId], stopped: Callable[[], bool]) -> SwapPlan:
+    def _resolve(self, experts: Sequence[ExpertId], stopped: Says, urgent: bool) -> SwapPlan:
         """Where all of them may be read; what is read by Fetch, under the plan's lease."""
         manifest = self._known_manifest(stopped)
+        purpose = experts_pb2.PURPOSE_DEMAND if urgent else experts_pb2.PURPOSE_PREFETCH
         request = experts_pb2.ResolveRequest(
-            model_id=manifest.model_id, experts=experts_to_wire(experts), schemes=self.fetcher.schemes
+            model_id=manifest.model_id, experts=experts_to_wire(experts), schemes=self.fetcher.schemes, purpose=purpose
         )
         with tracer().start_as_current_span("resolve", attributes={"premoe.fetch.blobs": len(experts)}):
             with rpc_errors(self._peer):

@@ -25,12 +25,16 @@ from premoe_runtime.storage import open_store
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What is set. ``schemes``: those that may be used; "redis" and "object" need their URL besides."""
+    """What is set. ``schemes``: those that may be used; "redis" and "object" need their URL besides.
+
+    ``background_rate``: most bytes a second of what nobody waits for.
+    """
 
     tls: Tls | None = None
     redis_url: str = ""
     object_store_url: str = ""
     schemes: Sequence[Scheme] = SCHEMES
+    background_rate: float | None = None
 
     def fetcher(self, channel: grpc.Channel, peer: str, model_id: Callable[[], str], *, idle_s: float) -> Fetcher:
         """Reads all of that; ``close`` it. Raises InvalidInput on a bad URL."""
@@ -47,7 +51,7 @@ class Reading:
             if "grpc" in self.schemes:
                 transports.append(StreamTransport(channel, peer, model_id, idle_s=idle_s))
             undo.pop_all()
-        return Fetcher(transports, trusted=self._trusted)
+        return Fetcher(transports, trusted=self._trusted, background_rate=self.background_rate)
 
     def _trusted(self, source: Source) -> bool:
         """Whether crc32c is enough for what comes from there: nobody on the way can make other bytes fit the sums.
