@@ -15,7 +15,7 @@ import pytest
 import redis
 from premoe_dataplane.blob_cache import BlobCache, Wanted
 from premoe_dataplane.redis_cache import RedisCache
-from premoe_expert_store.adapters.memory import MemoryCache
+from support.memory_cache import MemoryCache
 from support.redis_servers import RedisSet, cluster, several, with_sentinel, with_tls
 from support.servers import RedisServer, redis_server
 

@@ -148,6 +148,8 @@ class Shelf:
         self._fetching: dict[_Key, None] = {}
         self._prefetchers: set[asyncio.Task[None]] = set()
         self._looks: set[asyncio.Task[None]] = set()
+        self._present: dict[str, tuple[int, int]] = {}
+        """Blobs of a pack that are here, and the version of the cache for which they were counted."""
 
     def ask_homes(self, home: HomeUrl, transport: Transport) -> None:
         """From now on a blob's home is asked before object storage: ``home`` gives its signed address there.
@@ -231,28 +233,19 @@ class Shelf:
 
         Refused are those for which the cache would have to drop blobs that are worth more.
         """
-        present = under_way = refused = 0
-        fits: int | None = None
-        for expert in experts:
-            key = (pack.folder, pack.manifest.digest(expert))
-            if self._cache.holds(key[1]):
-                present += 1
-            elif key in self._copies or key in self._fetching:
-                under_way += 1
-            else:
-                fits = self._fits(pack, expert) if fits is None else fits
-                if fits <= 0:
-                    refused += 1
-                    continue
-                fits -= 1
-                under_way += 1
-                self._fetching[key] = None
-                self._wanted.append((pack, expert))
+        keys = {(pack.folder, pack.manifest.digest(expert)): expert for expert in experts}
+        missing = [key for key in keys if not self._cache.holds(key[1])]
+        new = [key for key in missing if key not in self._copies and key not in self._fetching]
+        taken = new[: self._fits(pack, new)] if new else []
+        for key in taken:
+            self._fetching[key] = None
+            self._wanted.append((pack, keys[key]))
         while len(self._prefetchers) < min(PREFETCHES, len(self._wanted)):
             task = asyncio.create_task(self._prefetch())
             self._prefetchers.add(task)
             task.add_done_callback(self._prefetchers.discard)
-        return Counts(present, under_way, refused)
+        refused = len(new) - len(taken)
+        return Counts(len(keys) - len(missing), len(missing) - refused, refused)
 
     def lease(self, pack: Pack, experts: Iterable[ExpertId]) -> Lease:
         """Lease blobs: they go last when the cache makes room. A hint: they need not be here, and may go."""
@@ -272,8 +265,11 @@ class Shelf:
 
     def progress(self, pack: Pack) -> Progress:
         """What is here of a pack, and what is on its way."""
-        digests = (digest for layer in pack.manifest.layers for digest in layer.digests)
-        present = sum(map(self._cache.holds, digests))
+        version, present = self._present.get(pack.folder, (-1, 0))
+        if version != self._cache.version:
+            version = self._cache.version
+            present = sum(map(self._cache.holds, (digest for one in pack.manifest.layers for digest in one.digests)))
+            self._present[pack.folder] = (version, present)
         under_way = [
             copy.arrival
             for (folder, _), copy in self._copies.items()
@@ -481,10 +477,10 @@ class Shelf:
                     await blob.landed(blob.num_bytes)
             self._fetching.pop((pack.folder, pack.manifest.digest(expert)), None)
 
-    def _fits(self, pack: Pack, expert: ExpertId) -> int:
-        """For how many more blobs that nobody waits for there is room."""
+    def _fits(self, pack: Pack, keys: Sequence[_Key]) -> int:
+        """For how many more of these blobs, which nobody waits for, there is room."""
         waiting = len(self._fetching)
-        return self._cache.would_fit(pack.manifest.digest(expert), pack.blob_bytes) - waiting
+        return max(0, self._cache.would_fit(keys[0][1], pack.blob_bytes, len(keys) + waiting) - waiting)
 
     async def _acquired(self, work: Callable[[], T], undo: Callable[[T], object]) -> T:
         """What ``work`` gets in a thread; undone when nobody is there any more to take it."""

@@ -117,10 +117,10 @@ def test_blobs_that_nobody_waits_for_cost_no_better_ones(tmp_path: Path) -> None
     cache = cache_in(tmp_path)
     digests = [fill(cache, number) for number in range(4)]
     cache.favour(dict.fromkeys(digests[:2], 1.0))
-    assert cache.would_fit(make(9)[0], BLOB) == 2
+    assert cache.would_fit(make(9)[0], BLOB, 9) == 2
     for digest in digests[2:]:
         cache.hold(digest)
-    assert cache.would_fit(make(9)[0], BLOB) == 0
+    assert cache.would_fit(make(9)[0], BLOB, 9) == 0
     assert cache.draft(make(9)[0], BLOB, polite=True) is None
     assert [cache.holds(digest) for digest in digests] == [True] * 4
     cache.close()

@@ -11,7 +11,6 @@ import pytest
 from premoe_dataplane.plan import Scheme
 from premoe_dataplane.stopped import Stopped
 from premoe_dataplane.transports.base import Landed, Part
-from premoe_expert_store.adapters.memory import MemoryCache
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.cache import NodeCache, given_folder
 from premoe_expert_store.catalogue import Catalogue, Pack
@@ -20,6 +19,7 @@ from premoe_expert_store.shelf import Shelf
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import BlobPack, write_blob_pack
 from support.gated_store import GatedStore
+from support.memory_cache import MemoryCache
 from support.metrics import read
 
 from premoe_runtime.formats.errors import Unavailable

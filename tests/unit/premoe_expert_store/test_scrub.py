@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from premoe_expert_store import tending
-from premoe_expert_store.adapters.memory import MemoryCache
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.cache import NodeCache, given_folder
 from premoe_expert_store.cache.scrub import Pace, Stopped, look_at_one
@@ -18,6 +17,7 @@ from premoe_expert_store.shelf import Shelf
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import write_blob_pack
 from support.gated_store import GatedStore
+from support.memory_cache import MemoryCache
 from support.metrics import read
 
 from premoe_runtime.formats.ids import ExpertId

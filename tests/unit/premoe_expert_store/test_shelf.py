@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from premoe_expert_store.adapters.memory import MemoryCache
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.cache import NodeCache, given_folder
 from premoe_expert_store.catalogue import Catalogue, Pack
@@ -23,6 +22,7 @@ from premoe_expert_store.shelf import LINGER_S, ROOM_WAIT_S, Shelf
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
 from support.gated_store import GatedStore
+from support.memory_cache import MemoryCache
 from support.metrics import read
 
 from premoe_runtime.formats.errors import CorruptData, Exhausted, Unavailable

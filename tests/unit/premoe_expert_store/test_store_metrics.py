@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from premoe_expert_store.adapters.memory import MemoryCache
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_servicekit.metrics import Metrics
+from support.memory_cache import MemoryCache
 from support.metrics import read
 
 from premoe_runtime.formats.errors import CorruptData, Unavailable

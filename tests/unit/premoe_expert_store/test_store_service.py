@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from premoe_dataplane.frames import FRAME_BYTES
 from premoe_dataplane.signing import Signer
-from premoe_expert_store.adapters.memory import MemoryCache
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.cache import NodeCache, private_folder
 from premoe_expert_store.catalogue import Catalogue
@@ -22,6 +21,7 @@ from premoe_expert_store.sources import Ways
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
 from support.gated_store import GatedStore
+from support.memory_cache import MemoryCache
 from support.metrics import read
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, NotFound, PremoeError, Unavailable

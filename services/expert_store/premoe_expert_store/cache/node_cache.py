@@ -84,6 +84,8 @@ class NodeCache:
         self._full = False
         self.evicted = 0
         """Blobs that this process dropped for others."""
+        self.version = 0
+        """Counts what came and went, as far as this process knows."""
         with self._alone():
             self._look()
 
@@ -147,8 +149,7 @@ class NodeCache:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
-            with self._lock:
-                self._entries.pop(digest, None)
+            self._gone(digest)
             return None
         if os.fstat(fd).st_size != num_bytes:
             os.close(fd)
@@ -183,11 +184,12 @@ class NodeCache:
             self._say_full(error)
         return None
 
-    def would_fit(self, digest: str, num_bytes: int) -> int:
-        """How many blobs like this one, which nobody waits for, room could be made for now."""
+    def would_fit(self, digest: str, num_bytes: int, wanted: int) -> int:
+        """For how many of ``wanted`` blobs like this one, which nobody waits for, room could be made now."""
         free = self._limit - self.num_bytes
-        below = room_below(self._candidates(), self._worth(digest))
-        return (free + below) // num_bytes
+        if free < wanted * num_bytes:  # who must go is looked for only then
+            free += room_below(self._candidates(), self._worth(digest))
+        return min(wanted, free // num_bytes)
 
     def keep(self, draft: Draft, digest: str) -> Path | None:
         """Give a draft, whose bytes were checked, its name; None, and it stays without, when that fails.
@@ -207,6 +209,7 @@ class NodeCache:
                 use = Use.first(now, self._shares.get(digest, 0.0))
                 with self._lock:
                     self._entries[digest] = _Entry(draft.num_bytes, use, now, checked=True, touched=now)
+                    self.version += 1
             return path
         except (Busy, OSError) as error:
             self._say_full(error)
@@ -243,6 +246,7 @@ class NodeCache:
             if entry is None:  # of another process
                 use = Use.first(now, self._shares.get(digest, 0.0))
                 entry = self._entries[digest] = _Entry(num_bytes, use, now)
+                self.version += 1
             else:
                 entry.use, entry.used = entry.use.again(now), now
             touch = now - entry.touched > TOUCH_S
@@ -321,13 +325,16 @@ class NodeCache:
     def _unlink(self, digest: str) -> int:
         """Bytes that this gives back. Alone."""
         path = self.path(digest)
-        with self._lock:
-            self._entries.pop(digest, None)
+        self._gone(digest)
         freed = _size(path)
         with suppress(OSError):
             os.unlink(path)
             self._took(-freed)
         return freed
+
+    def _gone(self, digest: str) -> None:
+        with self._lock:
+            self.version += self._entries.pop(digest, None) is not None
 
     def _took(self, num_bytes: int) -> None:
         changes, taken = self._folder.ledger()
@@ -349,6 +356,7 @@ class NodeCache:
         }
         with self._lock:
             self._entries = {digest: self._entries.get(digest, one) for digest, one in new.items()}
+            self.version += 1
         self._changes = self._folder.ledger()[0]
         taken = sum(one.num_bytes for one in kept.values()) + self._folder.arriving_bytes()
         self._folder.write_ledger(self._changes, taken)

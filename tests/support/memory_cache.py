@@ -1,4 +1,4 @@
-"""A blob cache in this process: the port's reference, and a warm tier where there is no Redis."""
+"""A blob cache in this process: the port's reference, and what tests use for a Redis."""
 
 from __future__ import annotations
 

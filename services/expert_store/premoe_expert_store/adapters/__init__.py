@@ -1,1 +1,0 @@
-"""Blob caches behind the BlobCache port."""
