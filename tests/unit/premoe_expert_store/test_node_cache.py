@@ -11,7 +11,7 @@ import blake3
 import pytest
 from premoe_expert_store.cache import CacheFolder, NodeCache, given_folder, private_folder
 
-from premoe_runtime.formats.errors import CorruptData, InvalidInput
+from premoe_runtime.formats.errors import CorruptData, InvalidInput, Unavailable
 
 BLOB = 4096
 
@@ -275,12 +275,18 @@ def test_a_folder_of_its_own_goes_with_the_process_or_is_swept_by_the_next(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_locked_folder_delays_nobody_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_folder_delays_nobody_for_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("premoe_expert_store.cache.folder.LOCK_WAIT_S", 0.05)
     cache = cache_in(tmp_path)
     fd = os.open(tmp_path / "premoe-cache", os.O_RDWR)
     fcntl.flock(fd, fcntl.LOCK_EX)
-    assert cache.draft(make(1)[0], BLOB) is None
+    for number in range(3):
+        assert cache.draft(make(number)[0], BLOB) is None
+    assert caplog.text.count("another process keeps it locked; blobs are served from memory") == 1
+    with pytest.raises(Unavailable, match="cannot be looked through: another process keeps it locked"):
+        cache_in(tmp_path)
     os.close(fd)
     fill(cache, 1)
     cache.close()

@@ -22,6 +22,8 @@ from premoe_runtime.formats.errors import InvalidInput
 LEDGER = "premoe-cache"
 PRIVATE_PREFIX = "premoe-blobs-"
 LOCK_WAIT_S = 2.0
+LOCK_COOL_DOWN_S = 5.0
+"""How long nobody waits for the folder's lock any more, once it could not be had."""
 MEMORY_FOLDER = Path("/dev/shm")
 _LEDGER = struct.Struct("<QQ")
 
@@ -36,6 +38,7 @@ class CacheFolder:
     def __init__(self, path: Path, *, private: bool) -> None:
         self.path = path
         self.private = private
+        self._left_alone_until = float("-inf")
         for name in (BLOBS, ARRIVING):
             (path / name).mkdir(exist_ok=True)
         self._ledger = os.open(path / LEDGER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -48,9 +51,12 @@ class CacheFolder:
         if self.private:
             yield
             return
-        end = time.monotonic() + LOCK_WAIT_S
+        patience = 0.0 if time.monotonic() < self._left_alone_until else LOCK_WAIT_S
+        end = time.monotonic() + patience
         while not _try_lock(self._ledger):
-            if time.monotonic() > end:
+            if time.monotonic() >= end:
+                if patience:
+                    self._left_alone_until = time.monotonic() + LOCK_COOL_DOWN_S
                 raise Busy
             time.sleep(0.002)
         try:

@@ -19,11 +19,14 @@ from typing import NamedTuple
 from premoe_expert_store.cache.admission import Candidate, Use, room_below, victims
 from premoe_expert_store.cache.folder import Busy, CacheFolder
 from premoe_expert_store.cache.index import ARRIVING, blob_path, rebuild
+from premoe_runtime.formats.errors import Unavailable
 
 BATCHES = 64
 """Making room frees a 64th of the cache at least: who must go is sorted out, and looked for, that much more rarely."""
 TOUCH_S = 30.0
 """How often a file is told at most that it is used."""
+SAY_S = 600.0
+"""How often it is said at most that blobs are not kept."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,8 @@ class NodeCache:
     """Safe from several threads. What makes room, keeps or drops blocks; nothing else waits for that.
 
     ``limit_bytes`` bounds blobs and drafts of all processes in the folder together. Blobs that are held are not
-    dropped, by any process; ``leased`` tells of others that go last. ``clock`` gives seconds since 1970.
+    dropped, by any process; ``leased`` tells of others that go last. ``clock`` gives seconds since 1970. Raises
+    Unavailable when the folder cannot be looked through.
     """
 
     def __init__(
@@ -81,13 +85,20 @@ class NodeCache:
         self._held: Counter[str] = Counter()
         self._shares: Mapping[str, float] = {}
         self._changes = -1
-        self._full = False
+        self._said_full = float("-inf")
         self.evicted = 0
         """Blobs that this process dropped for others."""
         self.version = 0
         """Counts what came and went, as far as this process knows."""
-        with self._alone():
-            self._look()
+        try:
+            with self._alone():
+                self._look()
+        except (OSError, Busy) as error:
+            self._folder.close()
+            raise Unavailable(
+                f"cache folder {folder.path} cannot be looked through: {_why(error)}; try again, or give another one",
+                reason="CACHE_FOLDER",
+            ) from error
 
     @property
     def limit_bytes(self) -> int:
@@ -178,10 +189,8 @@ class NodeCache:
                     return None
                 draft = self._new_file(num_bytes)
             return self._reserved(draft, polite)
-        except Busy:
-            log.warning("cache folder %s: another process has kept it locked for long", self._folder.path)
-        except OSError as error:
-            self._say_full(error)
+        except (OSError, Busy) as error:
+            self._say(error)
         return None
 
     def would_fit(self, digest: str, num_bytes: int, wanted: int) -> int:
@@ -212,7 +221,7 @@ class NodeCache:
                     self.version += 1
             return path
         except (Busy, OSError) as error:
-            self._say_full(error)
+            self._say(error)
             return None
 
     def abandon(self, draft: Draft) -> None:
@@ -308,7 +317,6 @@ class NodeCache:
             while True:
                 try:
                     os.posix_fallocate(draft.fd, 0, draft.num_bytes)
-                    self._full = False
                     return draft
                 except OSError as error:
                     if polite or error.errno not in _FULL:
@@ -361,11 +369,11 @@ class NodeCache:
         taken = sum(one.num_bytes for one in kept.values()) + self._folder.arriving_bytes()
         self._folder.write_ledger(self._changes, taken)
 
-    def _say_full(self, error: Exception) -> None:
-        if not self._full:
-            why = error.strerror if isinstance(error, OSError) else "another process keeps it locked"
-            log.warning("cache folder %s: %s; blobs are served from memory", self._folder.path, why)
-        self._full = True
+    def _say(self, error: Exception) -> None:
+        """Why blobs are not kept, now and then."""
+        if self._clock() - self._said_full > SAY_S:
+            log.warning("cache folder %s: %s; blobs are served from memory", self._folder.path, _why(error))
+            self._said_full = self._clock()
 
 
 class _Alone:
@@ -387,6 +395,10 @@ class _Alone:
             self._locked.__exit__(None, None, None)
         finally:
             self._lock.release()
+
+
+def _why(error: Exception) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else "another process keeps it locked"
 
 
 def _size(path: Path) -> int:
