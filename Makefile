@@ -16,7 +16,7 @@ FAST   := tests/unit tests/architecture
 # Marks of what needs helm, a control plane or a node.
 KUBERNETES := cluster or node
 # Of all tiers that `make test` leaves out.
-APART  := $(KUBERNETES) or vllm
+APART  := $(KUBERNETES) or vllm or ratios
 # vLLM's versions are its own choice, so what runs on it has an environment of its own.
 VLLM   := .venv-vllm
 # Of a benchmark alone.
@@ -75,16 +75,21 @@ test test-fast test-cluster: export OMP_NUM_THREADS := 1
 # The cluster's programs are hidden, so a test that needs them without its mark fails here instead of running now and then.
 test: export PREMOE_CLUSTER_BIN := /nonexistent
 test: export REQUIRE_CLUSTER := 1
-test: install services $(if $(filter 0,$(shell id -u)),browser) ## Set up and run the checks and every tier of tests but those of Kubernetes and vLLM
+test: install services $(if $(filter 0,$(shell id -u)),browser) ## Set up and run the checks and every tier of tests but ratios of speeds and those of Kubernetes and vLLM
 	@$(MAKE) --no-print-directory check
 	@$(PYTEST) $(FAST) -n 2 -m "not ($(APART))" $(ARGS)
 	@$(PYTEST) $(FAST:%=--ignore=%) -n 2 --dist loadfile -m "not ($(APART))" $(ARGS)
 
 .PHONY: test-all
-test-all: ## The same, the tier of vLLM and the Kubernetes tiers
+test-all: ## The same, ratios of speeds, the tier of vLLM and the Kubernetes tiers
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-ratios
 	@$(MAKE) --no-print-directory test-vllm
 	@$(MAKE) --no-print-directory test-cluster
+
+.PHONY: test-ratios
+test-ratios: install services ## Compare how experts travel with what this machine can, with slack, in a minute; alone on the machine
+	@$(PYTEST) tests/services -m ratios $(ARGS)
 
 .PHONY: test-fast
 test-fast: install ## Run the tests that need no services, two at a time (about 80 s on two cores)

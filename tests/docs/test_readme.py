@@ -42,14 +42,14 @@ def test_its_two_commands_are_make_targets() -> None:
 
 
 def test_ci_runs_the_test_command_and_then_what_it_leaves_out() -> None:
-    """`make test-all` is the same for people; together the three targets run every test once."""
+    """`make test-all` is the same for people; together the four targets run every test once."""
     commands = (ROOT / ".ci" / "run").read_text().splitlines()
-    assert commands[-3:] == ["make test", "make test-vllm", "exec make test-cluster"]
+    assert commands[-4:] == ["make test", "make test-ratios", "make test-vllm", "exec make test-cluster"]
     makefile = (ROOT / "Makefile").read_text()
     recipes = {
         name: re.findall(rf"^{name}:.*##.*\n((?:\t.+\n)+)", makefile, re.M)[0] for name in ("test", "test-cluster")
     }
-    assert "APART  := $(KUBERNETES) or vllm\n" in makefile
+    assert "APART  := $(KUBERNETES) or vllm or ratios\n" in makefile
     for name, chosen in (("test", '-m "not ($(APART))"'), ("test-cluster", '-m "$(KUBERNETES)"')):
         assert recipes[name].count("$(PYTEST)") == recipes[name].count(chosen) == 2, name
     assert makefile.count("PREMOE_CLUSTER_BIN := /nonexistent") == 1
