@@ -11,12 +11,9 @@ import asyncio
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
 
 from premoe_dataplane.plan import Tier
 from premoe_dataplane.transports.base import Transport
@@ -25,44 +22,30 @@ from premoe_servicekit.faults import storage_fault
 from premoe_servicekit.metrics import Metrics
 
 from premoe_expert_store.breaker import GuardedCache
-from premoe_expert_store.budget import ByteBudget
-from premoe_expert_store.cache import Draft, NodeCache, Opened
-from premoe_expert_store.cache.whole import digest_of, is_right
+from premoe_expert_store.cache import NodeCache
 from premoe_expert_store.catalogue import Pack
-from premoe_expert_store.filling import Arrival, ObjectReader, Origin, Room
+from premoe_expert_store.filling import Arrival, ObjectReader, Origin
 from premoe_expert_store.filling.claims import Claims
-from premoe_expert_store.filling.filler import CLAIM_WAIT_S, VERIFY, Filler, finished
+from premoe_expert_store.filling.filler import CLAIM_WAIT_S, VERIFY, Filler
 from premoe_expert_store.filling.peer import HomeUrl, PeerTier
+from premoe_expert_store.filling.rooms import ROOM_WAIT_S, Rooms
 from premoe_expert_store.filling.trip import Trip
 from premoe_expert_store.held import HeldBlob
 from premoe_expert_store.leases import Lease, Leases
 from premoe_expert_store.metrics import StoreMetrics
+from premoe_expert_store.negatives import Key, Negatives
 from premoe_expert_store.ports import Counts, Event, Progress, Purpose
+from premoe_expert_store.prefetching import Prefetching
 from premoe_expert_store.tending import SCRUB_BYTES_S, Tending
 from premoe_expert_store.watching import Watchers
-from premoe_runtime.formats.errors import CorruptData, Exhausted, NotFound, PremoeError, Unavailable
+from premoe_runtime.formats.errors import CorruptData, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ids import ExpertId
 from premoe_runtime.packs.place import MANIFEST_FILE
 from premoe_runtime.storage import Store
 
-T = TypeVar("T")
-
-NEGATIVE_S = 1.0
-"""How long a blob that is missing or wrong in object storage is not looked for again."""
-MOST_NEGATIVES = 65_536
 LINGER_S = 1.0
 """How long an arrival goes on that nobody holds: who reads a blob in several ranges holds it several times."""
-PREFETCHES = 8
-"""Blobs that nobody waits for, on their way at a time."""
-ROOM_WAIT_S = 30.0
-"""How long a reader waits for memory when the cache has no room, before it is told so."""
-FILE_THREADS = 4
-
 log = logging.getLogger(__name__)
-
-
-_Key = tuple[str, str]
-"""A pack's folder and a digest: an error is that of one pack's copy."""
 
 
 class _Copy:
@@ -72,12 +55,16 @@ class _Copy:
         self.arrival = arrival
         self.holders = 0
         self.task: asyncio.Task[None] | None = None
-        self.memory_bytes = 0
         self.left = False
 
     @property
-    def key(self) -> _Key:
+    def key(self) -> Key:
         return (self.arrival.pack.folder, self.arrival.digest)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether it takes memory beside the cache."""
+        return self.arrival.has_room and self.arrival.room.memory_bytes > 0
 
     @property
     def almost_there(self) -> bool:
@@ -132,21 +119,17 @@ class Shelf:
             metrics=self._metrics,
         )
         self._threads = threads
-        self._memory = ByteBudget(memory_bytes)
+        self._rooms = Rooms(cache, memory_bytes, room_wait_s)
         self._leases = Leases(300.0) if leases is None else leases
         self._watchers = Watchers()
         self._tending = Tending(store, cache, redis, self._found_wrong, scrub_bytes_s)
         self._metrics.show_node(cache)
-        self._files = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="files")
-        self._room_wait_s = room_wait_s
         self._linger_s = linger_s
         self._clock = clock
-        self._copies: dict[_Key, _Copy] = {}
+        self._copies: dict[Key, _Copy] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._negatives: dict[_Key, tuple[float, PremoeError]] = {}
-        self._wanted: deque[tuple[Pack, ExpertId]] = deque()
-        self._fetching: dict[_Key, None] = {}
-        self._prefetchers: set[asyncio.Task[None]] = set()
+        self._negatives = Negatives(clock)
+        self._prefetching = Prefetching(cache, partial(self.hold, purpose="prefetch"), self._is_under_way)
         self._looks: set[asyncio.Task[None]] = set()
         self._present: dict[str, tuple[int, int]] = {}
         """Blobs of a pack that are here, and the version of the cache for which they were counted."""
@@ -166,7 +149,7 @@ class Shelf:
     @property
     def memory_free_bytes(self) -> int:
         """Of what may lie in memory for want of room in the cache."""
-        return self._memory.free_bytes
+        return self._rooms.memory_free_bytes
 
     @property
     def held(self) -> int:
@@ -201,7 +184,8 @@ class Shelf:
         copy = self._join(pack, expert, purpose, trip)
         try:
             await copy.arrival.roomy()
-            if recheck and not await self._still_right(copy):
+            if recheck and copy.arrival.landing.right and not await self._rooms.still_right(copy.arrival):
+                await self._wrong_copy(copy.arrival, "node")
                 self._leave(copy)
                 copy = self._join(pack, expert, purpose, trip)
                 await copy.arrival.roomy()
@@ -233,19 +217,7 @@ class Shelf:
 
         Refused are those for which the cache would have to drop blobs that are worth more.
         """
-        keys = {(pack.folder, pack.manifest.digest(expert)): expert for expert in experts}
-        missing = [key for key in keys if not self._cache.holds(key[1])]
-        new = [key for key in missing if key not in self._copies and key not in self._fetching]
-        taken = new[: self._fits(pack, new)] if new else []
-        for key in taken:
-            self._fetching[key] = None
-            self._wanted.append((pack, keys[key]))
-        while len(self._prefetchers) < min(PREFETCHES, len(self._wanted)):
-            task = asyncio.create_task(self._prefetch())
-            self._prefetchers.add(task)
-            task.add_done_callback(self._prefetchers.discard)
-        refused = len(new) - len(taken)
-        return Counts(len(keys) - len(missing), len(missing) - refused, refused)
+        return self._prefetching.want(pack, experts)
 
     def lease(self, pack: Pack, experts: Iterable[ExpertId]) -> Lease:
         """Lease blobs: they go last when the cache makes room. A hint: they need not be here, and may go."""
@@ -287,18 +259,15 @@ class Shelf:
 
     async def close(self) -> None:
         """Cancel what arrives, wait for what is written to Redis, and let threads and cache go."""
-        self._wanted.clear()
         await self._tending.close()
-        for prefetcher in self._prefetchers:
-            prefetcher.cancel()
+        await self._prefetching.close()
         for copy in list(self._copies.values()):
             self._end_soon(copy)
-        while tasks := {*self._ending, *self._prefetchers, *self._looks}:
+        while tasks := {*self._ending, *self._looks}:
             await asyncio.wait(tasks)
         await self._filler.close()
         self._objects.close()
-        await self._in_thread(self._cache.close)
-        self._files.shutdown()
+        await self._rooms.close()
 
     def _join(self, pack: Pack, expert: ExpertId, purpose: Purpose, trip: Trip | None) -> _Copy:
         """The copy of a blob, now held once more. Raises what was found wrong with it a moment ago."""
@@ -306,7 +275,7 @@ class Shelf:
         self._tending.know(pack)
         copy = self._copies.get(key)
         if copy is None:
-            self._raise_negative(key)
+            self._negatives.check(key)
             arrival = Arrival(pack, expert, urgent=purpose != "prefetch", alone=purpose == "peer")
             copy = self._copies[key] = _Copy(arrival)
             self._cache.hold(arrival.digest)
@@ -330,7 +299,7 @@ class Shelf:
             # Who comes now joins it.
             assert copy.task is not None
             copy.task.add_done_callback(lambda _: self._end_unheld(copy))
-        elif copy.memory_bytes or not self._linger_s:
+        elif copy.in_memory or not self._linger_s:
             self._end_soon(copy)
         else:
             asyncio.get_running_loop().call_later(self._linger_s, self._end_unheld, copy)
@@ -357,26 +326,26 @@ class Shelf:
                 copy.task.cancel()
             await asyncio.wait([copy.task])
         copy.task = None
-        arrival = copy.arrival
-        if arrival.has_room:
-            await self._in_thread(arrival.room.close)
-        self._memory.give(copy.memory_bytes)
-        self._cache.let_go(arrival.digest)
+        await self._rooms.take_back(copy.arrival)
+        self._cache.let_go(copy.arrival.digest)
 
     async def _bring(self, copy: _Copy, trip: Trip | None) -> None:
         arrival, of_all = copy.arrival, trip is not None
         trip = trip or Trip()
         try:
-            if not await self._from_node(arrival):
-                await self._make_room(copy)
+            found = await self._rooms.found(arrival)
+            if found is None:
+                await self._wrong_copy(arrival, "node")
+            if not found:
+                await self._rooms.make(arrival)
                 await self._filler.fill(arrival, trip)
                 arrival.finish()
-                await finished(self._in_thread(lambda: arrival.room.keep(arrival.digest)))
+                await self._rooms.keep(arrival)
             self._metrics.handed_out(arrival.landing.origin)
         except PremoeError as error:
             self._failed(copy, error)
         except OSError as error:
-            where = "memory" if copy.memory_bytes else f"cache folder {self._cache.folder}"
+            where = "memory" if copy.in_memory else f"cache folder {self._cache.folder}"
             log.error("%s: %s", where, error.strerror)
             message = f"{arrival.expert} cannot be kept while it is read: {error.strerror}; see the log of the store"
             self._failed(copy, Unavailable(message, reason="CACHE_FAILED"))
@@ -399,111 +368,15 @@ class Shelf:
             look = asyncio.create_task(self._look_at_pack(copy.arrival.pack))
             self._looks.add(look)
             look.add_done_callback(self._looks.discard)
-            if len(self._negatives) >= MOST_NEGATIVES:
-                self._negatives.clear()
-            self._negatives[key] = (self._clock() + NEGATIVE_S, error)
+            self._negatives.add(key, error)
 
-    def _raise_negative(self, key: _Key) -> None:
-        until, error = self._negatives.get(key, (0.0, None))
-        if error is not None:
-            if self._clock() < until:
-                raise type(error)(str(error), reason=error.reason)
-            del self._negatives[key]
-
-    async def _from_node(self, arrival: Arrival) -> bool:
-        """Whether the blob was in the node cache, and right."""
-        digest = arrival.digest
-        opened = await self._acquired(partial(self._cache.open, digest, arrival.num_bytes), _close_file)
-        if opened is None:
-            return False
-        room = Room.of_file(opened.fd, arrival.num_bytes, self._cache.path(digest))
-        right = opened.checked
-        try:
-            # What another process wrote, or another life of this one, is not taken on trust.
-            right = right or await self._digest_of(room) == digest
-        finally:
-            if not right:
-                room.close()
-        if not right:
-            await self._wrong_copy(arrival, "node")
-            return False
-        self._cache.checked(digest)
-        arrival.give(room)
-        arrival.finish()
-        return True
-
-    async def _digest_of(self, room: Room) -> str:
-        return await finished(self._in_thread(lambda: digest_of(room.fd, room.num_bytes)))
-
-    async def _make_room(self, copy: _Copy) -> None:
-        arrival = copy.arrival
-        draft = None
-        for polite in (True, False):
-            if draft is None and polite != arrival.urgent:
-                draft = await self._acquired(
-                    partial(self._cache.draft, arrival.digest, arrival.num_bytes, polite=polite), self._abandon
-                )
-        if draft is not None:
-            arrival.give(Room.of_draft(self._cache, draft))
-            return
-        if not arrival.urgent:
-            raise Exhausted("the cache has no room for blobs that nobody waits for", reason="NO_ROOM")
-        try:
-            async with asyncio.timeout(self._room_wait_s):
-                copy.memory_bytes = await self._memory.take(arrival.num_bytes)
-        except TimeoutError:
-            raise Exhausted(
-                "no room for another blob: cache and memory are held by those who read; give the store more of either",
-                reason="NO_ROOM",
-            ) from None
-        arrival.give(await self._acquired(lambda: Room.in_memory(arrival.num_bytes), Room.close))
-
-    async def _still_right(self, copy: _Copy) -> bool:
-        """Whether a blob that is here has the bytes of its digest. One that has not is dropped."""
-        arrival = copy.arrival
-        if not arrival.landing.right:
-            return True
-        fd = arrival.room.fd
-        if await finished(self._in_thread(lambda: is_right(fd, arrival.num_bytes, arrival.digest, arrival.sums))):
-            return True
-        await self._wrong_copy(arrival, "node")
-        return False
-
-    async def _prefetch(self) -> None:
-        while self._wanted:
-            pack, expert = self._wanted.popleft()
-            with suppress(PremoeError):
-                async with self.hold(pack, expert, purpose="prefetch") as blob:
-                    await blob.landed(blob.num_bytes)
-            self._fetching.pop((pack.folder, pack.manifest.digest(expert)), None)
-
-    def _fits(self, pack: Pack, keys: Sequence[_Key]) -> int:
-        """For how many more of these blobs, which nobody waits for, there is room."""
-        waiting = len(self._fetching)
-        return max(0, self._cache.would_fit(keys[0][1], pack.blob_bytes, len(keys) + waiting) - waiting)
-
-    async def _acquired(self, work: Callable[[], T], undo: Callable[[T], object]) -> T:
-        """What ``work`` gets in a thread; undone when nobody is there any more to take it."""
-        future = self._in_thread(work)
-        try:
-            return await finished(future)
-        except asyncio.CancelledError:
-            if not future.cancelled() and future.exception() is None:
-                got = future.result()
-                await self._in_thread(lambda: undo(got))
-            raise
-
-    def _abandon(self, draft: Draft | None) -> None:
-        if draft is not None:
-            Room.of_draft(self._cache, draft).close()
-
-    def _in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        return asyncio.get_running_loop().run_in_executor(self._files, work)
+    def _is_under_way(self, pack: Pack, expert: ExpertId) -> bool:
+        return (pack.folder, pack.manifest.digest(expert)) in self._copies
 
     async def _wrong_copy(self, arrival: Arrival, origin: Origin) -> None:
         """A tier had wrong bytes: drop them there, count, tell."""
         if origin == "node":
-            await self._in_thread(lambda: self._cache.drop(arrival.digest))
+            await self._rooms.drop(arrival.digest)
         self._found_wrong(arrival.pack, arrival.expert, origin)
 
     def _found_wrong(self, pack: Pack, expert: ExpertId, origin: Origin) -> None:
@@ -530,8 +403,3 @@ class Shelf:
         else:
             if not same:
                 self._watchers.gone(pack.folder, f"another pack lies where pack {model_id} was")
-
-
-def _close_file(opened: Opened | None) -> None:
-    if opened is not None:
-        os.close(opened.fd)

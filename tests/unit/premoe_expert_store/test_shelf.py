@@ -14,11 +14,12 @@ import pytest
 from premoe_expert_store.breaker import GuardedCache
 from premoe_expert_store.cache import NodeCache, given_folder
 from premoe_expert_store.catalogue import Catalogue, Pack
+from premoe_expert_store.filling.rooms import ROOM_WAIT_S
 from premoe_expert_store.held import HeldBlob
 from premoe_expert_store.leases import Leases
 from premoe_expert_store.metrics import StoreMetrics
 from premoe_expert_store.ports import BlobsInvalid, PackGone, Progress
-from premoe_expert_store.shelf import LINGER_S, ROOM_WAIT_S, Shelf
+from premoe_expert_store.shelf import LINGER_S, Shelf
 from premoe_servicekit.metrics import Metrics
 from support.blob_pack import DATA_OFFSET, BlobPack, write_blob_pack
 from support.gated_store import GatedStore

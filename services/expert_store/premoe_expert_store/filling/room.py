@@ -17,6 +17,8 @@ class Room:
     def __init__(self, fd: int, num_bytes: int, cache: NodeCache | None = None, draft: Draft | None = None) -> None:
         self.fd = fd
         self.num_bytes = num_bytes
+        self.memory_bytes = 0
+        """What it takes of the memory beside the cache, to be given back."""
         self.path: Path | None = None
         self._cache, self._draft = cache, draft
         self._map: mmap.mmap | None = None
@@ -27,8 +29,8 @@ class Room:
         return cls(draft.fd, draft.num_bytes, cache, draft)
 
     @classmethod
-    def in_memory(cls, num_bytes: int) -> Room:
-        """Raises Exhausted."""
+    def in_memory(cls, num_bytes: int, memory_bytes: int) -> Room:
+        """A nameless file. Raises Exhausted."""
         fd = os.memfd_create("premoe-blob", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(fd, 0, num_bytes)
@@ -38,7 +40,9 @@ class Room:
                 f"no memory for a blob of {num_bytes} bytes: {error.strerror}; give the store more memory",
                 reason="NO_ROOM",
             ) from error
-        return cls(fd, num_bytes)
+        room = cls(fd, num_bytes)
+        room.memory_bytes = memory_bytes
+        return room
 
     @classmethod
     def of_file(cls, fd: int, num_bytes: int, path: Path) -> Room:
