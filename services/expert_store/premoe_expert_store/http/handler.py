@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from premoe_servicekit.errors import one_line
 
 from premoe_expert_store.catalogue import Pack
 from premoe_expert_store.http import ranges
-from premoe_expert_store.http.sending import Landed, SlowReader, send
+from premoe_expert_store.http.sending import Landed, SlowReader, send, together
 from premoe_expert_store.ports import Blobs, Purpose
 from premoe_runtime.formats.errors import (
     Exhausted,
@@ -115,12 +116,13 @@ class BlobHandler:
         landed: Landed | None = None,
     ) -> int:
         """The bytes sent: all, or none where the connection was broken."""
-        await response.prepare(request)
         transport = request.transport
         if transport is None:
             return 0
         try:
-            await send(response, transport, fd, span, self.idle_s, landed)
+            with together(transport) if landed is None else nullcontext():
+                await response.prepare(request)
+                await send(response, transport, fd, span, self.idle_s, landed)
         except (PremoeError, SlowReader, OSError) as error:
             # The head is out: only a connection that breaks says that the rest does not come.
             log.info("%s of pack %s is not sent to its end: %s", name.expert, name.model_id, _why(error))
