@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from premoe_runtime.formats.errors import InvalidInput, NotFound
+from premoe_runtime.formats.ids import is_tenant
 from premoe_runtime.storage import Store
 
 MANIFEST_FILE = "manifest.json"
@@ -15,6 +16,16 @@ TENANTS_FOLDER = "tenants"
 def models_folder(tenant: str = "") -> str:
     """Where a tenant's packs lie; without one those that everybody sees."""
     return f"{TENANTS_FOLDER}/{tenant}/{MODELS_FOLDER}" if tenant else MODELS_FOLDER
+
+
+def tenant_root(url: str, tenant: str) -> str:
+    """The URL of a store that holds a tenant's packs where a store of its own would. Raises InvalidInput."""
+    if not is_tenant(tenant):
+        raise InvalidInput(
+            f"tenant {tenant!r} is no name; give lower-case letters, digits and hyphens, 63 at most",
+            reason="TENANT_INVALID",
+        )
+    return f"{url.rstrip('/')}/{TENANTS_FOLDER}/{tenant}"
 
 
 def pack_folder(model_id: str, tenant: str = "") -> str:

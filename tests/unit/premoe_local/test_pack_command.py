@@ -219,3 +219,13 @@ def test_impossible_groups_are_one_line(tmp_path: Path, key: str, groups: int) -
     assert "https://" not in refused.stderr
     assert refused.stderr.endswith("; correct the checkpoint\n")
     assert not (tmp_path / "store").exists()
+
+
+def test_a_pack_of_a_tenant_lies_in_its_folder(source: Path, tmp_path: Path) -> None:
+    ended = premoe("pack", source, "--to", tmp_path / "store", "--tenant", "acme")
+    assert ended.exit_code == 0
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["tenants"]
+    assert (tmp_path / "store" / "tenants" / "acme" / "models").is_dir()
+    ended = premoe("pack", source, "--to", tmp_path / "store", "--tenant", "A/B")
+    assert (ended.exit_code, ended.stderr.count("\n")) == (2, 1)
+    assert "tenant 'A/B' is no name" in ended.stderr

@@ -10,6 +10,7 @@ import click
 from premoe_local.byte_bar import Bar
 from premoe_local.console import human_bytes, json_option, print_json
 from premoe_local.default_group import DefaultGroup
+from premoe_runtime.packs.place import tenant_root
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.repair import pack_or_repair
 from premoe_runtime.packs.source import check_tokenizer, open_source
@@ -36,10 +37,11 @@ def command() -> None:
 @click.option(
     "--without-tokenizer", is_flag=True, help="Pack a checkpoint that has none; only token ids can be served."
 )
+@click.option("--tenant", metavar="NAME", help="Whose pack it is: others never hear of it. Default: everybody's.")
 @json_option
-def write(source: str, url: str, without_tokenizer: bool, as_json: bool) -> None:
+def write(source: str, url: str, without_tokenizer: bool, tenant: str | None, as_json: bool) -> None:
     """Write the pack of the checkpoint SRC to the object store at URL."""
-    opened, store = open_source(source), open_store(url)
+    opened, store = open_source(source), open_store(url if tenant is None else tenant_root(url, tenant))
     if not without_tokenizer:
         check_tokenizer(opened)
     bar = Bar()
