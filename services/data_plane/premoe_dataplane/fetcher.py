@@ -86,6 +86,10 @@ class Fetcher:
             self._swaps.append(swap)
         try:
             self._wait(swap)
+        except BaseException:
+            swap.stop.set()
+            self._wait(swap)  # whose memory it is may be gone after this
+            raise
         finally:
             with self._changed:
                 self._swaps.remove(swap)

@@ -99,6 +99,11 @@ def open_nodes(url: str, *, timeout_s: float, connections: int) -> Nodes:
     )
 
 
+def under_tls(url: str) -> bool:
+    """Whether everything that the setting names is reached under TLS."""
+    return all(urlsplit(one).scheme.startswith("rediss") for one in _SEPARATOR.split(url))
+
+
 class _Several:
     """One server or several; each blob lies whole on the one that is its home."""
 

@@ -12,7 +12,7 @@ from premoe_dataplane.stopped import Stopped
 
 TICK_S = 0.25
 """How soon a reader that waits sees that nobody wants the bytes any more."""
-SLOWEST = 10
+SLOWEST = 3
 """A body may take so many times the bound of silence: a peer whose bytes trickle must not hold a reader for ever."""
 _LINE_BYTES = 8192
 _BUFFER_BYTES = 16 << 10

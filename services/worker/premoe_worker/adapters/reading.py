@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import grpc
 from premoe_dataplane.fetcher import Fetcher
 from premoe_dataplane.plan import SCHEMES, BlobPlan, Scheme, Source, SwapPlan
+from premoe_dataplane.redis_nodes import under_tls
 from premoe_dataplane.transports.base import Transport
 from premoe_dataplane.transports.file import FileTransport
 from premoe_dataplane.transports.http import HttpTransport
@@ -51,9 +52,9 @@ class Reading:
             if "grpc" in self.schemes:
                 transports.append(StreamTransport(channel, peer, model_id, idle_s=idle_s))
             undo.pop_all()
-        return Fetcher(transports, trusted=self._trusted, background_rate=self.background_rate)
+        return Fetcher(transports, trusted=self.trusts, background_rate=self.background_rate)
 
-    def _trusted(self, source: Source) -> bool:
+    def trusts(self, source: Source) -> bool:
         """Whether crc32c is enough for what comes from there: nobody on the way can make other bytes fit the sums.
 
         The sums come with the plan, so its RPC has to be under TLS, and then what carries the bytes too, unless it is
@@ -64,7 +65,7 @@ class Reading:
         if source.scheme == "http":
             return source.url.startswith("https:")
         if source.scheme == "redis":
-            return all(url.startswith("rediss") for url in self.redis_url.split(",redis"))
+            return under_tls(self.redis_url)
         return True
 
 
