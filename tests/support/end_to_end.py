@@ -184,11 +184,15 @@ def running_release(ground: Ground, *, mutual_tls: bool = False) -> Iterator[Rel
 
 
 def secured() -> dict[str, Any]:
-    """Values of a release with mutual TLS; workers read experts by HTTPS alone, from replicas that share a key."""
+    """Values of a release with mutual TLS; workers read experts by HTTPS alone, from the memory of replicas that share
+    a key."""
     by_https = {"name": "PREMOE_WORKER_FETCH_SCHEMES", "value": "http"}
     return {
         "tls": {"mode": "Secret", "secretName": TLS_SECRET},
-        "expertStore": {"http": {"urlKey": {"existingSecret": KEY_SECRET}}},
+        "expertStore": {
+            "cache": {"medium": "memory", "size": "256Mi"},
+            "http": {"urlKey": {"existingSecret": KEY_SECRET}},
+        },
         "worker": {"extraEnv": [{"name": "PYTHONPATH", "value": PACKAGES_FOLDER}, by_https]},
     }
 

@@ -44,6 +44,11 @@
 - expertStore.cache.hostPath is set. The folder must be on every node that may run the expert store, and writable for its user; namespaces that enforce the Pod Security profile restricted or baseline refuse the pods.
 {{- end }}
 {{- end }}
+{{- with .Values.worker.objectStore }}
+{{- if and .read .existingSecret (eq .existingSecret $.Values.objectStore.existingSecret) }}
+- worker.objectStore.existingSecret names the Secret that Jobs write packs with. Workers need one that may only read.
+{{- end }}
+{{- end }}
 {{- if .Values.podTemplate.allowedPaths }}
 - podTemplate.allowedPaths is set. Who may write PrunedModels can change {{ join ", " .Values.podTemplate.allowedPaths }} of worker pods.
 {{- end }}

@@ -199,6 +199,9 @@ def test_workers_read_experts_from_the_pods_of_the_store_by_https(tls_release: R
     assert worker.value("premoe:fetch_sources_resting") == 0
     stores = [scrape(f"{pod['status']['podIP']}:50054") for pod in tls_release.pods("expert-store")]
     assert len(stores) == 2
+    limits = {store.value("premoe:store_node_limit_bytes") for store in stores}
+    assert limits == {256 * (1 << 20) * 15 // 16}
+    assert sum(store.value("premoe:store_node_bytes") for store in stores) > 0
     codes = {code for store in stores for code in store.labels("premoe:store_http_answers_total", "code")}
     assert codes & {"200", "206"}
     assert codes <= {"200", "206"}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from premoe_expert_store.settings import ExpertStoreSettings
 from premoe_servicekit.settings import load_settings
-from support.charts import CHART, HelmFailed, Object, merged, named, notes_of, render, rendered, values_of
+from support.charts import CHART, HelmFailed, Object, merged, named, notes_of, of_kind, render, rendered, values_of
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -143,7 +143,7 @@ def test_without_the_port_blobs_come_over_grpc_alone() -> None:
     objects = store(http={"enabled": False, "urlKey": {"existingSecret": "addresses"}})
     settings = settings_of(objects)
     assert (settings.http_port, settings.advertise, settings.peers, settings.url_key) == (None, "", (), "")
-    assert "50055" not in str(objects)
+    assert "50055" not in str(of_kind(objects, "Deployment", "Service", "NetworkPolicy"))
 
 
 def test_replicas_know_each_other_once_they_share_a_key() -> None:
@@ -171,5 +171,10 @@ def test_notes_say_what_follows() -> None:
     assert "WARNING: expertStore.http.plain is true. Workers check every byte" in notes_of(read_along)
     assert "blobs over http\n" in notes_of(read_along)
     assert "blobs over https\n" in notes_of(values_of("secret"))
+    reads = {"read": True, "existingSecret": "object-store"}
+    same = notes_of(merged(values_of("plain"), {"worker": {"objectStore": reads}}))
+    assert "WARNING: worker.objectStore.existingSecret names the Secret that Jobs write packs with" in same
+    own = notes_of(merged(values_of("plain"), {"worker": {"objectStore": {**reads, "existingSecret": "packs"}}}))
+    assert "worker.objectStore" not in own
     host = merged(values_of("plain"), {"expertStore": {"cache": {"hostPath": "/mnt/nvme"}}})
     assert "WARNING: expertStore.cache.hostPath is set. The folder must be on every node" in notes_of(host)
