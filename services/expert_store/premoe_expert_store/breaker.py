@@ -24,10 +24,17 @@ class GuardedCache:
     """Implements BlobCache around another one; no method raises. Says once per outage that the cache is down."""
 
     def __init__(
-        self, cache: BlobCache, *, cool_down_s: float = COOL_DOWN_S, clock: Callable[[], float] = time.monotonic
+        self,
+        cache: BlobCache,
+        *,
+        cool_down_s: float = COOL_DOWN_S,
+        writes: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``writes``: whether it is filled from here."""
         self._cache = cache
         self._cool_down_s = cool_down_s
+        self._writes = writes
         self._clock = clock
         self._lock = threading.Lock()
         self._closed_until = float("-inf")
@@ -44,6 +51,8 @@ class GuardedCache:
         return self._try(lambda: self._cache.read(wanted), nothing)
 
     def write(self, digest: str, blob: memoryview, holes: Sequence[Hole]) -> None:
+        if not self._writes:
+            return
         try:
             self._try(lambda: self._cache.write(digest, blob, holes), None)
             self._full = False

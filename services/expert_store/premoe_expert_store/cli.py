@@ -87,6 +87,7 @@ def build(settings: ExpertStoreSettings, metrics: StoreMetrics) -> Parts:
         memory_bytes=settings.memory_bytes,
         leases=leases,
         metrics=metrics,
+        scrub_bytes_s=settings.scrub_bytes_s,
     )
     return Parts(Catalogue(store), shelf, redis, claims)
 
@@ -101,5 +102,7 @@ def open_redis(settings: ExpertStoreSettings) -> tuple[GuardedCache | None, Clai
     from premoe_expert_store.filling.claims import RedisClaims
 
     redis = RedisCache(settings.redis_url, timeout_s=settings.redis_timeout_s, connections=settings.threads)
-    claims = RedisClaims(settings.redis_url, timeout_s=settings.redis_timeout_s)
-    return GuardedCache(redis, cool_down_s=settings.redis_cool_down_s), claims
+    cache = GuardedCache(redis, cool_down_s=settings.redis_cool_down_s, writes=settings.redis_write)
+    if not settings.redis_write:
+        return cache, None  # whoever waits for another replica's claim waits for what that one writes
+    return cache, RedisClaims(settings.redis_url, timeout_s=settings.redis_timeout_s)

@@ -24,6 +24,8 @@ class ExpertStoreSettings(ServerSettings):
     """Seconds to wait for Redis before a read goes to object storage."""
     redis_cool_down_s: float = Field(default=5.0, ge=0)
     """Seconds for which Redis is left alone after it failed."""
+    redis_write: bool = True
+    """Write blobs that came from object storage to Redis. Off where others fill it, or it is small and only read."""
     window_bytes: int = Field(default=32 << 20, ge=1)
     """Bytes of blobs held at a time for one stream; as many more are held ahead."""
     cache_dir: str = ""
@@ -31,6 +33,8 @@ class ExpertStoreSettings(ServerSettings):
     Empty: one of its own, in memory, that goes with the process."""
     cache_bytes: int = Field(default=4 << 30, ge=1)
     """Bytes of blobs in the node's cache."""
+    scrub_bytes_s: int = Field(default=8 << 20, ge=0)
+    """Bytes a second of cached copies that are held against their sums in the background; 0: none."""
     memory_bytes: int = Field(default=512 << 20, ge=1)
     """Bytes of blobs beside the cache where it has no room; further ones wait."""
     threads: int = Field(default=16, ge=1)

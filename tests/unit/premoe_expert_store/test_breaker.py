@@ -79,3 +79,13 @@ def test_a_full_cache_still_reads_and_says_so_once(wanted: list[Wanted], caplog:
     inner.error = None
     assert cache.read(wanted) == [()]
     assert len(caplog.records) == 1
+
+
+def test_a_cache_that_others_fill_is_only_read(wanted: list[Wanted]) -> None:
+    inner = Failing()
+    inner.error = None
+    cache = GuardedCache(inner, writes=False)
+    before = inner.calls
+    cache.write("d", memoryview(b"x" * 8), [Hole(0, 8)])
+    assert inner.calls == before
+    assert cache.read(wanted) == [()]
