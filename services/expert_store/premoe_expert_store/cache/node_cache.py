@@ -129,6 +129,15 @@ class NodeCache:
         """Whether the blob is there, as far as this process knows; another one may have dropped it."""
         return digest in self._entries
 
+    def lacks(self, digest: str) -> bool:
+        """Whether the blob is not there, for certain: no other process puts blobs into this folder."""
+        return self._folder.private and digest not in self._entries
+
+    def has_checked(self, digest: str) -> bool:
+        """Whether the blob is there, as far as this process knows, which has held it against its digest."""
+        entry = self._entries.get(digest)
+        return entry is not None and entry.checked
+
     def digests(self) -> list[str]:
         """Of all blobs."""
         return list(self._entries)

@@ -51,6 +51,10 @@ class RunningDigest:
         self._taken = 0
         self._lock = threading.Lock()
 
+    @property
+    def taken_bytes(self) -> int:
+        return self._taken
+
     def offer(self, start: int, data: memoryview) -> None:
         """Bytes that begin at byte ``start``; taken if it is their turn and nobody else's are being taken."""
         if self._lock.acquire(blocking=False):

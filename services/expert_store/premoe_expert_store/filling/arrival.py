@@ -105,6 +105,11 @@ class Arrival:
             self._running.offer(start, data)
         return [index for index in indices if index not in wrong], wrong
 
+    @property
+    def digested(self) -> bool:
+        """Whether ``digest_found`` has nothing left to read."""
+        return self._running.taken_bytes == self.num_bytes
+
     def digest_found(self) -> str:
         """blake3 of what lies in its room. Blocking."""
         return self._running.finish(self.room.fd, self.num_bytes)

@@ -89,6 +89,8 @@ class Filler:
 
     async def is_right(self, arrival: Arrival) -> bool:
         """Whether the whole matches its digest."""
+        if arrival.digested:
+            return arrival.digest_found() == arrival.digest
         return await finished(self._in(self._hashing, lambda: arrival.digest_found() == arrival.digest))
 
     async def with_redis(self, work: Callable[[], T]) -> T:
