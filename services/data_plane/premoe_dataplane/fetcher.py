@@ -243,6 +243,8 @@ class Fetcher:
             self.breakers.worked(place)
         elif failure.reason != PLAN_EXPIRED:
             swap.error = swap.error if swap.expired else failure
+            if isinstance(failure, CorruptData):
+                self.counts.wrong(job.tier)
             if self.breakers.failed(place):
                 log.warning("%s is left alone for a while: %s", _named(place), failure)
         elif place not in swap.delivery.refused:

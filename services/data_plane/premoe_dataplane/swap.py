@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from premoe_dataplane.breaker import Place, place_of
 from premoe_dataplane.delivery import Delivery
 from premoe_dataplane.pending import Ask, Pending
-from premoe_dataplane.plan import Source
+from premoe_dataplane.plan import Source, Tier
 
 JOB_BYTES = 32 << 20
 """What a reader takes at once: long enough for a window of requests, short enough to come back to what is urgent."""
@@ -26,6 +26,13 @@ class Job:
     swap: Swap
     place: Place
     asks: tuple[Ask, ...]
+
+    @property
+    def tier(self) -> Tier:
+        """Where the plan says that the first of it lies."""
+        plan = self.asks[0].pending.plan
+        assert plan is not None
+        return plan.sources[self.asks[0].source].tier
 
 
 @dataclass(eq=False, slots=True)

@@ -162,6 +162,14 @@ def test_only_what_is_wrong_or_missing_is_asked_of_the_next() -> None:
     assert num_bytes.total() == LONG * len(BLOBS)
 
 
+def test_a_source_that_answers_with_something_else_is_counted_as_a_wrong_copy() -> None:
+    lying = Fake("http", lambda expert, index: CorruptData("another range", reason="WRONG_RANGE"))
+    fetcher, received = Fetcher([lying, Fake("grpc")]), Received()
+    fetcher.fetch(plan(("http", "grpc")), received.delivery(), never)
+    assert received.finished == list(BLOBS)
+    assert fetcher.counts.now()[1] == {"object": 1}
+
+
 def test_wrong_from_everywhere_is_corrupt_and_names_the_source() -> None:
     fakes = [Fake(scheme, lambda expert, index: "wrong") for scheme in ("http", "grpc")]
     with pytest.raises(CorruptData, match=r"came wrong from grpc.*premoe pack verify") as caught:
