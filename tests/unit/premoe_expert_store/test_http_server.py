@@ -15,9 +15,9 @@ from premoe_dataplane.signing import BlobName, Signer
 from premoe_expert_store.catalogue import Catalogue, Pack
 from premoe_expert_store.http.handler import BlobHandler
 from premoe_expert_store.http.server import ByteServer, Listening
-from premoe_servicekit.tls import tls_of
+from premoe_servicekit.tls import Tls
 from support.blob_pack import BlobPack, write_blob_pack
-from support.certificates import Authority, tls_folder
+from support.certificates import Authority, TlsFolder, tls_folder
 from support.fake_shelf import FakeShelf
 
 from premoe_runtime.formats.errors import CorruptData, Exhausted, InvalidInput, PremoeError, Unavailable
@@ -245,24 +245,44 @@ async def test_congestion_control_is_of_the_port(start: Start) -> None:
     assert "\n" not in str(caught.value)
 
 
-async def test_mutual_tls(start: Start, tmp_path: Path) -> None:
-    """Blobs come through TLS to who has a certificate of the authority, renewed ones included, and to nobody else."""
+async def test_mutual_tls_follows_its_files(start: Start, tmp_path: Path) -> None:
+    """Blobs come to who has a certificate of the authority of now, and to nobody else."""
     plain = await start()
-    authority = Authority()
-    files = tls_folder(tmp_path / "server", authority)
-    tls = tls_of(files.settings())
-    assert tls is not None
-    server = ByteServer(plain.server._http.request_handler, Listening("127.0.0.1", 0, 8), tls=tls)  # type: ignore[arg-type]
+    first, second = Authority("first"), Authority("second")
+    files, now = tls_folder(tmp_path / "server", first), [0.0]
+    paths = [files.folder / name for name in ("tls.crt", "tls.key", "ca.crt")]
+    server = ByteServer(
+        plain.server._http.request_handler,  # type: ignore[arg-type]
+        Listening("127.0.0.1", 0, 8),
+        tls=Tls(*paths, clock=lambda: now[0]),
+    )
     await server.start()
     url = plain.url(HERE).replace(f"http://{plain.server.address}", f"https://{server.address}")
+
+    async def read(folder: TlsFolder, *, certificate: bool = True) -> bytes:
+        context = ssl.create_default_context(cafile=folder.folder / "ca.crt")
+        if certificate:
+            context.load_cert_chain(folder.folder / "tls.crt", folder.folder / "tls.key")
+        async with aiohttp.ClientSession() as client, client.get(url, ssl=context) as answer:
+            return await answer.read()
+
+    ours, theirs = tls_folder(tmp_path / "ours", first), tls_folder(tmp_path / "theirs", second)
     try:
-        trusted = ssl.create_default_context(cafile=tls.ca)
-        async with aiohttp.ClientSession() as client:
-            with pytest.raises(aiohttp.ClientError):
-                await client.get(url, ssl=trusted)
-            trusted.load_cert_chain(tls.cert, tls.key)
-            async with client.get(url, ssl=trusted) as answer:
-                assert await answer.read() == plain.pack.blobs[HERE]
+        assert await read(ours) == plain.pack.blobs[HERE]
+        with pytest.raises(aiohttp.ClientError):
+            await read(ours, certificate=False)
+        with pytest.raises(aiohttp.ClientError):
+            await read(theirs)
+        files.write(second.issue(), second.pem)
+        now[0] += 10.0
+        assert await read(theirs) == plain.pack.blobs[HERE]
+        with pytest.raises(aiohttp.ClientError):
+            await read(ours)
+        # The server's new certificate is trusted, the caller's old one is not.
+        (tmp_path / "ours" / "ca.crt").unlink()
+        (tmp_path / "ours" / "ca.crt").write_bytes(second.pem)
+        with pytest.raises(aiohttp.ClientError):
+            await read(ours)
     finally:
         await server.stop(0)
 
@@ -291,3 +311,20 @@ async def test_a_proxy_may_send_whole_blobs_itself(start: Start, client: aiohttp
         assert answer.headers.get("X-Accel-Redirect") is None, "what arrives is sent by the store"
         await running.shelf.blob(running.known, COLD).arrive(BLOB)
         assert await answer.read() == running.pack.blobs[COLD]
+
+
+async def test_a_reader_that_leaves_in_the_midst_is_no_fault_of_ours(
+    start: Start, client: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = await start()
+    host, _, port = running.server.address.rpartition(":")
+    with socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        reader.connect((host, int(port)))
+        reader.sendall(f"GET {running.url(HERE).partition(str(port))[2]} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert await asyncio.to_thread(reader.recv, 100)
+    while (200, 0) not in running.counted.answers:
+        await running.counted.more.wait()
+    async with client.get(running.url(HERE)) as answer:
+        assert await answer.read() == running.pack.blobs[HERE]
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
