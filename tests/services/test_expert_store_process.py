@@ -85,6 +85,13 @@ async def test_a_pack_is_served_whole(child: Child, pack: BlobPack) -> None:
     assert child.ready["service"] == "expert-store"
 
 
+async def kept(to_store: grpc.aio.Channel, experts: Sequence[ExpertId]) -> None:
+    """Returns once blobs that were read have their names in the node's cache."""
+    stub = experts_pb2_grpc.ExpertStoreServiceStub(to_store)
+    while (await stub.Prefetch(pb.PrefetchRequest(experts=ids(experts)))).present < len(experts):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 async def error_of(to_store: grpc.aio.Channel, experts: Sequence[ExpertId], model_id: str) -> PremoeError:
     with pytest.raises(PremoeError) as caught:
         await fetch(to_store, experts, model_id)
@@ -168,6 +175,7 @@ async def test_redis_is_filled_used_and_not_missed(url: str, pack: BlobPack, red
     with serving(MODULE, arguments) as second:
         async with channel(second.address) as to_store:
             assert await fetch(to_store, EVERYTHING) == expected(pack, EVERYTHING, pb.TIER_REDIS)
+            await kept(to_store, EVERYTHING)
             stub = experts_pb2_grpc.ExpertStoreServiceStub(to_store)
             resolved = await stub.Resolve(pb.ResolveRequest(experts=ids(EVERYTHING[:1])))
             assert [one.tier for one in resolved.blobs[0].sources] == [pb.TIER_NODE]
@@ -188,6 +196,7 @@ async def test_stores_of_a_node_share_a_folder_that_outlives_them(url: str, pack
     with serving(MODULE, arguments) as first, serving(MODULE, arguments) as second:
         async with channel(first.address) as to_first, channel(second.address) as to_second:
             assert await fetch(to_first, EVERYTHING[:4]) == expected(pack, EVERYTHING[:4], pb.TIER_OBJECT)
+            await kept(to_first, EVERYTHING[:4])
             assert await fetch(to_second, EVERYTHING[:4]) == expected(pack, EVERYTHING[:4], pb.TIER_NODE)
             stub = experts_pb2_grpc.ExpertStoreServiceStub(to_first)
             call = stub.Fetch(pb.FetchRequest(experts=ids(EVERYTHING[4:] * 8)))
@@ -195,6 +204,7 @@ async def test_stores_of_a_node_share_a_folder_that_outlives_them(url: str, pack
             first.process.kill()
             await asyncio.to_thread(first.process.wait)
             found = await fetch(to_second, EVERYTHING)
+            await kept(to_second, EVERYTHING)
             assert [data for data, _ in found] == [pack.blobs[one] for one in EVERYTHING]
         assert await asyncio.to_thread(second.stop) == 0
     with serving(MODULE, arguments) as third:
