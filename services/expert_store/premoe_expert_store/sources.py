@@ -42,8 +42,8 @@ class Ways:
     ) -> list[BlobPlan]:
         """Plans in order, with sources of ``schemes`` alone (none: "grpc"), URLs good until ``until``."""
         asked = frozenset(schemes) or frozenset(("grpc",))
-        order = [scheme for scheme in BY_COST if scheme in asked]
-        if pack.blob_bytes < TINY_BYTES and {"grpc", "http"} <= asked:
+        order = [scheme for scheme in BY_COST if scheme in asked and self._has(scheme)]
+        if pack.blob_bytes < TINY_BYTES and {"grpc", "http"} <= set(order):
             order.remove("grpc")
             order.insert(order.index("http"), "grpc")
         end = int(until) + 1
@@ -55,14 +55,17 @@ class Ways:
             plans.append(BlobPlan(expert, digest, pack.blob_bytes, sources, pack.sums(expert)))
         return plans
 
+    def _has(self, scheme: Scheme) -> bool:
+        return bool({"file": self.cache, "http": self.base, "redis": self.redis}.get(scheme, True))
+
     def _sources(self, scheme: Scheme, pack: Pack, name: BlobName, here: bool, end: int) -> list[Source]:
         tier: Tier = "node" if here else "object"
         if scheme == "file":
-            return [Source("file", "node", str(blob_file(self.cache, name.digest)))] if self.cache and here else []
+            return [Source("file", "node", f"{self.cache}/blobs/{name.digest[:2]}/{name.digest}")] if here else []
         if scheme == "http":
-            return self._urls(name, tier, end) if self.base else []
+            return self._urls(name, tier, end)
         if scheme == "redis":
-            return [Source("redis", "redis", f"premoe:blob:{name.digest}")] if self.redis else []
+            return [Source("redis", "redis", f"premoe:blob:{name.digest}")]
         if scheme == "object":
             path, offset = pack.place(name.expert)
             return [Source("object", "object", path, offset)]
@@ -76,8 +79,3 @@ class Ways:
         if tier == "node":
             bases.reverse()
         return [Source("http", tier, base + path) for base in bases]
-
-
-def blob_file(cache: Path, digest: str) -> Path:
-    """Where a cache keeps a blob."""
-    return cache / "blobs" / digest[:2] / digest
