@@ -1,8 +1,7 @@
-"""What RPCs and byte server ask of the shelf, which has the blobs."""
+"""What the byte server asks of the shelf, and what the shelf tells."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,33 +89,3 @@ class Blobs(Protocol):
     def hold(self, pack: Pack, expert: ExpertId, *, purpose: Purpose) -> AbstractAsyncContextManager[HeldBlob]:
         """Join or begin its arrival, and keep it while the block runs."""
         ...
-
-
-class Shelf(Blobs, Protocol):
-    """Blobs of packs, in this node's cache or on their way there. Call from one event loop."""
-
-    def present(self, pack: Pack, experts: Sequence[ExpertId]) -> list[bool]:
-        """Which are whole in the node's cache now."""
-        ...
-
-    def prefetch(self, pack: Pack, experts: Sequence[ExpertId]) -> Counts:
-        """Begin to bring them; does not wait."""
-        ...
-
-    def lease(self, pack: Pack, experts: Sequence[ExpertId]) -> tuple[str, float]:
-        """Its id and end, seconds since 1970."""
-        ...
-
-    def renew(self, lease_id: str) -> float:
-        """Its new end. Raises NotFound (LEASE_ENDED)."""
-        ...
-
-    def release(self, lease_id: str) -> None:
-        """Also of one that has ended."""
-        ...
-
-    def watch(self, pack: Pack) -> AsyncGenerator[Event, None]:
-        """Progress now, then what happens."""
-        ...
-
-    async def close(self) -> None: ...

@@ -48,8 +48,8 @@ class ExpertStoreSettings(ServerSettings):
     line names. With TLS it is HTTPS with the mesh's certificates."""
     http_plain: bool = False
     """Serve blobs over plain HTTP though the process has TLS: workers check every byte, but others could read along."""
-    http_connections: int = Field(default=512, ge=1)
-    """Connections to that port at a time; further ones are told to come later."""
+    http_connections: int = Field(default=256, ge=1)
+    """Connections to that port at a time, of two file descriptors each; further ones are told to come later."""
     http_idle_s: float = Field(default=30.0, gt=0)
     """Seconds after which a reader that takes nothing of its blob is cut off."""
     bytes_congestion_control: str = ""
