@@ -130,6 +130,15 @@ def silent(handler: Handler, blob: bytes, first: int, last: int) -> None:
     handler.close_connection = True
 
 
+def trickling(handler: Handler, blob: bytes, first: int, last: int) -> None:
+    """A byte now and then, never so slowly that it would be silence."""
+    handler.head(206, first, last, last + 1 - first, len(blob))
+    for at in range(first, last + 1):
+        handler.wfile.write(blob[at : at + 1])
+        if handler.state.released.wait(0.02):
+            return
+
+
 @contextmanager
 def range_server(context: ssl.SSLContext | None = None) -> Iterator[RangeServer]:
     """On a free loopback port; stopped at the end, connections too."""

@@ -24,6 +24,7 @@ from support.range_server import (
     range_server,
     shifted,
     silent,
+    trickling,
     truncated,
     whole,
 )
@@ -131,6 +132,14 @@ def test_silence_is_bounded(server: RangeServer) -> None:
     http, part = HttpTransport(idle_s=0.3), part_of(server)
     server.scripts.append(silent)
     with pytest.raises(Unavailable, match=r"nothing came for 0\.3 s"):
+        read(http, [part])
+    http.close()
+
+
+def test_a_body_that_trickles_is_bounded_too(server: RangeServer) -> None:
+    http, part = HttpTransport(idle_s=0.3), part_of(server)
+    server.scripts.append(trickling)
+    with pytest.raises(Unavailable, match=r"only \d+ bytes came in"):
         read(http, [part])
     http.close()
 
