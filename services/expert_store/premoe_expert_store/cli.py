@@ -39,12 +39,13 @@ async def serve(settings: ExpertStoreSettings, process: Process) -> None:
         door = await open_door(settings, process.tls, parts.shelf, parts.catalogue, signer, metrics)
         fields: dict[str, str] = {}
         if door is not None:
-            stack.push_async_callback(lambda: door.close(0.0 if process.forced.is_set() else settings.grace_s))
+            stack.push_async_callback(door.stop, 0.0)  # for a start that fails
             fields["http"] = door.address
         store = ExpertStore(parts.catalogue, parts.shelf, parts.ways(signer, door), window_bytes=settings.window_bytes)
         server = RpcServer([expert_store_service(store, metrics, process.stopped)], settings, tls=process.tls)
         await server.start()
-        await process.serve([server], serving=True, address=server.address, **fields)
+        beside = [] if door is None else [door]
+        await process.serve([server], serving=True, beside=beside, address=server.address, **fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from premoe_servicekit.errors import one_line
 from premoe_servicekit.logs import setup_logging
 from premoe_servicekit.metrics import Metrics, MetricsServer
 from premoe_servicekit.probes import ProbeServer
-from premoe_servicekit.server import RpcServer, serve_until, stop_all
+from premoe_servicekit.server import RpcServer, Stoppable, serve_until, stop_all
 from premoe_servicekit.settings import ProcessSettings, S, ServerSettings, load_settings
 from premoe_servicekit.telemetry import setup_telemetry
 from premoe_servicekit.termination import failure, write_last_words
@@ -88,11 +88,18 @@ class Process:
                 stack.push_async_callback(self._probes.stop)
             yield
 
-    async def serve(self, servers: Sequence[RpcServer], *, serving: bool = True, **fields: str | int) -> None:
+    async def serve(
+        self,
+        servers: Sequence[RpcServer],
+        *,
+        serving: bool = True,
+        beside: Sequence[Stoppable] = (),
+        **fields: str | int,
+    ) -> None:
         """Turn health SERVING, print the ready line, and serve until a signal; then stop gracefully.
 
         The first server is the one that the health port answers for. With ``serving=False`` its health is left to the
-        caller.
+        caller. ``beside``: what else has requests to end, at the same time.
         """
         self.serving = True
         if self._probes is not None:
@@ -101,7 +108,7 @@ class Process:
             if serving:
                 await server.set_serving(True)
         self.ready(**fields, **self._side_addresses)
-        await serve_until(self.stopped, servers, self.forced, drain_delay_s=self._drain_delay_s)
+        await serve_until(self.stopped, servers, self.forced, drain_delay_s=self._drain_delay_s, beside=beside)
 
     def _on_signal(self) -> None:
         (self.forced if self.stopped.is_set() else self.stopped).set()

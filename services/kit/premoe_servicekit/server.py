@@ -15,7 +15,7 @@ import errno
 import socket
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
@@ -136,30 +136,41 @@ async def stop_all() -> None:
     await asyncio.gather(*(server.stop(0) for server in list(_started)))
 
 
+class Stoppable(Protocol):
+    """A server of another kind, which is drained together with those of RPCs."""
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """What runs gets ``grace_s`` to end; a second call with less cuts the first one short."""
+        ...
+
+
 async def serve_until(
     stopped: asyncio.Event,
     servers: Sequence[RpcServer],
     force: asyncio.Event | None = None,
     *,
     drain_delay_s: float = 0.0,
+    beside: Sequence[Stoppable] = (),
 ) -> None:
     """Wait for ``stopped``, then stop all servers gracefully; ``force`` cuts every wait short.
 
     Health turns NOT_SERVING at once; for ``drain_delay_s`` more seconds calls are still taken, because callers hear
-    of it late. Then clients are sent away (GOAWAY) and running calls get the grace period to end.
+    of it late. Then clients are sent away (GOAWAY) and running calls get the grace period to end, as does what runs
+    ``beside`` them: not one after the other, which a pod has no time for.
     """
     await stopped.wait()
     await asyncio.gather(*(server.health.stop() for server in servers))
     if drain_delay_s > 0 and not (force is not None and force.is_set()):
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for((force or asyncio.Event()).wait(), drain_delay_s)
-    stopping = {asyncio.create_task(server.stop()) for server in servers}
+    ending: tuple[Stoppable, ...] = (*servers, *beside)
+    stopping = {asyncio.create_task(server.stop()) for server in ending}
     forced = asyncio.create_task((force or asyncio.Event()).wait())
     waiting: set[asyncio.Task[None] | asyncio.Task[Literal[True]]] = {*stopping, forced}
     while any(not task.done() for task in stopping) and not forced.done():
         await asyncio.wait([task for task in waiting if not task.done()], return_when=asyncio.FIRST_COMPLETED)
     if forced.done():
-        await asyncio.gather(*(server.stop(0) for server in servers))
+        await asyncio.gather(*(server.stop(0) for server in ending))
     forced.cancel()
     await asyncio.gather(*stopping)
 

@@ -162,6 +162,24 @@ async def test_a_blob_is_sent_while_it_arrives(start: Start, client: aiohttp.Cli
     assert got + await answer.read() == running.pack.blobs[COLD]
 
 
+async def test_readers_keep_their_grace_until_a_second_stop_cuts_it(
+    start: Start, client: aiohttp.ClientSession
+) -> None:
+    running = await start()
+    blob = running.shelf.blob(running.known, COLD)
+    asked = asyncio.ensure_future(client.get(running.url(COLD)))
+    await blob.arrive(PIECE_BYTES)
+    answer = await asked
+    await answer.content.readexactly(PIECE_BYTES)
+    stopping = asyncio.ensure_future(running.server.stop(3600))
+    await asyncio.sleep(0)
+    assert not stopping.done()
+    await running.server.stop(0)
+    await stopping
+    with pytest.raises(aiohttp.ClientPayloadError):
+        await answer.read()
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [

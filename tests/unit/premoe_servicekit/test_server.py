@@ -117,6 +117,45 @@ async def test_a_second_signal_cuts_the_grace_short() -> None:
             await running
 
 
+class Slow:
+    """A server of another kind, whose last request takes longer than anybody waits."""
+
+    def __init__(self) -> None:
+        self.asked: list[float | None] = []
+        self.begun, self._cut = asyncio.Event(), asyncio.Event()
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        self.asked.append(grace_s)
+        self.begun.set()
+        if grace_s == 0:
+            self._cut.set()
+        await self._cut.wait()
+
+
+async def test_what_runs_beside_rpcs_is_drained_together_with_them_and_cut_with_them() -> None:
+    entered = asyncio.Event()
+
+    async def forever() -> bytes:
+        entered.set()
+        await asyncio.Event().wait()
+        return b""
+
+    slow, settings = Slow(), ServerSettings(grace_s=3600)
+    async with scripted(ScriptedStore(forever), settings) as server, channel(server.address) as to_server:
+        running = asyncio.ensure_future(stub_of(to_server).GetManifest(pb.GetManifestRequest(), timeout=600))
+        await entered.wait()
+        stopped, force = asyncio.Event(), asyncio.Event()
+        stopping = asyncio.create_task(serve_until(stopped, [server], force, beside=[slow]))
+        stopped.set()
+        await slow.begun.wait()  # while the call still has its grace
+        assert not running.done()
+        force.set()
+        await stopping
+        assert slow.asked == [None, 0]
+        with pytest.raises(Unavailable), rpc_errors("the store"):
+            await running
+
+
 async def test_a_cancelled_stream_closes_its_generator() -> None:
     closed = asyncio.Event()
 

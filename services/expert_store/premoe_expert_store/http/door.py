@@ -37,15 +37,16 @@ class ByteDoor:
     peers: Peers
     base: str
     following: asyncio.Task[None]
+    grace_s: float
 
     @property
     def address(self) -> str:
         return self.server.address
 
-    async def close(self, grace_s: float) -> None:
-        """Readers of blobs get ``grace_s`` to end."""
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Readers of blobs get ``grace_s`` (the settings' by default) to end. Safe to call again."""
         self.following.cancel()
-        await self.server.stop(grace_s)
+        await self.server.stop(self.grace_s if grace_s is None else grace_s)
 
 
 async def open_door(
@@ -86,7 +87,7 @@ async def open_door(
     if settings.peers:
         shelf.ask_homes(_homes(peers, signer), HttpTransport(tls))
     metrics.show_connections(lambda: server.connections)
-    return ByteDoor(server, peers, f"{scheme}://{own}", asyncio.create_task(peers.follow()))
+    return ByteDoor(server, peers, f"{scheme}://{own}", asyncio.create_task(peers.follow()), settings.grace_s)
 
 
 def _homes(peers: Peers, signer: Signer) -> HomeUrl:

@@ -19,6 +19,8 @@ BACKLOG = 512
 KEEP_ALIVE_S = 75.0
 """For which a connection without a request stays open, also a new one."""
 HANDSHAKE_S = 20.0
+SHORTEST_GRACE_S = 0.02
+"""To aiohttp none at all means to wait for ever."""
 _ALLOWED = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
 _FULL = (
     "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
@@ -50,6 +52,7 @@ class ByteServer:
             handler_cancellation=True,
         )
         self._server: asyncio.Server | None = None
+        self._ending: asyncio.Task[None] | None = None
         self.address = ""
 
     @property
@@ -70,12 +73,15 @@ class ByteServer:
         return self.address
 
     async def stop(self, grace_s: float) -> None:
-        """No new connections; those under way get ``grace_s`` to end."""
-        if self._server is not None:
-            self._server.close()
-            self._http.pre_shutdown()
-            await self._http.shutdown(grace_s)
-            self._server = None
+        """No new connections; those under way get ``grace_s`` to end. A second call cuts a first one short."""
+        if self._server is None:
+            return
+        self._server.close()
+        self._http.pre_shutdown()
+        if self._ending is not None:
+            self._ending.cancel()  # aiohttp would have it wait for ever beside another one
+        self._ending = asyncio.create_task(self._http.shutdown(max(grace_s, SHORTEST_GRACE_S)))
+        await asyncio.wait([self._ending])
 
     def _accepted(self) -> asyncio.Protocol:
         return _Full() if self.connections >= self._listening.connections else self._http()
