@@ -137,7 +137,8 @@ async def test_64_cold_clients_cost_one_read_of_each_blob(child: Child, pack: Bl
         addresses = {blob.expert: blob.sources[0].url for blob in await resolve(Stub(to_store))}
 
     async def one() -> bool:
-        async with aiohttp.ClientSession() as client:
+        # Two connections each, as workers have them.
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=2)) as client:
             answers = await asyncio.gather(*(get(client, address) for address in addresses.values()))
         return answers == [(200, pack.blobs[expert]) for expert in addresses]
 
