@@ -28,6 +28,7 @@ _SECTIONS: dict[str, dict[str, str]] = {
     },
     "Look after it": {
         "doctor": "Check this machine, Redis, object storage and TLS files: what slows or breaks it.",
+        "store": "Watch what an expert store's cache holds, and warm it before a rollout.",
         "gc": "Find what nobody needs in a store, packs and patterns, and delete it.",
     },
     "Exchange with other tools": {

@@ -149,6 +149,18 @@ class Number(click.FloatRange):
         return number
 
 
+class Text(click.types.StringParamType):
+    """Text that can be sent: a shell hands over any bytes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self.fail(f"is not UTF-8 at character {error.start + 1}", param, ctx)
+        return text
+
+
 def interrupt_on_sigterm(saying: str = "") -> None:
     """Let SIGTERM stop a command as Ctrl-C does: KeyboardInterrupt, so that everything is cleaned up.
 

@@ -19,6 +19,7 @@ COMMANDS = [
     "patterns",
     "eval",
     "doctor",
+    "store",
     "gc",
     "export",
     "import-mask",

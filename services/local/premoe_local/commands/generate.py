@@ -15,7 +15,7 @@ from premoe_servicekit.clients import blocking_channel
 from premoe_servicekit.errors import rpc_errors
 from premoe_servicekit.template_arguments import fault_of
 
-from premoe_local.console import Number, human_bytes, json_option, note, print_json, progress
+from premoe_local.console import Number, Text, human_bytes, json_option, note, print_json, progress
 from premoe_runtime.formats.errors import Unavailable
 
 _UINT32 = 2**32 - 1
@@ -45,18 +45,6 @@ class Answer:
     text: str
     started: worker_pb2.Started
     finished: worker_pb2.Finished
-
-
-class Text(click.types.StringParamType):
-    """Text that can be sent: a shell hands over any bytes."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = super().convert(value, param, ctx)
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            self.fail(f"is not UTF-8 at character {error.start + 1}", param, ctx)
-        return text
 
 
 class TemplateArgument(click.ParamType[tuple[str, Any]]):
