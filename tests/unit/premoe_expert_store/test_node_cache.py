@@ -10,6 +10,7 @@ from pathlib import Path
 import blake3
 import pytest
 from premoe_expert_store.cache import CacheFolder, NodeCache, given_folder, private_folder
+from premoe_expert_store.cache.admission import HALF_LIFE_S
 
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, Unavailable
 
@@ -32,8 +33,8 @@ class Clock:
         return self.now
 
 
-def cache_in(path: Path, blobs: int = 4, **options: Callable[[str], bool]) -> NodeCache:
-    return NodeCache(given_folder(path), blobs * BLOB, clock=Clock(), **options)
+def cache_in(path: Path, blobs: int = 4, clock: Clock | None = None, **options: Callable[[str], bool]) -> NodeCache:
+    return NodeCache(given_folder(path), blobs * BLOB, clock=clock or Clock(), **options)
 
 
 def fill(cache: NodeCache, number: int) -> str:
@@ -114,9 +115,12 @@ def test_blobs_of_patterns_stay_when_all_others_are_read_once(tmp_path: Path) ->
 
 
 def test_blobs_that_nobody_waits_for_cost_no_better_ones(tmp_path: Path) -> None:
-    cache = cache_in(tmp_path)
+    clock = Clock()
+    cache = cache_in(tmp_path, clock=clock)
     digests = [fill(cache, number) for number in range(4)]
     cache.favour(dict.fromkeys(digests[:2], 1.0))
+    assert cache.would_fit(make(9)[0], BLOB, 9) == 0, "who prefetches again and again would read again and again"
+    clock.now += 2 * HALF_LIFE_S
     assert cache.would_fit(make(9)[0], BLOB, 9) == 2
     for digest in digests[2:]:
         cache.hold(digest)

@@ -17,6 +17,10 @@ PATTERN_HALF_LIVES = 24.0
 """By how much an expert is worth more that every live pattern holds on to: 4 hours."""
 
 
+UNASKED_HALF_LIVES = 1.0
+"""By how much less a blob is worth that nobody waits for: else each prefetch would push out the one before it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Use:
     """How a blob was used: its sum as a logarithm at time 0, and the share of live patterns that want it, 0 to 1."""
@@ -64,4 +68,5 @@ def victims(candidates: Iterable[Candidate], needed_bytes: int) -> list[str]:
 
 def room_below(candidates: Iterable[Candidate], worth: float) -> int:
     """Bytes that a blob of ``worth``, for which nobody waits, may take: those of blobs worth less and not leased."""
-    return sum(one.num_bytes for one in candidates if not one.leased and one.worth < worth)
+    most = worth - UNASKED_HALF_LIVES
+    return sum(one.num_bytes for one in candidates if not one.leased and one.worth < most)
