@@ -32,6 +32,11 @@ def pack_folder(model_id: str, tenant: str = "") -> str:
     return f"{models_folder(tenant)}/{model_id}"
 
 
+def tenants_in(store: Store) -> list[str]:
+    """Tenants that have a folder in a store. Raises what the store raises."""
+    return [name for name in store.list_names(TENANTS_FOLDER) if is_tenant(name)]
+
+
 def packs_in(store: Store, tenant: str = "") -> list[str]:
     """Model ids of a store's packs of a tenant, or of the shared ones. Raises what the store raises."""
     return [

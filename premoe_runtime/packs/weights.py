@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from premoe_runtime.formats.errors import Conflict, CorruptData, InvalidInput, NotFound
-from premoe_runtime.packs.place import pack_folder, packs_in
+from premoe_runtime.packs.place import pack_folder, packs_in, tenants_in
 from premoe_runtime.packs.reader import PackReader
 from premoe_runtime.storage import Store
 
@@ -38,13 +38,16 @@ class PackedWeights:
 
 
 def packed_weights(store: Store, known: MutableMapping[str, str] | None = None) -> PackedWeights:
-    """Of a store's packs. ``known`` keeps what was read by model id: packs do not change. Raises Unavailable."""
+    """Of a store's packs, shared ones and those of tenants: patterns are everybody's.
+
+    ``known`` keeps what was read by model id: packs do not change. Raises Unavailable.
+    """
     known = {} if known is None else known
     try:
-        models = packs_in(store)
-        for model_id in models:
+        models = _all_packs(store)
+        for model_id, folder in models.items():
             if model_id not in known:
-                known[model_id] = PackReader(store, pack_folder(model_id)).manifest().weights_id
+                known[model_id] = PackReader(store, folder).manifest().weights_id
     except (CorruptData, InvalidInput, NotFound):
         return PackedWeights(store.url, None)
     return PackedWeights(store.url, frozenset(known[model_id] for model_id in models) or None)
@@ -53,9 +56,15 @@ def packed_weights(store: Store, known: MutableMapping[str, str] | None = None) 
 def packed_top_k(store: Store, weights_id: str) -> frozenset[int]:
     """Experts a token of each readable pack with these weights; their configs may differ. Raises Unavailable."""
     found = set()
-    for model_id in packs_in(store):
+    for folder in _all_packs(store).values():
         with suppress(CorruptData, InvalidInput, NotFound):
-            manifest = PackReader(store, pack_folder(model_id)).manifest()
+            manifest = PackReader(store, folder).manifest()
             if manifest.weights_id == weights_id:
                 found.add(manifest.top_k)
     return frozenset(found)
+
+
+def _all_packs(store: Store) -> dict[str, str]:
+    """Model ids and a folder of each."""
+    tenants = ["", *tenants_in(store)]
+    return {model_id: pack_folder(model_id, tenant) for tenant in tenants for model_id in packs_in(store, tenant)}

@@ -193,3 +193,15 @@ def test_a_damaged_set_keeps_everything(url: str, store: Store, packs: list[Blob
     result = run(url, "--days", 0, "--packs", "--delete")
     assert (result.exit_code, result.stderr.count("\n")) == (5, 1)
     assert len(store.list_names("models")) == 3
+
+
+def test_a_tenant_s_packs_are_swept_by_its_name_and_held_by_patterns_of_all(url: str, store: Store) -> None:
+    mine = open_store(f"{url}/tenants/blue")
+    used, unused = (write_blob_pack(mine, file_bytes=64, seed=seed) for seed in range(2))
+    made = store_set(store, weights_id=used.manifest.weights_id)
+    go_live(store.get, store.put, used.manifest.weights_id, made.set_id, 1.0)
+    assert paths(document(url, "--days", 0, "--packs", "--sets", "--stale")) == set(), "its sets are not stale"
+    told = document(url, "--tenant", "blue", "--days", 0, "--packs", "--delete")
+    assert paths(told) == {folder(unused)}
+    assert mine.exists(f"{folder(used)}/manifest.json")
+    assert run(url, "--tenant", "Blue!").exit_code == 2

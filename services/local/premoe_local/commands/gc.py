@@ -18,7 +18,7 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.ids import bare_digest
 from premoe_runtime.offline.patterns.rubbish import Choice, Sweeper
 from premoe_runtime.packs.ensure import recorded_pack
-from premoe_runtime.packs.place import MODELS_FOLDER
+from premoe_runtime.packs.place import MODELS_FOLDER, tenant_root
 from premoe_runtime.packs.rubbish import Kept, References, Rubbish
 from premoe_runtime.packs.sweep import Sweep
 from premoe_runtime.storage import ObjectInfo, Store, open_store
@@ -32,6 +32,7 @@ _KINDS = {"live": "live pointer", "sets": "set", "patterns": "pattern"}
 @click.command("gc")
 @click.argument("store_url")
 @click.option("--packs", is_flag=True, help="Also packs that nothing refers to.")
+@click.option("--tenant", metavar="NAME", help="A tenant's packs and packing, instead of everybody's.")
 @click.option("--keep", "kept", metavar="MODEL_ID", multiple=True, help="Pack that stays in any case, repeatable.")
 @click.option(
     "--models",
@@ -55,6 +56,7 @@ _KINDS = {"live": "live pointer", "sets": "set", "patterns": "pattern"}
 def command(
     store_url: str,
     packs: bool,
+    tenant: str | None,
     kept: tuple[str, ...],
     listing: Path | None,
     sets: bool,
@@ -70,15 +72,17 @@ def command(
     That is halves of packs, staging areas of packing that was given up, source marks of packs that are gone, and what
     `premoe patterns gc` finds. With --packs also whole packs that no pattern set, no live pointer, no PrunedModel of
     --models and no --keep refers to; one of them must be left. Profiles are left alone, and refer to no pack.
+    What tenants have is looked at for one of them at a time, by --tenant; patterns are everybody's and stay then.
     """
-    store, before = open_store(store_url), time.time() - days * DAY_S
+    whole, before = open_store(store_url), time.time() - days * DAY_S
+    store = whole if tenant is None else open_store(tenant_root(store_url, tenant))
     needs = [] if listing is None else _needs(listing)
     held = {model_id: f"--keep {name}" for name in kept for model_id in [_stored(store, name)]} | _models(store, needs)
     keep = frozenset(set_id for need in needs for set_id in need.sets)
-    patterns = Sweeper(store, Choice(before, sets=sets, stale=stale, keep=keep))
+    patterns = Sweeper(whole, Choice(before, sets=sets, stale=stale, keep=keep))
     sweep = Sweep(store, lambda: References(patterns.weights(), held), before=before, packs=packs)
     with progress("looking", quiet=as_json, counts=False):
-        found, plan = patterns.find(), sweep.find()
+        found, plan = [] if tenant else patterns.find(), sweep.find()
     rows = [*map(_Row.of, found), *map(_Row.of, plan.rubbish)]
     if delete:
         forget(address, tls, filter(None, map(set_of, found)))
