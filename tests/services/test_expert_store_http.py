@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
+import psutil
 import pytest
 from premoe.experts.v1 import experts_pb2 as pb
 from premoe.experts.v1 import experts_pb2_grpc
@@ -144,6 +147,28 @@ async def test_64_cold_clients_cost_one_read_of_each_blob(child: Child, pack: Bl
 
     assert all(await asyncio.gather(*(one() for _ in range(64))))
     assert of_objects(child) == len(EVERYTHING) * BLOB
+
+
+async def test_slow_readers_cost_no_memory_and_nobody_s_turn(tmp_path: Path, flags: list[str], url: str) -> None:
+    readers, num_bytes = 64, 8 << 20
+    pack = write_blob_pack(open_store(url), layers=1, experts=2, blob_bytes=num_bytes, file_bytes=64)
+    expert = next(iter(pack.blobs))
+    with ExitStack() as stack:
+        child = stack.enter_context(serving(MODULE, flags))
+        async with channel(child.address) as to_store:
+            (blob, *_) = await resolve(Stub(to_store), list(pack.blobs), num_bytes=num_bytes)
+        address = urlsplit(blob.sources[0].url)
+        async with aiohttp.ClientSession() as client:
+            assert await get(client, blob.sources[0].url) == (200, pack.blobs[expert])
+            process = psutil.Process(child.process.pid)
+            before = process.memory_info().rss
+            for _ in range(readers):
+                slow = stack.enter_context(socket.create_connection((address.hostname, address.port), 60.0))
+                slow.sendall(f"GET {address.path}?{address.query} HTTP/1.1\r\nHost: store\r\n\r\n".encode())
+                assert await asyncio.to_thread(slow.recv, 12) == b"HTTP/1.1 200"
+            assert await get(client, blob.sources[0].url) == (200, pack.blobs[expert])
+        # What lies in the cache is main memory too, but nobody's in particular: sendfile maps nothing.
+        assert process.memory_info().rss - before < readers * num_bytes / 8
 
 
 async def test_many_resolves_one_after_the_other(child: Child, pack: BlobPack) -> None:

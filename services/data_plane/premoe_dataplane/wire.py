@@ -50,8 +50,12 @@ def plan_of_wire(response: pb.ResolveResponse, experts: Sequence[ExpertId], num_
         raise CorruptData(f"{peer}: {len(response.blobs)} blobs resolved, {len(experts)} asked", reason="PLAN_INVALID")
     blobs = [_blob_of_wire(blob, peer) for blob in response.blobs]
     for blob, expert in zip(blobs, experts, strict=True):
-        if blob.expert != expert or blob.num_bytes not in (0, num_bytes):
+        if blob.expert != expert:
             raise CorruptData(f"{peer}: resolved {blob.expert} for {expert}", reason="PLAN_INVALID")
+        if blob.num_bytes not in (0, num_bytes):
+            raise CorruptData(
+                f"{peer}: {expert} has {blob.num_bytes} bytes there, {num_bytes} by the manifest", reason="PLAN_INVALID"
+            )
     whole = [BlobPlan(blob.expert, blob.digest, num_bytes, blob.sources, blob.checks) for blob in blobs]
     if any(blob.checks and len(blob.checks) != piece_count(num_bytes) for blob in whole):
         raise CorruptData(f"{peer}: a blob has other pieces than its length", reason="PLAN_INVALID")
