@@ -205,3 +205,10 @@ def test_a_tenant_s_packs_are_swept_by_its_name_and_held_by_patterns_of_all(url:
     assert paths(told) == {folder(unused)}
     assert mine.exists(f"{folder(used)}/manifest.json")
     assert run(url, "--tenant", "Blue!").exit_code == 2
+    stranger = run(url, "--tenant", "red")
+    assert (stranger.exit_code, stranger.stderr) == (3, f"error: {url} has nothing of a tenant red; it has blue\n")
+
+
+def test_a_folder_that_is_none_is_said(tmp_path: Path) -> None:
+    result = run(tmp_path / "typo")
+    assert (result.exit_code, result.stderr) == (3, f"error: file://{tmp_path}/typo: no such folder\n")

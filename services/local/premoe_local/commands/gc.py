@@ -18,7 +18,7 @@ from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.ids import bare_digest
 from premoe_runtime.offline.patterns.rubbish import Choice, Sweeper
 from premoe_runtime.packs.ensure import recorded_pack
-from premoe_runtime.packs.place import MODELS_FOLDER, tenant_root
+from premoe_runtime.packs.place import MODELS_FOLDER, tenant_root, tenants_in
 from premoe_runtime.packs.rubbish import Kept, References, Rubbish
 from premoe_runtime.packs.sweep import Sweep
 from premoe_runtime.storage import ObjectInfo, Store, open_store
@@ -74,8 +74,8 @@ def command(
     --models and no --keep refers to; one of them must be left. Profiles are left alone, and refer to no pack.
     What tenants have is looked at for one of them at a time, by --tenant; patterns are everybody's and stay then.
     """
-    whole, before = open_store(store_url), time.time() - days * DAY_S
-    store = whole if tenant is None else open_store(tenant_root(store_url, tenant))
+    whole, before = _there(open_store(store_url)), time.time() - days * DAY_S
+    store = whole if tenant is None else _of_tenant(whole, store_url, tenant)
     needs = [] if listing is None else _needs(listing)
     held = {model_id: f"--keep {name}" for name in kept for model_id in [_stored(store, name)]} | _models(store, needs)
     keep = frozenset(set_id for need in needs for set_id in need.sets)
@@ -93,6 +93,24 @@ def command(
                 bar.advance(info.size)
             rows += map(_Row.of, sweep.remove(plan.rubbish, bar.advance))
     _say(rows, plan.kept, deleted=delete, as_json=as_json)
+
+
+def _there(store: Store) -> Store:
+    """The store. Raises NotFound for a folder that is none: its listings would be empty."""
+    if store.local_root is not None and not store.local_root.is_dir():
+        raise NotFound(f"{store.url}: no such folder", reason="STORE_NOT_FOUND")
+    return store
+
+
+def _of_tenant(whole: Store, url: str, tenant: str) -> Store:
+    """What a tenant has. Raises NotFound, and InvalidInput for what is no tenant's name."""
+    root = tenant_root(url, tenant)
+    if tenant not in (tenants := tenants_in(whole)):
+        raise NotFound(
+            f"{whole.url} has nothing of a tenant {tenant}; it has {', '.join(tenants) or 'no tenants'}",
+            reason="TENANT_NOT_FOUND",
+        )
+    return open_store(root)
 
 
 def _needs(listing: Path) -> list[Needs]:
