@@ -110,6 +110,13 @@ def failing(handler: Handler, blob: bytes, first: int, last: int) -> None:
     handler.send_error(503)
 
 
+def telling(handler: Handler, blob: bytes, first: int, last: int) -> None:
+    """A fault of the blob, as the byte server tells it."""
+    line = b"BLOB_LOST: layer 0 expert 0 is missing in the object store; run premoe pack verify\n"
+    handler.head(500, 0, 0, len(line), len(line))
+    handler.wfile.write(line)
+
+
 def whole(handler: Handler, blob: bytes, first: int, last: int) -> None:
     """What a server does that knows no ranges."""
     handler.head(200, 0, 0, len(blob), len(blob))

@@ -24,6 +24,7 @@ from support.range_server import (
     range_server,
     shifted,
     silent,
+    telling,
     trickling,
     truncated,
     whole,
@@ -108,6 +109,19 @@ def test_what_is_wrong_is_an_error_and_the_next_read_is_right(
     assert "127.0.0.1" in str(caught.value)
     assert read(http, [part]) == 3
     assert right(server, part)
+
+
+def test_what_the_server_says_of_a_blob_is_the_error(server: RangeServer, http: HttpTransport) -> None:
+    part = part_of(server)
+    server.scripts.append(telling)
+    with pytest.raises(PremoeError) as caught:
+        read(http, [part])
+    assert type(caught.value) is PremoeError
+    assert (caught.value.reason, str(caught.value)) == (
+        "BLOB_LOST",
+        "layer 0 expert 0 is missing in the object store; run premoe pack verify",
+    )
+    assert read(http, [part]) == 3
 
 
 def test_bytes_are_not_judged_here(server: RangeServer, http: HttpTransport) -> None:

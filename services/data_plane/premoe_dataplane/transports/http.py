@@ -19,7 +19,7 @@ from premoe_dataplane.plan import Scheme
 from premoe_dataplane.sockets import Cut, Malformed
 from premoe_dataplane.transports.base import Landed, Part
 from premoe_dataplane.transports.http_pool import Address, HttpConnection, HttpPool, address_of
-from premoe_runtime.formats.errors import CorruptData, Unavailable
+from premoe_runtime.formats.errors import CorruptData, PremoeError, Unavailable
 from premoe_runtime.formats.pieces import Hole, piece, runs
 
 WINDOW = 4
@@ -29,6 +29,8 @@ PLAN_EXPIRED = "PLAN_EXPIRED"
 """Reason of Unavailable: the URL is not valid any more, resolve again."""
 _GONE = (404, 410, 416)
 _MOST_HEADERS = 64
+_MOST_TOLD = 4096
+_TOLD = re.compile(r"(?P<reason>[A-Z][A-Z_]+): (?P<text>[^\n]+)\n?")
 _MOST_DRAINED = 64 << 10
 _RANGE = re.compile(rb"bytes (\d+)-(\d+)/(?:\d+|\*)")
 
@@ -56,7 +58,8 @@ class HttpTransport:
     """Implements Transport for ``http``, http and https. ``tls``: what https is spoken with, mutual.
 
     A source that answers 404 has no piece that lands. 403 is Unavailable (PLAN_EXPIRED); another range than was asked
-    for is CorruptData. A kept connection that the server closed meanwhile costs one try on a fresh one.
+    for is CorruptData. Other refusals are what an expert store says in one line, and Unavailable of other servers. A
+    kept connection that the server closed meanwhile costs one try on a fresh one.
     """
 
     scheme: Scheme = "http"
@@ -137,7 +140,7 @@ def _answer(connection: HttpConnection, request: _Request, landed: Landed) -> No
     if head.status == 403:
         raise Unavailable(f"{where} does not take the plan's address any more", reason=PLAN_EXPIRED)
     if head.status not in (200, 206):
-        raise Unavailable(f"{where} answered with status {head.status}", reason="HTTP_STATUS")
+        raise _refused(connection, head)
     first = request.part.source.offset + request.run.offset
     wanted = (first, first + request.run.length - 1)
     # A server that knows no ranges sends all that there is.
@@ -151,6 +154,18 @@ def _answer(connection: HttpConnection, request: _Request, landed: Landed) -> No
         one = piece(index, request.part.blob.num_bytes)
         connection.incoming.fill(request.part.into[one.offset : one.end])
         landed(request.part, index)
+
+
+def _refused(connection: HttpConnection, head: _Head) -> PremoeError:
+    """What the byte server says of a blob in one line, ``REASON: text``; of other servers only the status is told."""
+    text = bytearray(head.length if head.length is not None and head.length <= _MOST_TOLD else 0)
+    connection.incoming.fill(memoryview(text))
+    told = _TOLD.fullmatch(text.decode("utf-8", "replace"))
+    if told is None:
+        return Unavailable(f"{connection.address} answered with status {head.status}", reason="HTTP_STATUS")
+    # A fault that lies with the blob is no other one when the server is asked again.
+    kind = PremoeError if head.status == 500 else Unavailable
+    return kind(told["text"], reason=told["reason"])
 
 
 def _head(connection: HttpConnection) -> _Head:
