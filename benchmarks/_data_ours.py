@@ -11,6 +11,7 @@ import grpc
 from _data_ways import Blobs, Way, ours
 from premoe.experts.v1 import experts_pb2 as pb
 from premoe.experts.v1 import experts_pb2_grpc
+from premoe_dataplane.blob_cache import blob_key
 from premoe_dataplane.plan import BlobPlan, Source
 from premoe_dataplane.redis_cache import RedisCache
 from premoe_dataplane.transports.base import Transport
@@ -90,7 +91,7 @@ def fill(url: str, blobs: Blobs) -> None:
 
 
 def in_redis(plans: list[BlobPlan]) -> list[BlobPlan]:
-    return [replace(blob, sources=(Source("redis", "redis", f"premoe:blob:{blob.digest}"),)) for blob in plans]
+    return [replace(blob, sources=(Source("redis", "redis", blob_key(blob.digest)),)) for blob in plans]
 
 
 def in_objects(plans: list[BlobPlan]) -> list[BlobPlan]:

@@ -15,6 +15,16 @@ class Wanted(NamedTuple):
     into: memoryview
 
 
+def blob_key(digest: str) -> str:
+    """Where a blob's pieces lie in Redis, without their numbers: what a plan's source names."""
+    return f"premoe:blob:{digest}"
+
+
+def piece_key(blob: str, index: int) -> str:
+    """The key of a piece, by that of its blob."""
+    return f"{blob}:{index}"
+
+
 class BlobCache(Protocol):
     """Blobs by digest. Blocking; safe from several threads. All methods raise Unavailable, ``write`` Exhausted too."""
 

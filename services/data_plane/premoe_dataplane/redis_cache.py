@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
-from premoe_dataplane.blob_cache import Wanted
+from premoe_dataplane.blob_cache import Wanted, blob_key, piece_key
 from premoe_dataplane.redis_nodes import Connection, Node
 from premoe_dataplane.redis_pieces import WINDOW, RedisPieces, WantedPiece
 from premoe_runtime.formats.pieces import Hole, piece_count, pieces, touched
@@ -29,7 +29,7 @@ class RedisCache:
 
     def read(self, wanted: Sequence[Wanted]) -> list[tuple[Hole, ...]]:
         places = [
-            (number, piece, key_of(one.digest, index))
+            (number, piece, piece_key(blob_key(one.digest), index))
             for number, one in enumerate(wanted)
             for index, piece in enumerate(pieces(len(one.into)))
         ]
@@ -46,7 +46,7 @@ class RedisCache:
         return [tuple(found) for found in holes]
 
     def write(self, digest: str, blob: memoryview, holes: Sequence[Hole]) -> None:
-        parts = [(key_of(digest, index), piece) for index, piece in touched(len(blob), holes)]
+        parts = [(piece_key(blob_key(digest), index), piece) for index, piece in touched(len(blob), holes)]
 
         def put(node: Node, mine: Sequence[tuple[str, Hole]]) -> None:
             with self._pieces.connection(node) as connection:
@@ -81,13 +81,8 @@ class RedisCache:
 
     def _together(self, digest: str, count: int) -> list[tuple[str, ...]]:
         """The keys of a blob, as many in one command as may be."""
-        keys = [key_of(digest, index) for index in range(count)]
+        keys = [piece_key(blob_key(digest), index) for index in range(count)]
         return [(key,) for key in keys] if self._pieces.nodes.by_key else [tuple(keys)]
-
-
-def key_of(digest: str, index: int) -> str:
-    """Of piece ``index``; sources in plans name it without the index."""
-    return f"premoe:blob:{digest}:{index}"
 
 
 def _windowed(connection: Connection, commands: Iterable[Command], window: int = WINDOW) -> Iterator[object]:

@@ -22,12 +22,10 @@ from premoe_expert_store.shelf import Shelf
 from premoe_expert_store.sources import Ways
 from premoe_runtime.formats.errors import CorruptData, InvalidInput, PremoeError
 from premoe_runtime.formats.ids import ExpertId
+from premoe_runtime.storage import READ_PART_BYTES
 
 MAX_EXPERTS = 65_536
 """Most blobs of one request; more than any model has."""
-
-MAX_READ_BYTES = 8 << 20
-"""Of a skeleton file at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +116,8 @@ class ExpertStore:
         pack = await self._catalogue.pack(model_id, caller)
         file = pack.file(path)
         digest = blake3.blake3()
-        for start in range(0, file.num_bytes, MAX_READ_BYTES):
-            length = min(MAX_READ_BYTES, file.num_bytes - start)
+        for start in range(0, file.num_bytes, READ_PART_BYTES):
+            length = min(READ_PART_BYTES, file.num_bytes - start)
             data = await self._shelf.read_file(pack, path, start, length)
             await asyncio.to_thread(digest.update, data)
             for offset in range(0, len(data), FRAME_BYTES):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from premoe_dataplane.blob_cache import blob_key
 from premoe_dataplane.plan import BlobPlan, Scheme, Source, Tier
 from premoe_dataplane.signing import BlobName, Signer
 
@@ -65,7 +66,7 @@ class Ways:
         if scheme == "http":
             return self._urls(name, tier, end)
         if scheme == "redis":
-            return [Source("redis", "redis", f"premoe:blob:{name.digest}")]
+            return [Source("redis", "redis", blob_key(name.digest))]
         if scheme == "object":
             path, offset = pack.place(name.expert)
             return [Source("object", "object", path, offset)]

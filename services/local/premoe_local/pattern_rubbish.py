@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,18 +19,30 @@ if TYPE_CHECKING:
 DAY_S = 86_400.0
 
 
+def rubbish_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--sets``, ``--stale``, ``--days`` (a number) and ``--delete``."""
+    options = (
+        click.option("--sets", is_flag=True, help="Also sets that are not live and that nobody can roll back to."),
+        click.option(
+            "--stale", is_flag=True, help="Also sets and live pointers of weights that no pack here has any more."
+        ),
+        click.option(
+            "--days",
+            type=Number(0),
+            default=1.0,
+            show_default=True,
+            help="Leave alone what was written since: somebody may be about to name it.",
+        ),
+        click.option("--delete", is_flag=True, help="Delete it.  [default: say what would be deleted]"),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command("gc")
 @click.argument("store_url")
-@click.option("--sets", is_flag=True, help="Also sets that are not live and that nobody can roll back to.")
-@click.option("--stale", is_flag=True, help="Also sets and live pointers of weights that no pack here has any more.")
-@click.option(
-    "--days",
-    type=Number(0),
-    default=1.0,
-    show_default=True,
-    help="Leave alone what was written since: somebody may be about to name it.",
-)
-@click.option("--delete", is_flag=True, help="Delete it.  [default: say what would be deleted]")
+@rubbish_options
 @index_option
 @json_option
 @tls_options

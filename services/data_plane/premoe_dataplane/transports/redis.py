@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from premoe_dataplane.blob_cache import piece_key
 from premoe_dataplane.plan import Scheme
 from premoe_dataplane.redis_pieces import RedisPieces, WantedPiece
 from premoe_dataplane.transports.base import Landed, Part
@@ -24,7 +25,7 @@ class RedisTransport:
     def read(self, parts: Sequence[Part], landed: Landed, stopped: Callable[[], bool]) -> None:
         places = [(part, index) for part in parts for index in part.pieces]
         wanted = [
-            WantedPiece(part.blob.digest, f"{part.source.url}:{index}", part.into[where.offset : where.end])
+            WantedPiece(part.blob.digest, piece_key(part.source.url, index), part.into[where.offset : where.end])
             for part, index in places
             for where in (piece(index, part.blob.num_bytes),)
         ]

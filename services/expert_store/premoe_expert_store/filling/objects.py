@@ -11,10 +11,7 @@ from typing import TypeVar
 
 from premoe_expert_store.filling.arrival import Sorted
 from premoe_runtime.formats.errors import PremoeError
-from premoe_runtime.storage import Store
-
-MAX_READ_BYTES = 8 << 20
-"""Longest range asked of object storage at once."""
+from premoe_runtime.storage import READ_PART_BYTES, Store
 
 T = TypeVar("T")
 
@@ -120,7 +117,7 @@ class ObjectReader:
             after = self._starts.get((last.path, last.end))
             if after is None or after.alone or after.started or after.result.done():
                 return
-            if after.end - head.offset > MAX_READ_BYTES:
+            if after.end - head.offset > READ_PART_BYTES:
                 return
             last = after
 

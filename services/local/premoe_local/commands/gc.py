@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from premoe_local.console import Number, date, human_bytes, json_option, note, print_json, print_table, progress
-from premoe_local.pattern_rubbish import DAY_S, set_of, told
+from premoe_local.console import date, human_bytes, json_option, note, print_json, print_table, progress
+from premoe_local.pattern_rubbish import DAY_S, rubbish_options, set_of, told
 from premoe_local.pruned_models import Needs, parse
 from premoe_local.retrieval_option import forget, index_option, tls_options
 from premoe_runtime.formats.errors import InvalidInput, NotFound
@@ -40,16 +40,7 @@ _KINDS = {"live": "live pointer", "sets": "set", "patterns": "pattern"}
     type=click.Path(path_type=Path, dir_okay=False, exists=True, allow_dash=True),
     help="Answer of `kubectl get prunedmodels -A -o json`, - for stdin: packs and sets that stay.",
 )
-@click.option("--sets", is_flag=True, help="Also sets that are not live and that nobody can roll back to.")
-@click.option("--stale", is_flag=True, help="Also sets and live pointers of weights that no pack here has any more.")
-@click.option(
-    "--days",
-    type=Number(0),
-    default=1.0,
-    show_default=True,
-    help="Leave alone what was written since: somebody may be about to name it.",
-)
-@click.option("--delete", is_flag=True, help="Delete it.  [default: say what would be deleted]")
+@rubbish_options
 @index_option
 @json_option
 @tls_options
