@@ -7,6 +7,7 @@ from premoe_runtime.formats.manifest import Manifest
 from premoe_runtime.packs import layout as lay
 from premoe_runtime.packs.checkpoint import open_checkpoint
 from premoe_runtime.packs.checks import checks_file, piece_checks
+from premoe_runtime.packs.material import CheckpointMaterial
 from premoe_runtime.packs.place import MANIFEST_FILE, pack_folder
 from premoe_runtime.packs.progress import Progress, Silent
 from premoe_runtime.packs.reader import PackReader
@@ -56,7 +57,7 @@ def pack_or_repair(source: Source, store: Store, progress: Progress | None = Non
 
 
 def _packer(source: Source, staging: Staging, manifest: Manifest, progress: Progress) -> Packer:
-    packer = Packer(source, open_checkpoint(source.store, source.files), staging, progress)
+    packer = Packer(CheckpointMaterial(source, open_checkpoint(source.store, source.files)), staging, progress)
     packer.layout = manifest.layout
     return packer
 
@@ -72,7 +73,7 @@ def _write(packer: Packer, manifest: Manifest, reader: PackReader, file: str) ->
     listed = next(one for one in manifest.skeleton if one.path == file)
     if not file.endswith(".safetensors"):
         return packer.write_file(file.removeprefix("skeleton/")) == listed
-    shards = lay.skeleton_shards(packer.checkpoint.skeleton())
+    shards = lay.skeleton_shards(packer.material.skeleton())
     named = {lay.shard_file(index, len(shards)): shard for index, shard in enumerate(shards)}
     return file in named and packer.write_shard(file, named[file]).digest == listed.digest
 

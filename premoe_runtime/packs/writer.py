@@ -1,29 +1,28 @@
-"""Packing a checkpoint: layer by layer, with ranged reads, resumable, published at the very end.
+"""Writing a pack: layer by layer, resumable, published at the very end; what goes into it comes from a ``Material``.
 
 Memory: one blob being written, at most ``AHEAD_BYTES`` of blobs being read, and the store's write buffers, whatever
-the source's sharding.
+the material takes besides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import blake3
 
-from premoe_runtime.families.spec import ExpertField
 from premoe_runtime.formats.errors import CorruptData, Exhausted
-from premoe_runtime.formats.manifest import BlobField, BlobLayout, ExpertLayer, Manifest, Origin, PackFile
+from premoe_runtime.formats.manifest import BlobLayout, ExpertLayer, Manifest, Origin, PackFile
 from premoe_runtime.formats.pieces import piece_count
 from premoe_runtime.formats.safetensors import encode_header
 from premoe_runtime.packs import layout as lay
-from premoe_runtime.packs.checkpoint import Checkpoint, open_checkpoint
+from premoe_runtime.packs.checkpoint import open_checkpoint
 from premoe_runtime.packs.checks import checks_file
 from premoe_runtime.packs.contents import LeftOut, TensorInfo
 from premoe_runtime.packs.identity import Identity, identify
+from premoe_runtime.packs.material import CheckpointMaterial, Material
 from premoe_runtime.packs.place import pack_folder
 from premoe_runtime.packs.progress import Progress, Silent
-from premoe_runtime.packs.ranges import Read, read_all
 from premoe_runtime.packs.rooms import Rooms
 from premoe_runtime.packs.source import Source
 from premoe_runtime.packs.staging import LayerRecord, ShardRecord, Staging
@@ -63,17 +62,21 @@ def write_pack(source: Source, store: Store, progress: Progress | None = None) -
         staging.clear()
         return PackResult(manifest, store.at(pack_folder(manifest.model_id)), already_packed=True)
     checkpoint = open_checkpoint(source.store, source.files)
+    result = write_material(CheckpointMaterial(source, checkpoint), staging, progress)
+    return replace(result, bytes_read=source.store.bytes_read, dropped=checkpoint.dropped)
+
+
+def write_material(material: Material, staging: Staging, progress: Progress | None = None) -> PackResult:
+    """Write the pack of a material by way of a staging area. Raises what the material raises, Exhausted, Conflict."""
     with staging.locked():
-        packer = Packer(source, checkpoint, staging, progress or Silent())
+        packer = Packer(material, staging, progress or Silent())
         manifest = packer.run()
         staging.publish(manifest)
     return PackResult(
         manifest,
-        store.at(pack_folder(manifest.model_id)),
-        bytes_read=source.store.bytes_read,
+        staging.store.at(pack_folder(manifest.model_id)),
         bytes_written=packer.bytes_written,
         resumed_layers=packer.resumed_layers,
-        dropped=checkpoint.dropped,
     )
 
 
@@ -81,8 +84,7 @@ def write_pack(source: Source, store: Store, progress: Progress | None = None) -
 class Packer:
     """One run: fills the staging area and works out the manifest."""
 
-    source: Source
-    checkpoint: Checkpoint
+    material: Material
     staging: Staging
     progress: Progress
     bytes_written: int = 0
@@ -93,8 +95,8 @@ class Packer:
     tensor_digests: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> Manifest:
-        checkpoint, model = self.checkpoint, self.checkpoint.model
-        self.layout = lay.blob_layout(model, checkpoint.dtype, checkpoint.dtypes)
+        material, model = self.material, self.material.model
+        self.layout = lay.blob_layout(model, material.dtype, material.dtypes)
         self._plan_room()
         skeleton = [*self._shards(), *self._files()]
         records = [self._layer(layer) for layer in range(len(model.blocks))]
@@ -108,7 +110,7 @@ class Packer:
             num_layers=len(model.blocks),
             num_experts=model.num_experts,
             hidden_size=model.hidden_size,
-            dtype=checkpoint.dtype,
+            dtype=material.dtype,
             numbers=model.numbers.spec if model.numbers else None,
             layout=self.layout,
             layers=tuple(
@@ -123,15 +125,15 @@ class Packer:
             ),
             skeleton=tuple(sorted(skeleton, key=lambda file: file.path)),
             checks=self.put(lay.CHECKS_FILE, data),
-            origin=Origin(url=self.source.origin, revision=self.source.revision, tool=f"premoe {_version()}"),
+            origin=Origin(url=material.origin, revision=material.revision, tool=f"premoe {_version()}"),
         )
         return manifest.model_copy(update={"model_id": manifest.content_id()})
 
     def _plan_room(self) -> None:
         """Tell the progress bar the bytes to come, and refuse early where they cannot fit."""
-        model = self.checkpoint.model
+        model = self.material.model
         experts = sum(model.layer_experts) * self.layout.blob_bytes
-        total = experts + sum(tensor.num_bytes for tensor in self.checkpoint.skeleton())
+        total = experts + sum(tensor.num_bytes for tensor in self.material.skeleton())
         self.progress.total(total)
         store = self.staging.store
         free = store.free_bytes()
@@ -144,8 +146,8 @@ class Packer:
             )
 
     def _shards(self) -> Iterator[PackFile]:
-        self.tensors |= {tensor.name: tensor for tensor in self.checkpoint.skeleton()}
-        shards = lay.skeleton_shards(self.checkpoint.skeleton())
+        self.tensors |= {tensor.name: tensor for tensor in self.material.skeleton()}
+        shards = lay.skeleton_shards(self.material.skeleton())
         for index, tensors in enumerate(shards):
             file = lay.shard_file(index, len(shards))
             self.progress.stage(file)
@@ -180,17 +182,16 @@ class Packer:
     def _chunk(self, place: tuple[TensorInfo, int], room: memoryview) -> tuple[TensorInfo, memoryview]:
         tensor, start = place
         view = room[: tensor.num_bytes - start]
-        self.checkpoint.store.read_into(tensor.file, tensor.offset + start, [view])
+        self.material.read_tensor(tensor, start, view)
         return tensor, view
 
     def _files(self) -> Iterator[PackFile]:
-        for path in self.source.skeleton_files:
+        for path in self.material.skeleton_files:
             yield self.write_file(path)
 
     def write_file(self, path: str) -> PackFile:
-        """A small skeleton file, as it is."""
-        data = self.checkpoint.config if path == "config.json" else self.source.store.get(path)
-        return self.put(f"skeleton/{path}", data)
+        """A small skeleton file."""
+        return self.put(f"skeleton/{path}", self.material.file(path))
 
     def put(self, file: str, data: bytes) -> PackFile:
         """Stage a small file."""
@@ -209,14 +210,14 @@ class Packer:
             self.resumed_layers += 1
             self.progress.advance(len(record.digests) * self.layout.blob_bytes)
         self.tensor_digests |= record.tensors
-        for expert in range(self.checkpoint.model.layer_experts[layer]):
-            parts = lay.expert_parts(self.checkpoint.model, self.layout, layer, expert)
+        for expert in range(self.material.model.layer_experts[layer]):
+            parts = lay.expert_parts(self.material.model, self.layout, layer, expert)
             self.tensors |= {part.name: part for part in parts}
         return record
 
     def _fits(self, layer: int, record: LayerRecord) -> bool:
         """Whether a record is of as many blobs, pieces and tensors as the layer has."""
-        model, pieces = self.checkpoint.model, piece_count(self.layout.blob_bytes)
+        model, pieces = self.material.model, piece_count(self.layout.blob_bytes)
         experts = model.layer_experts[layer]
         names = {model.expert_name(layer, expert, one) for expert in range(experts) for one in model.expert_tensors}
         return (
@@ -227,7 +228,7 @@ class Packer:
 
     def write_layer(self, layer: int, file: str) -> LayerRecord:
         """Stage one MoE layer's expert file."""
-        experts, blob_bytes = self.checkpoint.model.layer_experts[layer], self.layout.blob_bytes
+        experts, blob_bytes = self.material.model.layer_experts[layer], self.layout.blob_bytes
         header = lay.expert_file_header(experts, blob_bytes)
         digests: list[str] = []
         checks: list[tuple[int, ...]] = []
@@ -248,34 +249,18 @@ class Packer:
 
     def _blob(self, layer: int, expert: int, room: memoryview) -> tuple[memoryview, Identity]:
         """One expert's blob and what identifies it. Raises CorruptData: its scales."""
-        self._read(layer, expert, room)
-        parts = lay.expert_parts(self.checkpoint.model, self.layout, layer, expert)
+        self.material.read_expert(layer, expert, room, self.layout)
+        parts = lay.expert_parts(self.material.model, self.layout, layer, expert)
         for part in parts:
             self._check(part, room[part.offset : part.offset + part.num_bytes])
         return room, identify(room, parts)
 
-    def _read(self, layer: int, expert: int, blob: memoryview) -> None:
-        """Fill one expert's blob from wherever its fields lie; what no field fills stays as it is."""
-        reads: list[Read] = []
-        turned: list[tuple[ExpertField, BlobField, bytearray]] = []
-        for source, place in zip(self.checkpoint.expert(layer, expert), self.layout.fields, strict=True):
-            room = blob[place.offset : place.offset + place.num_bytes]
-            if source.fused and (source.field.transposed or source.field.interleaved):
-                turned.append((source.field, place, bytearray(place.num_bytes)))
-                room = memoryview(turned[-1][2])
-            for part in source.ranges:
-                reads.append(Read(part.file, part.offset, room[: part.num_bytes]))
-                room = room[part.num_bytes :]
-        read_all(self.checkpoint.store, reads)
-        for spec, place, data in turned:
-            blob[place.offset : place.offset + place.num_bytes] = lay.straighten(spec, place, data)
-
     def _check(self, tensor: TensorInfo, data: bytes | memoryview) -> None:
         """Raise CorruptData (SCALES_INVALID) for scales that no weight can have."""
-        numbers = self.checkpoint.model.numbers
+        numbers = self.material.model.numbers
         if numbers is not None and (fault := numbers.fault(tensor.name, tensor.dtype, data)):
             raise CorruptData(
-                f"{self.checkpoint.store.url}: tensor {tensor.name} holds {fault}; "
+                f"{self.material.where}: tensor {tensor.name} holds {fault}; "
                 "download or quantise the model again",
                 reason="SCALES_INVALID",
             )
