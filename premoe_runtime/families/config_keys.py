@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "experts_per_token", "moe_topk", "moe_k")
+WIDTH = ("moe_intermediate_size", "intermediate_size")
 PREDICTED_BLOCKS = "num_nextn_predict_layers"
 """Blocks of multi-token prediction, which no pack holds."""
 
@@ -33,3 +34,13 @@ def _replaced(value: object, number: int) -> object:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [number] * len(value)
     return number if isinstance(value, int) else value
+
+
+def with_width(data: Mapping[str, object], width: int) -> dict[str, object]:
+    """The config of a model whose routed experts have so many neurons each.
+
+    ``moe_intermediate_size`` where it is there; else ``intermediate_size``, which may be that of dense layers, too:
+    whoever reads the result sees it.
+    """
+    key = next((key for key in WIDTH if key in data), None)
+    return dict(data) if key is None else {**data, key: _replaced(data[key], width)}

@@ -260,8 +260,7 @@ class Packer:
         numbers = self.material.model.numbers
         if numbers is not None and (fault := numbers.fault(tensor.name, tensor.dtype, data)):
             raise CorruptData(
-                f"{self.material.where}: tensor {tensor.name} holds {fault}; "
-                "download or quantise the model again",
+                f"{self.material.where}: tensor {tensor.name} holds {fault}; download or quantise the model again",
                 reason="SCALES_INVALID",
             )
 

@@ -26,6 +26,9 @@ _SECTIONS: dict[str, dict[str, str]] = {
         "patterns": "Build, list, show, try, choose, roll back and remove pattern sets.",
         "eval": "Measure accuracy and perplexity at several budgets.",
     },
+    "Make it smaller": {
+        "compress": "Write a smaller model: merge experts, drop them, or narrow them.",
+    },
     "Look after it": {
         "doctor": "Check this machine, Redis, object storage and TLS files: what slows or breaks it.",
         "store": "Watch what an expert store's cache holds, and warm it before a rollout.",

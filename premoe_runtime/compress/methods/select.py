@@ -1,0 +1,87 @@
+"""One static set of experts for all tasks, ranked by a score: plain expert pruning, as PreMoE without retrieval."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from premoe_runtime.compress.config import width_of
+from premoe_runtime.compress.method import Job, Method, setting
+from premoe_runtime.compress.plan import selection
+from premoe_runtime.compress.result import Compressed, planned
+from premoe_runtime.formats.allocation import share
+from premoe_runtime.formats.arrays import F64
+from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.offline.profile.measure import load_blocks, measure_profile
+from premoe_runtime.offline.profile.scores import find, scores
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What ranks experts, and whether layers share the budget."""
+
+    score: str = setting("impact", "Score that ranks experts (`premoe scores`).")
+    shared: bool = setting(False, "Share the budget over the layers by the score: packs and hf only.")
+
+
+def compress(job: Job) -> Compressed:
+    """The best experts by the mean over tasks of the score, each task's as shares of its total."""
+    values, manifest = pooled(job, job.settings.score), job.old.manifest
+    counts = [kept_a_layer(job, count) for count in manifest.layer_experts]
+    if job.settings.shared:
+        if not find(job.settings.score).comparable:
+            raise InvalidInput(
+                f"score {job.settings.score} does not compare layers; leave --shared out, or rank by impact",
+                reason="SCORE_NOT_COMPARABLE",
+            )
+        counts = share(values, sum(counts), manifest.top_k).tolist()
+    kept = [sorted(np.argsort(-row, kind="stable")[:count].tolist()) for row, count in zip(values, counts, strict=True)]
+    return planned(selection(kept, width_of(job.old.model)), job.old, {"kept": kept})
+
+
+def pooled(job: Job, score: str) -> F64:
+    """f64[L, E]: mean over tasks of a score as a share of the task's total; -inf for experts that a layer lacks."""
+    manifest = job.old.manifest
+    model = load_blocks(job.old.reader, threads=job.threads, device=job.device)
+    job.report.stage("profiling", sum(map(len, job.data.values())))
+    each = []
+    for task, examples in job.data.items():
+        profile = measure_profile(
+            model,
+            examples,
+            task=task,
+            where=task,
+            scores=(score,),
+            spool=job.work / "profile",
+            advance=job.report.advance,
+            passed_over=job.report.note,
+        )
+        found = np.where(manifest.exists, scores(profile.state, score), 0.0)
+        each.append(found / max(float(np.abs(found).sum()), np.finfo(np.float64).tiny))
+    return np.where(manifest.exists, np.mean(each, axis=0), -np.inf)
+
+
+def kept_a_layer(job: Job, count: int) -> int:
+    """Of ``count`` experts of a layer. Raises InvalidInput (SHARE_TOO_SMALL): fewer than a token uses."""
+    kept = job.share.of(count)
+    if kept < job.old.manifest.top_k:
+        raise InvalidInput(
+            f"{job.share} of {count} experts a layer are {kept}, but every token uses {job.old.manifest.top_k}; give a "
+            "larger --budget",
+            reason="SHARE_TOO_SMALL",
+        )
+    return kept
+
+
+METHOD = Method(
+    name="select",
+    title="one static set of whole experts, ranked by a score",
+    source="REAP, EASY-EP, PEU and others: docs/scores.md",
+    changes=("count", "router"),
+    needs=("answers",),
+    cost="a profile: one pass over the data, a second one back for gradient scores",
+    loads="hf, vLLM (not with --shared)",
+    settings=Settings,
+    compress=compress,
+)

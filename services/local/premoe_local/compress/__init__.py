@@ -1,0 +1,1 @@
+"""What `premoe compress` adds to the runtime's methods: options, progress, tables."""
