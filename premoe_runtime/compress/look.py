@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import blake3
 import numpy as np
@@ -31,7 +31,7 @@ from premoe_runtime.offline.profile.samples import Sample, encode_examples
 from premoe_runtime.offline.profile.spool import Spool, open_spool
 from premoe_runtime.offline.profile.watch import experts_of
 
-Arrays = Mapping[str, npt.NDArray[np.generic]]
+Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class Looked:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def layer(self, layer: int) -> dict[str, npt.NDArray[np.generic]]:
+    def layer(self, layer: int) -> dict[str, npt.NDArray[Any]]:
         with np.load(self._path(layer), allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
 

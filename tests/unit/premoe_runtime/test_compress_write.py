@@ -10,7 +10,7 @@ import pytest
 import torch
 from support.compression import job, tiny_data, tiny_pack
 
-from premoe_runtime.compress import result
+from premoe_runtime.compress import result, weights
 from premoe_runtime.compress.methods import random, select
 from premoe_runtime.compress.plan import NOTHING, Made, Plan, experts_of, router_of
 from premoe_runtime.compress.result import PROVENANCE_FILE, planned, write
@@ -87,13 +87,13 @@ def test_a_killed_run_goes_on(old: PackWeights, store: Store, monkeypatch: pytes
         pass
 
     computed = list[int]()
-    to_blobs = result.to_blobs
+    to_blobs = weights.to_blobs
 
-    def dying(weights: object, layout: object) -> torch.Tensor:
+    def dying(experts: object, layout: object) -> torch.Tensor:
         computed.append(1)
         if len(computed) == old.manifest.num_layers:
             raise Crash
-        return to_blobs(weights, layout)  # type: ignore[arg-type]
+        return to_blobs(experts, layout)  # type: ignore[arg-type]
 
     monkeypatch.setattr(result, "to_blobs", dying)
     with pytest.raises(Crash):
