@@ -21,7 +21,7 @@ import torch
 from fixture_training.batches import Packer, encode, training_talks
 from fixture_training.chat import train_tokenizer
 from fixture_training.export import export
-from fixture_training.trainer import RECIPES, Recipe, Trainer, further
+from fixture_training.trainer import RECIPES, Recipe, Trainer, further, shortened
 from premoe_local.tasks import TRAINED
 from premoe_local.tasks.wordings import PLAIN
 from rich.console import Console
@@ -84,16 +84,33 @@ def train(trainer: Trainer, console: Console, report_every: int) -> None:
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for resumable state.")
 @click.option("--start", type=click.Path(path_type=Path, exists=True), help="Exported model to go on from.")
 @click.option("--seed", default=0, show_default=True)
+@click.option("--dirichlet", type=float, default=0.0, help="Shape routers to a Dirichlet of this concentration.")
+@click.option("--shaping", default=1.0, show_default=True, help="Weight of that loss.")
+@click.option(
+    "--steps", type=click.IntRange(min=2), help="A short run: so many steps in the proportions of the recipe."
+)
 @click.option("--threads", default=1, show_default=True, help="More than one gains nothing at this size.")
-def main(name: str, out: Path, work: Path, start: Path | None, seed: int, threads: int) -> None:
+def main(
+    name: str,
+    out: Path,
+    work: Path,
+    start: Path | None,
+    seed: int,
+    dirichlet: float,
+    shaping: float,
+    steps: int | None,
+    threads: int,
+) -> None:
     """Train a tiny Qwen3-MoE by the recipe NAME and export it."""
     torch.set_num_threads(threads)
     console = Console()
     work.mkdir(parents=True, exist_ok=True)
-    recipe = replace(RECIPES[name], seed=seed)
+    recipe = replace(RECIPES[name], seed=seed, dirichlet=dirichlet, shaping=shaping)
     weights = None
     if start is not None:
         recipe, weights = going_on(recipe, start)
+    if steps is not None:
+        recipe = shortened(recipe, steps)
     with console.status("generating and tokenizing the tasks"):
         tokenizer, packer = prepare(recipe, work, start)
     trainer = Trainer(recipe, packer, work)

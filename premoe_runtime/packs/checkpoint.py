@@ -182,11 +182,11 @@ def _read_tensors(
 
     First of all the model, with as many experts in each layer as these tensors say.
     """
-    index = _read_index(store) if INDEX_FILE in sizes else None
+    index = read_index(store) if INDEX_FILE in sizes else None
     wanted: Set[str] = stored_names(as_stored(model, index or ())).keys()
     stale = {name for name, file in (index or {}).items() if name not in wanted and file not in sizes}
     entries = {name: file for name, file in (index or {}).items() if name not in stale}
-    shards = sorted(set(entries.values())) if index is not None else [_single_shard(store, sizes)]
+    shards = sorted(set(entries.values())) if index is not None else [single_shard(store, sizes)]
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         _check_shard_name(shard, store.at(INDEX_FILE))
@@ -207,7 +207,8 @@ def _read_tensors(
     return model, tensors, sorted(stale)
 
 
-def _read_index(store: Store) -> dict[str, str]:
+def read_index(store: Store) -> dict[str, str]:
+    """File of every tensor, as the index says. Raises CorruptData (INDEX_INVALID)."""
     where = store.at(INDEX_FILE)
     try:
         found = json.loads(store.get(INDEX_FILE), object_pairs_hook=safetensors.unique_keys)
@@ -245,7 +246,8 @@ def _check_index(index: Mapping[str, str], tensors: Mapping[str, TensorInfo], wa
         )
 
 
-def _single_shard(store: Store, sizes: Mapping[str, int]) -> str:
+def single_shard(store: Store, sizes: Mapping[str, int]) -> str:
+    """The one file of a checkpoint without an index. Raises CorruptData, NotFound, InvalidInput for pickles."""
     shards = [path for path in sizes if path.endswith(".safetensors") and "/" not in path]
     if SINGLE_FILE in shards:
         return SINGLE_FILE

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from fixture_training.batches import Batch, Packer
 from fixture_training.model import Output, Shape, TinyMoE
+from premoe_runtime.compress.dirichlet import shaping_loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class Recipe:
     mutual_information: float = 0.03
     balance: float = 1e-3
     z: float = 1e-4
+    dirichlet: float = 0.0
+    """Concentration of the Dirichlet that routers' probabilities are shaped to; 0 for no such loss."""
+    shaping: float = 1.0
+    """Weight of that loss, summed over layers."""
     weight_decay: float = 0.05
     pool: int = 15000
     """Training examples generated for each task with exact answers, in its own wordings."""
@@ -52,8 +57,9 @@ class Recipe:
         return 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for files."""
-        return asdict(self)
+        """Plain values, for files; without a shaping loss nothing of it, as in the files of before it was there."""
+        absent = () if self.dirichlet else ("dirichlet", "shaping")
+        return {name: value for name, value in asdict(self).items() if name not in absent}
 
 
 RECIPES = {
@@ -68,8 +74,14 @@ def further(recipe: Recipe, start: str) -> Recipe:
     return replace(recipe, start=start, cycles=((800, 2e-3),), rows=7, length=288, pool=6000, varied=True)
 
 
+def shortened(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe in so many steps or a few less: every cycle shorter by the same factor."""
+    cycles = tuple((max(1, count * steps // recipe.steps), peak) for count, peak in recipe.cycles)
+    return replace(recipe, cycles=cycles)
+
+
 def routing_losses(output: Output, batch: Batch, tasks: int, recipe: Recipe) -> Tensor:
-    """Balance and z losses, minus the mutual information of task and expert, summed over layers."""
+    """Balance and z losses, shaping where asked for, minus mutual information of task and expert, over all layers."""
     label = F.one_hot(batch.labels.reshape(-1), tasks).float()
     total = torch.zeros(())
     for routing in output.routing:
@@ -77,6 +89,8 @@ def routing_losses(output: Output, batch: Batch, tasks: int, recipe: Recipe) -> 
         share = routing.counts / routing.counts.sum()
         total = total + recipe.balance * experts * (routing.probabilities.mean(0) * share).sum()
         total = total + recipe.z * routing.logits.logsumexp(-1).square().mean()
+        if recipe.dirichlet:
+            total = total + recipe.shaping * shaping_loss(routing.logits, recipe.dirichlet)
         if recipe.mutual_information:
             joint = label.T @ routing.probabilities / label.shape[0]
             apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)

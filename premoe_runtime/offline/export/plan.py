@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 from premoe_runtime.families.spec import ExpertField, MoeModel
 from premoe_runtime.formats.manifest import BlobField, Manifest
@@ -81,6 +81,16 @@ class FusedFile:
     stored: tuple[Stored, ...]
 
 
+class WeightsFile(Protocol):
+    """Any safetensors file that is about to be written."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def stored(self) -> tuple[Stored, ...]: ...
+
+
 OutputFile: TypeAlias = SkeletonFile | ExpertsFile | FusedFile
 
 
@@ -103,15 +113,15 @@ def plan_files(
     return tuple(files)
 
 
-def header(file: OutputFile) -> bytes:
+def header(file: WeightsFile) -> bytes:
     return encode_header(file.stored, {"format": "pt"})
 
 
-def file_bytes(file: OutputFile) -> int:
+def file_bytes(file: WeightsFile) -> int:
     return len(header(file)) + sum(one.num_bytes for one in file.stored)
 
 
-def index(files: Sequence[OutputFile]) -> dict[str, object]:
+def index(files: Sequence[WeightsFile]) -> dict[str, object]:
     """The content of ``model.safetensors.index.json``."""
     entries = [(one, file.path) for file in files for one in file.stored]
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from premoe_local.compress import upcycle_command
 from premoe_local.console import json_option, print_json, print_table
 
 
@@ -32,6 +33,9 @@ def command() -> None:
     `premoe export` turns it into a checkpoint. `premoe compress list` says what each method changes, needs and costs.
     docs/compress.md says what each is good for, measured beside pruning and retrieval.
     """
+
+
+command.add_command(upcycle_command.command)
 
 
 @command.command("list")
