@@ -15,7 +15,6 @@ from premoe_runtime.compress.config import width_of
 from premoe_runtime.compress.result import Compressed
 from premoe_runtime.compress.student import Student
 from premoe_runtime.compress.weights import ExpertWeights, PackWeights, RouterWeights
-from premoe_runtime.engines.hf.experts import FLOATS
 
 REST = "rest.safetensors"
 
@@ -35,25 +34,21 @@ def keep(student: Student, folder: Path) -> None:
     unfinished.replace(folder)
 
 
-def kept(folder: Path, old: PackWeights, base: PackWeights | None = None) -> Compressed:
-    """The model that ``keep`` wrote of a student of ``old``; it reads the files when weights are asked for.
-
-    ``base``: the pack that it is written over, where ``old`` is itself made of that: then all of ``old`` counts.
-    """
+def kept(folder: Path, old: PackWeights) -> Compressed:
+    """The model that ``keep`` wrote of a student of ``old``; it reads the files when weights are asked for."""
     whole = blake3.blake3(old.manifest.model_id.encode())
     for path in sorted(folder.iterdir()):
         whole.update(path.name.encode()).update_mmap(path)
     with safe_open(folder / REST, framework="pt") as file:
         trained = set(file.keys())
     routers = {*old.model.routers, *(name for names in old.model.router_biases for name in names)}
-    changed = trained if base is None else {name for name, one in old.tensors.items() if one.dtype in FLOATS}
     return Compressed(
         experts=old.manifest.layer_experts,
         width=width_of(old.model),
         router=partial(_router, folder, trained, old),
         weights=partial(_weights, folder, old),
         key=whole.hexdigest(),
-        tensors={name: partial(_tensor, folder, trained, old, name) for name in sorted(changed - routers)},
+        tensors={name: partial(_tensor, folder, trained, old, name) for name in sorted(trained - routers)},
     )
 
 
