@@ -17,7 +17,7 @@ from crd_schema import structural
 from premoe_operator.api.resources import GROUP, KIND, PLURAL, VERSION, PrunedModelSpec
 from premoe_operator.api.status import PrunedModelStatus
 
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 """Raised by hand with every change of the schema: the chart refuses an older definition than its operator needs."""
 SCHEMA_ANNOTATION = f"{GROUP}/schema"
 

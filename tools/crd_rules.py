@@ -168,6 +168,12 @@ RULES: dict[str, tuple[Rule, ...]] = {
             "preload may name only tasks of this PrunedModel",
             ".preload",
         ),
+        Rule(
+            "!has(self.deny) || !has(self.tasks) || size(self.tasks) == 0"
+            " || self.deny.all(d, self.tasks.exists(t, t.name == d)) && size(self.deny) < size(self.tasks)",
+            "deny may name only tasks of this PrunedModel, and not all of them",
+            ".deny",
+        ),
     ),
     "Patterns.generalistBudget": (_BUDGET,),
     "PrunedModelSpec.budget": (_BUDGET,),

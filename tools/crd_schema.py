@@ -35,9 +35,9 @@ LIST_KEYS: dict[tuple[str, str], str] = {
     ("PrunedModelStatus", "conditions"): "type",
 }
 """Lists that are maps by the named key."""
-SETS = frozenset({("Patterns", "preload")})
+SETS = frozenset({("Patterns", "preload"), ("Patterns", "deny")})
 """Lists without duplicates."""
-NOT_STORED = frozenset({("Jobs", "pack"), ("WorkerPlacement", "whenUnsatisfiable")})
+NOT_STORED = frozenset({("Jobs", "pack"), ("Patterns", "deny"), ("WorkerPlacement", "whenUnsatisfiable")})
 """Fields whose default is not written into objects: they came later than the parts that they are in, and an operator
 that is rolled back refuses every object that has a field which it does not know."""
 

@@ -12,6 +12,7 @@ REFUSED: Mapping[str, str] = {
     "llama4": "its routers weigh what goes into an expert, not what comes out, which needs a kernel of its own",
     "llama4_text": "its routers weigh what goes into an expert, not what comes out, which needs a kernel of its own",
     "longcat_flash": "its zero experts have no weights, so no blobs, and a block has two attentions",
+    "monet": f"its experts are pairs of halves that all pairs share, found by product keys: no blob each; and {_CODE}",
     "nemotron_h": "its experts have no gate, which needs a kernel of its own, and a block mixes tokens or has experts",
     "nllb-moe": _ENCODER,
     "pangu_ultra_moe": _CODE,

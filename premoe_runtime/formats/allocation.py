@@ -128,12 +128,14 @@ def layer_counts(
     """What a pattern keeps of every layer, i64[L]: ``kept`` times L in all, within the ``slots`` [L] of each layer.
 
     Uniform numbers that do not fit into the slots of a layer are made up for by the others, evenly; those that exceed
-    its experts are not. Raises InvalidInput like ``share``.
+    its experts are not. Slots of a layer beyond its experts hold none. Raises InvalidInput like ``share``.
     """
     experts = _experts(scores)
-    if allocation == "shared":
-        return share(scores, min(kept * len(scores), int(experts.sum())), floor, slots)
-    return share(_alike(experts), int(np.minimum(kept, experts).sum()), floor, slots)
+    total = kept * len(scores) if allocation == "shared" else int(np.minimum(kept, experts).sum())
+    total = min(total, int(experts.sum()))
+    if slots is not None and len(slots) == len(experts) and sum(slots) >= total:
+        total = min(total, int(np.minimum(experts, slots).sum()))
+    return share(scores if allocation == "shared" else _alike(experts), total, floor, slots)
 
 
 def even_slots(number: int, experts: Sequence[int], allocation: Allocation) -> tuple[int, ...]:
@@ -147,6 +149,12 @@ def kept(ranking: Integers, counts: Sequence[int] | Integers) -> Mask:
     first = np.arange(ranking.shape[1]) < np.asarray(counts)[:, None]
     np.put_along_axis(mask, np.asarray(ranking, np.intp), first, axis=1)
     return mask
+
+
+def without(ranking: Integers, experts: Mask) -> I64:
+    """The ranking, ids [L, E] best first, with these experts, bool[L, E], behind all others."""
+    order = np.argsort(np.take_along_axis(experts, np.asarray(ranking, np.intp), axis=1), axis=1, kind="stable")
+    return np.asarray(np.take_along_axis(np.asarray(ranking, np.int64), order, axis=1))
 
 
 def slots_text(slots: Sequence[int]) -> str:

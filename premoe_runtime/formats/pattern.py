@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, cast, get_args
 
 import numpy as np
@@ -115,6 +115,11 @@ class Pattern:
             )
         counts = layers.layer_counts(self.scores, budget.kept, budget.active, self.allocation, slots)
         return layers.kept(self.ranking, counts)
+
+    def without(self, experts: Mask) -> Pattern:
+        """The same without these experts, bool[L, E], as if the model did not have them. To be kept by, not stored."""
+        order = layers.without(self.ranking, experts).astype(np.int16)
+        return replace(self, scores=np.where(experts, np.float32(-np.inf), self.scores), ranking=order)
 
     def to_bytes(self) -> bytes:
         metadata = {

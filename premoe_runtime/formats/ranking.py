@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from premoe_runtime.formats.allocation import kept, layer_counts
+import numpy as np
+
+from premoe_runtime.formats.allocation import kept, layer_counts, without
 from premoe_runtime.formats.arrays import F64, I64, Mask
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, Semantics
@@ -27,6 +29,18 @@ class Ranking:
     experts: I64
     scores: F64
     allocation: Allocation = "uniform"
+
+    def by_expert(self) -> F64:
+        """f64[L, E]: the scores by expert id."""
+        found = np.empty_like(self.scores)
+        np.put_along_axis(found, self.experts, self.scores, axis=1)
+        return found
+
+    def without(self, experts: Mask) -> Ranking:
+        """The same without these experts, bool[L, E], as if the model did not have them."""
+        order = without(self.experts, experts)
+        scores = np.where(experts, -np.inf, self.by_expert())
+        return replace(self, experts=order, scores=np.take_along_axis(scores, order, axis=1))
 
     def kept(self, budget: Budget, slots: Sequence[int], allocation: Allocation) -> Mask:
         """bool[L, E]: the best experts within the ``slots`` of every layer, ``budget.kept`` a layer on average.

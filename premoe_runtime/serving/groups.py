@@ -130,7 +130,12 @@ class GroupTable:
         group = self._groups.get(pattern.key)
         if group is not None and group.state is not State.RESTING:
             return group
-        busy = len(self._groups) - len(self._by_state[State.RESTING])
+        in_use = [group for group in self._groups.values() if group.state is not State.RESTING]
+        busy = len(in_use)
+        if pattern.one_request and sum(group.pattern.one_request for group in in_use) >= self._max_rows // 2:
+            raise Exhausted(
+                "too many different denials are in use at once; try again later", reason="PATTERNS_EXHAUSTED"
+            )
         if busy >= self._max_rows:
             raise Exhausted(
                 f"{busy} patterns are in use at once, as many as the mask table has rows; try again later",

@@ -31,11 +31,15 @@ FULL = "full"
 
 @dataclass(frozen=True, eq=False)
 class KeptPattern:
-    """A pattern cut to its budget: ``kept`` bool[L, E], L MoE layers. What is worked out from it is worked out once."""
+    """A pattern cut to its budget: ``kept`` bool[L, E], L MoE layers. What is worked out from it is worked out once.
+
+    ``one_request``: as requests ask for it, not as it is stored; all of these leave half the mask rows to others.
+    """
 
     id: str
     kept: KeptTable
     semantics: Semantics = "selection"
+    one_request: bool = False
 
     @cached_property
     def key(self) -> str:

@@ -28,7 +28,7 @@ NAMES = [
     "input", "instructions", "max_output_tokens", "previous_response_id", "background", "conversation", "truncation",
     "include", "reasoning", "call_id", "output", "format",
     "json_schema", "schema", "strict", "tool_call_id", "function", "parameters", "arguments", "description", "id",
-    "\ud800", "",
+    "deny", "\ud800", "",
 ]  # fmt: skip
 HEADERS = [
     b"application/json", b"application/json; charset=utf-8", b"text/plain", b"", b"\xff\xfe",

@@ -112,6 +112,9 @@ class Patterns(Part):
     """What runs when no stored task fits; Full needs slots for all experts."""
     preload: Annotated[list[DnsLabel], Field(max_length=64)] = []
     """Tasks whose experts each worker brings in before it is asked for them, as far as slots reach."""
+    deny: Annotated[list[DnsLabel], Field(max_length=63)] = []
+    """Tasks whose own experts are masked out for every request, whatever it asks. Another list is a rollout. Workers
+    that cannot tell these experts answer nothing."""
 
 
 class Engine(Part):

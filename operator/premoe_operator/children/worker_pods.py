@@ -200,6 +200,7 @@ def _settings(inputs: Inputs) -> list[Json]:
         "ALLOCATION": "uniform" if spec.allocation == "Uniform" else None,
         "GENERALIST_BUDGET": patterns.generalist_budget,
         "ON_UNKNOWN": patterns.on_unknown.lower(),
+        "DENY": ",".join(patterns.deny) or None,
         "ENGINE": None if engine.name == "hf" else engine.name,
         "ENGINE_ARGUMENTS": _arguments(engine.arguments),
         "SLOTS": engine.slots,

@@ -121,6 +121,8 @@ class Ask:
     """Of the model's own chat template: a JSON object; empty: none."""
     cache_salt: str = ""
     """Keys and values are used again for the same one only."""
+    deny: tuple[str, ...] = ()
+    """Tasks whose own experts are masked out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +281,8 @@ class WorkerState:
     """What it may be asked for beyond plain answers."""
     numbers: str = ""
     """How its weights are stored and what they are computed in; empty where that is the same."""
+    deny: tuple[str, ...] = ()
+    """Tasks whose own experts no request gets."""
 
     @property
     def load(self) -> int:

@@ -8,6 +8,14 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 Ability = Literal[
-    "chat_template_kwargs", "end_tokens", "logprobs", "min_p", "penalties", "priority", "response_format", "tools"
+    "chat_template_kwargs",
+    "deny",
+    "end_tokens",
+    "logprobs",
+    "min_p",
+    "penalties",
+    "priority",
+    "response_format",
+    "tools",
 ]
 ABILITIES: tuple[Ability, ...] = get_args(Ability)

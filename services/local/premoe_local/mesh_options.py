@@ -24,6 +24,8 @@ class MeshOptions:
     spare: int = 2
     generalist_budget: str = ""
     on_unknown: OnUnknown = "generalist"
+    deny: tuple[str, ...] = ()
+    """Tasks whose own experts no request gets."""
     host: str = "127.0.0.1"
     port: int = 0
     """Port of the HTTP API; 0 takes a free one."""
@@ -83,6 +85,7 @@ def worker_flags(options: MeshOptions, manifest: Manifest, store: str, retrieval
         "spare": options.spare,
         "generalist-budget": options.generalist_budget,
         "on-unknown": options.on_unknown,
+        "deny": ",".join(options.deny),
         "host-memory-bytes": options.host_memory_bytes,
         "max-sequences": options.max_sequences,
         "context-length": options.context_length,

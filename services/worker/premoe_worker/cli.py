@@ -88,6 +88,7 @@ async def _serve_model(
         max_tokens=settings.max_tokens,
         recommended=await asyncio.to_thread(recommended_sampling, source),
         queue_limit=settings.queue_limit,
+        deny=settings.deny,
     )
     stack.callback(worker.close)
     keeper = None

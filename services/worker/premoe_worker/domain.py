@@ -85,6 +85,8 @@ class Ask:
     sampling: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=0))
     choice: PatternChoice | None = None
     active_experts: int | None = None
+    deny: tuple[str, ...] = ()
+    """Tasks whose own experts are masked out."""
     on_unknown: OnUnknown | None = None
     model: str = ""
     format: AnswerFormat | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -80,6 +81,7 @@ def ask(request: worker_pb2.GenerateRequest) -> Ask:
         sampling=_sampling(request.sampling),
         choice=_choice(request.pattern) if request.HasField("pattern") else None,
         active_experts=request.active_experts if request.HasField("active_experts") else None,
+        deny=tuple(request.deny),
         on_unknown=_POLICY_NAMES.get(request.on_unknown),
         model=request.model,
         format=_format(request.format) if request.HasField("format") else None,
@@ -132,6 +134,7 @@ def residency(
     context_length: int,
     split_problem: str,
     recommended: SamplingParams,
+    deny: Sequence[str],
 ) -> worker_pb2.GetResidencyResponse:
     return worker_pb2.GetResidencyResponse(
         model_id=manifest.model_id,
@@ -163,6 +166,7 @@ def residency(
             repetition_penalty=recommended.repetition_penalty,
         ),
         abilities=ABILITIES,
+        deny=deny,
     )
 
 

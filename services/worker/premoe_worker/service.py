@@ -22,6 +22,7 @@ from premoe_runtime.serving.reports import Residency, SwapReport
 from premoe_runtime.serving.requests import KeptPattern, Request
 from premoe_worker.answer import Answer
 from premoe_worker.checks import Checks
+from premoe_worker.denials import DENY_INVALID
 from premoe_worker.domain import Ask, Event, Finished, PatternChoice, Tokens
 from premoe_worker.lane import Lane
 from premoe_worker.limits import Limits
@@ -50,13 +51,14 @@ class Worker:
         max_tokens: int | None = None,
         recommended: SamplingParams = SamplingParams(temperature=1.0),
         queue_limit: int = 256,
+        deny: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.limits = limits
         self.name = name
         self.recommended = recommended
         """What the checkpoint's authors advise; whoever asks decides whether to follow."""
-        self._patterns = Patterns(retrieval, limits, model.manifest)
+        self._patterns = Patterns(retrieval, limits, model.manifest, deny)
         self._max_tokens = max_tokens
         self._numbers = itertools.count(1)
         self._encoding = Lane("encoded", threads=_ENCODERS, waiting=queue_limit)
@@ -91,15 +93,16 @@ class Worker:
         ask = self._settled(ask, encoded)
         describe_request(ask, self.name, len(encoded.token_ids))
         choice = ask.choice or await self._recognise(encoded, ask.on_unknown or self.limits.on_unknown)
+        denied = await self._patterns.denied(ask.deny)
         try:
-            choice, pattern, budget = await self._patterns.resolve(choice)
+            choice, pattern, budget = await self._patterns.resolve(choice, denied)
         except (NotFound, InvalidInput) as error:
             # A pattern that the live set named and that is not there, or does not fit, is no mistake of the caller.
-            if ask.choice is None:
+            if ask.choice is None and error.reason != DENY_INVALID:
                 raise own_fault(error) from error
             raise
         describe_choice(choice)
-        active = self._active(ask.active_experts, pattern, budget)
+        active = self._active(ask, pattern, budget)
         number = f"r{next(self._numbers)}"
         request = Request(
             number,
@@ -164,6 +167,11 @@ class Worker:
         """Why the slots do not spread as the live pattern set says; empty when they do, or need not."""
         return self._patterns.split_problem
 
+    @property
+    def denies(self) -> tuple[str, ...]:
+        """Tasks whose own experts no request gets."""
+        return self._patterns.denies
+
     async def pattern(self, pattern_id: str) -> KeptPattern:
         """A pattern cut to its budget. Raises NotFound, InvalidInput (made for other weights), Unavailable."""
         return (await self._patterns.kept(pattern_id))[0]
@@ -195,8 +203,9 @@ class Worker:
     async def verify(self) -> None:
         """Prove that this worker works: swap a pattern in, run one real forward, check every resident byte.
 
-        Raises what a request would, and CorruptData.
+        Raises what a request would, and CorruptData; Unavailable where it cannot tell what it denies.
         """
+        await self._patterns.denied(())
         pattern = await self._verification_pattern()
         request = Request("verification", pattern, min(self.limits.budget.active, int(pattern.counts.min())), (0, 0))
         request = replace(request, sampling=replace(request.sampling, max_tokens=1))
@@ -256,12 +265,16 @@ class Worker:
             span.set_attribute("premoe.probe.tokens", encoded.span.stop - encoded.span.start)
             return await self._probing.run(self.model.signatures, encoded)
 
-    def _active(self, wanted: int | None, pattern: KeptPattern, budget: Budget) -> int:
+    def _active(self, ask: Ask, pattern: KeptPattern, budget: Budget) -> int:
+        wanted = ask.active_experts
         active = budget.active if wanted is None else wanted
         least = int(pattern.counts.min())
         if active > least:
-            raise InvalidInput(
-                f"{active} active experts asked for, but pattern {pattern.id} keeps {least} in some layer",
-                reason="ACTIVE_EXPERTS_INVALID",
+            denying = f" without the experts of {', '.join(ask.deny)}" if ask.deny else ""
+            error = InvalidInput(
+                f"{active} active experts asked for, but pattern {pattern.id} keeps {least} in some layer{denying}",
+                reason=DENY_INVALID if ask.deny and wanted is None else "ACTIVE_EXPERTS_INVALID",
             )
+            # Of what the worker alone denies and activates, the caller has named nothing.
+            raise error if ask.deny or wanted is not None else own_fault(error)
         return active

@@ -75,6 +75,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             recommended=self._worker.recommended,
             context_length=model.engine.limits.context,
             split_problem=self._worker.split_problem,
+            deny=self._worker.denies,
         )
 
 

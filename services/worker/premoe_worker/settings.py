@@ -6,8 +6,8 @@ import json
 from typing import Any, Literal
 
 from premoe_dataplane.plan import SCHEMES, Scheme
-from premoe_servicekit.settings import ServerSettings
-from pydantic import Field, field_validator
+from premoe_servicekit.settings import Names, ServerSettings
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from premoe_runtime.formats.choices import Allocation, EngineName, OnUnknown
@@ -68,6 +68,9 @@ class WorkerSettings(ServerSettings):
     """Slots per layer, on average, beside those of a budget, so that the next pattern can come in while one runs."""
     generalist_budget: str = ""
     """Budget of the generalist; empty: the same as `budget`."""
+    deny: Names = ()
+    """Tasks of the live pattern set whose own experts are masked out for every request, whatever it asks; requests may
+    deny more. Needs `retrieval`."""
     on_unknown: OnUnknown = "generalist"
     """What runs when no stored task fits; `full` needs slots for all experts."""
     host_memory_bytes: int | None = Field(default=None, ge=0)
@@ -129,6 +132,12 @@ class WorkerSettings(ServerSettings):
     def schemes(self) -> tuple[Scheme, ...]:
         """``fetch_schemes``, read."""
         return tuple(scheme for scheme in SCHEMES if scheme in _listed(self.fetch_schemes))
+
+    @model_validator(mode="after")
+    def _denies_what_it_can_tell(self) -> WorkerSettings:
+        if self.deny and not self.retrieval:
+            raise ValueError("deny needs retrieval: without one, no worker knows which experts a task has")
+        return self
 
     @field_validator("model_id")
     @classmethod

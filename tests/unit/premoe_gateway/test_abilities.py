@@ -21,6 +21,7 @@ FIRST = {
 """Fields that every worker knows."""
 ASKED: dict[Ability, tuple[dict[str, object], dict[str, set[str]]]] = {
     "chat_template_kwargs": ({"template_arguments": ['{"a": 1}']}, {"Chat": {"template_arguments"}}),
+    "deny": ({"deny": [("a",)]}, {"GenerateRequest": {"deny"}}),
     "end_tokens": (
         {"sampling": [Sampling(min_tokens=1), Sampling(ignore_eos=True), Sampling(stop_token_ids=(1,))]},
         {"Sampling": {"min_tokens", "ignore_eos", "stop_token_ids"}},

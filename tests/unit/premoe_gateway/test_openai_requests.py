@@ -39,6 +39,7 @@ def test_chat_with_everything() -> None:
         top_k=-1,
         pattern="add",
         active_experts=2,
+        deny=["kb", "lang", "kb"],
         user="somebody",
         n=None,
         tools=[],
@@ -47,7 +48,7 @@ def test_chat_with_everything() -> None:
         response_format={"type": "text"},
     )
     sampling = Sampling(max_tokens=5, temperature=0.0, top_p=0.5, stop=("x",), seed=2**64 - 1, top_k=0)
-    ask = Ask("m", (Turn("system", "be brief"), Turn("user", "ab")), sampling, "add", 2)
+    ask = Ask("m", (Turn("system", "be brief"), Turn("user", "ab")), sampling, "add", 2, deny=("kb", "lang"))
     assert order == Order(ask, stream=True, include_usage=True)
 
 
@@ -110,6 +111,9 @@ BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "too many tokens": (chat, {"max_tokens": 2**32}, "max_tokens", "must be less than or equal to 4294967295"),
     "far too many tokens": (chat, {"max_completion_tokens": 10**30}, "max_completion_tokens", "must be less than"),
     "too many experts": (chat, {"active_experts": 2**63}, "active_experts", "must be less than or equal to"),
+    "a number denied": (chat, {"deny": [1]}, "deny", "deny: must be a list of at most 64 names of tasks"),
+    "nobody denied": (chat, {"deny": [""]}, "deny", "deny: must be a list"),
+    "too many denied": (completion, {"deny": ["a"] * 65}, "deny", "deny: must be a list"),
     "top_k": (chat, {"top_k": -2}, "top_k", "must be greater than or equal to -1"),
     "seed": (chat, {"seed": 2**64}, "seed", "must be less than"),
 }
@@ -147,7 +151,7 @@ OPTIONAL = (
     *("stream", "temperature", "top_p", "max_tokens", "max_completion_tokens", "stop", "n", "seed", "user", "logprobs"),
     *("top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "response_format", "logit_bias", "echo", "suffix"),
     *("presence_penalty", "frequency_penalty", "reasoning_effort", "modalities", "audio", "prediction", "verbosity"),
-    *("web_search_options", "metadata", "store", "service_tier", "pattern", "active_experts", "best_of", "anything"),
+    *("web_search_options", "metadata", "store", "service_tier", "pattern", "active_experts", "deny", "best_of"),
 )
 
 

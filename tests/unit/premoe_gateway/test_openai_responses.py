@@ -76,6 +76,7 @@ def test_settings() -> None:
         metadata={"a": "\ud83d"},
         pattern="p",
         active_experts=2,
+        deny="kb",
         store=False,
         background=False,
         truncation="disabled",
@@ -90,7 +91,7 @@ def test_settings() -> None:
     assert asked.ask.format == AnswerFormat('{"const": 1}', strict=True)
     tool = Tool("add", "", '{"type": "object"}', True)
     assert asked.ask.tools == Tools((tool,), required=True, name="add", single=True)
-    assert (asked.ask.pattern, asked.ask.active_experts, asked.stream) == ("p", 2, True)
+    assert (asked.ask.pattern, asked.ask.active_experts, asked.ask.deny, asked.stream) == ("p", 2, ("kb",), True)
     assert asked.repeated["metadata"] == {"a": "\ufffd"}
     assert asked.repeated["text"] == {"format": schema}
 

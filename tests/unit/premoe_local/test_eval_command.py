@@ -149,3 +149,32 @@ def test_examples_without_answers_are_named(folder: Path, tmp_path: Path) -> Non
 def test_a_budget_given_twice_is_measured_once(folder: Path) -> None:
     result = run(folder, *data(folder, "digits"), "--budgets", "4/8,4/8", "--limit", 2, "--json")
     assert [entry["budget"] for entry in json.loads(result.stdout)["results"]] == [None, *["4/8"] * 5]
+
+
+def test_ablation_says_what_each_task_loses_without_another_beside_random_masks(folder: Path) -> None:
+    arguments = [*data(folder, "digits", "vowels"), "--budgets", "full,2/6", "--limit", 4, "--controls", 2]
+    result = premoe_run("eval", "ablate", url(folder), *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["denied"].keys() <= set(ALPHABETS)
+    losses = document["losses"]
+    assert len(losses) == len(document["denied"]) * 2 * 2 * 2
+    for own, control in zip(losses[::2], losses[1::2], strict=True):
+        assert (own["control"], control["control"]) == (False, True)
+        assert all(own[name] == control[name] for name in ("task", "denied", "budget", "experts"))
+        assert own["kl"][0] >= 0
+        assert own["experts"] > 0 or own["budget"] != "full"
+    own = {one["denied"]: one["kl"][0] for one in losses if not one["control"] and one["budget"] == "full"}
+    assert max(own.values()) > 0
+
+
+def test_ablation_refuses_what_it_cannot_run(folder: Path) -> None:
+    for arguments, message in (
+        ([*data(folder, "digits"), "--budgets", "9"], "budget '9' is not of the form a/b"),
+        ([*data(folder, "digits"), "--budgets", "5/8"], "the model's top-k is 4"),
+        (["--data", f"sums={folder / 'digits.jsonl'}"], "no pattern for task 'sums'; the patterns of the set are for"),
+    ):
+        result = premoe_run("eval", "ablate", url(folder), *arguments)
+        assert result.exit_code != 0
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1

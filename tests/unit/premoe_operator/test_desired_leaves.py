@@ -43,6 +43,7 @@ LEAVES: dict[str, tuple[Changes, Changes]] = {
     "patterns.generalistBudget": ({}, {"patterns.generalistBudget": "1/2"}),
     "patterns.onUnknown": ({}, {"patterns.onUnknown": "Full"}),
     "patterns.preload": ({}, {"patterns.preload": ["code"]}),
+    "patterns.deny": ({}, {"patterns.deny": ["code"]}),
     "engine.name": ({}, {"engine.name": "vllm"}),
     "engine.arguments": ({"engine.name": "vllm"}, {"engine.arguments": {"enforce_eager": False}}),
     "engine.image": ({}, {"engine.image": "registry.test/premoe/own:2"}),

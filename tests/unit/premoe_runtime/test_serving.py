@@ -343,6 +343,18 @@ def test_more_patterns_than_mask_rows_share_them_in_time(opened: Callable[..., M
     assert bench.run(many[2], prompt(6), max_tokens=6).tokens == tokens[2]
 
 
+def test_patterns_of_single_requests_leave_half_the_rows_to_others(opened: Callable[..., ManagedBench]) -> None:
+    bench = opened(slots=EXPERTS, max_rows=2, context=1024)
+    one, other = (KeptPattern("a", pattern("a", range(n, n + 4)).kept, one_request=True) for n in (0, 1))
+    job, _ = bench.submit(one, prompt(6), max_tokens=900)
+    assert refusal(bench, other).reason == "PATTERNS_EXHAUSTED"
+    bench.run(pattern("b", range(4)), prompt(6), max_tokens=2)
+    bench.run(pattern("b", range(4, 8)), prompt(6), max_tokens=2)
+    job.cancel()
+    job.wait()
+    bench.run(other, prompt(6), max_tokens=2)
+
+
 def test_load_pattern_saves_the_swap(opened: Callable[..., ManagedBench]) -> None:
     bench = opened(slots=6)
     assert bench.front.load_pattern(A).blobs == 10

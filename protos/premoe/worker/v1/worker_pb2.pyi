@@ -475,6 +475,7 @@ class GenerateRequest(_message.Message):
     TOOL_CHOICE_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     CACHE_SALT_FIELD_NUMBER: _builtins.int
+    DENY_FIELD_NUMBER: _builtins.int
     active_experts: _builtins.int
     """Experts activated per token; absent: the budget's."""
     on_unknown: _patterns_pb2.OnUnknown.ValueType
@@ -505,6 +506,10 @@ class GenerateRequest(_message.Message):
     def tool_choice(self) -> Global___ToolChoice:
         """Whether tools are called."""
 
+    @_builtins.property
+    def deny(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks of the live pattern set whose own experts are masked out, beside those that the worker denies in any case."""
+
     def __init__(
         self,
         *,
@@ -518,10 +523,11 @@ class GenerateRequest(_message.Message):
         tool_choice: Global___ToolChoice | None = ...,
         priority: _builtins.int = ...,
         cache_salt: _builtins.str = ...,
+        deny: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_active_experts", b"_active_experts", "active_experts", b"active_experts", "format", b"format", "pattern", b"pattern", "prompt", b"prompt", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_experts", b"_active_experts", "active_experts", b"active_experts", "cache_salt", b"cache_salt", "format", b"format", "model", b"model", "on_unknown", b"on_unknown", "pattern", b"pattern", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_active_experts", b"_active_experts", "active_experts", b"active_experts", "cache_salt", b"cache_salt", "deny", b"deny", "format", b"format", "model", b"model", "on_unknown", b"on_unknown", "pattern", b"pattern", "priority", b"priority", "prompt", b"prompt", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__active_experts: _TypeAlias = _typing.Literal["active_experts"]  # noqa: Y015
     _WhichOneofArgType__active_experts: _TypeAlias = _typing.Literal["_active_experts", b"_active_experts"]  # noqa: Y015
@@ -1065,6 +1071,7 @@ class GetResidencyResponse(_message.Message):
     RECOMMENDED_FIELD_NUMBER: _builtins.int
     ABILITIES_FIELD_NUMBER: _builtins.int
     NUMBERS_FIELD_NUMBER: _builtins.int
+    DENY_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     weights_id: _builtins.str
@@ -1127,6 +1134,10 @@ class GetResidencyResponse(_message.Message):
         that is not listed: an older worker passes over fields that it does not know.
         """
 
+    @_builtins.property
+    def deny(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tasks whose own experts no request gets."""
+
     def __init__(
         self,
         *,
@@ -1153,10 +1164,11 @@ class GetResidencyResponse(_message.Message):
         recommended: Global___Sampling | None = ...,
         abilities: _abc.Iterable[_builtins.str] | None = ...,
         numbers: _builtins.str = ...,
+        deny: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["recommended", b"recommended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "numbers", b"numbers", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "deny", b"deny", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "numbers", b"numbers", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,6 +88,7 @@ def generate_request(ask: Ask, choice: PatternChoice, recommended: Recommended) 
         tool_choice=_tool_choice(ask.tools),
         priority=ask.priority,
         cache_salt=ask.cache_salt,
+        deny=ask.deny,
     )
 
 
@@ -139,6 +140,7 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         recommended=_recommended(residency),
         abilities=frozenset(residency.abilities),
         numbers=residency.numbers,
+        deny=tuple(residency.deny),
     )
 
 

@@ -43,8 +43,9 @@ _STATUS_OF_REASON = {
     "UNKNOWN_TASK": 422,
     "DEADLINE_EXCEEDED": 504,
 }
+_NAMES = (*(field.name for field in fields(Sampling)), "active_experts", "deny", "tokens")
 _PARAM_OF_REASON = {
-    **{f"{name.upper()}_INVALID": name for name in (*(f.name for f in fields(Sampling)), "active_experts", "tokens")},
+    **{f"{name.upper()}_INVALID": name for name in _NAMES},
     "PROMPT_LOGPROBS_INVALID": "logprobs",
     "RESPONSE_FORMAT_INVALID": "response_format",
     "TEMPLATE_ARGUMENT": "chat_template_kwargs",
@@ -188,6 +189,7 @@ def model(state: WorkerState, created: int) -> Json:
         "split_problem": state.split_problem,
         "experts_per_layer": state.experts,
         "numbers": state.numbers or None,
+        "deny": list(state.deny),
     }
     return {
         "id": state.model,

@@ -33,6 +33,8 @@ _MAX_CHOICES = 128
 """Of a request, all its prompts together."""
 _MAX_SALT = 256
 """Characters."""
+_MAX_DENIED, _MAX_TASK = 64, 128
+"""Tasks, and characters of a name."""
 _COMPLETION_TOKENS = 16
 """OpenAI's own default for /v1/completions; a chat answer may be as long as the context allows."""
 
@@ -77,6 +79,21 @@ def _text(value: object) -> object:
 Text = Annotated[str, BeforeValidator(_text)]
 
 
+def _tasks(value: object) -> object:
+    tasks = [value] if isinstance(value, str) else value
+    if (
+        not isinstance(tasks, list)
+        or len(tasks) > _MAX_DENIED
+        or not all(isinstance(task, str) and 0 < len(task) <= _MAX_TASK for task in tasks)
+    ):
+        raise PydanticCustomError("deny", f"must be a list of at most {_MAX_DENIED} names of tasks")
+    return tuple(dict.fromkeys(map(whole_text, tasks)))
+
+
+_TASK = {"type": "string", "minLength": 1, "maxLength": _MAX_TASK}
+_DENIED = {"anyOf": [_TASK, {"type": "array", "maxItems": _MAX_DENIED, "items": _TASK}]}
+Denied = Annotated[tuple[str, ...], BeforeValidator(_tasks), WithJsonSchema(_DENIED)]
+"""Tasks whose own experts a request does without."""
 _STRING = {"type": "string"}
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": UINT32}}
 _PROMPT = {
@@ -104,6 +121,7 @@ class _Common(SamplingFields):
     n: Int = Field(default=1, ge=1, le=_MAX_CHOICES)
     pattern: Text = ""
     active_experts: Int | None = Field(default=None, ge=1, le=UINT32)
+    deny: Denied = ()
     # vLLM's, but that nobody may go ahead of others.
     priority: Int = Field(default=0, ge=0, le=UINT32)
     # vLLM's. What the key of the request is called is part of the salt in any case.
@@ -121,6 +139,7 @@ class _Common(SamplingFields):
             shape,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            deny=self.deny,
         )
         if self.n * (1 + len(others)) > _MAX_CHOICES:
             raise BadParameter(f"n: at most {_MAX_CHOICES} choices a request, all prompts together", "n")

@@ -14,7 +14,7 @@ from premoe_gateway.domain import Ask, Turn
 from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import FLAT_FORMAT, json_text, parse_format
 from premoe_gateway.openai.messages import content_of, turn_of
-from premoe_gateway.openai.requests import Order, StreamOptions, Text, answerable, validate
+from premoe_gateway.openai.requests import Denied, Order, StreamOptions, Text, answerable, validate
 from premoe_gateway.openai.sampling import UINT32, Int, SamplingFields
 from premoe_gateway.openai.tools import FLAT_TOOL_CHOICE, FLAT_TOOLS, call_id_of, call_of, parse_tools
 from premoe_runtime.formats.errors import InvalidInput
@@ -116,6 +116,7 @@ class ResponseBody(SamplingFields):
     stream_options: StreamOptions = StreamOptions()
     pattern: Text = ""
     active_experts: Int | None = Field(default=None, ge=1, le=UINT32)
+    deny: Denied = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ def parse_response(body: bytes) -> ResponseOrder:
         asked.active_experts,
         parse_format(told.get("format"), "text.format", flat=True),
         parse_tools(asked.tools, asked.tool_choice, asked.parallel_tool_calls, flat=True),
+        deny=asked.deny,
     )
     repeated = {
         "instructions": asked.instructions,

@@ -13,6 +13,7 @@ def needs(ask: Ask) -> frozenset[Ability]:
     turns = [] if isinstance(ask.prompt, str) else [turn for turn in ask.prompt if isinstance(turn, Turn)]
     asked: dict[Ability, bool] = {
         "chat_template_kwargs": bool(ask.template_arguments),
+        "deny": bool(ask.deny),
         "end_tokens": bool(wanted.min_tokens or wanted.ignore_eos or wanted.stop_token_ids),
         "logprobs": wanted.logprobs is not None or wanted.prompt_logprobs is not None,
         "min_p": bool(wanted.min_p),

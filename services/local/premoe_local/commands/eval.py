@@ -11,6 +11,7 @@ import click
 from premoe_local.console import json_option, note, print_json, print_table, progress
 from premoe_local.decided import print_decided
 from premoe_local.default_group import DefaultGroup
+from premoe_local.evaluation.ablate import ablate
 from premoe_local.evaluation.command import sweep
 from premoe_local.full_model import memory_options, model_to_measure
 from premoe_local.signatures import signatures_by_task
@@ -38,11 +39,12 @@ def command() -> None:
     "specialist" splits its experts over the layers as the task likes, "served" as one worker does for all tasks,
     "wrong" runs the next task's specialist. Of a set it also says what its decisions on these prompts cost in
     answers. `premoe eval sweep` compares scores, splits and static sets over several calibration seeds, on your model
-    and data.
+    and data; `premoe eval ablate` masks out one task's own experts after the other.
     """
 
 
 command.add_command(sweep)
+command.add_command(ablate)
 
 
 @command.command("set")

@@ -96,6 +96,7 @@ class TemplateArgument(click.ParamType[tuple[str, Any]]):
 @click.option("--stop", type=Text(), multiple=True, help="String that ends the answer, repeatable.")
 @click.option("--seed", type=click.IntRange(0, _UINT64), help="Seed of the random numbers.")
 @click.option("--active-experts", type=click.IntRange(1, _UINT32), help="Experts per token, instead of the budget's.")
+@click.option("--deny", type=Text(), multiple=True, help="Task whose own experts are masked out, repeatable.")
 @click.option(
     "--priority",
     type=click.IntRange(0, _UINT32),
@@ -121,6 +122,7 @@ def command(
     stop: tuple[str, ...],
     seed: int | None,
     active_experts: int | None,
+    deny: tuple[str, ...],
     priority: int,
     on_unknown: str | None,
     timeout: float,
@@ -142,6 +144,7 @@ def command(
             max_tokens=max_tokens or 0, temperature=temperature, top_p=top_p, stop=stop, seed=seed
         ),
         active_experts=active_experts,
+        deny=deny,
         priority=priority,
         on_unknown=_POLICIES[on_unknown] if on_unknown else patterns_pb2.ON_UNKNOWN_UNSPECIFIED,
     )

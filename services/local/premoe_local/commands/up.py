@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from premoe_local.console import interrupt_on_sigterm, json_option, note, parse_bytes, print_json, progress
+from premoe_local.console import Text, interrupt_on_sigterm, json_option, note, parse_bytes, print_json, progress
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation, EngineName, OnUnknown
 
@@ -43,6 +43,7 @@ _COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
     show_default=True,
     help="What runs when no stored task fits; full needs slots for all experts.",
 )
+@click.option("--deny", type=Text(), multiple=True, help="Task whose own experts no request gets, repeatable.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the HTTP API.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port.")
 @click.option("--keys-file", default="", help="API keys that callers need, see `premoe keys` [default: none].")
@@ -91,6 +92,7 @@ def command(
     spare: int,
     generalist_budget: str,
     on_unknown: OnUnknown,
+    deny: tuple[str, ...],
     host: str,
     port: int,
     keys_file: str,
@@ -132,6 +134,7 @@ def command(
         spare=spare,
         generalist_budget=generalist_budget,
         on_unknown=on_unknown,
+        deny=deny,
         host=host,
         port=port,
         workers=workers,
