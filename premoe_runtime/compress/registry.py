@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from premoe_runtime.compress.method import Method
-from premoe_runtime.compress.methods import mc_suite, random, select, slim
+from premoe_runtime.compress.methods import mc_suite, random, select, slim, uncurl
 from premoe_runtime.formats.errors import InvalidInput
 
-METHODS: Mapping[str, Method] = {module.METHOD.name: module.METHOD for module in (select, slim, mc_suite, random)}
+METHODS: Mapping[str, Method] = {
+    module.METHOD.name: module.METHOD for module in (select, uncurl, slim, mc_suite, random)
+}
 
 
 def find(name: str) -> Method:

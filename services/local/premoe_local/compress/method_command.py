@@ -12,8 +12,8 @@ import blake3
 import click
 
 from premoe_local.byte_bar import Bar
-from premoe_local.compress.report import ConsoleReport
-from premoe_local.console import human_bytes, json_option, note, print_json
+from premoe_local.compress.report import ConsoleReport, records
+from premoe_local.console import human_bytes, json_option, note, print_json, print_table
 from premoe_local.task_files import task_files
 from premoe_runtime.offline.calibration import Example, PassedOver, read_calibration
 from premoe_runtime.packs.reader import open_pack
@@ -131,7 +131,7 @@ def _run(method: Method, pack: str, to: str, options: Mapping[str, Any]) -> None
         report.close()
     result = _written(method, job, new, store)
     shutil.rmtree(job.work, ignore_errors=True)
-    _say(method, old, result, options["as_json"])
+    _say(method, old, result, new.facts, options["as_json"])
 
 
 def _written(method: Method, job: Job, new: Any, store: Any) -> PackResult:
@@ -143,8 +143,14 @@ def _written(method: Method, job: Job, new: Any, store: Any) -> PackResult:
         return write(job.old, new, facts_of(method, job), store, bar)
 
 
-def _say(method: Method, old: Any, result: PackResult, as_json: bool) -> None:
-    before, after = old.manifest, result.manifest
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+def _say(method: Method, old: Any, result: PackResult, facts: Mapping[str, object], as_json: bool) -> None:
+    before, after, found = old.manifest, result.manifest, records(facts)
     if as_json:
         print_json(
             {
@@ -159,9 +165,12 @@ def _say(method: Method, old: Any, result: PackResult, as_json: bool) -> None:
                 "experts_bytes": after.experts_bytes,
                 "already_written": result.already_packed,
                 "resumed_layers": result.resumed_layers,
+                **found,
             }
         )
         return
+    for name, rows in found.items():
+        print_table(name, tuple(rows[0]), [tuple(map(_cell, row.values())) for row in rows])
     if result.already_packed:
         click.echo(f"written before: {result.url}")
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
+from typing import Any
 
 from premoe_local.console import Progress, note, progress
 
@@ -29,3 +31,12 @@ class ConsoleReport:
         """The last stage is over."""
         self._bars.close()
         self._bar = None
+
+
+def records(facts: Mapping[str, object]) -> dict[str, list[Mapping[str, Any]]]:
+    """What a method found out that is a table: its facts that are lists of equal records."""
+    return {
+        name: value
+        for name, value in facts.items()
+        if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value)
+    }
