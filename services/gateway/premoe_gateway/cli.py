@@ -23,6 +23,9 @@ from premoe_gateway.http.protocol import ClientBounds
 from premoe_gateway.http.server import HttpServer
 from premoe_gateway.metrics import GatewayMetrics
 from premoe_gateway.pool import WorkerPool
+from premoe_gateway.search.executor import Searcher
+from premoe_gateway.search.verifiers.named import NamedVerifiers
+from premoe_gateway.search.verifiers.opening import Verifiers
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import GatewaySettings
 from premoe_gateway.targets import Published, Targets
@@ -56,8 +59,12 @@ async def serve(settings: GatewaySettings, process: Process) -> None:
         keyring = Keyring(Path(settings.keys_file)) if settings.keys_file else None
         if keyring is None and not is_loopback(settings.http_host):
             log.warning("everybody who reaches %s may use the models: no --keys-file is given", settings.http_host)
+        verifiers = Verifiers(NamedVerifiers(Path(settings.verifiers_file) if settings.verifiers_file else None))
+        stack.push_async_callback(verifiers.close)
+        searcher = Searcher(gateway, verifiers, most=settings.search_answers, timeout_s=settings.request_timeout_s)
         app = create_app(
             gateway,
+            searcher=searcher,
             max_body_bytes=settings.max_body_bytes,
             cors_origins=settings.cors_origins,
             keyring=keyring,

@@ -221,6 +221,8 @@ class Delta:
     text: str
     logprobs: tuple[PlaceLogprobs, ...] = ()
     prompt_logprobs: tuple[PlaceLogprobs, ...] = ()
+    tokens: int = 1
+    """New tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,6 +285,10 @@ class WorkerState:
     """How its weights are stored and what they are computed in; empty where that is the same."""
     deny: tuple[str, ...] = ()
     """Tasks whose own experts no request gets."""
+    shared_parameters: int = 0
+    """Of all but the routed experts; 0 where it does not tell."""
+    expert_parameters: int = 0
+    """Of one routed expert in every MoE layer together; 0 where it does not tell."""
 
     @property
     def load(self) -> int:

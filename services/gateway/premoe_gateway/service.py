@@ -30,7 +30,9 @@ from premoe_gateway.routing.conversations import Conversations
 from premoe_gateway.routing.members import Member, Members
 from premoe_gateway.routing.rank import rank
 from premoe_gateway.routing.rankings import Rankings
+from premoe_gateway.search.cost import ModelFacts
 from premoe_gateway.usage import Meter
+from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import DecisionKind, OnUnknown
 from premoe_runtime.formats.errors import Conflict, Exhausted, InvalidInput, NotFound, PremoeError, Unavailable
 from premoe_runtime.formats.ranking import Ranking
@@ -90,6 +92,13 @@ class Gateway:
         if not self.healthy():
             await self.refresh()
         return self.healthy()
+
+    def facts(self, model: str) -> ModelFacts:
+        """What a worker of the model said of its size, zeros where it did not, or where none has answered lately."""
+        told = [state for state in self.healthy() if state.model == model]
+        if not told or not told[0].budget:
+            return ModelFacts(0)
+        return ModelFacts(Budget.parse(told[0].budget).active, told[0].shared_parameters, told[0].expert_parameters)
 
     async def patterns(self, weights_id: str) -> Sequence[StoredPattern]:
         """Members of the live set. Raises InvalidInput without a retrieval service, Unavailable."""

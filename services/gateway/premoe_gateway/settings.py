@@ -15,6 +15,7 @@ KEEP_ALIVE_S = 120.0
 RECEIVE_S = 60.0
 SEND_S = 60.0
 CONNECTIONS = 1000
+SEARCH_ANSWERS = 16
 MAX_BODY_BYTES = 16 * 2**20
 
 
@@ -60,6 +61,10 @@ class GatewaySettings(ServerSettings):
     """HTTP connections at a time; more get 503."""
     keys_file: str = ""
     """File of API keys (`premoe keys add`), read again when it changes; empty: the gateway asks for none."""
+    search_answers: int = Field(default=SEARCH_ANSWERS, ge=0, le=128)
+    """Most answers that one request may search among (`premoe.search`); 0: no searches."""
+    verifiers_file: str = ""
+    """File of the models that may score a search's answers, read again when it changes; empty: none."""
     console: bool = False
     """Serve the console, a web page for people, at `/`, and the data behind it under `/premoe/v1/`."""
     cors_origins: Names = ()

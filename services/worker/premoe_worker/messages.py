@@ -34,6 +34,7 @@ from premoe_worker.domain import (
     Turn,
 )
 from premoe_worker.limits import Limits
+from premoe_worker.parameters import parameters_of
 from premoe_worker.residency import Preload
 
 _DECISION_NUMBERS = {name: number for number, name in DECISIONS.items()}
@@ -136,6 +137,7 @@ def residency(
     recommended: SamplingParams,
     deny: Sequence[str],
 ) -> worker_pb2.GetResidencyResponse:
+    parameters = parameters_of(manifest)
     return worker_pb2.GetResidencyResponse(
         model_id=manifest.model_id,
         weights_id=manifest.weights_id,
@@ -158,6 +160,8 @@ def residency(
         preloaded=preload.done,
         preload_problem=preload.problem,
         numbers=told(manifest),
+        shared_parameters=parameters.shared,
+        expert_parameters=parameters.expert,
         recommended=worker_pb2.Sampling(
             temperature=recommended.temperature,
             top_p=recommended.top_p,

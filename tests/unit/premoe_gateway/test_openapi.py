@@ -12,6 +12,9 @@ from hypothesis import HealthCheck, settings
 from premoe_gateway.access.keyring import Keyring
 from premoe_gateway.console.routes import Console
 from premoe_gateway.http.app import create_app
+from premoe_gateway.search.executor import Searcher
+from premoe_gateway.search.verifiers.named import NamedVerifiers
+from premoe_gateway.search.verifiers.opening import Verifiers
 from premoe_gateway.service import Gateway
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.gateway_doubles import EchoWorker, OneTask
@@ -19,7 +22,8 @@ from support.keys import write_keys
 
 GATEWAY = Gateway([EchoWorker()], OneTask(), on_unknown=None, timeout_s=30)
 asyncio.run(GATEWAY.refresh())  # /health tells what was last heard, whichever test comes first
-APP = create_app(GATEWAY, console=Console(GATEWAY, 60))
+SEARCHER = Searcher(GATEWAY, Verifiers(NamedVerifiers()), most=16, timeout_s=30)
+APP = create_app(GATEWAY, console=Console(GATEWAY, 60), searcher=SEARCHER)
 DESCRIPTION = schemathesis.openapi.from_asgi("/openapi.json", APP)
 
 FOLDER = tempfile.TemporaryDirectory()

@@ -1072,6 +1072,8 @@ class GetResidencyResponse(_message.Message):
     ABILITIES_FIELD_NUMBER: _builtins.int
     NUMBERS_FIELD_NUMBER: _builtins.int
     DENY_FIELD_NUMBER: _builtins.int
+    SHARED_PARAMETERS_FIELD_NUMBER: _builtins.int
+    EXPERT_PARAMETERS_FIELD_NUMBER: _builtins.int
     model_id: _builtins.str
     """Pack."""
     weights_id: _builtins.str
@@ -1106,6 +1108,10 @@ class GetResidencyResponse(_message.Message):
     """Why its slots do not spread over the layers as the live pattern set says, one line; empty when they do, or need not."""
     numbers: _builtins.str
     """How the weights are stored and what they are computed in; empty where that is the same."""
+    shared_parameters: _builtins.int
+    """Parameters of all but the routed experts; 0 where the number format does not tell."""
+    expert_parameters: _builtins.int
+    """Parameters of one routed expert in every MoE layer together; 0 where the number format does not tell."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___LayerResidency]:
         """One entry per MoE layer."""
@@ -1165,10 +1171,12 @@ class GetResidencyResponse(_message.Message):
         abilities: _abc.Iterable[_builtins.str] | None = ...,
         numbers: _builtins.str = ...,
         deny: _abc.Iterable[_builtins.str] | None = ...,
+        shared_parameters: _builtins.int = ...,
+        expert_parameters: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["recommended", b"recommended"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "deny", b"deny", "device_bytes", b"device_bytes", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "numbers", b"numbers", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abilities", b"abilities", "allocation", b"allocation", "budget", b"budget", "context_length", b"context_length", "deny", b"deny", "device_bytes", b"device_bytes", "expert_parameters", b"expert_parameters", "experts_per_layer", b"experts_per_layer", "generation", b"generation", "host_bytes", b"host_bytes", "layer_slots", b"layer_slots", "layers", b"layers", "model_id", b"model_id", "model_name", b"model_name", "numbers", b"numbers", "preload", b"preload", "preload_problem", b"preload_problem", "preloaded", b"preloaded", "recommended", b"recommended", "running", b"running", "shared_parameters", b"shared_parameters", "slots_per_layer", b"slots_per_layer", "split_problem", b"split_problem", "total_bytes", b"total_bytes", "waiting", b"waiting", "weights_id", b"weights_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

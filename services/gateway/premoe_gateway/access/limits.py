@@ -54,6 +54,22 @@ class Limits:
             if key.tokens_per_minute is not None:
                 used.tokens = used.tokens.plus(usage.total_tokens, self._clock(), key.tokens_per_minute)
 
+    @contextmanager
+    def more(self, key: Key, answers: int) -> Iterator[int]:
+        """What one request of the key becomes that is so many answers: pays for all of them, like tokens, though there
+        may be no room, and gives the number that may run at a time, 1 at least.
+        """
+        used, further = self._used[key.name], answers - 1
+        if key.requests_per_minute is not None:
+            used.requests = used.requests.plus(further, self._clock(), key.requests_per_minute)
+        if key.concurrent is not None:
+            further = min(further, max(0, key.concurrent - used.running))
+        used.running += further
+        try:
+            yield 1 + further
+        finally:
+            used.running -= further
+
     @staticmethod
     def _check(key: Key, used: _Used, now: float) -> None:
         if key.concurrent is not None and used.running >= key.concurrent:

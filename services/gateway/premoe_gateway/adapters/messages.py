@@ -99,7 +99,7 @@ def event(response: worker_pb2.GenerateResponse) -> Event:
         return _started(response.started)
     if kind == "delta":
         delta = response.delta
-        return Delta(delta.text, _places(delta.logprobs), _places(delta.prompt_logprobs))
+        return Delta(delta.text, _places(delta.logprobs), _places(delta.prompt_logprobs), len(delta.token_ids))
     if kind == "tool_call":
         called = response.tool_call
         return Called(ToolCall(called.id, called.name, called.arguments))
@@ -141,6 +141,8 @@ def worker_state(address: str, residency: worker_pb2.GetResidencyResponse) -> Wo
         abilities=frozenset(residency.abilities),
         numbers=residency.numbers,
         deny=tuple(residency.deny),
+        shared_parameters=residency.shared_parameters,
+        expert_parameters=residency.expert_parameters,
     )
 
 

@@ -22,12 +22,14 @@ from premoe_gateway.http.bodies import parsed
 from premoe_gateway.http.calls import call_of
 from premoe_gateway.http.documents import answer_of, text_of
 from premoe_gateway.http.refusals import unforeseen
+from premoe_gateway.http.searching import Places, searched, told
 from premoe_gateway.http.tracing import describe
 from premoe_gateway.openai import answers
 from premoe_gateway.openai.logprobs import Shape, grow
 from premoe_gateway.openai.requests import Order
 from premoe_gateway.openai.response_writer import Writer
 from premoe_gateway.openai.responses import ResponseOrder, renamed
+from premoe_gateway.search.executor import Searcher
 from premoe_gateway.sequences import Sequence, merged
 from premoe_gateway.service import Gateway
 from premoe_runtime.formats.errors import InvalidInput, PremoeError, Unavailable
@@ -42,6 +44,7 @@ _T = TypeVar("_T")
 
 def answering(
     gateway: Gateway,
+    searcher: Searcher,
     kind: Kind,
     prefix: str,
     body: Callable[[Request], Awaitable[bytes]],
@@ -53,9 +56,12 @@ def answering(
         order = _salted(await parsed(parse, await body(request)), call_of(request.scope).key)
         describe(kind, order.ask.model, stream=order.stream)
         head = answers.Head(f"{prefix}{uuid.uuid4().hex}", int(time.time()), order.ask.model, kind)
-        work = _begin_stream if order.stream else _answer
+        if order.search is not None:
+            work = _search(gateway, searcher, head, order, call_of(request.scope).take)
+        else:
+            work = (_begin_stream if order.stream else _answer)(gateway, head, order)
         try:
-            return await _unless_gone(request, work(gateway, head, order))
+            return await _unless_gone(request, work)
         except InvalidInput as error:
             named = renamed(order, error)
             if named is None:
@@ -146,6 +152,22 @@ async def _begin_stream(gateway: Gateway, head: answers.Head, order: Order) -> R
         stream = _server_sent(head, order, sequences)
     headers = {"cache-control": "no-cache", **_headers(sequences[0].recognition)}
     return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+
+
+async def _search(gateway: Gateway, searcher: Searcher, head: answers.Head, order: Order, places: Places) -> Response:
+    document, choices, recognition = await searched(searcher, head, order, gateway.recognise, places)
+    if not order.stream:
+        return await answer_of(document, _headers(recognition))
+    headers = {"cache-control": "no-cache", **_headers(recognition)}
+    return StreamingResponse(_told(head, order, document, choices), media_type="text/event-stream", headers=headers)
+
+
+async def _told(
+    head: answers.Head, order: Order, document: answers.Json, choices: list[answers.Choice]
+) -> AsyncIterator[str]:
+    for chunk in told(head, order, document, choices):
+        yield f"data: {await text_of(chunk)}\n\n"
+    yield "data: [DONE]\n\n"
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:

@@ -30,6 +30,9 @@ from premoe_gateway.openai import answers
 from premoe_gateway.openai.description import description
 from premoe_gateway.openai.requests import parse_chat, parse_completion
 from premoe_gateway.openai.responses import parse_response
+from premoe_gateway.search.executor import Searcher
+from premoe_gateway.search.verifiers.named import NamedVerifiers
+from premoe_gateway.search.verifiers.opening import Verifiers
 from premoe_gateway.service import Gateway
 from premoe_gateway.settings import MAX_BODY_BYTES
 from premoe_runtime.formats.errors import NotFound, PremoeError
@@ -43,20 +46,28 @@ def create_app(
     cors_origins: Iterable[str] = (),
     keyring: Keyring | None = None,
     console: Console | None = None,
+    searcher: Searcher | None = None,
 ) -> Starlette:
     """The ASGI application over one gateway.
 
     ``started`` (Unix seconds) dates the models it lists. Pages of ``cors_origins`` ("*": of any) may call it from
     browsers. With a ``keyring`` whatever is not open (``paths.is_open``) needs one of its keys. Without a ``console``
-    it has no page of its own.
+    it has no page of its own. Without a ``searcher`` it runs no searches.
     """
     created = int(time.time()) if started is None else started
     body = partial(json_body, limit=max_body_bytes)
+    searching = searcher or Searcher(gateway, Verifiers(NamedVerifiers()), most=0, timeout_s=1)
     described = description(None if keyring is None else OPEN, {} if console is None else paths())
     routes = [
-        Route("/v1/chat/completions", answering(gateway, "chat", "chatcmpl-", body, parse_chat), methods=["POST"]),
-        Route("/v1/completions", answering(gateway, "text", "cmpl-", body, parse_completion), methods=["POST"]),
-        Route("/v1/responses", answering(gateway, "chat", "resp_", body, parse_response), methods=["POST"]),
+        Route(
+            "/v1/chat/completions",
+            answering(gateway, searching, "chat", "chatcmpl-", body, parse_chat),
+            methods=["POST"],
+        ),
+        Route(
+            "/v1/completions", answering(gateway, searching, "text", "cmpl-", body, parse_completion), methods=["POST"]
+        ),
+        Route("/v1/responses", answering(gateway, searching, "chat", "resp_", body, parse_response), methods=["POST"]),
         Route("/v1/models", partial(pages.models, gateway, created), methods=["GET"]),
         Route("/v1/models/{name:path}", partial(pages.model, gateway, created), methods=["GET"]),
         Route("/health", partial(pages.health, gateway, keyring), methods=["GET"]),

@@ -6,6 +6,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from opentelemetry import trace
@@ -32,6 +33,8 @@ class Call:
     key: str = ""
     """Name of the key that it shows; empty while there is none."""
     usage: Usage = field(default_factory=Usage)
+    take: Callable[[int], int] = field(default=lambda answers: answers)
+    """Pays for a request that is several answers, and says how many of them may run at a time."""
 
 
 def call_of(scope: Scope) -> Call:

@@ -42,6 +42,7 @@ class Door:
             trace.get_current_span().set_attribute("premoe.key", key.name)
             if scope["method"] == _COUNTED:
                 place.enter_context(self._limits.request(key, call.usage))
+                call.take = lambda answers: place.enter_context(self._limits.more(key, answers))
         except PremoeError as error:
             await refusal(error)(scope, receive, send)
             return

@@ -54,6 +54,11 @@ _PARAM_OF_REASON = {
     "TOOL_CHOICE_UNSUPPORTED": "tool_choice",
     "TOOL_CALLS_UNSUPPORTED": "messages",
     "MODEL_MISSING": "model",
+    "SEARCH_ANSWERS": "n",
+    "SEARCH_EXPERTS": "premoe.search.active_experts",
+    "SEARCH_OFF": "premoe.search",
+    "VERIFIER_INVALID": "premoe.search.verifier",
+    "VERIFIER_NOT_FOUND": "premoe.search.verifier.name",
 }
 """Fields that only a worker can judge."""
 _LONGEST_MESSAGE = 500
@@ -84,10 +89,13 @@ class Choice:
     recognition: Recognition
     logprobs: Mapping[str, object] | None = None
     calls: tuple[ToolCall, ...] = ()
+    whole: bool = True
+    """False of what a search has cut: nobody has measured it."""
 
     @property
     def record(self) -> Json:
-        return record(self.started, self.finished, self.recognition)
+        told = record(self.started, self.finished, self.recognition)
+        return told if self.whole else {**told, **dict.fromkeys(("retained_mass", "first_token_ms", "decode_ms"))}
 
 
 def whole(head: Head, choices: Sequence[Choice]) -> Json:

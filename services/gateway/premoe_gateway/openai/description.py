@@ -41,6 +41,7 @@ _ERROR: Json = {
         }
     },
 }
+_LEFT_OUT = ("$ref", "default", "discriminator")
 _CHOICES: Json = {"type": "array", "items": {"type": "object", "required": ["index", "finish_reason"]}}
 _ANSWER: Json = {
     "type": "object",
@@ -157,10 +158,16 @@ def _with_every_field(body: Json, table: Mapping[str, tuple[object, ...]]) -> Js
 
 
 def _inlined(schema: Json, definitions: Json) -> Json:
-    """Without references: each is used once."""
+    """Without references, in whatever it holds."""
     name = schema.get("$ref", "").rpartition("/")[2]
-    rest = {key: value for key, value in schema.items() if key not in ("$ref", "default")}
-    return {**definitions[name], **rest} if name else rest
+    rest = {key: _plain(value, definitions) for key, value in schema.items() if key not in _LEFT_OUT}
+    return {**_inlined(definitions[name], definitions), **rest} if name else rest
+
+
+def _plain(value: Any, definitions: Json) -> Any:
+    if isinstance(value, list):
+        return [_plain(each, definitions) for each in value]
+    return _inlined(value, definitions) if isinstance(value, dict) else value
 
 
 def _or_null(schema: Json) -> Json:

@@ -23,9 +23,12 @@ from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import RESPONSE_FORMAT, parse_format
 from premoe_gateway.openai.messages import MESSAGES, turn_of
 from premoe_gateway.openai.sampling import SEEDS, UINT32, ChatLikelihoods, Int, SamplingFields, TextLikelihoods
+from premoe_gateway.openai.search import PremoeBody, search_order
 from premoe_gateway.openai.templates import Effort, parse_template_arguments
 from premoe_gateway.openai.tools import TOOL_CHOICE, TOOLS, parse_tools
 from premoe_gateway.openai.unsupported import IGNORED, ONLY
+from premoe_gateway.openai.words import Text
+from premoe_gateway.search.order import SearchOrder
 
 _MOST_COMMAS = 1_100_000
 """Of a body. No context has as many tokens, and a list of more ids would take long to read."""
@@ -52,6 +55,8 @@ class Order:
     n: int = 1
     others: tuple[str | tuple[int, ...], ...] = ()
     echo: Echo = ""
+    search: SearchOrder | None = None
+    """Whether the choices are what a search finds, of ``n`` answers."""
 
     @property
     def asks(self) -> tuple[Ask, ...]:
@@ -68,15 +73,6 @@ def _reseeded(ask: Ask, copy: int) -> Ask:
     if seed is None or not copy:
         return ask
     return replace(ask, sampling=replace(ask.sampling, seed=(seed + copy) % SEEDS))
-
-
-def _text(value: object) -> object:
-    if not isinstance(value, str):
-        raise PydanticCustomError("text", "must be a string")
-    return whole_text(value)
-
-
-Text = Annotated[str, BeforeValidator(_text)]
 
 
 def _tasks(value: object) -> object:
@@ -127,6 +123,7 @@ class _Common(SamplingFields):
     # vLLM's. What the key of the request is called is part of the salt in any case.
     cache_salt: Annotated[Text, Field(max_length=_MAX_SALT)] = ""
     response_format: Annotated[Any, WithJsonSchema(RESPONSE_FORMAT)] = None
+    premoe: PremoeBody = PremoeBody()
 
     def order(self, prompt: Prompt, sampling: Sampling, others: tuple[str | tuple[int, ...], ...] = ()) -> Order:
         shape = parse_format(self.response_format)
@@ -143,7 +140,23 @@ class _Common(SamplingFields):
         )
         if self.n * (1 + len(others)) > _MAX_CHOICES:
             raise BadParameter(f"n: at most {_MAX_CHOICES} choices a request, all prompts together", "n")
-        return Order(ask, self.stream, bool(self.stream_options.include_usage), self.n, others)
+        order = Order(ask, self.stream, bool(self.stream_options.include_usage), self.n, others)
+        return order if self.premoe.search is None else _searching(order, search_order(self.premoe.search))
+
+
+def _searching(order: Order, search: SearchOrder) -> Order:
+    """The order as a search. Raises BadParameter for what a search cannot be asked for."""
+    asked = {
+        "prompt": bool(order.others),
+        "logprobs": order.ask.sampling.logprobs is not None,
+        "active_experts": order.ask.active_experts is not None,
+    }
+    for name, given in asked.items():
+        if given:
+            better = "; say which in premoe.search.active_experts" if name == "active_experts" else ""
+            what = "several prompts cannot" if name == "prompt" else "cannot"
+            raise BadParameter(f"{name}: {what} go with premoe.search{better}", name)
+    return replace(order, search=search)
 
 
 class ChatBody(_Common, ChatLikelihoods):
@@ -177,6 +190,8 @@ def parse_chat(body: bytes) -> Order:
     tools = parse_tools(chat.tools, chat.tool_choice, chat.parallel_tool_calls)
     most = chat.max_completion_tokens or chat.max_tokens or 0
     order = chat.order(turns, chat.sampling(most, logprobs=chat.asked()))
+    if tools.offered and order.search is not None:
+        raise BadParameter("tools: cannot go with premoe.search", "tools")
     arguments = parse_template_arguments(chat.chat_template_kwargs, chat.reasoning_effort)
     return replace(order, ask=replace(order.ask, tools=tools, template_arguments=arguments))
 
@@ -203,6 +218,8 @@ def parse_completion(body: bytes) -> Order:
     first, *others = _prompts(completion.prompt)
     most = _COMPLETION_TOKENS if completion.max_tokens is None else completion.max_tokens
     echo: Echo = "" if not completion.echo else "prompt" if most else "only"
+    if echo and completion.premoe.search is not None:
+        raise BadParameter("echo: cannot go with premoe.search", "echo")
     if not (most or completion.echo):
         raise BadParameter("max_tokens: must be at least 1, or 0 with echo", "max_tokens")
     likelihoods = completion.logprobs

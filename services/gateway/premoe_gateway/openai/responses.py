@@ -14,9 +14,10 @@ from premoe_gateway.domain import Ask, Turn
 from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.formats import FLAT_FORMAT, json_text, parse_format
 from premoe_gateway.openai.messages import content_of, turn_of
-from premoe_gateway.openai.requests import Denied, Order, StreamOptions, Text, answerable, validate
+from premoe_gateway.openai.requests import Denied, Order, StreamOptions, answerable, validate
 from premoe_gateway.openai.sampling import UINT32, Int, SamplingFields
 from premoe_gateway.openai.tools import FLAT_TOOL_CHOICE, FLAT_TOOLS, call_id_of, call_of, parse_tools
+from premoe_gateway.openai.words import Text
 from premoe_runtime.formats.errors import InvalidInput
 
 Json = dict[str, Any]
@@ -32,6 +33,7 @@ ASKS_NOTHING: dict[str, tuple[object, ...]] = {
     "truncation": ("disabled",),
     "top_logprobs": (0,),
     "max_tool_calls": (),
+    "premoe": ({},),
 }
 """Parameters that are not supported, with the values that ask for nothing. Nothing is kept between requests."""
 _PARAMS = {

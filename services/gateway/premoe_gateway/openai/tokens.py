@@ -12,10 +12,11 @@ from pydantic_core import PydanticCustomError
 from premoe_gateway.domain import Ask, Sampling, Tokens
 from premoe_gateway.openai.faults import BadParameter
 from premoe_gateway.openai.messages import MESSAGES
-from premoe_gateway.openai.requests import Text, chat_turns, validate
+from premoe_gateway.openai.requests import chat_turns, validate
 from premoe_gateway.openai.sampling import UINT32
 from premoe_gateway.openai.templates import FIELD, parse_template_arguments
 from premoe_gateway.openai.tools import TOOLS, parse_tools
+from premoe_gateway.openai.words import Text
 
 Json = dict[str, object]
 

@@ -1,0 +1,1 @@
+"""What says how good an answer is: one file a kind, behind one protocol."""
