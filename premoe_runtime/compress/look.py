@@ -10,7 +10,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,7 +39,7 @@ class Seen:
 
     logits [T, n], ids i64[T, k] (experts' numbers), weights [T, k]: the router's. inputs [T, H]: what the experts took;
     output [T, H]: their weighted sum. gradient [T, H]: of the objective at ``output``, in the backward look only.
-    tasks i64[T]: number of each token's task, in the order of the data.
+    tasks i64[T]: number of each token's task, in the order of the data. lut i64[n + 1]: slots by expert.
     """
 
     layer: int
@@ -52,21 +51,16 @@ class Seen:
     gradient: Tensor | None
     tasks: Tensor
     module: SlotExperts
-    slots: Tensor
+    lut: Tensor
 
     def of(self, expert: int) -> tuple[Tensor, Tensor]:
         """Which tokens chose an expert, i64[t], and with what weights [t]."""
         tokens, ranks = (self.ids == expert).nonzero(as_tuple=True)
         return tokens, self.weights[tokens, ranks]
 
-    @cached_property
-    def _lut(self) -> Mapping[int, int]:
-        """Slots by expert, of those that were chosen."""
-        return dict(zip(self.ids.flatten().tolist(), self.slots.flatten().tolist(), strict=True))
-
     def activations(self, expert: int, inputs: Tensor) -> Tensor:
-        """What an expert's neurons give for inputs [t, H], before ``down``: [t, I]. Only of one that was chosen."""
-        slot, module = self._lut[expert], self.module
+        """What an expert's neurons give for inputs [t, H], before ``down``: [t, I]."""
+        slot, module = self.lut[expert], self.module
         hidden = inputs @ module.gate_up_proj[slot].T
         if module.has_bias:
             hidden = hidden + module.gate_up_proj_bias[slot]
@@ -74,9 +68,13 @@ class Seen:
 
     def outputs(self, expert: int, inputs: Tensor) -> Tensor:
         """An expert's own output for inputs [t, H]: [t, H], not weighted."""
-        slot, module = self._lut[expert], self.module
+        slot, module = self.lut[expert], self.module
         found = self.activations(expert, inputs) @ module.down_proj[slot].T
         return found + module.down_proj_bias[slot] if module.has_bias else found
+
+    def back(self, expert: int, gradients: Tensor) -> Tensor:
+        """Gradients at an expert's own output [t, H], taken back to its neurons: [t, I]."""
+        return gradients @ self.module.down_proj[self.lut[expert]]
 
 
 class Watcher(Protocol):
@@ -182,7 +180,7 @@ class _Run:
             for number, batch in enumerate(self._padded()):
                 call = layer_calls(self._model.model, batch.token_ids)[block]
                 hidden = self._input(spool, block, number, call.embedded)
-                with self._observed(call.layer, batch) as observed:
+                with self._observed(call.layer, batch, layer) as observed:
                     output = call(hidden)
                 if watching is not None and layer is not None:
                     watching.see(observed.seen(layer, None))
@@ -212,7 +210,7 @@ class _Run:
                     gradient = spool.read(f"gradient-{block + 1}-{number}").to(self._model.device)
                 call = layer_calls(self._model.model, batch.token_ids)[block]
                 hidden = self._input(spool, block, number, call.embedded).detach().requires_grad_()
-                with torch.enable_grad(), self._observed(call.layer, batch) as observed:
+                with torch.enable_grad(), self._observed(call.layer, batch, layer) as observed:
                     output = call(hidden)
                 if observed.output is None:
                     (back,) = torch.autograd.grad(output, hidden, gradient)
@@ -235,10 +233,10 @@ class _Run:
         return spool.read(f"input-{block}-{number}").to(self._model.device) if block else embedded
 
     @contextmanager
-    def _observed(self, layer: nn.Module, batch: Batch) -> Iterator[_Observed]:
+    def _observed(self, block: nn.Module, batch: Batch, layer: int | None) -> Iterator[_Observed]:
         tasks = torch.tensor([self._tasks[index] for index in batch.indices], device=batch.valid.device)
-        observed = _Observed(batch, tasks)
-        experts = experts_of(layer)
+        observed = _Observed(batch, tasks, self._model.store.lut[layer or 0])
+        experts = experts_of(block)
         self._model.record(observed.routed)
         if experts is not None:
             observed.watch(experts)
@@ -253,8 +251,8 @@ class _Run:
 class _Observed:
     """What one layer's router and experts did."""
 
-    def __init__(self, batch: Batch, tasks: Tensor) -> None:
-        self._batch, self._tasks = batch, tasks
+    def __init__(self, batch: Batch, tasks: Tensor, lut: Tensor) -> None:
+        self._batch, self._tasks, self._lut = batch, tasks, lut
         self.output: Tensor | None = None
 
     def routed(self, _layer: int, logits: Tensor, ids: Tensor, weights: Tensor) -> None:
@@ -262,7 +260,7 @@ class _Observed:
 
     def watch(self, experts: SlotExperts) -> None:
         def forward(hidden: Tensor, slots: Tensor, weights: Tensor) -> Tensor:
-            self._module, self._inputs, self._slots = experts, hidden, slots
+            self._module, self._inputs = experts, hidden
             self.output = SlotExperts.forward(experts, hidden, slots, weights)
             return self.output
 
@@ -286,5 +284,5 @@ class _Observed:
             None if gradient is None else some(gradient),
             tasks[valid],
             self._module,
-            some(self._slots),
+            self._lut,
         )
