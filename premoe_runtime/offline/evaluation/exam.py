@@ -7,9 +7,11 @@ position if and only if greedy decoding writes it (by induction over its tokens)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -58,12 +60,25 @@ def perplexity(nll: float, tokens: float) -> float:
     return float(np.exp(min(nll / max(tokens, 1), 700.0)))
 
 
+class Reference(Protocol):
+    """What answers are compared with where that is another model than the one that gives them."""
+
+    def states(self, task: str) -> Iterable[Tensor]:
+        """Its last layer's outputs where the task's answers are predicted, [A, H] batch by batch."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What its head makes of some of them: [A, V]."""
+        ...
+
+
 class Examiner:
     """Runs test prompts under masks.
 
     ``model`` needs slots for all experts and gets them filled, or is a ``BlockModel``: then everything that is asked at
-    a time goes through one layer after the other, with the layers' inputs in ``spool``. Raises InvalidInput: a task
-    without an example that fits, or without slots for every expert.
+    a time goes through one layer after the other, with the layers' inputs in ``spool``. With a ``reference``, which has
+    the same tokenizer and prompts, KL is that to it, of the whole model too. Raises InvalidInput: a task without an
+    example that fits, or without slots for every expert.
     """
 
     def __init__(
@@ -74,8 +89,9 @@ class Examiner:
         max_tokens: int = MAX_TOKENS,
         spool: Path | None = None,
         passed_over: Callable[[str], None] = lambda place: None,
+        reference: Reference | None = None,
     ) -> None:
-        self._model, self._spool = model, spool
+        self._model, self._spool, self._reference = model, spool, reference
         self._samples = {
             task: encode_examples(model, examples, answers="given", where=task, passed_over=passed_over)
             for task, examples in data.items()
@@ -111,7 +127,16 @@ class Examiner:
                 for one in part.asked:
                     yield self._answers(one, part.full[one.task], outputs)
 
+    @property
+    def states(self) -> Sequence[Tensor]:
+        """What a ``Reference`` needs of this model, whole: of the task that was asked last."""
+        assert self._known is not None, "something was asked"
+        return self._known[1]
+
     def _answers(self, asked: Asked, full: Asked, outputs: Outputs) -> Answers:
+        if self._reference is not None:
+            shown = outputs(full if asked.kept is None else asked)
+            return self._compared(asked.task, shown, self._reference.states(asked.task))
         if self._known is None or self._known[0] != asked.task:
             self._known = None
             states, found = list[Tensor](), _Found(len(self._samples[asked.task]))
@@ -122,9 +147,12 @@ class Examiner:
         _, states, answers = self._known
         if asked.kept is None:
             return answers
-        found = _Found(len(self._samples[asked.task]))
-        for asking, output, state in zip(self._batches[asked.task], outputs(asked), states, strict=True):
-            self._note(asked.task, asking, output, state, found)
+        return self._compared(asked.task, outputs(asked), states)
+
+    def _compared(self, task: str, outputs: Iterable[Output], states: Iterable[Tensor]) -> Answers:
+        found = _Found(len(self._samples[task]))
+        for asking, output, state in zip(self._batches[task], outputs, states, strict=True):
+            self._note(task, asking, output, state, found)
         return found.answers()
 
     def _planned(self, samples: Sequence[Sample], max_tokens: int) -> list[Asking]:
@@ -166,7 +194,8 @@ class Examiner:
         logp = logits_of(self._model.model, hidden).float().log_softmax(dim=-1)
         kl = torch.zeros(len(wanted), device=logp.device)
         if whole is not None:
-            full = logits_of(self._model.model, whole.to(hidden.device)).float().log_softmax(dim=-1)
+            logits = self._reference.logits if self._reference else partial(logits_of, self._model.model)
+            full = logits(whole.to(hidden.device)).float().log_softmax(dim=-1)
             kl = (full.exp() * (full - logp)).sum(dim=-1).clamp(min=0)
         own = logp.gather(1, wanted[:, None])[:, 0]
         return logp.argmax(dim=-1) == wanted, own.double(), kl.double()

@@ -1,35 +1,32 @@
-"""Measured answers as one document of figures with intervals: what tables, pictures and readers take. Pure.
-
-Shares are in per cent and estimates are ``[value, low, high]``, means over models (training seeds of one thing).
-*Retained* is a task's right answers under some experts over those of the same model whole on the same prompts; a mean
-over tasks counts every task that all models answer at all (``COUNTED``).
-"""
+"""Measured answers as one document of figures with intervals: what tables, pictures and readers take. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
 
-import numpy as np
-
-from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.budget import Budget
 from premoe_runtime.formats.choices import Allocation
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.formats.pattern import GENERALIST_TASK, Metric
 from premoe_runtime.offline.evaluation.exam import Answers
 from premoe_runtime.offline.evaluation.plan import SERVED, Cell, Way
-from premoe_runtime.offline.evaluation.statistics import LEVEL, RESAMPLES, Ratio, estimate
+from premoe_runtime.offline.evaluation.statistics import LEVEL, RESAMPLES, Ratio
 from premoe_runtime.offline.evaluation.sweep import Results
+from premoe_runtime.offline.evaluation.tables import (
+    COUNTED,
+    Document,
+    Found,
+    by_seed,
+    judged,
+    kl,
+    picked,
+    retained,
+    rounded,
+)
 
 FORMAT = "premoe-evaluation/2"
-COUNTED = 10.0
-"""Per cent of right answers from which a task counts in means of retained accuracy."""
-Document = dict[str, Any]
-Found = Sequence[Sequence[Answers]]
-"""By model and calibration seed (one for what knows none)."""
 Cells = Callable[[str], Found]
 """Of a task."""
 
@@ -105,19 +102,7 @@ class _Figures:
 
     def judged(self, task: str, found: Found) -> Document:
         """One task under some experts, of every model and seed."""
-        full = self.full(task)
-        right = _table(found, lambda one: one.right)
-        known = {} if task not in self.counted else {"retained": _estimate([self._ratio(task, found)])}
-        return {
-            "prompts": right.shape[2],
-            "accuracy": _estimate([_alone(100 * right)]),
-            **known,
-            "perplexity": _estimate(
-                [Ratio(_table(found, lambda one: one.nll), _table(full, lambda one: one.tokens))],
-                of=lambda nll: np.exp(np.minimum(nll, 700)),
-            ),
-            "kl": _estimate([_alone(_table(found, lambda one: one.kl))], digits=4),
-        }
+        return judged(found, self.full(task), counted=task in self.counted)
 
     def kept(self) -> list[Document]:
         """Every way to keep experts, task by task and in the mean."""
@@ -151,9 +136,9 @@ class _Figures:
     def _judged(self, cells: Cells) -> Document:
         mean = self._retained(cells)
         return {
-            "retained": _estimate(mean) if mean else None,
-            "seeds": _by_seed(mean) if mean else [],
-            "kl": _estimate([_alone(_table(cells(task), lambda one: one.kl)) for task in self.first.tasks], digits=4),
+            "retained": rounded(mean) if mean else None,
+            "seeds": by_seed(mean) if mean else [],
+            "kl": rounded([kl(cells(task)) for task in self.first.tasks], digits=4),
             "tasks": {task: self.judged(task, cells(task)) for task in self.first.tasks},
         }
 
@@ -191,7 +176,7 @@ class _Figures:
     def _points(self, budget: Budget, cells: Cells) -> list[float] | None:
         """That the retrieved specialist keeps more than ``cells``; None where no task counts."""
         ours = self._retained(lambda task: self._retrieved(task, budget))
-        return _estimate(ours, self._retained(cells)) if ours else None
+        return rounded(ours, self._retained(cells)) if ours else None
 
     def _static(self, score: Metric, allocation: Allocation, budget: Budget) -> Cells:
         return lambda task: self._cells(Cell(task, "static", score, allocation, budget, 0))
@@ -210,17 +195,17 @@ class _Figures:
             "tasks": self.counted,
             "retained": self._grid("served", budget),
             "without": self._grid("without", budget),
-            "kl": self._grid("served", budget, kl=True),
+            "kl": self._grid("served", budget, far=True),
         }
 
-    def _grid(self, way: Way, budget: Budget, *, kl: bool = False) -> list[list[list[float] | None]]:
+    def _grid(self, way: Way, budget: Budget, *, far: bool = False) -> list[list[list[float] | None]]:
         def entry(owner: str, task: str) -> list[float] | None:
             cells = self._cells(Cell(task, way, SERVED, "shared", budget, 0, owner))
             if not cells:
                 return None
-            if kl:
-                return _estimate([_alone(_table(cells, lambda one: one.kl))], digits=4)
-            return _estimate([self._ratio(task, cells)])
+            if far:
+                return rounded([kl(cells)], digits=4)
+            return rounded([retained(cells, self.full(task))])
 
         return [[entry(owner, task) for task in self.counted] for owner in self.counted]
 
@@ -238,16 +223,7 @@ class _Figures:
         return [[_retrieved(one, task, budget, seed) for seed in range(one.seeds)] for one in self.runs]
 
     def _retained(self, cells: Cells) -> list[Ratio]:
-        return [self._ratio(task, cells(task)) for task in self.counted]
-
-    def _ratio(self, task: str, found: Found) -> Ratio:
-        return Ratio(100 * _table(found, lambda one: one.right), _table(self.full(task), lambda one: one.right))
-
-
-def _by_seed(ratios: Sequence[Ratio]) -> list[list[float]]:
-    """The mean over tasks, model by model and calibration seed by calibration seed."""
-    each = [one.top.sum(axis=2) / one.bottom.sum(axis=2) for one in ratios]
-    return [[round(float(value), 2) for value in line] for line in np.mean(each, axis=0)]
+        return [retained(cells(task), self.full(task)) for task in self.counted]
 
 
 def _retrieved(results: Results, task: str, budget: Budget, seed: int) -> Answers:
@@ -255,32 +231,4 @@ def _retrieved(results: Results, task: str, budget: Budget, seed: int) -> Answer
     by_owner = {
         owner: results.cells[Cell(task, "served", SERVED, "shared", budget, seed, owner)] for owner in set(owners)
     }
-    return _picked([by_owner[owner] for owner in owners])
-
-
-def _picked(answers: Sequence[Answers]) -> Answers:
-    """Prompt n as the n-th answers have it."""
-    places = range(len(answers))
-    fields = ("right", "nll", "tokens", "kl", "mass")
-    return Answers(*(np.array([getattr(answers[n], name)[n] for n in places]) for name in fields))
-
-
-def _table(found: Found, field: Callable[[Answers], Any]) -> F64:
-    """f64[M, S, N]."""
-    return np.array([[field(one) for one in by_seed] for by_seed in found], np.float64)
-
-
-def _alone(table: F64) -> Ratio:
-    """A mean over models, seeds and prompts."""
-    return Ratio(table, np.ones_like(table))
-
-
-def _estimate(
-    ratios: Iterable[Ratio],
-    minus: Sequence[Ratio] = (),
-    *,
-    of: Callable[[F64], F64] = lambda ratio: ratio,
-    digits: int = 2,
-) -> list[float]:
-    found = estimate(list(ratios), minus, of=of)
-    return [round(value, digits) for value in (found.value, found.low, found.high)]
+    return picked([by_owner[owner] for owner in owners])

@@ -78,12 +78,12 @@ def sweep(
     seeds = check_tasks(data)
     scope.check(top_k=model.manifest.top_k, num_experts=model.manifest.num_experts)
     refuse_family(scope.ranked, model.manifest.family)
-    measure = _Profiler(model, store, spool, profiled(scope, model.manifest.family), stage, say)
+    measure = Profiler(model, store, spool, profiled(scope, model.manifest.family), stage, say)
     total = len(data) * (seeds + 1) * _PROFILE
     by_seed = [[measure(task, one.calibration[seed], total) for task, one in data.items()] for seed in range(seeds)]
     asked = {task: measure(task, one.test, total, scores=("counts",)).signatures for task, one in data.items()}
     rules = _rules(by_seed, scope)
-    decisions = _decisions(by_seed, asked)
+    decisions = decided(by_seed, asked)
     cells = plan(scope, tuple(data), seeds, decisions)
     masks = {cell: kept for cell in cells if (kept := mask_of(cell, rules, scope, model.manifest)) is not None}
     full, answers = _answers(model, data, masks, journal, spool, stage, say)
@@ -97,8 +97,8 @@ def profiled(scope: Scope, family: str) -> tuple[Metric, ...]:
 
 
 @dataclass(slots=True)
-class _Profiler:
-    """Profiles by what they are measured from, each measured once."""
+class Profiler:
+    """Profiles by what they are measured from, each measured once. ``model`` and ``spool`` are an ``Examiner``'s."""
 
     model: SlotModel
     store: Store
@@ -144,7 +144,7 @@ def _rules(by_seed: Sequence[Sequence[Profile]], scope: Scope) -> Rules:
     }
 
 
-def _decisions(by_seed: Sequence[Sequence[Profile]], asked: Mapping[str, F32]) -> Decisions:
+def decided(by_seed: Sequence[Sequence[Profile]], asked: Mapping[str, F32]) -> Decisions:
     """What a set of each seed's profiles takes the test prompts for, as the retrieval service would."""
     found = {}
     for seed, profiles in enumerate(by_seed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from premoe_local.compress import upcycle_command
+from premoe_local.compress.compare_command import compare
 from premoe_local.console import json_option, print_json, print_table
 
 
@@ -31,11 +32,13 @@ def command() -> None:
 
     `premoe compress METHOD PACK --data TASK=FILE --to URL --budget 25%` writes a new pack, with its provenance;
     `premoe export` turns it into a checkpoint. `premoe compress list` says what each method changes, needs and costs.
-    docs/compress.md says what each is good for, measured beside pruning and retrieval.
+    `premoe compress compare` measures them at equal bytes on your model and data; docs/compress.md says what each is
+    good for, measured beside pruning and retrieval.
     """
 
 
 command.add_command(upcycle_command.command)
+command.add_command(compare)
 
 
 @command.command("list")
