@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -33,9 +34,9 @@ _SHOWN = 20
 """Tasks named in a message."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Domains:
-    """The tasks of a set as they compete for experts.
+    """The tasks of a set as they compete for experts. What is worked out of the scores is worked out once.
 
     scores  by task, [L, E]: what its pattern ranks by; -inf for experts that a layer does not have
     groups  of neighbours that the router chooses among; every one keeps ``least`` of its experts, whoever is denied
@@ -59,7 +60,7 @@ class Domains:
         in the set, all of them (there is no other to tell them from), or one that no expert is the own of.
         """
         self._check(tasks)
-        shares = {task: share(each, shared=self.shared) for task, each in self.scores.items()}
+        shares = self._shares
         others = np.max([each for task, each in shares.items() if task not in tasks], axis=0)
         found = np.zeros(others.shape, np.bool_)
         for task in sorted(tasks):
@@ -72,6 +73,10 @@ class Domains:
             found |= mine
         ours = np.max([shares[task] for task in sorted(tasks)], axis=0)
         return found & ~self._staying(found, ours, others)
+
+    @cached_property
+    def _shares(self) -> dict[str, F64]:
+        return {task: share(each, shared=self.shared) for task, each in self.scores.items()}
 
     def _staying(self, found: Mask, ours: F64, others: F64) -> Mask:
         """bool[L, E]: in every group of every layer the ``least`` experts that belong to the denied tasks least."""

@@ -91,6 +91,14 @@ REFUSED: list[tuple[str, Document]] = [
         "preload may name only tasks",
         {"patterns.tasks": [{"name": "a", "calibration": {"uri": "s3://b/k"}}], "patterns.preload": ["b"]},
     ),
+    (
+        "deny may name only tasks",
+        {"patterns.tasks": [{"name": "a", "calibration": {"uri": "s3://b/k"}}], "patterns.deny": ["b"]},
+    ),
+    (
+        "and not all of them",
+        {"patterns.tasks": [{"name": "a", "calibration": {"uri": "s3://b/k"}}], "patterns.deny": ["a"]},
+    ),
     ("b must be at least a", {"budget": "5/4"}),
     ("kept must be at least active", {"budget": None, "experts": {"active": 5, "kept": 4}}),
     ("give exactly one of budget and experts", {"experts": {"active": 2, "kept": 4}}),
@@ -277,6 +285,7 @@ def test_what_lies_within_the_rules_is_taken(control_plane: ControlPlane) -> Non
         {"engine": {"name": "auto", "arguments": {"seed": 1}}},
         {"budget": None, "experts": {"active": 2, "kept": 4}, "engine.slots": 4},
         {"patterns.preload": ["stored-already"]},
+        {"patterns.deny": ["stored-already"]},
         {"workers.startupTimeoutSeconds": 1739, "workers.drainTimeoutSeconds": 60},
         {"workers.resources": {"requests": {"cpu": "1000m"}, "limits": {"cpu": "1", "nvidia.com/gpu": "1"}}},
         {"workers.resources": GPU, "engine.device": "cuda"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from premoe_worker.ports import Retrieval
 
 MOST_TASKS = 64
 """Tasks that a request may deny."""
-_CACHED = 256
+_CACHED, _SETS = 256, 2
 DENY_INVALID = "DENY_INVALID"
 
 
@@ -41,6 +41,7 @@ class Denials:
         self.always = frozenset(always)
         self._manifest = manifest
         # Of the same tasks every request gets the same value: what is worked out from it is worked out once.
+        self._domains = lru_cache(_SETS)(partial(domains_of, manifest))
         self._found = lru_cache(_CACHED)(self._find)
         self._joined = lru_cache(_CACHED)(self._join)
 
@@ -78,10 +79,7 @@ class Denials:
             raise InvalidInput(f"deny: there are no tasks to deny, {error}", reason=DENY_INVALID) from error
 
     def _find(self, tasks: frozenset[str], rankings: tuple[Ranking, ...]) -> Denied:
-        scores = {ranking.task: ranking.by_expert() for ranking in rankings}
-        shared = all(ranking.allocation == "shared" for ranking in rankings)
-        domains = Domains.of(scores, self._manifest.router, self._manifest.top_k, shared=shared)
-        return Denied(tuple(sorted(tasks)), domains.own(tasks), asked=not tasks <= self.always)
+        return Denied(tuple(sorted(tasks)), self._domains(rankings).own(tasks), asked=not tasks <= self.always)
 
     def _join(self, tasks: frozenset[str], rankings: tuple[Ranking, ...], fixed: Denied | None) -> Denied:
         """What a request adds takes nothing back of what the worker denies."""
@@ -89,6 +87,13 @@ class Denials:
         if fixed is None or np.array_equal(found.experts, found.experts | fixed.experts):
             return found
         return Denied(found.tasks, found.experts | fixed.experts, asked=True)
+
+
+def domains_of(manifest: Manifest, rankings: tuple[Ranking, ...]) -> Domains:
+    """Of the tasks of a set."""
+    scores = {ranking.task: ranking.by_expert() for ranking in rankings}
+    shared = all(ranking.allocation == "shared" for ranking in rankings)
+    return Domains.of(scores, manifest.router, manifest.top_k, shared=shared)
 
 
 def _unknown_here(tasks: frozenset[str], error: PremoeError) -> Unavailable:
