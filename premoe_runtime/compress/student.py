@@ -5,7 +5,7 @@ It is the slot model that every family runs as, with all experts in their slots:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -132,6 +132,13 @@ class Student:
             return value
         layer = int(name.split(".")[1])
         return value[self.slots.store.lut[layer, : self.old.manifest.layer_experts[layer]]]
+
+    def drop(self, names: Collection[str]) -> None:
+        """Take these weights' adapters off again: they are as they were, and nothing trains them."""
+        for name in names:
+            module, last = self._places[name]
+            parametrize.remove_parametrizations(module, last, leave_parametrized=False)
+            del self.trained[f"{name}.a"], self.trained[f"{name}.b"]
 
     @contextmanager
     def _listening(self, layers: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
