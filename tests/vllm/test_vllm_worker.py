@@ -142,3 +142,15 @@ def test_bad_arguments_are_one_line(mesh: Mesh, case: tuple[list[str], str]) -> 
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
     assert message in last
+
+
+def test_a_denied_request_shares_no_prefix_with_others_and_leaves_them_as_they_were(mesh: Mesh) -> None:
+    text = prompts("digits", 1, seed=9)[0] * 4
+
+    def told(**fields: Any) -> list[float]:
+        found = answer(mesh, text, pattern="digits", logprobs=True, **fields)
+        return [token["logprob"] for token in found["choices"][0]["logprobs"]["content"]]
+
+    plain, denied = told(), told(deny=["digits"])
+    assert denied != plain
+    assert (told(), told(deny=["digits"]), told(deny=[])) == (plain, denied, plain)

@@ -151,13 +151,66 @@ class Loss:
         return {
             "task": self.task,
             "denied": self.denied,
-            "budget": "full" if self.budget is None else str(self.budget),
+            "budget": _named(self.budget),
             "control": self.control,
             "experts": self.experts,
             "exact_match_lost": None if self.lost is None else _listed(self.lost),
             "perplexity": self.perplexity,
             "kl": _listed(self.kl),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """All cells of a budget on the mean: of each task its own experts denied, and each other's.
+
+    Points of exact match over tasks that are answered exactly at all, None where there is none; ``kl`` over all tasks.
+    Intervals over prompts, denied tasks and draws.
+    """
+
+    budget: Budget | None
+    control: bool
+    own: Estimate | None
+    others: Estimate | None
+    own_kl: Estimate | None
+    others_kl: Estimate | None
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        found = {"own": self.own, "others": self.others, "own_kl": self.own_kl, "others_kl": self.others_kl}
+        return {
+            "budget": _named(self.budget),
+            "control": self.control,
+            **{name: None if each is None else _listed(each) for name, each in found.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A task with nobody denied: exact match in per cent, and the perplexity of the given answers."""
+
+    task: str
+    budget: Budget | None
+    accuracy: float
+    perplexity: float
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "task": self.task,
+            "budget": _named(self.budget),
+            "accuracy": self.accuracy,
+            "perplexity": self.perplexity,
+        }
+
+
+def bases(ablation: Ablation, answers: Mapping[Cell, Answers]) -> list[Base]:
+    """Of every task at every budget."""
+    cells = [Cell(task, budget) for task, budget in product(ablation.tasks, ablation.budgets)]
+    return [
+        Base(cell.task, cell.budget, 100 * float(answers[cell].right.mean()), answers[cell].perplexity)
+        for cell in cells
+    ]
 
 
 def losses(ablation: Ablation, answers: Mapping[Cell, Answers]) -> list[Loss]:
@@ -167,12 +220,60 @@ def losses(ablation: Ablation, answers: Mapping[Cell, Answers]) -> list[Loss]:
         base = answers[Cell(task, budget)]
         for denied, mask in ablation.own.items():
             experts = int((ablation.kept(task, budget) & mask).sum())
-            own = [one for one in [answers.get(Cell(task, budget, denied))] if one]
-            drawn = [answers.get(Cell(task, budget, denied, draw)) for draw in range(ablation.controls)]
-            for control, each in ((False, own), (True, [one for one in drawn if one])):
-                if each:
+            for control in (False, True):
+                if each := _asked(ablation, answers, task, budget, [denied], control=control):
                     found.append(_loss(task, denied, budget, experts, base, each, control=control))
     return found
+
+
+def means(ablation: Ablation, answers: Mapping[Cell, Answers]) -> list[Mean]:
+    """Of every budget, and of its controls."""
+    found = []
+    for budget, control in product(ablation.budgets, (False, True) if ablation.controls else (False,)):
+        bases, mine, others = list[Answers](), list[list[Answers]](), list[list[Answers]]()
+        for task in ablation.tasks:
+            rest = [denied for denied in ablation.own if denied != task]
+            bases.append(answers[Cell(task, budget)])
+            mine.append(_asked(ablation, answers, task, budget, [task], control=control))
+            others.append(_asked(ablation, answers, task, budget, rest, control=control))
+        found.append(Mean(budget, control, *_points(bases, mine, others), *map(_kl, (mine, others))))
+    return found
+
+
+def _points(bases: Sequence[Answers], *found: Sequence[Sequence[Answers]]) -> tuple[Estimate | None, ...]:
+    return tuple(
+        _lost([(base, each) for base, each in zip(bases, one, strict=True) if each and base.right.any()])
+        for one in found
+    )
+
+
+def _asked(
+    ablation: Ablation,
+    answers: Mapping[Cell, Answers],
+    task: str,
+    budget: Budget | None,
+    denied: Sequence[str],
+    *,
+    control: bool,
+) -> list[Answers]:
+    """What was measured of a task without these, each in its turn."""
+    draws = range(ablation.controls) if control else (None,)
+    cells = [Cell(task, budget, one, draw) for one, draw in product(denied, draws)]
+    return [answers[cell] for cell in cells if cell in answers]
+
+
+def _lost(found: Sequence[tuple[Answers, Sequence[Answers]]]) -> Estimate | None:
+    """Points of exact match, the mean over tasks: a base, and what is compared with it."""
+    if not found:
+        return None
+    rights = [np.stack([100.0 * one.right for one in each])[None] for _, each in found]
+    wholes = [np.broadcast_to(100.0 * base.right, one.shape) for (base, _), one in zip(found, rights, strict=True)]
+    return estimate(*([Ratio(one, np.ones(one.shape)) for one in tables] for tables in (wholes, rights)))
+
+
+def _kl(found: Sequence[Sequence[Answers]]) -> Estimate | None:
+    tables = [np.stack([one.kl for one in each])[None] for each in found if each]
+    return estimate([Ratio(one, np.ones(one.shape)) for one in tables]) if tables else None
 
 
 def _loss(
@@ -185,22 +286,16 @@ def _loss(
     *,
     control: bool,
 ) -> Loss:
-    rights = np.stack([100.0 * one.right for one in each])[None]
-    whole = np.broadcast_to(100.0 * base.right, rights.shape)
-    kls = np.stack([one.kl for one in each])[None]
-    ones = np.ones(rights.shape)
+    lost = _lost([(base, each)]) if base.right.any() else None
+    kl = _kl([each])
+    assert kl is not None, "there is something to compare"
     nll = float(np.mean([one.nll.sum() for one in each]))
-    return Loss(
-        task,
-        denied,
-        budget,
-        control,
-        experts,
-        estimate([Ratio(whole, ones)], [Ratio(rights, ones)]) if base.right.any() else None,
-        perplexity(nll, int(base.tokens.sum())),
-        estimate([Ratio(kls, ones)]),
-    )
+    return Loss(task, denied, budget, control, experts, lost, perplexity(nll, int(base.tokens.sum())), kl)
 
 
 def _listed(found: Estimate) -> list[float]:
     return [round(found.value, 4), round(found.low, 4), round(found.high, 4)]
+
+
+def _named(budget: Budget | None) -> str:
+    return "full" if budget is None else str(budget)

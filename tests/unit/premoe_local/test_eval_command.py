@@ -157,6 +157,8 @@ def test_ablation_says_what_each_task_loses_without_another_beside_random_masks(
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     assert document["denied"].keys() <= set(ALPHABETS)
+    assert {one["task"] for one in document["nobody"]} == {"digits", "vowels"}
+    assert len(document["means"]) == 4
     losses = document["losses"]
     assert len(losses) == len(document["denied"]) * 2 * 2 * 2
     for own, control in zip(losses[::2], losses[1::2], strict=True):
@@ -166,6 +168,10 @@ def test_ablation_says_what_each_task_loses_without_another_beside_random_masks(
         assert own["experts"] > 0 or own["budget"] != "full"
     own = {one["denied"]: one["kl"][0] for one in losses if not one["control"] and one["budget"] == "full"}
     assert max(own.values()) > 0
+    tables = premoe_run("eval", "ablate", url(folder), *data(folder, "digits"), "--limit", 2, "--controls", 1)
+    assert tables.exit_code == 0, tables.output
+    for part in ("Exact match lost on the mean", "as many at random", "Perplexity of the given answers", "(nobody)"):
+        assert part in tables.stdout
 
 
 def test_ablation_refuses_what_it_cannot_run(folder: Path) -> None:

@@ -145,6 +145,14 @@ def test_another_engine_is_told_to_the_worker_and_makes_another_template(name: s
     assert children.spec_hash(inputs) != children.spec_hash(default)
 
 
+def test_denied_tasks_are_told_to_the_worker_and_make_another_template() -> None:
+    inputs, default = inputs_of(changed(SMALLEST, {"patterns.deny": ["kb", "lang"]})), inputs_of(SMALLEST)
+    assert env_of(children.worker_template(inputs))["PREMOE_WORKER_DENY"] == "kb,lang"
+    assert "PREMOE_WORKER_DENY" not in env_of(children.worker_template(default))
+    assert children.spec_hash(inputs) != children.spec_hash(default)
+    assert children.spec_hash(inputs_of(changed(SMALLEST, {"patterns.deny": []}))) == children.spec_hash(default)
+
+
 def test_what_a_full_spec_adds_to_the_environment() -> None:
     env = env_of(children.worker_template(inputs_of(FULL)))
     expected = {

@@ -15,7 +15,7 @@ from premoe_runtime.formats.domains import Domains
 from premoe_runtime.formats.errors import InvalidInput, NotFound
 from premoe_runtime.formats.ids import WeightsId
 from premoe_runtime.formats.pattern import Pattern
-from premoe_runtime.offline.evaluation.ablation import Ablation, Cell, losses
+from premoe_runtime.offline.evaluation.ablation import Ablation, Cell, losses, means
 from premoe_runtime.offline.evaluation.exam import Answers
 
 SHAPE = (3, 12)
@@ -118,6 +118,13 @@ def test_losses_are_points_below_the_same_task_with_nobody_denied() -> None:
     assert by_chance.value == pytest.approx(12.5)
     assert lost["c", "a", False].lost is None, "never answered exactly: perplexity and KL alone"
     assert own_loss.document()["exact_match_lost"][0] == 75.0
+    mine, drawn = means(plan, found)
+    assert (mine.control, drawn.control) == (False, True)
+    assert mine.own is not None
+    assert mine.others is not None
+    assert (mine.own.value, mine.others.value) == (37.5, 0.0), "of a and b; c is never answered exactly"
+    assert mine.document()["own_kl"][0] == pytest.approx(2 / 3, abs=1e-4)
+    assert drawn.document()["others"][0] == pytest.approx(3.125)
 
 
 def test_unknown_tasks_and_sets_without_domains_are_said() -> None:

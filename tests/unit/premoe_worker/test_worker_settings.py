@@ -4,6 +4,8 @@ import pytest
 from premoe_servicekit.settings import load_settings
 from premoe_worker.settings import WorkerSettings
 
+from premoe_runtime.formats.errors import InvalidInput
+
 
 @pytest.mark.parametrize("given", ["ab12", "blake3:ab12"])
 def test_a_model_id_may_name_its_algorithm(given: str) -> None:
@@ -29,3 +31,11 @@ def test_a_pod_s_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load_settings(WorkerSettings, "premoe-worker", [])
     assert (settings.health_port, settings.drain_delay_s, settings.max_connection_age_s) == (50053, 8.0, 300.0)
     assert settings.residency_dir == "/etc/premoe/residency"
+
+
+def test_denied_tasks_are_listed_and_need_a_service_that_knows_them() -> None:
+    arguments = ["--store", "store:1", "--budget", "2/4", "--deny", "kb, lang"]
+    settings = load_settings(WorkerSettings, "premoe-worker", [*arguments, "--retrieval", "retrieval:1"], {})
+    assert settings.deny == ("kb", "lang")
+    with pytest.raises(InvalidInput, match="deny needs retrieval"):
+        load_settings(WorkerSettings, "premoe-worker", arguments, {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,11 @@ from premoe_runtime.offline.patterns import library
 from premoe_runtime.packs.reader import PackReader, open_pack
 
 if TYPE_CHECKING:
-    from premoe_runtime.offline.evaluation.ablation import Ablation, Loss
+    from premoe_runtime.offline.evaluation.ablation import Ablation, Base, Loss, Mean
+    from premoe_runtime.offline.evaluation.statistics import Estimate
 
 _FULL = "full"
-_CONTROL = "as many at random"
+_CONTROL, _NOBODY = "as many at random", "(nobody)"
 
 
 @click.command("ablate")
@@ -73,7 +74,7 @@ def ablate(
     reader = open_pack(model)
     planned, set_id = _planned(reader, model, store_url, set_name, list(examples), wanted, controls=controls, seed=seed)
     # Imported here: torch takes seconds, and faults in files and options should be told at once.
-    from premoe_runtime.offline.evaluation.ablation import losses
+    from premoe_runtime.offline.evaluation.ablation import bases, losses, means
     from premoe_runtime.offline.evaluation.exam import Examiner
 
     slot_model = model_to_measure(
@@ -89,12 +90,14 @@ def ablate(
         answers = dict(zip(cells, found, strict=True))
     if unused.note:
         note(unused.note)
-    lost = losses(planned, answers)
+    base, lost, mean = bases(planned, answers), losses(planned, answers), means(planned, answers)
     if as_json:
-        print_json({"set_id": set_id, **_document(planned, lost)})
+        print_json({"set_id": set_id, **_document(planned, base, mean, lost)})
         return
+    _print_means(mean)
     for budget in planned.budgets:
-        _print([one for one in lost if one.budget == budget], budget, planned)
+        of_budget = {one.task: one for one in base if one.budget == budget}
+        _print(of_budget, [one for one in lost if one.budget == budget], budget, planned)
 
 
 def _planned(
@@ -132,23 +135,48 @@ def _planned(
     return planned, found.set_id
 
 
-def _document(planned: Ablation, lost: Sequence[Loss]) -> dict[str, Any]:
+def _document(planned: Ablation, base: Sequence[Base], mean: Sequence[Mean], lost: Sequence[Loss]) -> dict[str, Any]:
     return {
         "denied": {task: mask.sum(axis=1).tolist() for task, mask in planned.own.items()},
         "controls": planned.controls,
+        "nobody": [one.document() for one in base],
+        "means": [one.document() for one in mean],
         "losses": [one.document() for one in lost],
     }
 
 
-def _print(lost: Sequence[Loss], budget: Budget | None, planned: Ablation) -> None:
+def _print_means(mean: Sequence[Mean]) -> None:
+    def text(found: Estimate | None, digits: int) -> str:
+        return "" if found is None else f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+    rows = [
+        (
+            _FULL if one.budget is None else str(one.budget),
+            _CONTROL if one.control else "a task's own",
+            *(text(found, 1) for found in (one.own, one.others)),
+            *(text(found, 3) for found in (one.own_kl, one.others_kl)),
+        )
+        for one in mean
+    ]
+    columns = ("budget", "experts denied", "the denied task", "each other task", "KL, the denied", "KL, each other")
+    print_table("Exact match lost on the mean, points", columns, rows)
+
+
+def _print(base: Mapping[str, Base], lost: Sequence[Loss], budget: Budget | None, planned: Ablation) -> None:
     where = "the full model" if budget is None else f"specialists at {budget}"
-    tables: tuple[tuple[str, Callable[[Loss], str]], ...] = (
-        (f"Exact match lost on {where}, points", _points),
-        ("KL to the full model, nats a token", lambda one: f"{one.kl.value:.3f}"),
-        ("Perplexity of the given answers", lambda one: f"{one.perplexity:.2f}"),
+    whole = {task: f"{one.accuracy:.1f} %" if one.accuracy else "" for task, one in base.items()}
+    tables: tuple[tuple[str, Callable[[Loss], str], Mapping[str, str]], ...] = (
+        (f"Exact match lost on {where}, points", _points, whole),
+        ("KL to the full model, nats a token", lambda one: f"{one.kl.value:.3f}", {}),
+        (
+            "Perplexity of the given answers",
+            lambda one: f"{one.perplexity:.2f}",
+            {task: f"{one.perplexity:.2f}" for task, one in base.items()},
+        ),
     )
-    for title, text in tables:
-        print_table(title, ("denied", "experts", *planned.tasks), _rows(lost, planned, text))
+    for title, text, before in tables:
+        first = [(_NOBODY, "", *(before[task] for task in planned.tasks))] if before else []
+        print_table(title, ("denied", "experts", *planned.tasks), [*first, *_rows(lost, planned, text)])
 
 
 def _points(one: Loss) -> str:
