@@ -42,8 +42,11 @@ def model_to_measure(
     dtype: str,
     purpose: Purpose,
     scores: Sequence[str] = (),
+    quiet: bool = False,
 ) -> SlotModel:
     """A slot model with every expert resident, or layer by layer where that does not fit into ``memory``.
+
+    ``quiet``: nothing is said of the way.
 
     See ``choose_way`` and ``load_full_model`` for the settings and what they raise.
     """
@@ -52,7 +55,7 @@ def model_to_measure(
     from premoe_runtime.offline.profile.room import choose_way
 
     way = choose_way(reader, memory=memory, device=device, dtype=dtype, scores=scores, purpose=purpose)
-    if way.by_layers or memory is not None:
+    if (way.by_layers or memory is not None) and not quiet:
         note(f"note: {way.why}")
     if way.by_layers:
         return load_blocks(reader, threads=threads, device=device, dtype=dtype)

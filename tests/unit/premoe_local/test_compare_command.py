@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command as premoe
+from premoe_local.compress.compare_report import rows, sections
 from support.profiles import packed_model, write_examples
 
 from premoe_runtime.compress.compare.making import make_here
@@ -88,6 +90,31 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert what in result.stderr
     assert (result.stderr[:7], result.stderr.count("\n"), result.stdout) == ("error: ", 1, "")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_difference_of_nothing_has_no_sign_and_a_reason_may_hold_a_bar() -> None:
+    one = {
+        "name": "m",
+        "percent": 25,
+        "skeleton_bytes": 2048,
+        "experts": [3, 4],
+        "width": 8,
+        "seconds": 1.5,
+        "memory": 1 << 20,
+        "retained": [99.0, 98.0, 100.0],
+        "kl": [0.0, -0.0001, 0.0102],
+        "over": {"random": None, "select": {"retained": [-0.04, -1.0, 0.0], "kl": [-0.0002, -0.01, 0.0]}},
+    }
+    budget: dict[str, Any] = {"percent": 25, "bytes": 1024, "entrants": [one, {"name": "n", "refused": "a | b"}]}
+    assert rows(budget) == [
+        (
+            *("m", "25 and 2.0 KiB elsewhere", "3 to 4 x 8", "99.0 [98.0, 100.0]", "–", "0.0 [-1.0, 0.0]"),
+            *("0.000 [0.000, 0.010]", "–", "0.000 [-0.010, 0.000]", "1.5", "1.0 MiB"),
+        ),
+        ("n", "–", "a | b", *["–"] * 8),
+    ]
+    shown = {"budgets": [budget], "full": {}, "left_out": []}
+    assert "| `n` | – | a \\| b |" in sections({**shown, "budgets": [{**budget, "entrants": budget["entrants"][1:]}]})
 
 
 def test_what_is_no_pack_is_said(folder: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from premoe_runtime.packs.reader import PackReader
 
 if TYPE_CHECKING:
     from premoe_runtime.compress.compare.run import Terms
+    from premoe_runtime.engines.hf.model import SlotModel
 
 BUDGETS = "50%,25%,12.5%"
 SEEDS = 3
@@ -139,15 +140,18 @@ def measured(
     state.mkdir(parents=True, exist_ok=True)
     reader = opened(pack, state)
     blob = sum(field.num_bytes for field in reader.manifest().layout.fields)
-    load = partial(
-        model_to_measure, memory=memory, threads=threads, device=device, dtype=dtype, purpose="evaluated", scores=()
-    )
+    settings: dict[str, Any] = {"threads": threads, "device": device, "dtype": dtype}
+
+    def load(pack: PackReader) -> SlotModel:
+        # Once is enough to say how: the full model is the largest, and comes first.
+        return model_to_measure(pack, memory=memory, purpose="evaluated", quiet=pack is not reader, **settings)
+
     terms = Terms(
         entrants=taken,
         left_out=left_out,
         shares=shares,
         load=load,
-        head=partial(load_blocks, threads=threads, device=device, dtype=dtype),
+        head=partial(load_blocks, **settings),
         retrieval=retrieval,
         device=device,
         threads=threads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def sections(document: Document, pictures: Sequence[str] = (), level: str = "##"
     parts = [f"![]({name})" for name in pictures]
     for one in document["budgets"]:
         title = f"{level} {one['percent']:g} % of the experts' bytes ({human_bytes(one['bytes'])})"
-        parts += [title, table(COLUMNS, [(f"`{name}`", *rest) for name, *rest in rows(one)])]
+        parts += [title, table(COLUMNS, [(f"`{name}`", *map(_cell, rest)) for name, *rest in rows(one)])]
     parts += [retrieval_note(document), f"{level} Task by task", task_table(document)]
     return "\n\n".join([*filter(None, parts), *filter(None, ["\n".join(f"- {one}" for one in left_out(document))])])
 
@@ -88,7 +89,12 @@ def _counts(experts: Sequence[int]) -> str:
 
 
 def _estimate(found: Sequence[float] | None, digits: int = 1) -> str:
-    return estimate(found, digits) if found else "–"
+    # A difference that rounds to nothing has no sign.
+    return re.sub(r"-(0\.0+)(?!\d)", r"\1", estimate(found, digits)) if found else "–"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def retrieval_note(document: Document) -> str:
