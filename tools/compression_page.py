@@ -23,7 +23,7 @@ from premoe_local.console import interrupt_on_sigterm, note
 from premoe_local.evaluation.markdown import table
 from premoe_local.evaluation.recipe import Recipe
 
-from premoe_runtime.compress.compare.entrants import PEERS
+from premoe_runtime.compress.compare.entrants import PEERS, why_not
 from premoe_runtime.compress.registry import METHODS
 from premoe_runtime.offline.calibration import PassedOver
 
@@ -34,6 +34,7 @@ SEEDS, DOCUMENTS, PROMPTS = 2, 20, 24
 TRAINED = {
     "slim": "slim:stages=1,steps=40,tokens=1024,rate=0.004",
     "mc-suite": "mc-suite:rounds=2,budget_tokens=4000",
+    "light-peft": "light-peft:steps=40,early=10,tokens=1024",
 }
 """What of methods that train is affordable here, cell by cell; others run as they are."""
 Document = dict[str, Any]
@@ -41,7 +42,7 @@ Document = dict[str, Any]
 
 def asked(names: tuple[str, ...]) -> tuple[str, ...]:
     """Methods as ``premoe compress compare`` takes them, those that train last: what is known first is shown first."""
-    usual = [name for name in METHODS if name not in PEERS]
+    usual = [name for name, one in METHODS.items() if name not in PEERS and not why_not(one)]
     return names or (*(name for name in usual if name not in TRAINED), *(TRAINED[n] for n in usual if n in TRAINED))
 
 

@@ -89,8 +89,8 @@ def why_not(method: Method) -> str:
     """Why a method gives no pack of one model at a budget; empty where it does."""
     if "fine-tuned packs" in method.needs:
         return "it takes several packs, not one at a budget"
-    if "nothing" in method.changes:
-        return "it makes no smaller model"
+    if not {"count", "width"} & set(method.changes):
+        return "it keeps all bytes"
     return ""
 
 

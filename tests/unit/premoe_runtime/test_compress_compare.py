@@ -89,7 +89,7 @@ def test_everybody_takes_part_but_those_that_cannot() -> None:
     assert [one.name for one in taken] == ["random", "select", "knobs"]
     assert [(one.name, one.why) for one in left_out] == [
         ("several", "it takes several packs, not one at a budget"),
-        ("idle", "it makes no smaller model"),
+        ("idle", "it keeps all bytes"),
     ]
     taken, left_out = entrants(("knobs:kind=mse", "select:score=counts", "knobs"))
     assert [one.name for one in taken] == ["random", "select", "knobs:kind=mse", "select:score=counts", "knobs"]
