@@ -16,6 +16,9 @@ SCALARS: list[Any] = [
     [{"type": "function", "name": "f"}], "function_call", "function_call_output", "input_text",
     "required", [{"type": "function", "function": {"name": "f"}}], {"type": "function", "function": {"name": "f"}},
     [{"id": "c", "function": {"name": "f", "arguments": "{}"}}], "tool", "assistant",
+    {"search": {}}, {"search": {"rounds": 1, "vote": "number"}}, {"search": {"verifier": {"type": "exact"}}},
+    {"search": {"verifier": {"type": "number", "expected": "1"}}}, {"search": {"verifier": "exact"}},
+    {"type": "model", "name": "m"}, {"type": "exact", "expected": "hi"},
 ]  # fmt: skip
 NAMES = [
     "model", "messages", "prompt", "stream", "stream_options", "temperature", "top_p", "top_k", "stop", "seed", "n",
@@ -28,7 +31,7 @@ NAMES = [
     "input", "instructions", "max_output_tokens", "previous_response_id", "background", "conversation", "truncation",
     "include", "reasoning", "call_id", "output", "format",
     "json_schema", "schema", "strict", "tool_call_id", "function", "parameters", "arguments", "description", "id",
-    "deny", "\ud800", "",
+    "deny", "premoe", "search", "verifier", "expected", "rounds", "\ud800", "",
 ]  # fmt: skip
 HEADERS = [
     b"application/json", b"application/json; charset=utf-8", b"text/plain", b"", b"\xff\xfe",

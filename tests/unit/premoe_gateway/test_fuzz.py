@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from premoe_gateway.http.app import create_app
+from premoe_gateway.search.executor import Searcher
+from premoe_gateway.search.verifiers.named import NamedVerifiers
+from premoe_gateway.search.verifiers.opening import Verifiers
 from premoe_gateway.service import Gateway
 from starlette.applications import Starlette
 from support.gateway_doubles import MODEL, EchoWorker, OneTask
@@ -56,7 +59,8 @@ async def send(
 async def test_no_request_ends_in_a_500_or_in_text(batch: int) -> None:
     service = Gateway([EchoWorker()], OneTask(), on_unknown=None, timeout_s=30)
     await service.refresh()
-    app = create_app(service, max_body_bytes=1 << 16)
+    searcher = Searcher(service, Verifiers(NamedVerifiers()), most=4, timeout_s=30)
+    app = create_app(service, max_body_bytes=1 << 16, searcher=searcher)
     draw = random.Random(batch)
     found: dict[int, int] = {}
     for number in range(REQUESTS // BATCHES):

@@ -21,6 +21,7 @@ from premoe_gateway.search.verifiers.opening import Verifiers
 from premoe_gateway.service import Gateway
 from support.gateway_doubles import MODEL, EchoWorker, OneTask
 from support.keys import write_keys
+from support.request_fuzz import check
 
 from premoe_runtime.formats.errors import Exhausted, InvalidInput, PremoeError, Unavailable
 
@@ -259,6 +260,34 @@ async def test_what_a_search_cannot_be_asked_for(name: str) -> None:
     assert not worker.asked
 
 
+@pytest.mark.parametrize(
+    ("premoe", "param"),
+    [
+        (5, "premoe"),
+        ([], "premoe"),
+        ({"search": "yes"}, "premoe.search"),
+        (search(verifier=5), "premoe.search.verifier"),
+        (search(verifier={}), "premoe.search.verifier.type"),
+        (search(verifier={"type": "prm"}), "premoe.search.verifier.type"),
+        (search(verifier={"type": "json_schema", "schema": []}), "premoe.search.verifier.json_schema.schema"),
+        (search(verifier={"type": "exact", "expected": 4}), "premoe.search.verifier.exact.expected"),
+        (search(active_experts=4), "premoe.search.active_experts"),
+        (search(active_experts=[True]), "premoe.search.active_experts"),
+        (search(rounds=1.5), "premoe.search.rounds"),
+        (search(budget=0), "premoe.search.budget"),
+        (search(enough=2, verifier=NUMBER), "premoe.search.enough"),
+        (search(enough=1), "premoe.search.enough"),
+        (search(vote="loudly"), "premoe.search.vote"),
+    ],
+)
+async def test_nonsense_is_one_line_about_its_field(premoe: Any, param: str) -> None:
+    answer = await post(Scripted(), n=2, premoe=premoe)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert error["message"].startswith(param)
+    check(answer.status_code, {b"content-type": b"application/json"}, answer.content, "POST")
+
+
 async def test_a_verifier_that_nobody_named_is_not_found() -> None:
     answer = await post(Scripted(), n=2, premoe=search(verifier={"type": "model", "name": "judge"}))
     assert answer.status_code == 404
@@ -314,6 +343,23 @@ async def test_a_verifier_that_never_answers_is_asked_in_one_round_and_the_answe
     assert "did not answer within 0.05 s" in outcome.problem
     assert 1 <= mute.asked <= 2
     assert len(worker.asked) == 6
+
+
+async def test_others_are_answered_while_a_verifier_is_silent() -> None:
+    worker, mute = Scripted(), Mute()
+    mute.timeout_s = 600
+    gateway = await gateway_over(worker)
+    app = create_app(gateway, searcher=Searcher(gateway, Muted(mute), most=MOST, timeout_s=600))
+    body = {"model": MODEL, "prompt": "hi"}
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+        silent = asyncio.create_task(client.post("/v1/completions", json={**body, "n": 2, "premoe": search(rounds=1)}))
+        async with asyncio.timeout(60):
+            while mute.asked < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+        assert not silent.done()
+        silent.cancel()
+        await asyncio.gather(silent, return_exceptions=True)
 
 
 async def test_who_must_have_a_judged_answer_gets_one_clear_error() -> None:

@@ -293,6 +293,9 @@ def _fault(error: ValidationError) -> BadParameter:
         return BadParameter(f"{place}: not a parameter of this API", place, "UNKNOWN_PARAMETER")
     if first["type"] == "missing":
         return BadParameter(f"{place}: must be given", place, "MISSING_PARAMETER")
-    if first["type"] == "model_type":
+    if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
         return BadParameter(f"{place}: must be an object", place)
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        known = first.get("ctx", {}).get("expected_tags") or "one that is known"
+        return BadParameter(f"{place}.type: must be {known}", f"{place}.type")
     return BadParameter(f"{place}: {first['msg'].replace('Input should be', 'must be')}", place)
