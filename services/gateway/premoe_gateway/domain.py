@@ -221,8 +221,10 @@ class Delta:
     text: str
     logprobs: tuple[PlaceLogprobs, ...] = ()
     prompt_logprobs: tuple[PlaceLogprobs, ...] = ()
+    token_ids: tuple[int, ...] = ()
+    """New tokens, where their ids are known."""
     tokens: int = 1
-    """New tokens."""
+    """How many there are."""
 
 
 @dataclass(frozen=True, slots=True)

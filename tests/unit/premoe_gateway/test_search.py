@@ -239,6 +239,11 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "is not a",
     ),
     "must be judged": ({"n": 2, "premoe": search(require_verified=True)}, "premoe.search.require_verified", "verifier"),
+    "stop strings of steps": (
+        {"n": 2, "stop": "x", "premoe": search(steps={"tokens": 16}, verifier={"type": "model", "name": "judge"})},
+        "stop",
+        "premoe.search.steps",
+    ),
     "unknown field": ({"n": 2, "premoe": {"seach": {}}}, "premoe.seach", "not a parameter"),
     "no number": (
         {"n": 2, "premoe": search(verifier={"type": "number", "expected": "two"})},
@@ -278,6 +283,9 @@ async def test_what_a_search_cannot_be_asked_for(name: str) -> None:
         (search(enough=2, verifier=NUMBER), "premoe.search.enough"),
         (search(enough=1), "premoe.search.enough"),
         (search(vote="loudly"), "premoe.search.vote"),
+        (search(steps={"tokens": 16}), "premoe.search.steps"),
+        (search(steps={"tokens": 16}, verifier=NUMBER), "premoe.search.steps"),
+        (search(steps={"tokens": 1}), "premoe.search.steps.tokens"),
     ],
 )
 async def test_nonsense_is_one_line_about_its_field(premoe: Any, param: str) -> None:
@@ -328,7 +336,7 @@ class Muted(Verifiers):
         super().__init__(NamedVerifiers())
         self._verifier = verifier
 
-    async def of(self, wanted: object, question: str) -> Mute:
+    async def of(self, wanted: object, question: str, *, unfinished: bool = False) -> Mute:
         return self._verifier
 
 

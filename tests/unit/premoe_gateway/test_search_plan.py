@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from premoe_gateway.search.cost import ModelFacts, flops
-from premoe_gateway.search.plan import Plan, Trial, ended, next_round, ranked, shares, spread
+from premoe_gateway.search.plan import Plan, Trial, children, ended, next_round, ranked, shares, spread
 
 SCORES = st.none() | st.floats(0, 1)
 EXPERTS = st.lists(st.integers(1, 64), min_size=1, max_size=6, unique=True).map(
@@ -96,8 +96,33 @@ def test_ranking_loses_nobody_and_a_cut_answer_never_wins(seen: list[Trial]) -> 
 def test_who_has_no_score_stands_at_the_mean_of_the_others() -> None:
     seen = [Trial(0, 4, score=0.0), Trial(1, 4, score=None, votes=1.0), Trial(2, 4, score=1.0)]
     assert [trial.number for trial in ranked(seen)] == [2, 1, 0]
+    # Those that were cut off from their verifier when a good one was found stand behind it.
+    assert ranked([Trial(0, 4, votes=1.0), Trial(1, 2, score=1.0, votes=0.1)])[0].number == 1
     silent = [Trial(0, 4, votes=0.2), Trial(1, 3, votes=0.8), Trial(2, 4, votes=0.8)]
     assert [trial.number for trial in ranked(silent)] == [2, 1, 0]
+
+
+@given(trials, st.integers(1, 12), st.integers(0, 24))
+def test_the_best_unfinished_answers_go_on_evenly(seen: list[Trial], keep: int, answers: int) -> None:
+    parents = Counter(children(seen, keep, answers))
+    assert sum(parents.values()) == (answers if seen else 0)
+    assert len(parents) <= min(keep, len(seen))
+    if answers >= keep and seen:
+        assert max(parents.values()) - min(parents.values()) <= 1
+        worst = min(_score(seen, number) for number in parents)
+        assert all(_score(seen, trial.number) <= worst for trial in seen if trial.number not in parents)
+
+
+def _score(seen: list[Trial], number: int) -> float:
+    scores = [trial.score for trial in seen if trial.score is not None]
+    score = seen[number].score
+    return score if score is not None else sum(scores) / len(scores) if scores else 0.0
+
+
+def test_children_come_from_the_better_ones_first() -> None:
+    seen = [Trial(0, 4, score=0.1), Trial(1, 3, score=0.9), Trial(2, 2, score=0.5)]
+    assert children(seen, 2, 5) == (1, 1, 1, 2, 2)
+    assert children(seen, 9, 3) == (1, 2, 0)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,8 @@ def event(response: worker_pb2.GenerateResponse) -> Event:
         return _started(response.started)
     if kind == "delta":
         delta = response.delta
-        return Delta(delta.text, _places(delta.logprobs), _places(delta.prompt_logprobs), len(delta.token_ids))
+        ids = tuple(delta.token_ids)
+        return Delta(delta.text, _places(delta.logprobs), _places(delta.prompt_logprobs), ids, len(ids))
     if kind == "tool_call":
         called = response.tool_call
         return Called(ToolCall(called.id, called.name, called.arguments))

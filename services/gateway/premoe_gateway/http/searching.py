@@ -24,11 +24,8 @@ async def searched(
     """The document, its choices, and what was recognised. Raises what ``Searcher`` and the gateway do."""
     assert order.search is not None
     searcher.check(order.n)
-    asks = [ask for _, ask in order.choices()]
     recognition = await recognise(order.ask)
-    outcome = await searcher.run(
-        asks.__getitem__, order.n, recognition.choice, order.search, min(order.n, places(order.n))
-    )
+    outcome = await searcher.run(order.copy, order.n, recognition.choice, order.search, min(order.n, places(order.n)))
     choices = [_choice(found, recognition) for found in outcome.shown]
     return _document(head, outcome, choices), choices, recognition
 
@@ -45,7 +42,8 @@ def _document(head: answers.Head, outcome: Outcome, choices: list[answers.Choice
     search = search_record(outcome, outcome.shown)
     document = answers.whole(head, choices)
     generated = sum(found.tokens for found in outcome.answers)
-    prompt = choices[0].finished.prompt_tokens
+    # Of steps the later ones read what went before, too.
+    prompt = min(found.started.prompt_tokens for found in outcome.answers if found.started is not None)
     usage = {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
     return {**document, "usage": usage, "premoe": {**choices[0].record, "search": search}}
 

@@ -67,6 +67,10 @@ class Order:
         """Which of ``asks`` each choice answers, and what is asked for it: of one prompt each has a seed of its own."""
         return [(index, _reseeded(ask, copy)) for index, ask in enumerate(self.asks) for copy in range(self.n)]
 
+    def copy(self, number: int) -> Ask:
+        """What is asked for one of the answers that a search samples, with a seed of its own."""
+        return _reseeded(self.ask, number)
+
 
 def _reseeded(ask: Ask, copy: int) -> Ask:
     seed = ask.sampling.seed
@@ -156,6 +160,18 @@ def _searching(order: Order, search: SearchOrder) -> Order:
             better = "; say which in premoe.search.active_experts" if name == "active_experts" else ""
             what = "several prompts cannot" if name == "prompt" else "cannot"
             raise BadParameter(f"{name}: {what} go with premoe.search{better}", name)
+    sampling = order.ask.sampling
+    uncut = {
+        "stop": bool(sampling.stop),
+        "min_tokens": bool(sampling.min_tokens),
+        "presence_penalty": bool(sampling.presence_penalty),
+        "frequency_penalty": bool(sampling.frequency_penalty),
+        "response_format": order.ask.format is not None,
+    }
+    for name, given in uncut.items():
+        if given and search.steps is not None:
+            # Each counts from where an answer begins, and a step is an answer that begins in the middle.
+            raise BadParameter(f"{name}: cannot go with premoe.search.steps", name)
     return replace(order, search=search)
 
 

@@ -21,6 +21,7 @@ from premoe_gateway.search.order import (
     Matching,
     Number,
     SearchOrder,
+    Steps,
     Vote,
     Wanted,
 )
@@ -91,6 +92,13 @@ _EXPERTS = {
 }
 
 
+class StepsBody(_Object):
+    """Answers that grow."""
+
+    tokens: Int = Field(ge=16, le=UINT32)
+    keep: Int = Field(default=1, ge=1, le=128)
+
+
 class SearchBody(_Object):
     """What is not given is chosen."""
 
@@ -103,6 +111,7 @@ class SearchBody(_Object):
         Annotated[ExactBody | NumberBody | PatternBody | SchemaBody | ModelBody, Field(discriminator="type")] | None
     ) = None
     require_verified: StrictBool = False
+    steps: StepsBody | None = None
 
 
 class PremoeBody(_Object):
@@ -118,6 +127,10 @@ def search_order(body: SearchBody) -> SearchOrder:
             if asks:
                 place = f"premoe.search.{name}"
                 raise BadParameter(f"{place}: needs a verifier; without one the answers vote", place)
+    if body.steps is not None and not isinstance(body.verifier, ModelBody):
+        raise BadParameter(
+            "premoe.search.steps: needs a verifier of type model; others judge whole answers", "premoe.search.steps"
+        )
     certain = body.verifier is not None and not isinstance(body.verifier, ModelBody)
     return SearchOrder(
         body.active_experts,
@@ -127,6 +140,7 @@ def search_order(body: SearchBody) -> SearchOrder:
         body.vote,
         _wanted(body.verifier),
         body.require_verified,
+        None if body.steps is None else Steps(body.steps.tokens, body.steps.keep),
     )
 
 
@@ -154,11 +168,10 @@ def search_record(outcome: Outcome, shown: Sequence[Found]) -> Json:
     for found, votes, cost in sorted(
         zip(outcome.answers, outcome.votes, costs, strict=True), key=lambda each: each[0].number
     ):
-        state = "whole" if found.finished is not None else "cut" if found.error is None else "failed"
         answers.append(
             {
                 "index": places.get(found.number),
-                "state": state,
+                "state": _state(found),
                 "active_experts": found.experts,
                 "round": found.round,
                 "score": found.score,
@@ -177,6 +190,14 @@ def search_record(outcome: Outcome, shown: Sequence[Found]) -> Json:
         "completion_tokens": sum(found.tokens for found in outcome.answers),
         "flops": None if None in costs else sum(cost for cost in costs if cost is not None),
     }
+
+
+def _state(found: Found) -> str:
+    if found.error is not None:
+        return "failed"
+    if found.finished is not None:
+        return "whole"
+    return "unfinished" if found.goes_on else "cut"
 
 
 def _flops(outcome: Outcome, found: Found) -> float | None:

@@ -9,14 +9,17 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from premoe_gateway.domain import Ask, Delta, Event, Finished, PatternChoice, Started, Turn
+from premoe_gateway.domain import Ask, Delta, Event, Finished, PatternChoice, Started, Tokens, Turn
 from premoe_gateway.search.cost import ModelFacts
-from premoe_gateway.search.order import SearchOrder
-from premoe_gateway.search.plan import Ended, Plan, Trial, ended, next_round, ranked, spread
+from premoe_gateway.search.order import SearchOrder, Steps
+from premoe_gateway.search.plan import Ended, Plan, Trial, children, ended, next_round, ranked, spread
 from premoe_gateway.search.verifiers.base import Verifier
 from premoe_gateway.search.verifiers.opening import Verifiers
 from premoe_gateway.search.votes import agreement
 from premoe_runtime.formats.errors import Exhausted, InvalidInput, PremoeError, Unavailable
+
+_MOST_STEPS = 64
+"""Of one answer; longer ones have larger steps."""
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,10 @@ class Answering(Protocol):
     """What a search asks of the gateway."""
 
     def generate(self, ask: Ask, choice: PatternChoice) -> AsyncGenerator[Event, None]: ...
+
+    async def tokenize(self, ask: Ask, *, plain: bool = False) -> Tokens:
+        """Of its prompt."""
+        ...
 
     def facts(self, model: str) -> ModelFacts:
         """Of a model that is served; ``active`` 0 where nobody tells."""
@@ -44,6 +51,21 @@ class Found:
     finished: Finished | None = None
     error: PremoeError | None = None
     score: float | None = None
+    ids: tuple[int, ...] = ()
+    """Of the answer so far, where it grows in steps: what it goes on from, and its own ``tokens``."""
+    goes_on: bool = False
+    """Whether its step has ended, and the answer has not."""
+    left_behind: bool = False
+    """Whether others have gone on from here, or from better ones; nobody wants its text any more."""
+
+    def child(self, number: int, round_: int) -> Found:
+        """What goes on from here. Bytes of an unfinished character are written by whoever completes it."""
+        return Found(number, self.experts, round_, self.text.rstrip("\ufffd"), ids=self.ids)
+
+    def leave_behind(self) -> None:
+        """Forget what it says, unless it is whole: steps would add up to a multiple of an answer."""
+        if self.finished is None:
+            self.text, self.ids, self.left_behind = "", (), True
 
     def trial(self, votes: float) -> Trial:
         return Trial(self.number, self.experts, self.tokens, self.score, votes, self.finished is not None)
@@ -65,7 +87,8 @@ class Outcome:
     def shown(self) -> tuple[Found, ...]:
         """Those that are answers: the whole ones, or what there is of the others where none came to its end."""
         whole = tuple(found for found in self.answers if found.finished is not None)
-        return whole or tuple(found for found in self.answers if found.started is not None)
+        begun = (found for found in self.answers if found.started is not None and not found.left_behind)
+        return whole or tuple(begun)
 
 
 class Searcher:
@@ -101,9 +124,10 @@ class Searcher:
             )
         experts = tuple(sorted(order.active_experts, reverse=True)) or spread(facts.active)
         plan = Plan(answers, experts, order.rounds, order.budget, order.enough)
-        verifier = await self._verifiers.of(order.verifier, question_of(ask(0)))
+        unfinished = order.steps is not None
+        verifier = await self._verifiers.of(order.verifier, question_of(ask(0)), unfinished=unfinished)
         search = _Search(self._gateway, plan, order, verifier, ask, choice, at_once, deadline)
-        rounds, end = await search.run()
+        rounds, end = await (search.run() if order.steps is None else search.grow(order.steps))
         return _outcome(search, rounds, end, facts)
 
 
@@ -130,6 +154,8 @@ class _Search:
         self._places = asyncio.Semaphore(at_once)
         self._deadline = deadline
         self._over = asyncio.Event()
+        self._step: int | None = None
+        self._prompt: Tokens | None = None
 
     async def run(self) -> tuple[int, Ended]:
         """Rounds played, and why there are no more."""
@@ -141,6 +167,32 @@ class _Search:
             if not await self._round(self.answers[first:]):
                 return played, "deadline"
         return played, ended(self.plan, self.trials()) or "answers"
+
+    async def grow(self, steps: Steps) -> tuple[int, Ended]:
+        """Steps made, and why there are no more: as many whole answers as were asked for, or none that goes on."""
+        self._prompt = await self._gateway.tokenize(self._ask(0))
+        self._step = steps.tokens
+        first = next_round(replace(self.plan, rounds=1), [], 0)
+        growing = [Found(number, experts, 0) for number, experts in enumerate(first)]
+        made = 0
+        while growing:
+            self.answers += growing
+            made += 1
+            if not await self._round(growing):
+                return made, "deadline"
+            if self._over.is_set():
+                break
+            unfinished = {found.number: found for found in growing if found.goes_on}
+            left = self.plan.answers - sum(found.finished is not None for found in self.answers)
+            parents = children([found.trial(0.0) for found in unfinished.values()], steps.keep, max(0, left))
+            grown = growing
+            growing = [
+                unfinished[parent].child(len(self.answers) + place, made) for place, parent in enumerate(parents)
+            ]
+            if growing:
+                for found in grown:
+                    found.leave_behind()
+        return made, ended(self.plan, self._whole_trials()) or "answers"
 
     def trials(self) -> list[Trial]:
         """What the plan sees; without a verifier votes are scores."""
@@ -175,13 +227,13 @@ class _Search:
             # One that finds no room or loses its worker costs the others nothing.
             found.error = error
             return
-        if found.finished is not None and self._verifier is not None:
+        if (found.finished is not None or found.goes_on) and self._verifier is not None:
             await self._judge(found, self._verifier)
-        if ended(self.plan, self.trials()) in ("score", "budget"):
+        if ended(self.plan, self._whole_trials()) in ("score", "budget"):
             self._over.set()
 
     async def _sample(self, found: Found) -> None:
-        ask = replace(self._ask(found.number), active_experts=found.experts)
+        ask, room = self._asked(found)
         async with aclosing(self._gateway.generate(ask, self._choice)) as events:
             async for event in events:
                 if isinstance(event, Started):
@@ -189,12 +241,31 @@ class _Search:
                 elif isinstance(event, Delta):
                     found.text += event.text
                     found.tokens += event.tokens
+                    found.ids += event.token_ids
                     if ended(self.plan, self._counted()) == "budget":
                         self._over.set()
                     if self._over.is_set():
                         return
                 elif isinstance(event, Finished):
-                    found.finished, found.tokens = event, event.completion_tokens
+                    found.tokens = event.completion_tokens
+                    found.goes_on = room > 0 and event.reason == "length"
+                    found.finished = None if found.goes_on else event
+
+    def _asked(self, found: Found) -> tuple[Ask, int]:
+        """What is asked for an answer, or for its next step; how many tokens may come after it, 0 without steps."""
+        ask = replace(self._ask(found.number), active_experts=found.experts)
+        if self._step is None or self._prompt is None:
+            return ask, 0
+        prompt = (*self._prompt.ids, *found.ids)
+        room = self._prompt.context - len(prompt)
+        if ask.sampling.max_tokens:
+            room = min(room, ask.sampling.max_tokens - len(found.ids))
+        size = max(1, min(max(self._step, -(-(room + len(found.ids)) // _MOST_STEPS)), room))
+        return replace(ask, prompt=prompt, sampling=replace(ask.sampling, max_tokens=size)), room - size
+
+    def _whole_trials(self) -> list[Trial]:
+        """A mark of an unfinished answer ends no search."""
+        return [trial if trial.whole else replace(trial, score=None) for trial in self.trials()]
 
     def _counted(self) -> list[Trial]:
         return [found.trial(0.0) for found in self.answers]

@@ -43,6 +43,14 @@ class Judged:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Answers grow by ``tokens`` at a time; the best ``keep`` unfinished ones go on, each with its active experts."""
+
+    tokens: int
+    keep: int
+
+
 Wanted = Exactly | Number | Matching | Fitting | Judged
 
 
@@ -59,3 +67,5 @@ class SearchOrder:
     vote: Vote = "text"
     verifier: Wanted | None = None
     require_verified: bool = False
+    steps: Steps | None = None
+    """None: whole answers are sampled, in rounds."""

@@ -1,13 +1,14 @@
 """What a search samples next, when it ends, and which answer wins: pure functions of what has been seen.
 
 After DES (arXiv 2509.22572): answers begin with different numbers of active experts, a verifier scores them, and what
-follows inherits the number of those it liked. The paper goes on from partial answers; here whole ones are sampled.
+follows inherits the number of those it liked. The paper goes on from unfinished answers (``children``), which takes a
+verifier that can judge them; with others whole answers are sampled in rounds (``next_round``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Ended = Literal["answers", "score", "budget", "deadline"]
@@ -63,6 +64,16 @@ def next_round(plan: Plan, trials: Sequence[Trial], played: int) -> tuple[int, .
     return tuple(experts for experts in plan.experts for _ in range(counts[experts]))
 
 
+def children(unfinished: Sequence[Trial], keep: int, answers: int) -> tuple[int, ...]:
+    """Numbers of the unfinished answers that go on, one for each of ``answers`` children: the best ``keep``, evenly,
+    the better ones first where it does not come out even.
+    """
+    best = [trial.number for trial in ranked([replace(trial, whole=True) for trial in unfinished])[:keep]]
+    # Of equal shares the larger key comes first.
+    counts = shares(dict.fromkeys(range(1, len(best) + 1), 1.0), answers) if best else {}
+    return tuple(number for place, number in enumerate(best) for _ in range(counts[len(best) - place]))
+
+
 def shares(weights: Mapping[int, float], size: int) -> dict[int, int]:
     """``size`` answers over numbers of experts in proportion to positive weights, by largest remainders.
 
@@ -89,16 +100,16 @@ def ended(plan: Plan, trials: Sequence[Trial]) -> Ended | None:
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
     """Best first: whole ones, then by score, by votes, by more active experts (the model's own way), by number.
 
-    Who has no score counts as the mean of those that have one: a verifier that fell silent speaks neither for nor
-    against. Of cut ones the longest comes first.
+    Who has no score counts as the mean of those that have one, behind any that has as much: a verifier that fell silent
+    speaks neither for nor against. Of cut ones the longest comes first.
     """
     scores = [trial.score for trial in trials if trial.score is not None]
     usual = sum(scores) / len(scores) if scores else 0.0
 
-    def place(trial: Trial) -> tuple[bool, float, float, int, int, int]:
+    def place(trial: Trial) -> tuple[bool, float, bool, float, int, int, int]:
         score = usual if trial.score is None else trial.score
         length = 0 if trial.whole else trial.tokens
-        return (not trial.whole, -score, -trial.votes, -length, -trial.experts, trial.number)
+        return (not trial.whole, -score, trial.score is None, -trial.votes, -length, -trial.experts, trial.number)
 
     return sorted(trials, key=place)
 

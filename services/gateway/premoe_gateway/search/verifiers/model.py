@@ -39,14 +39,17 @@ class Endpoints:
 class ModelVerifier:
     """Asks it for a mark from 0 to 10, greedily; the score is a tenth of that."""
 
-    def __init__(self, named: NamedVerifier, session: aiohttp.ClientSession, question: str) -> None:
+    def __init__(
+        self, named: NamedVerifier, session: aiohttp.ClientSession, question: str, *, unfinished: bool = False
+    ) -> None:
         self._named = named
         self._session = session
         self._question = question
+        self._title = "Answer, which may go on" if unfinished else "Answer"
         self.timeout_s = named.timeout_s
 
     async def score(self, answer: str) -> float:
-        shown = f"Question:\n{self._question}\n\nAnswer:\n{answer}"
+        shown = f"Question:\n{self._question}\n\n{self._title}:\n{answer}"
         turns = [{"role": "system", "content": self._named.instructions}, {"role": "user", "content": shown}]
         asked = {"model": self._named.model, "messages": turns, "temperature": 0, "max_tokens": 16}
         mark = _MARK.search(_said(await self._post(asked)))

@@ -21,8 +21,8 @@ class Verifiers:
         self._judges = Judges()
         self._endpoints = Endpoints()
 
-    async def of(self, wanted: Wanted | None, question: str) -> Verifier | None:
-        """Ready to judge answers to ``question``; None where the answers vote.
+    async def of(self, wanted: Wanted | None, question: str, *, unfinished: bool = False) -> Verifier | None:
+        """Ready to judge answers to ``question``, whole or ``unfinished``; None where the answers vote.
 
         Raises InvalidInput (VERIFIER_INVALID): pattern or schema is wrong; NotFound; Unavailable: it takes too long to
         look at them.
@@ -33,7 +33,7 @@ class Verifiers:
             return NumberVerifier(wanted.expected)
         if isinstance(wanted, Judged):
             named = self._named.of(wanted.name)
-            return ModelVerifier(named, self._endpoints.of(named), question)
+            return ModelVerifier(named, self._endpoints.of(named), question, unfinished=unfinished)
         if isinstance(wanted, Matching):
             return await _checked(PatternVerifier(self._judges, wanted.pattern))
         if isinstance(wanted, Fitting):

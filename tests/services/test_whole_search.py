@@ -6,7 +6,16 @@ from typing import Any
 
 import openai
 import pytest
+from premoe_gateway.adapters.retrieval import GrpcRetrieval
+from premoe_gateway.adapters.worker import GrpcWorker
+from premoe_gateway.domain import Ask, Delta, Sampling, Turn
+from premoe_gateway.search.executor import Searcher
+from premoe_gateway.search.order import SearchOrder, Steps
+from premoe_gateway.search.verifiers.named import NamedVerifiers
+from premoe_gateway.search.verifiers.opening import Verifiers
+from premoe_gateway.service import Gateway
 from premoe_local.mesh import Mesh
+from premoe_servicekit.clients import channel
 from support.mesh import prompts
 
 pytestmark = pytest.mark.timeout(300)  # every mesh is four processes, and a worker imports torch
@@ -43,6 +52,36 @@ def test_the_first_answer_that_fits_ends_it(mesh: Mesh) -> None:
     assert (found["ended"], found["verified"]) == ("score", True)
     assert found["answers"][answer.choices[0].index]["state"] in ("whole", "cut")
     assert len(found["answers"]) == 4
+
+
+class Silent(Verifiers):
+    """Nobody judges: the first one goes on."""
+
+    async def of(self, wanted: object, question: str, *, unfinished: bool = False) -> None:
+        return None
+
+
+async def test_an_answer_that_grows_in_steps_is_the_answer(mesh: Mesh) -> None:
+    """Prefixes as token ids: greedy steps say what one greedy answer says."""
+    async with channel(mesh.worker_addresses[0]) as worker, channel(mesh.retrieval_address) as retrieval:
+        gateway = Gateway(
+            [GrpcWorker(mesh.worker_addresses[0], worker)],
+            GrpcRetrieval(mesh.retrieval_address, retrieval),
+            on_unknown=None,
+            timeout_s=120,
+        )
+        await gateway.refresh()
+        turns = (Turn("user", prompts("digits", 1)[0]),)
+        ask = Ask(mesh.model_name, turns, Sampling(max_tokens=40, temperature=0, ignore_eos=True), "digits", 2)
+        choice = (await gateway.recognise(ask)).choice
+        whole = "".join([event.text async for event in gateway.generate(ask, choice) if isinstance(event, Delta)])
+        searcher = Searcher(gateway, Silent(NamedVerifiers()), most=2, timeout_s=120)
+        order = SearchOrder((2,), steps=Steps(16, 1))
+        outcome = await searcher.run(lambda number: ask, 2, choice, order, 2)
+    assert outcome.rounds == 3
+    # A random model writes bytes that make no character; where a step ends in such ones their mark is left out.
+    told = [found.text.replace("\ufffd", "") for found in outcome.shown]
+    assert told == [whole.replace("\ufffd", "")] * 2
 
 
 def test_more_experts_than_the_model_has_are_refused_by_name(mesh: Mesh) -> None:
