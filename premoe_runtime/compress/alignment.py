@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from premoe_runtime.compress.weights import ExpertWeights
+from premoe_runtime.compress.plan import Plan, experts_of
+from premoe_runtime.compress.result import Compressed, planned
+from premoe_runtime.compress.weights import ExpertWeights, PackWeights
 from premoe_runtime.formats.arrays import I64
+
+
+def merged_experts(plan: Plan, old: PackWeights, facts: Mapping[str, object]) -> Compressed:
+    """What a plan of merged experts makes of a pack's: neurons are aligned when their layer is written."""
+
+    def weights(layer: int) -> ExpertWeights:
+        found = old.experts(layer)
+        return experts_of([replace(made, neurons=aligned(found, made.members)) for made in plan.layers[layer]], found)
+
+    return replace(planned(plan, old, facts), weights=weights, key=f"aligned {plan.digest}")
 
 
 def aligned(weights: ExpertWeights, members: Sequence[int] | I64) -> I64:

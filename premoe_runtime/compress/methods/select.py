@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from premoe_runtime.compress.config import width_of
 from premoe_runtime.compress.method import Job, Method, setting
+from premoe_runtime.compress.outputs import differences
 from premoe_runtime.compress.plan import selection
+from premoe_runtime.compress.redundancy import GAMMA, merged
 from premoe_runtime.compress.result import Compressed, planned
 from premoe_runtime.formats.allocation import share
 from premoe_runtime.formats.arrays import F64
@@ -22,22 +25,35 @@ class Settings:
     """What ranks experts, and whether layers share the budget."""
 
     score: str = setting("impact", "Score that ranks experts (`premoe scores`).")
-    shared: bool = setting(False, "Share the budget over the layers by the score: packs and hf only.")
+    allocation: Literal["uniform", "shared", "grape"] = setting(
+        "uniform",
+        "uniform: equally many a layer. Packs and hf only: shared, by the score; grape, by how redundant layers are.",
+    )
 
 
 def compress(job: Job) -> Compressed:
     """The best experts by the mean over tasks of the score, each task's as shares of its total."""
-    values, manifest = pooled(job, job.settings.score), job.old.manifest
-    counts = [kept_a_layer(job, count) for count in manifest.layer_experts]
-    if job.settings.shared:
-        if not find(job.settings.score).comparable:
-            raise InvalidInput(
-                f"score {job.settings.score} does not compare layers; leave --shared out, or rank by impact",
-                reason="SCORE_NOT_COMPARABLE",
-            )
-        counts = share(values, sum(counts), manifest.top_k).tolist()
+    values = pooled(job, job.settings.score)
+    counts = _counts(job, values)
     kept = [sorted(np.argsort(-row, kind="stable")[:count].tolist()) for row, count in zip(values, counts, strict=True)]
     return planned(selection(kept, width_of(job.old.model)), job.old, {"kept": kept})
+
+
+def _counts(job: Job, values: F64) -> list[int]:
+    """Experts of every layer."""
+    manifest, settings = job.old.manifest, job.settings
+    counts = [kept_a_layer(job, count) for count in manifest.layer_experts]
+    if settings.allocation == "grape":
+        clusters = merged(*differences(job), sum(counts), manifest.top_k, GAMMA)
+        return [len(layer) for layer in clusters]
+    if settings.allocation == "shared":
+        if not find(settings.score).comparable:
+            raise InvalidInput(
+                f"score {settings.score} does not compare layers; leave --allocation out, or rank by impact",
+                reason="SCORE_NOT_COMPARABLE",
+            )
+        return [int(count) for count in share(values, sum(counts), manifest.top_k)]
+    return counts
 
 
 def pooled(job: Job, score: str) -> F64:
@@ -81,7 +97,7 @@ METHOD = Method(
     changes=("count", "router"),
     needs=("answers",),
     cost="a profile: one pass over the data, a second one back for gradient scores",
-    loads="hf, vLLM (not with --shared)",
+    loads="hf, vLLM (with --allocation uniform)",
     settings=Settings,
     compress=compress,
 )

@@ -12,17 +12,16 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from premoe_runtime.compress.alignment import aligned
+from premoe_runtime.compress.alignment import merged_experts
 from premoe_runtime.compress.clusters import spectral
 from premoe_runtime.compress.config import width_of
 from premoe_runtime.compress.look import Arrays, Looked, Seen, look
 from premoe_runtime.compress.method import Job, Method, setting
 from premoe_runtime.compress.methods.select import kept_a_layer
-from premoe_runtime.compress.plan import Made, Plan, experts_of
-from premoe_runtime.compress.result import Compressed, planned
+from premoe_runtime.compress.plan import Made, Plan
+from premoe_runtime.compress.result import Compressed
 from premoe_runtime.compress.share import Share
 from premoe_runtime.compress.threshold import Tried, parted, tried
-from premoe_runtime.compress.weights import ExpertWeights
 from premoe_runtime.formats.arrays import F64, I64
 from premoe_runtime.formats.errors import InvalidInput
 
@@ -108,14 +107,8 @@ def _merged(job: Job, looked: Looked, share: Share) -> Compressed:
         covariance, use = (np.asarray(seen[name], np.float64) for name in ("covariance", "use"))
         layers.append(clustered(covariance, use, kept_a_layer(job, count)))
     plan = Plan(tuple(layers), width_of(job.old.model))
-
-    def weights(layer: int) -> ExpertWeights:
-        old = job.old.experts(layer)
-        ordered = (replace(made, neurons=aligned(old, made.members)) for made in plan.layers[layer])
-        return experts_of(tuple(ordered), old)
-
     clusters = [[made.members.tolist() for made in layer] for layer in plan.layers]
-    return replace(planned(plan, job.old, {"clusters": clusters}), weights=weights, key=f"aligned {plan.digest}")
+    return merged_experts(plan, job.old, {"clusters": clusters})
 
 
 def clustered(covariance: F64, use: F64, count: int) -> tuple[Made, ...]:
