@@ -1,10 +1,10 @@
 """The most redundant pair of experts anywhere in the model becomes one, again and again: GRAPE, arXiv 2604.06542.
 
 Left open by what was at hand of the paper, and chosen by accuracy on both test models at 50 and 25 %: experts are
-compared by the squared distance of their outputs, as a share of their layer's, which makes layers comparable (CKA loses
-more at 50 %); pairs weigh by use, without which experts that do the work are merged as readily as idle ones, and little
-is left; of a cluster the most used expert stays as it is, since experts that were trained apart have no mean that does
-the work of either (``--merge mean`` aligns and averages them).
+compared by the squared distance of their outputs, as a share of their layer's, which makes layers comparable (CKA is
+level with it, better on one model and worse on the other); pairs weigh by use, without which experts that do the work
+are merged as readily as idle ones, and little is left; of a cluster the most used expert stays as it is, since experts
+that were trained apart have no mean that does the work of either (``--merge mean`` aligns and averages them).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ s_k = ½ E[a_k²] · d_kᵀ G d_k with G = E[g gᵀ], g = ∂loss/∂(the expert
 paper keeps G, H x H an expert; but d_kᵀ G d_k = E[(g · d_k)²], so g @ down, squared and summed as tokens pass, is the
 same in I numbers an expert.
 
-Left open there and chosen here, by accuracy on both fixtures at 50 and 25 % of the bytes:
+Left open there and chosen here, by accuracy on tiny-moe at 50 and 25 % of the bytes, tiny-moe-natural being asked
+afterwards:
 - means are over an expert's own tokens, times their number: the loss of all tokens, and nothing for an unused expert;
 - the margin of the answers is differentiated, not their cross-entropy, which is flat where the model is sure;
 - tasks count alike, and a neuron counts by the root of s_k as a share of its task's, or a task with few large neurons
