@@ -28,9 +28,9 @@ class Settings:
     score: str = setting("ean", "Criterion that ranks experts, taken anew each round (`premoe scores`).")
     rounds: int = setting(4, "Rounds on the way to the budget; 0: as many as experts to drop, one a layer each.")
     one_shot: bool = setting(False, "Drop all at once, then tune on the same tokens: for comparison.")
-    budget_tokens: int = setting(25_000, "Tokens of the first round's tuning, doubled each round; 0: no tuning.")
-    rate: float = setting(1e-3, "Highest learning rate.")
-    tokens: int = setting(4096, "Tokens of a step.")
+    budget_tokens: int = setting(8192, "Tokens of the first round's tuning, doubled each round; 0: no tuning.")
+    rate: float = setting(1e-3, "Highest learning rate; the larger the model, the lower: 1e-5 for billions of weights.")
+    tokens: int = setting(1024, "Tokens of a step.")
     rank: int = setting(0, "Rank of low-rank adapters that are tuned; 0: the weights themselves.")
     every_weight: bool = setting(False, "Tune attention, norms and embeddings, too, not only experts and routers.")
 
