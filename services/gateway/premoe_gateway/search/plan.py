@@ -44,8 +44,9 @@ class Trial:
 def spread(active: int) -> tuple[int, ...]:
     """Numbers to try of a model that runs ``active`` experts per token: it, three quarters and a half of it.
 
-    The paper leaves the list open; this one was chosen on validation prompts of the fixture (docs/benchmarks.md). More
-    than the model's own number is never tried: engines activate no more.
+    The paper leaves the list open. Validation prompts of the fixture tell none from another, nor numbers of rounds
+    (docs/benchmarks.md), so this is a plain spread. More than the model's own number is never tried: engines activate
+    no more.
     """
     return tuple(sorted({active, -(-3 * active // 4), -(-active // 2)}, reverse=True))
 
