@@ -20,9 +20,11 @@ class DenseWeights:
         self._store, self._what = store, what
         self._name, self._tensor = "", torch.empty(0)
 
-    def __call__(self, made: Made) -> Tensor:
-        """The content of a tensor that is not copied as it is."""
-        if made.part is None or made.part == "router":
+    def __call__(self, made: Made) -> Tensor | None:
+        """Of routers and experts; all else stays."""
+        if made.part is None:
+            return None
+        if made.part == "router":
             return router(self._what, made.layer, made.stored.shape[1])
         assert made.source is not None
         if self._name != made.source.name:
@@ -33,8 +35,8 @@ class DenseWeights:
         return expert(self._tensor, made.part, self._what, made.layer, made.expert)
 
 
-Content = Callable[[Made], Tensor]
-"""What a made tensor holds, in any dtype."""
+Content = Callable[[Made], Tensor | None]
+"""What a made tensor holds, in any dtype; None: what its source holds."""
 
 
 def router(what: Upcycling, layer: int, hidden: int) -> Tensor:

@@ -43,8 +43,8 @@ def write(
 ) -> Upcycled:
     """Write the checkpoint to ``to``, a folder or an object store's that is empty or not there.
 
-    ``content``: of every tensor that is not copied, and of all with ``training``, which says what it depends on.
-    Memory: one tensor of a dense MLP, and the store's buffers. Raises what ``Destination`` raises, and Exhausted.
+    ``training``: what ``content`` depends on besides source and plan. Memory: one tensor of a dense MLP, and the
+    store's buffers. Raises what ``Destination`` raises, and Exhausted.
     """
     progress, destination = progress or Silent(), Destination.at(to)
     small = {path: source.store.get(path) for path in source.skeleton_files if path != "config.json"}
@@ -68,7 +68,7 @@ def write(
                 progress.advance(file_bytes(file))
                 continue
             with store.writer(path) as out:
-                for chunk in _chunks(source, file, content, computed=training is not None):
+                for chunk in _chunks(source, file, content):
                     out.write(chunk)
                     progress.advance(len(chunk))
         for path, data in small.items():
@@ -77,13 +77,14 @@ def write(
     return Upcycled(destination.url, total, resumed)
 
 
-def _chunks(source: Source, file: File, content: Content, *, computed: bool) -> Iterator[bytes | memoryview]:
+def _chunks(source: Source, file: File, content: Content) -> Iterator[bytes | memoryview]:
     yield header(file)
     for made in file.tensors:
-        if made.part is None and not computed:
+        found = content(made)
+        if found is None:
             yield from _copied(source, made)
         else:
-            yield bytes_of(content(made).to(torch_dtype(made.stored.dtype)).contiguous())
+            yield bytes_of(found.to(torch_dtype(made.stored.dtype)).contiguous())
 
 
 def _copied(source: Source, made: Made) -> Iterator[bytes]:
