@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 
 from premoe_runtime.compress.method import Method
-from premoe_runtime.compress.methods import grape, heapr, light_peft, mc_suite, random, select, shape, slim, uncurl
+from premoe_runtime.compress.methods import (
+    expert_merging,
+    grape,
+    heapr,
+    light_peft,
+    mc_suite,
+    random,
+    select,
+    shape,
+    slim,
+    uncurl,
+)
 from premoe_runtime.formats.errors import InvalidInput
 
 METHODS: Mapping[str, Method] = {
     module.METHOD.name: module.METHOD
-    for module in (select, heapr, uncurl, grape, slim, mc_suite, light_peft, shape, random)
+    for module in (select, heapr, uncurl, grape, slim, mc_suite, light_peft, shape, expert_merging, random)
 }
 
 

@@ -85,7 +85,7 @@ class Shaped:
 
 METHOD = Method(
     name="shape",
-    title="training that shapes routers to a Dirichlet; it keeps every expert, whatever --budget says",
+    title="training that shapes routers to a Dirichlet; it keeps every expert",
     source="Dirichlet-prior shaping, arXiv 2510.01185",
     changes=("weights", "router"),
     needs=("answers", "training"),

@@ -60,6 +60,7 @@ def _help(method: Method) -> str:
 
 
 def _common(method: Method) -> list[Callable[..., Any]]:
+    budget = click.option("--budget", default="50%", show_default=True, help="Share of the experts' bytes that stays.")
     wants = bool({"prompts", "answers"} & set(method.needs))
     return [
         click.option("--to", required=True, metavar="URL", help="Object store root for the new pack: a folder, s3://."),
@@ -70,7 +71,7 @@ def _common(method: Method) -> list[Callable[..., Any]]:
             metavar="TASK=FILE",
             help="Examples of what the model is for, JSONL, repeatable." + ("" if wants else " Not needed."),
         ),
-        click.option("--budget", default="50%", show_default=True, help="Share of the experts' bytes that stays."),
+        *([budget] if {"count", "width"} & set(method.changes) else []),
         click.option("--limit", type=click.IntRange(min=1), help="Take at most this many examples of each task."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn."),
         click.option("--threads", type=click.IntRange(min=1), help="CPU threads."),
@@ -110,7 +111,7 @@ def _run(method: Method, pack: str, to: str, options: Mapping[str, Any]) -> None
 
     own = {one.name: options[one.name] for one in dataclasses.fields(method.settings)}
     data = read_data(options["data"], options["limit"], answers="answers" in method.needs)
-    store, share = open_store(to), Share.parse(options["budget"])
+    store, share = open_store(to), Share.parse(options.get("budget", "100%"))
     old, report = PackWeights(open_pack(pack)), ConsoleReport()
     job = Job(
         old=old,
