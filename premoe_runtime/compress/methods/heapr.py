@@ -133,7 +133,11 @@ def _candidates(job: Job) -> tuple[Shape, ...]:
     if text == "auto":
         found = shapes(experts, width, job.share, limits)
     else:
-        found = (shape_of(experts, width, job.share, Share.parse(text), limits),)
+        try:
+            part = Share.parse(text)
+        except InvalidInput as error:
+            raise InvalidInput(f"--experts: {error}; or auto", reason="SETTING_INVALID") from None
+        found = (shape_of(experts, width, job.share, part, limits),)
     narrow = min(found, key=lambda shape: shape.width)
     resized(old.config, old.model, experts=max(narrow.counts), width=narrow.width, top_k=old.model.top_k)
     return found

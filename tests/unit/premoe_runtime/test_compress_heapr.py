@@ -191,7 +191,7 @@ def test_what_it_cannot_do_is_said_before_anything_is_computed(old: PackWeights,
     wrong: dict[str, tuple[float, dict[str, object]]] = {
         "a larger --budget or a smaller --multiple": (0.02, {}),
         "another --experts": (0.25, {"experts": "10%"}),
-        "give one such as 25%": (0.25, {"experts": "half"}),
+        "--experts: .*give one such as 25% or 0.25; or auto": (0.25, {"experts": "half"}),
         "give 1 or more": (0.25, {"multiple": -8}),
     }
     for message, (share, settings) in wrong.items():
