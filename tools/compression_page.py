@@ -52,6 +52,7 @@ def measure(
     threads: int | None,
     *,
     methods: tuple[str, ...] = (),
+    budgets: str = BUDGETS,
     seeds: int = SEEDS,
     documents: int = DOCUMENTS,
     prompts: int = PROMPTS,
@@ -61,7 +62,7 @@ def measure(
     recipe = Recipe(model=(str(model),), seeds=seeds, documents=documents, prompts=prompts)
     unused = PassedOver()
     document = measured(
-        str(model), asked(methods), BUDGETS.split(","), recipe.data(unused), work, unused=unused, threads=threads
+        str(model), asked(methods), budgets.split(","), recipe.data(unused), work, unused=unused, threads=threads
     )
     FIGURES.mkdir(exist_ok=True)
     for picture, image in pictures(document).items():
@@ -123,6 +124,7 @@ def known() -> dict[str, Document]:
 @click.option("--work", type=click.Path(path_type=Path), help="Folder of what was measured so far.")
 @click.option("--only", type=click.Choice(list(FIXTURES)), help="Measure this fixture, and take the other's figures.")
 @click.option("--method", "methods", multiple=True, help="Repeatable.  [default: all, with little training]")
+@click.option("--budgets", default=BUDGETS, show_default=True, help="Shares of the experts' bytes.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--seeds", type=click.IntRange(min=1), default=SEEDS, show_default=True, help="Calibration texts.")
 @click.option("--documents", type=click.IntRange(min=20), default=DOCUMENTS, show_default=True, help="Of each text.")
@@ -132,6 +134,7 @@ def main(
     work: Path | None,
     only: str | None,
     methods: tuple[str, ...],
+    budgets: str,
     threads: int,
     seeds: int,
     documents: int,
@@ -147,7 +150,8 @@ def main(
             folder = work.resolve() / name
             folder.mkdir(parents=True, exist_ok=True)
             note(f"measuring {name}")
-            measure(name, folder, threads, methods=methods, seeds=seeds, documents=documents, prompts=prompts)
+            sizes = {"seeds": seeds, "documents": documents, "prompts": prompts}
+            measure(name, folder, threads, methods=methods, budgets=budgets, **sizes)
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), known()), encoding="utf-8")
 
 
