@@ -71,7 +71,7 @@ def test_a_model_becomes_a_page_a_picture_and_json(
     [
         (["--method", "selekt"], 2, "did you mean select?"),
         (["--method", "select:scor=reap"], 2, "select has no setting 'scor'; did you mean score?"),
-        (["--method", "select:shared=perhaps"], 2, "setting shared of select is none of true"),
+        (["--method", "select:allocation=perhaps"], 2, "setting allocation of select is none of uniform, shared"),
         (["--method", "select", "--method", "select"], 2, "--method names select twice"),
         (["--budgets", "50%,200%"], 2, "'200%' is no share of the experts' bytes"),
         (["--budgets", ","], 2, "--budgets names none"),
