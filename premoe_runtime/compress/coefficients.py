@@ -14,6 +14,7 @@ from pathlib import Path
 
 import blake3
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from premoe_runtime.compress.method import Job
 from premoe_runtime.compress.mixing import Mix
 from premoe_runtime.compress.objectives import apart, divergence
 from premoe_runtime.compress.student import Lesson, Passed, Student
+from premoe_runtime.compress.trainer import MEANS
 from premoe_runtime.compress.weights import ExpertWeights, PackWeights
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.batches import pad, plan_batches
@@ -96,7 +98,7 @@ def learnt(job: Job, mix: Mix, lessons: Lessons, learning: Learning, *, stage: s
     job.report.stage(f"learning coefficients{stage}", learning.steps)
     alpha = mix.alpha.clone().requires_grad_()
     adam = torch.optim.Adam([alpha], lr=learning.rate)
-    path, key = job.work / f"alpha{stage}.pt", _key(job, mix, learning)
+    path, key = job.work / f"alpha{stage}.safetensors", _key(job, mix, learning)
     done = _restored(path, key, alpha, adam)
     job.report.advance(done)
     model = Mixed(mix, job) if done < learning.steps else None
@@ -216,8 +218,11 @@ def _key(job: Job, mix: Mix, learning: Learning) -> str:
 
 
 def _save(path: Path, key: str, alpha: Tensor, adam: torch.optim.Adam, done: int) -> None:
+    """Coefficients, Adam's means and the steps, whole or not at all."""
+    state = adam.state[alpha]
+    tensors = {"alpha": alpha.detach(), "step": state["step"], **{mean: state[mean] for mean in MEANS}}
     unfinished = path.with_suffix(".part")
-    torch.save({"key": key, "alpha": alpha.detach(), "adam": adam.state_dict(), "done": done}, unfinished)
+    save_file(tensors, unfinished, metadata={"key": key, "done": str(done)})
     unfinished.replace(path)
 
 
@@ -225,10 +230,10 @@ def _restored(path: Path, key: str, alpha: Tensor, adam: torch.optim.Adam) -> in
     """Steps that a killed run of this has behind it, after taking over what it learnt."""
     if not path.is_file():
         return 0
-    found = torch.load(path, weights_only=True)
-    if found["key"] != key:
-        return 0
-    alpha.data.copy_(found["alpha"])
-    adam.load_state_dict(found["adam"])
-    done: int = found["done"]
-    return done
+    with safe_open(path, framework="pt") as file:
+        facts = file.metadata()
+        if facts["key"] != key:
+            return 0
+        alpha.data.copy_(file.get_tensor("alpha"))
+        adam.state[alpha] = {name: file.get_tensor(name) for name in ("step", *MEANS)}
+    return int(facts["done"])

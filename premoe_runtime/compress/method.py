@@ -97,6 +97,20 @@ class Method:
                     )
 
 
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A neighbour that makes no pack of a pack; ``use``: where it is."""
+
+    name: str
+    title: str
+    source: str
+    changes: tuple[Change, ...]
+    needs: tuple[str, ...]
+    cost: str
+    loads: str
+    use: str
+
+
 def setting(default: Any, help: str) -> Any:
     """A field of a method's settings."""
     return field(default=default, metadata={"help": help})

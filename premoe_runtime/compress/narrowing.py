@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from premoe_runtime.compress.counts import best
 from premoe_runtime.compress.plan import Made, Plan
 from premoe_runtime.compress.share import Share
 from premoe_runtime.formats import allocation
@@ -115,17 +116,11 @@ def _best(layer: F64, width: int) -> F64:
 
 def _kept(neurons: Sequence[F64], shape: Shape, limits: Limits, shared: bool) -> list[I64]:
     """Experts of every layer, ascending."""
-    best = [_best(layer, shape.width) for layer in neurons]
+    worths = [_best(layer, shape.width) for layer in neurons]
     counts = shape.counts
     if shared:
-        table = np.full((len(best), max(map(len, best))), -np.inf)
-        for row, values in zip(table, best, strict=True):
+        table = np.full((len(worths), max(map(len, worths))), -np.inf)
+        for row, values in zip(table, worths, strict=True):
             row[: len(values)] = values
         counts = tuple(allocation.share(table, shape.total, limits.least).tolist())
-    return [_first(values, count, limits.groups) for values, count in zip(best, counts, strict=True)]
-
-
-def _first(values: F64, count: int, groups: int) -> I64:
-    """The ``count`` best, equally many of each group, ascending."""
-    order = np.argsort(-values.reshape(groups, -1), axis=1, kind="stable")[:, : count // groups]
-    return np.asarray(np.sort((order + np.arange(groups)[:, None] * (len(values) // groups)).ravel()), np.int64)
+    return [best(values, count, limits.groups) for values, count in zip(worths, counts, strict=True)]

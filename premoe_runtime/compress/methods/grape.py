@@ -16,8 +16,8 @@ import numpy as np
 
 from premoe_runtime.compress.alignment import merged_experts
 from premoe_runtime.compress.config import width_of
+from premoe_runtime.compress.counts import kept_a_layer, refuse_groups
 from premoe_runtime.compress.method import Job, Method, setting
-from premoe_runtime.compress.methods.select import kept_a_layer
 from premoe_runtime.compress.outputs import TOKENS, differences
 from premoe_runtime.compress.plan import Made, Plan
 from premoe_runtime.compress.redundancy import GAMMA, merged
@@ -56,13 +56,8 @@ def compress(job: Job) -> Compressed:
 
 def _refuse(job: Job) -> None:
     """Raise InvalidInput for what cannot be merged or measured."""
-    settings, router = job.settings, job.old.model.router
-    if router.groups > 1:
-        raise InvalidInput(
-            f"{job.old.model.family} chooses experts within {router.groups} groups, and clusters do not keep to them; "
-            "take a method that drops experts (`premoe compress list`)",
-            reason="GROUPS_UNSUPPORTED",
-        )
+    settings = job.settings
+    refuse_groups(job, "clusters do")
     if not 0 <= settings.gamma <= 1:
         raise InvalidInput(f"--gamma {settings.gamma} is no part of an entropy; give 0 to 1", reason="SETTING_INVALID")
     if settings.tokens < 2:

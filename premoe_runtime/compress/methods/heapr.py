@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from premoe_runtime.compress.config import resized, width_of
+from premoe_runtime.compress.counts import least_experts, refuse_groups
 from premoe_runtime.compress.look import Arrays, Seen, look
 from premoe_runtime.compress.method import Job, Method, setting
 from premoe_runtime.compress.narrowing import Limits, Shape, narrowed, shape_of, shapes, worth
@@ -111,19 +112,12 @@ def compress(job: Job) -> Compressed:
 
 def _limits(job: Job) -> Limits:
     model = job.old.model
-    groups = model.router.groups
     multiple = job.settings.multiple or ROW_BYTES // DTYPE_BYTES[job.old.manifest.dtype]
     if multiple < 0:
         raise InvalidInput(f"--multiple {multiple} is no number of neurons; give 1 or more", reason="SETTING_INVALID")
-    if groups > 1 and job.settings.shared:
-        raise InvalidInput(
-            f"the router chooses in {groups} groups, which layers of different counts would break; leave --shared out",
-            reason="GROUPS_UNSUPPORTED",
-        )
-    least = model.top_k
-    if groups > 1:  # as ``families.spec.check_groups`` wants it
-        least = groups * max(2, -(-model.top_k // model.router.chosen_groups))
-    return Limits(multiple, least, groups)
+    if job.settings.shared:
+        refuse_groups(job, "layers of different counts do")
+    return Limits(multiple, least_experts(model), model.router.groups)
 
 
 def _candidates(job: Job) -> tuple[Shape, ...]:

@@ -18,9 +18,10 @@ import numpy as np
 
 from premoe_runtime.compress.adapters import Adapter, LowRankPair, put_adapter
 from premoe_runtime.compress.config import width_of
+from premoe_runtime.compress.counts import kept_a_layer, refuse_groups
 from premoe_runtime.compress.early import Kept, Tally, best
 from premoe_runtime.compress.method import Job, Method, setting
-from premoe_runtime.compress.methods.select import kept_a_layer, pooled
+from premoe_runtime.compress.methods.select import pooled
 from premoe_runtime.compress.objectives import answers_loss
 from premoe_runtime.compress.plan import selection
 from premoe_runtime.compress.result import Compressed, planned, write
@@ -68,6 +69,7 @@ def compress(job: Job) -> Compressed:
     """The pack of the final set with the adapter merged in; the adapter is written on the way."""
     settings: Settings = job.settings
     _check(settings)
+    refuse_groups(job, "the experts that early steps choose do")
     pattern = _pattern(job)
     counts = [kept_a_layer(job, count) for count in job.old.manifest.layer_experts]
     ranking = _ranked(job, pattern)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from premoe_runtime.compress.config import width_of
+from premoe_runtime.compress.counts import best_of_layers, kept_a_layer
 from premoe_runtime.compress.method import Job, Method, setting
-from premoe_runtime.compress.methods.select import kept_a_layer, pooled
+from premoe_runtime.compress.methods.select import pooled
 from premoe_runtime.compress.objectives import answers_loss
 from premoe_runtime.compress.plan import selection
 from premoe_runtime.compress.result import Compressed, planned
@@ -81,7 +80,7 @@ def steps_of(budget: int, tokens: int) -> int:
 
 def _dropped(counts: Sequence[int], job: Job) -> Compressed:
     values = pooled(job, job.settings.score)
-    kept = [sorted(np.argsort(-row, kind="stable")[:count].tolist()) for row, count in zip(values, counts, strict=True)]
+    kept = best_of_layers(job, values, counts)
     return planned(selection(kept, width_of(job.old.model)), job.old, {})
 
 

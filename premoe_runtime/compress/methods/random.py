@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from premoe_runtime.compress.config import width_of
+from premoe_runtime.compress.counts import best_of_layers, kept_a_layer
 from premoe_runtime.compress.method import Job, Method
-from premoe_runtime.compress.methods.select import kept_a_layer
 from premoe_runtime.compress.plan import selection
 from premoe_runtime.compress.result import Compressed, planned
 from premoe_runtime.offline.profile.scores import random_scores
@@ -23,10 +21,7 @@ def compress(job: Job) -> Compressed:
     """The same number of experts in every layer, by the hash of seed, layer and expert."""
     manifest = job.old.manifest
     scores = random_scores((manifest.num_layers, manifest.num_experts), job.seed)
-    kept = [
-        sorted(np.argsort(-row[:count])[: kept_a_layer(job, count)].tolist())
-        for row, count in zip(scores, manifest.layer_experts, strict=True)
-    ]
+    kept = best_of_layers(job, scores, [kept_a_layer(job, count) for count in manifest.layer_experts])
     return planned(selection(kept, width_of(job.old.model)), job.old, {})
 
 

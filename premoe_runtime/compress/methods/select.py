@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from premoe_runtime.compress.config import width_of
+from premoe_runtime.compress.counts import best_of_layers, kept_a_layer, refuse_groups
 from premoe_runtime.compress.method import Job, Method, setting
 from premoe_runtime.compress.outputs import differences
 from premoe_runtime.compress.plan import selection
@@ -33,9 +34,11 @@ class Settings:
 
 def compress(job: Job) -> Compressed:
     """The best experts by the mean over tasks of the score, each task's as shares of its total."""
+    if job.settings.allocation != "uniform":
+        refuse_groups(job, "layers of different counts do")
     values = pooled(job, job.settings.score)
     counts = _counts(job, values)
-    kept = [sorted(np.argsort(-row, kind="stable")[:count].tolist()) for row, count in zip(values, counts, strict=True)]
+    kept = best_of_layers(job, values, counts)
     return planned(selection(kept, width_of(job.old.model)), job.old, {"kept": kept})
 
 
@@ -76,18 +79,6 @@ def pooled(job: Job, score: str) -> F64:
         found = np.where(manifest.exists, scores(profile.state, score), 0.0)
         each.append(found / max(float(np.abs(found).sum()), np.finfo(np.float64).tiny))
     return np.where(manifest.exists, np.mean(each, axis=0), -np.inf)
-
-
-def kept_a_layer(job: Job, count: int) -> int:
-    """Of ``count`` experts of a layer. Raises InvalidInput (SHARE_TOO_SMALL): fewer than a token uses."""
-    kept = job.share.of(count)
-    if kept < job.old.manifest.top_k:
-        raise InvalidInput(
-            f"{job.share} of {count} experts a layer are {kept}, but every token uses {job.old.manifest.top_k}; give a "
-            "larger --budget",
-            reason="SHARE_TOO_SMALL",
-        )
-    return kept
 
 
 METHOD = Method(

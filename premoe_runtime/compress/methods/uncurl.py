@@ -15,9 +15,9 @@ import numpy as np
 from premoe_runtime.compress.alignment import merged_experts
 from premoe_runtime.compress.clusters import spectral
 from premoe_runtime.compress.config import width_of
+from premoe_runtime.compress.counts import kept_a_layer, refuse_groups
 from premoe_runtime.compress.look import Arrays, Looked, Seen, look
 from premoe_runtime.compress.method import Job, Method, setting
-from premoe_runtime.compress.methods.select import kept_a_layer
 from premoe_runtime.compress.plan import Made, Plan
 from premoe_runtime.compress.result import Compressed
 from premoe_runtime.compress.share import Share
@@ -65,7 +65,7 @@ class Wanting:
 
 def compress(job: Job) -> Compressed:
     """Clusters of experts by what the data's tokens want, aligned and merged when their layer is written."""
-    _refuse(job)
+    refuse_groups(job, "clusters do")
     if not job.settings.find:
         return _merged(job, _looked(job), job.share)
     if not job.settings.margin >= 0:
@@ -81,16 +81,6 @@ def compress(job: Job) -> Compressed:
 
 def _reported(new: Compressed, factor: int, found: list[Tried]) -> Compressed:
     return replace(new, facts={**new.facts, "factor": factor, "tried": [asdict(one) for one in found]})
-
-
-def _refuse(job: Job) -> None:
-    """Raise InvalidInput for routers whose rows cannot be merged."""
-    if job.old.model.router.groups > 1:
-        raise InvalidInput(
-            f"{job.old.model.family} chooses experts within {job.old.model.router.groups} groups, and clusters do not "
-            "keep to groups; take a method that drops experts (`premoe compress list`)",
-            reason="GROUPS_UNSUPPORTED",
-        )
 
 
 def _looked(job: Job) -> Looked:

@@ -138,5 +138,5 @@ def test_what_cannot_be_merged_is_said_in_one_line(old: PackWeights, tmp_path: P
     with pytest.raises(InvalidInput, match="give a larger --budget"):
         plan(METHOD, job(METHOD, old, tmp_path / "w", data=data, share=0.1))
     grouped = tiny_pack(tmp_path / "grouped", "deepseek_v3")
-    with pytest.raises(InvalidInput, match="clusters do not keep to groups"):
+    with pytest.raises(InvalidInput, match="clusters do not keep to them"):
         plan(METHOD, job(METHOD, grouped, tmp_path / "w", data=data))

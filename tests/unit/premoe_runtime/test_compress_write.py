@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from support.compression import job, tiny_data, tiny_pack
 
 from premoe_runtime.compress import result, weights
+from premoe_runtime.compress.method import Quiet
 from premoe_runtime.compress.methods import random, select
 from premoe_runtime.compress.plan import NOTHING, Made, Plan, experts_of, router_of
 from premoe_runtime.compress.result import PROVENANCE_FILE, planned, write
@@ -132,3 +135,40 @@ def test_a_width_that_dense_layers_share_is_refused(store: Store, tmp_path: Path
     with pytest.raises(InvalidInput, match="only methods that keep the width") as caught:
         write(shared, planned(plan, shared, {}), FACTS, store, Silent())
     assert caught.value.reason == "WIDTH_SHARED"
+
+
+@pytest.mark.parametrize("method", [select, random])
+def test_a_router_with_groups_keeps_equally_many_of_each(method: Any, store: Store, tmp_path: Path) -> None:
+    grouped = tiny_pack(tmp_path, "deepseek_v3")
+    groups = grouped.model.router.groups
+    assert groups > 1
+    task = job(method.METHOD, grouped, tmp_path / "work", data=tiny_data(tmp_path))
+    new = PackWeights(open_pack(run(method.METHOD, task, store).url))
+    kept = [
+        [next(at for at, gate in enumerate(old.gate) if torch.equal(gate, one)) for one in new.experts(layer).gate]
+        for layer, old in enumerate(map(grouped.experts, range(grouped.manifest.num_layers)))
+    ]
+    each = grouped.manifest.num_experts // groups
+    for layer in kept:
+        assert set(Counter(expert // each for expert in layer).values()) == {len(layer) // groups}
+    with pytest.raises(InvalidInput, match="give a larger --budget"):
+        run(method.METHOD, job(method.METHOD, grouped, tmp_path / "small", 0.1, data=task.data), store)
+
+
+def test_layers_of_different_counts_are_none_for_groups(store: Store, tmp_path: Path) -> None:
+    grouped = tiny_pack(tmp_path, "deepseek_v3")
+    task = job(select.METHOD, grouped, tmp_path / "work", data=tiny_data(tmp_path), allocation="shared")
+    with pytest.raises(InvalidInput, match="chooses experts within") as caught:
+        run(select.METHOD, task, store)
+    assert caught.value.reason == "GROUPS_UNSUPPORTED"
+
+
+def test_a_router_that_fewer_rows_change_is_told_of(store: Store, tmp_path: Path) -> None:
+    told = list[str]()
+
+    class Listener(Quiet):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    run(random.METHOD, job(random.METHOD, tiny_pack(tmp_path, "olmoe"), tmp_path, report=Listener()), store)
+    assert "does not renormalise" in told[0]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from premoe_local.compress import upcycle_command
 from premoe_local.compress.compare_command import compare
 from premoe_local.console import json_option, print_json, print_table
+
+if TYPE_CHECKING:
+    from premoe_runtime.compress.method import Elsewhere, Method
 
 
 class _Methods(click.Group):
@@ -45,16 +50,20 @@ command.add_command(compare)
 @json_option
 def list_(as_json: bool) -> None:
     """List the methods: what each changes, needs and costs, and which engines load the result."""
-    from premoe_runtime.compress.registry import METHODS
+    from premoe_runtime.compress.registry import ELSEWHERE, METHODS
 
     if as_json:
         names = ("name", "title", "source", "changes", "needs", "cost", "loads")
         entries = [{name: getattr(method, name) for name in names} for method in METHODS.values()]
-        print_json({"methods": entries})
+        others = [{name: getattr(one, name) for name in (*names, "use")} for one in ELSEWHERE.values()]
+        print_json({"methods": entries, "elsewhere": others})
         return
-    rows = [
-        (one.name, one.title, ", ".join(one.changes), ", ".join(one.needs) or "-", one.cost, one.loads, one.source)
-        for one in METHODS.values()
-    ]
     columns = ("method", "what it does", "changes", "needs", "cost", "loads in", "source")
-    print_table("Methods of compression", columns, rows)
+    print_table("Methods of compression", columns, map(_row, METHODS.values()))
+    rows = [(*_row(one), one.use) for one in ELSEWHERE.values()]
+    print_table("Neighbours that make no pack of a pack", (*columns, "where"), rows)
+
+
+def _row(one: Method | Elsewhere) -> tuple[str, ...]:
+    changes, needs = ", ".join(one.changes), ", ".join(one.needs) or "-"
+    return one.name, one.title, changes, needs, one.cost, one.loads, one.source
