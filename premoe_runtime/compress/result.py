@@ -23,13 +23,10 @@ from premoe_runtime.formats.manifest import DTYPE_BYTES, BlobLayout
 from premoe_runtime.packs.contents import TensorInfo
 from premoe_runtime.packs.place import pack_folder
 from premoe_runtime.packs.progress import Progress
-from premoe_runtime.packs.source import PACKER_VERSION
+from premoe_runtime.packs.source import COMPRESSION_FILE, PACKER_VERSION
 from premoe_runtime.packs.staging import Staging
 from premoe_runtime.packs.writer import PackResult, write_material
 from premoe_runtime.storage import Store
-
-PROVENANCE_FILE = "premoe_compression.json"
-"""In the skeleton of a compressed pack, and of what is exported from it: what was done to which model."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,13 +132,13 @@ class CompressedMaterial:
     @property
     def skeleton_files(self) -> Sequence[str]:
         paths = [file.path.removeprefix("skeleton/") for file in self._old.manifest.skeleton]
-        return sorted({*(path for path in paths if not path.endswith(".safetensors")), PROVENANCE_FILE})
+        return sorted({*(path for path in paths if not path.endswith(".safetensors")), COMPRESSION_FILE})
 
     def file(self, path: str) -> bytes:
         """As in the old pack, but for the config and the provenance, which keeps that of earlier compressions."""
         if f"skeleton/{path}" == CONFIG_FILE:
             return self._config
-        if path != PROVENANCE_FILE:
+        if path != COMPRESSION_FILE:
             return self._old.reader.read_file(f"skeleton/{path}")
         facts = dict(self._facts)
         if any(file.path == f"skeleton/{path}" for file in self._old.manifest.skeleton):

@@ -19,6 +19,8 @@ from premoe_runtime.storage.failures import mapped_errors
 PACKER_VERSION = 1
 """Part of every staging key: raise it when the bytes that the packer writes change."""
 
+COMPRESSION_FILE = "premoe_compression.json"
+"""What was done to which model, in packs and checkpoints that came of a compression."""
 CHAT_TEMPLATES = "additional_chat_templates/"
 SKELETON_FILES = (
     "added_tokens.json",
@@ -27,6 +29,7 @@ SKELETON_FILES = (
     "config.json",
     "generation_config.json",
     "merges.txt",
+    COMPRESSION_FILE,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer.model",

@@ -10,7 +10,6 @@ from importlib.metadata import version
 
 import blake3
 
-from premoe_runtime.compress.result import PROVENANCE_FILE
 from premoe_runtime.compress.upcycling.plan import File, Made, Planned
 from premoe_runtime.compress.upcycling.weights import Content
 from premoe_runtime.engines.hf.skeleton import bytes_of
@@ -18,7 +17,7 @@ from premoe_runtime.formats.errors import Exhausted
 from premoe_runtime.offline.export.destination import Destination
 from premoe_runtime.offline.export.plan import INDEX_FILE, file_bytes, header, index
 from premoe_runtime.packs.progress import Progress, Silent
-from premoe_runtime.packs.source import Source
+from premoe_runtime.packs.source import COMPRESSION_FILE, Source
 from premoe_runtime.packs.writer import CHUNK_BYTES, SPARE_BYTES
 from premoe_runtime.residency.blob_fields import torch_dtype
 
@@ -50,7 +49,7 @@ def write(
     small = {path: source.store.get(path) for path in source.skeleton_files if path != "config.json"}
     small |= {
         "config.json": planned.config,
-        PROVENANCE_FILE: _provenance(source, planned, training),
+        COMPRESSION_FILE: _provenance(source, planned, training),
         INDEX_FILE: json.dumps(index(planned.files), indent=2).encode() + b"\n",
     }
     key = blake3.blake3(b"\0".join([source.key.encode(), *(small[path] for path in sorted(small))])).hexdigest()

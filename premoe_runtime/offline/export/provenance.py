@@ -84,7 +84,7 @@ def card(manifest: Manifest, cut: Cut, config: Mapping[str, object]) -> bytes:
     table = "\n".join(f"| {what} | {value} |" for what, value in (("", ""), ("---", "---"), *rows))
     parts = [
         "---\nlibrary_name: transformers\ntags: [premoe, moe, pruned]\n---",
-        f"# {manifest.family}, cut to the experts of the task {cut.pattern.task}",
+        f"# {manifest.family}, {_cut_to(manifest, cut)}",
         table,
         _loading(cut),
         _exactness(cut),
@@ -93,6 +93,12 @@ def card(manifest: Manifest, cut: Cut, config: Mapping[str, object]) -> bytes:
         parts.append("Multi-token prediction: its blocks are not in this checkpoint, and config.json says so.")
     parts.append(f"Experts are numbered anew, in their old order; `{EXPERTS_FILE}` has the old numbers.")
     return ("\n\n".join(parts) + "\n").encode()
+
+
+def _cut_to(manifest: Manifest, cut: Cut) -> str:
+    if cut.layer_experts == manifest.layer_experts:
+        return "all experts of a pack"
+    return f"cut to the experts of the task {cut.pattern.task}"
 
 
 def _number(layers: Sequence[int]) -> int | list[int]:

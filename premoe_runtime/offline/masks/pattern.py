@@ -65,6 +65,12 @@ def imported(mask: KeptExperts, manifest: Manifest, task: str, semantics: Semant
     )
 
 
+def whole(manifest: Manifest) -> Pattern:
+    """The pattern that keeps every expert; its task is called ``all``."""
+    every = tuple(tuple(range(count)) for count in manifest.layer_experts)
+    return imported(KeptExperts("json", every), manifest, "all", "selection")
+
+
 def joined(found: PatternSet | None, pattern: Pattern, signatures: F32 | None = None) -> PatternSet:
     """The set, or a new one, with one more specialist, which only requests that name it run under.
 

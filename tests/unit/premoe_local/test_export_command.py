@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from premoe_local.cli import command
-from support.exports import packed, random_pattern
+from support.exports import packed, random_pattern, stock_model
 from support.live_store import live_store
 
 from premoe_runtime.formats.pattern_set import PatternSet
@@ -132,7 +132,7 @@ def test_a_mask_that_keeps_differently_many(store: str, tmp_path: Path) -> None:
     ("arguments", "code", "why"),
     [
         (("--pattern", "digits"), 2, "--pattern needs a --budget a/b"),
-        (("--budget", "4/8"), 2, "give either --pattern or --mask"),
+        (("--budget", "4/8"), 2, "give one of --pattern, --mask and --whole"),
         (("--pattern", "nobody", "--budget", "4/8"), 3, "no task or pattern 'nobody'"),
         (("--pattern", "digits", "--budget", "4"), 2, "is not of the form a/b"),
         (("--pattern", "digits", "--budget", "4/99"), 2, "the model has 16"),
@@ -188,3 +188,18 @@ def test_a_pattern_of_other_weights_is_refused(store: str, tmp_path: Path) -> No
     )
     assert result.exit_code == 2
     assert "belongs to weights" in result.stderr
+
+
+def test_a_compressed_pack_becomes_a_checkpoint_that_stock_classes_load(store: str, tmp_path: Path) -> None:
+    small = document("compress", "random", store, "--to", tmp_path / "small", "--budget", "50%")
+    done = document("export", small["url"], "--whole", "--to", tmp_path / "checkpoint")
+    assert done["experts"] == small["experts"] == [8, 8]
+    told = json.loads((tmp_path / "checkpoint" / "premoe_compression.json").read_text())
+    assert (told["method"], told["weights_id"]) == ("random", open_pack(store).manifest().weights_id)
+    assert "all experts of a pack" in (tmp_path / "checkpoint" / "README.md").read_text()
+    assert stock_model(tmp_path / "checkpoint").config.num_experts == 8
+    again = document("pack", tmp_path / "checkpoint", "--to", tmp_path / "again")
+    assert again["weights_id"] == small["weights_id"]
+    assert open_pack(str(again["url"])).read_file("skeleton/premoe_compression.json")
+    both = premoe("export", small["url"], "--whole", "--budget", "4/8", "--to", tmp_path / "other")
+    assert (both.exit_code, both.stderr.count("\n")) == (2, 1)

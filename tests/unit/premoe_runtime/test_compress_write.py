@@ -16,7 +16,7 @@ from premoe_runtime.compress import result, weights
 from premoe_runtime.compress.method import Quiet
 from premoe_runtime.compress.methods import random, select
 from premoe_runtime.compress.plan import NOTHING, Made, Plan, experts_of, router_of
-from premoe_runtime.compress.result import PROVENANCE_FILE, planned, write
+from premoe_runtime.compress.result import planned, write
 from premoe_runtime.compress.run import run
 from premoe_runtime.compress.share import Share
 from premoe_runtime.compress.weights import PackWeights, rows
@@ -25,6 +25,7 @@ from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.profile.measure import make_full
 from premoe_runtime.packs.progress import Silent
 from premoe_runtime.packs.reader import open_pack
+from premoe_runtime.packs.source import COMPRESSION_FILE
 from premoe_runtime.packs.verify import verify_pack
 from premoe_runtime.storage import Store, open_store
 
@@ -69,7 +70,7 @@ def test_a_written_pack_holds_what_the_plan_makes_bit_for_bit(old: PackWeights, 
         assert not found.down[2][:, 2:].any()
     untouched = next(name for name in old.tensors if name not in old.model.routers)
     assert torch.equal(new.tensor(untouched), old.tensor(untouched))
-    provenance = json.loads(reader.read_file(f"skeleton/{PROVENANCE_FILE}"))
+    provenance = json.loads(reader.read_file(f"skeleton/{COMPRESSION_FILE}"))
     assert provenance["model_id"] == old.manifest.model_id
     assert provenance["experts"] == [4] * old.manifest.num_layers
     model = load_slot_model(reader, slots=4, max_rows=2)

@@ -1,4 +1,4 @@
-"""`premoe export`: a static checkpoint of the experts that a pattern keeps."""
+"""`premoe export`: a static checkpoint of the experts that a pattern keeps, or of a whole pack."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from premoe_runtime.packs.reader import open_pack
 @click.option(
     "--mask", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Another tool's mask instead."
 )
+@click.option("--whole", is_flag=True, help="All experts of the pack, such as one that `premoe compress` has written.")
 @format_option
 @keep_option
 @click.option("--budget", help="a/b: experts a token, experts kept a layer.  [default with --mask: what it keeps]")
@@ -51,6 +52,7 @@ def command(
     model: str,
     name: str | None,
     mask: Path | None,
+    whole: bool,
     form: str,
     keep: int | None,
     budget: str | None,
@@ -61,7 +63,7 @@ def command(
     accept_rescale: bool,
     as_json: bool,
 ) -> None:
-    """Write a static checkpoint that has only a pattern's experts.
+    """Write a static checkpoint that has only a pattern's experts, or all of a pack's.
 
     PACK is a pack (…/models/<id>) or an object store with one pack. The checkpoint is a Hugging Face folder, in the
     number format of the pack; its config.json and README.md say where it comes from. Nothing appears at DIR_OR_URL
@@ -69,12 +71,16 @@ def command(
     the whole one restricted to them, it is refused with the reason.
     """
     parsed = Budget.parse(budget) if budget else None
-    if (name is None) == (mask is None):
-        raise click.UsageError("give either --pattern or --mask")
+    if [name is not None, mask is not None, whole].count(True) != 1:
+        raise click.UsageError("give one of --pattern, --mask and --whole")
+    if whole and (parsed is not None or keep is not None or spread is not None):
+        raise click.UsageError("--whole keeps every expert; leave --budget, --keep and --allocation out")
     reader = open_pack(model)
     manifest = reader.manifest()
     rules: dict[str, Any] = {"target": cast("Target", target), "accept_rescale": accept_rescale}
-    if mask is not None:
+    if whole:
+        chosen = _whole(manifest, rules)
+    elif mask is not None:
         chosen = _masked(mask, manifest, form, keep, parsed, spread, rules)
     elif parsed is not None:
         chosen = _cut(_pattern(model, str(name), set_name), manifest, parsed, spread, rules)
@@ -124,6 +130,13 @@ def _cut(pattern: Pattern, manifest: Manifest, budget: Budget, spread: Spread | 
     spread = spread or usual_spread(manifest.router)
     kept = kept_by(pattern, budget, spread, manifest)
     return cut(pattern, kept, manifest, active=budget.active, spread=spread, **rules)
+
+
+def _whole(manifest: Manifest, rules: dict[str, Any]) -> Cut:
+    from premoe_runtime.offline.masks.pattern import whole
+
+    spread: Spread = usual_spread(manifest.router) if len(set(manifest.layer_experts)) == 1 else "ragged"
+    return cut(whole(manifest), manifest.exists, manifest, active=manifest.top_k, spread=spread, **rules)
 
 
 def _masked(
