@@ -43,7 +43,8 @@ class Job:
     """One run of a method.
 
     ``data``: examples by task. ``settings``: of the method's own class. ``work``: a folder for what an interrupted run
-    leaves to the next one of the same ``key``; the caller removes it.
+    leaves to the next one of the same ``key``; the caller removes it. ``beside``: URL of the store for what a method
+    makes beside its pack; empty: that of the old pack.
     """
 
     old: PackWeights
@@ -55,6 +56,7 @@ class Job:
     device: str = "cpu"
     threads: int | None = None
     report: Report = field(default_factory=Quiet)
+    beside: str = ""
 
     @property
     def data_digests(self) -> dict[str, str]:

@@ -81,6 +81,7 @@ def make(order: Order, report: Report) -> Made:
         order.device,
         order.threads,
         report,
+        beside=order.to,
     )
     manifest = run(METHODS[order.method], job, open_store(order.to)).manifest
     return Made(manifest.model_id, Size.of(manifest, old.manifest), time.monotonic() - started)

@@ -79,7 +79,8 @@ def compress(job: Job) -> Compressed:
     after = _goes_on(job, student, early, final)
     del student
     adapter = _adapter(job, after, pattern, final)
-    store = open_store(settings.adapter) if settings.adapter else store_of(job.old.reader.url)
+    place = settings.adapter or job.beside
+    store = open_store(place) if place else store_of(job.old.reader.url)
     folder = put_adapter(store, pattern.pattern_id if pattern else settings.score, adapter.files(job.old.model))
     job.report.note(f"adapter: {store.at(folder)}")
     shutil.rmtree(job.work / "merged", ignore_errors=True)

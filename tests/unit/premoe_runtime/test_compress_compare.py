@@ -32,7 +32,7 @@ from premoe_runtime.compress.compare.figures import figures
 from premoe_runtime.compress.compare.making import Order, make_apart, make_here
 from premoe_runtime.compress.compare.retrieval import Worker
 from premoe_runtime.compress.compare.run import Terms, compare
-from premoe_runtime.compress.method import Method, Quiet, Report, setting
+from premoe_runtime.compress.method import Job, Method, Quiet, Report, setting
 from premoe_runtime.compress.methods import random, select
 from premoe_runtime.compress.result import Compressed
 from premoe_runtime.compress.share import Share
@@ -328,3 +328,18 @@ def test_a_pack_is_made_in_a_process_of_its_own_whose_death_is_said(
     died = make_apart(order(select.METHOD), Killing())
     assert died == Refused("its process was killed by SIGKILL, as it happens when memory runs out")
     assert not multiprocessing.active_children()
+
+
+def test_a_comparison_leaves_the_model_s_store_as_it_was(
+    old: PackWeights, data: dict[str, TaskData], tmp_path: Path
+) -> None:
+    root = old.reader.store.local_root
+    assert root is not None
+    before = sorted(root.rglob("*"))
+    entrant = parse("light-peft:score=counts,steps=2,early=1,tokens=64")
+    few = {task: one.calibration[0][:4] for task, one in data.items()}
+    asked = Job(old, few, HALF, entrant.settings, tmp_path / "work", threads=1)
+    made = make_here(Order.of(entrant, asked, str(tmp_path / "packs")), Quiet())
+    assert isinstance(made, Made), made
+    assert sorted(root.rglob("*")) == before
+    assert list((tmp_path / "packs" / "adapters").glob("counts/*/adapter_model.safetensors"))
