@@ -32,6 +32,7 @@ from premoe_runtime.storage import Store, open_store
 BLOB = 3 << 20
 EVERYTHING = [ExpertId(layer, expert) for layer in range(2) for expert in range(4)]
 A = EVERYTHING[0]
+CLAIM_MS = 5000
 BOUND_S = 60.0
 """Nothing takes longer, however slow the machine: what hangs fails."""
 
@@ -48,14 +49,14 @@ class Bench:
     async def pack(self) -> Pack:
         return await Catalogue(self.store).pack("")
 
-    def shelf(self, *, claim_ms: int = 5000) -> Shelf:
+    def shelf(self) -> Shelf:
         cache = GuardedCache(RedisCache(self.url, timeout_s=1.0), cool_down_s=0.05) if self.url else None
         self.metrics.append(Metrics())
         shelf = Shelf(
             self.store,
             NodeCache(given_folder(self.folder / f"cache-{len(self.metrics)}"), 1 << 30),
             cache,
-            claims=RedisClaims(self.url, claim_ms=claim_ms) if self.url else None,
+            claims=RedisClaims(self.url, claim_ms=CLAIM_MS) if self.url else None,
             metrics=StoreMetrics(self.metrics[-1]),
         )
         self.made.append((shelf, cache))
@@ -127,17 +128,27 @@ async def test_a_claim_of_a_store_that_was_killed_ends(bench: Bench, raw: redis.
     assert bench.count("store_read_bytes", source="object") == BLOB
 
 
+async def renewed(raw: redis.Redis, key: str, *, times: int) -> None:
+    """Wait until a key has been given more time so often."""
+    left = raw.pttl(key)
+    async with asyncio.timeout(BOUND_S):
+        while times:
+            await asyncio.sleep(0.05)
+            before, left = left, raw.pttl(key)
+            times -= left > before
+
+
 async def test_a_claim_is_kept_up_while_its_blob_is_read(bench: Bench, raw: redis.Redis) -> None:
     assert isinstance(bench.store, GatedStore)
     bench.store.gate.clear()
-    shelf, other = bench.shelf(claim_ms=200), bench.shelf(claim_ms=200)
+    shelf, other = bench.shelf(), bench.shelf()
     key = f"premoe:claim:{bench.blobs.manifest.digest(A)}"
     first = asyncio.create_task(bench.fetch(shelf, A))
     while not bench.store.reads:  # noqa: ASYNC110  what is waited for tells nobody
         await asyncio.sleep(0.01)
     owner = raw.get(key)
     second = asyncio.create_task(bench.fetch(other, A))
-    await asyncio.sleep(0.6)
+    await renewed(raw, key, times=2)
     assert raw.get(key) == owner
     assert len(bench.store.reads) == 1
     bench.store.gate.set()
