@@ -39,6 +39,13 @@ class Made:
         found = None if neurons is None else np.asarray(neurons, np.int64)[None]
         return cls(np.array([expert], np.int64), np.ones(1), found)
 
+    @classmethod
+    def merged(cls, members: I64, use: F64) -> Made:
+        """The mean of experts by their use f64[E] (equal where nobody uses them), the most used one first."""
+        ordered = np.asarray(members[np.argsort(-use[members], kind="stable")], np.int64)
+        total = use[ordered].sum()
+        return cls(ordered, use[ordered] / total if total > 0 else np.full(len(ordered), 1 / len(ordered)))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:

@@ -65,11 +65,8 @@ def _refuse(job: Job) -> None:
 
 
 def _made(members: I64, use: F64, merge: str) -> Made:
-    ordered = members[np.argsort(-use[members], kind="stable")]
-    if merge == "keep":
-        return Made.kept(int(ordered[0]))
-    total = use[ordered].sum()
-    return Made(ordered, use[ordered] / total if total > 0 else np.full(len(ordered), 1 / len(ordered)))
+    made = Made.merged(members, use)
+    return Made.kept(int(made.members[0])) if merge == "keep" else made
 
 
 METHOD = Method(

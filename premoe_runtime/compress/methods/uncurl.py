@@ -22,7 +22,7 @@ from premoe_runtime.compress.plan import Made, Plan
 from premoe_runtime.compress.result import Compressed
 from premoe_runtime.compress.share import Share
 from premoe_runtime.compress.threshold import Tried, parted, tried
-from premoe_runtime.formats.arrays import F64, I64
+from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.errors import InvalidInput
 
 
@@ -104,7 +104,7 @@ def _merged(job: Job, looked: Looked, share: Share) -> Compressed:
 def clustered(covariance: F64, use: F64, count: int) -> tuple[Made, ...]:
     """``count`` new experts of a layer: clusters by first member, each its most used expert first, shares by use."""
     labels = np.arange(len(use)) if count == len(use) else spectral(likeness(covariance, use), count)
-    return tuple(_made(np.flatnonzero(labels == label), use) for label in range(count))
+    return tuple(Made.merged(np.flatnonzero(labels == label), use) for label in range(count))
 
 
 def likeness(covariance: F64, use: F64) -> F64:
@@ -116,13 +116,6 @@ def likeness(covariance: F64, use: F64) -> F64:
     np.fill_diagonal(cost, 0.0)
     mean = cost.sum() / max(cost.size - len(use), 1)
     return np.asarray(np.exp(-cost / mean)) if mean > 0 else np.ones_like(cost)
-
-
-def _made(members: I64, use: F64) -> Made:
-    ordered = members[np.argsort(-use[members], kind="stable")]
-    total = use[ordered].sum()
-    shares = use[ordered] / total if total > 0 else np.full(len(ordered), 1 / len(ordered))
-    return Made(ordered.astype(np.int64), shares)
 
 
 METHOD = Method(
