@@ -98,6 +98,7 @@ class CompressedMaterial:
         self._changed = self._replaced()
         self._lock = threading.Lock()
         self._layer: tuple[int, Tensor | None] = (-1, None)
+        self._tensor: tuple[str, memoryview] = ("", memoryview(b""))
 
     @property
     def key(self) -> str:
@@ -156,7 +157,11 @@ class CompressedMaterial:
         if tensor.name not in self._changed:
             self._old.reader.store.read_into(tensor.file, tensor.offset + start, [room])
             return
-        data = stored(self._changed[tensor.name](), tensor.dtype)
+        with self._lock:
+            if self._tensor[0] != tensor.name:  # a large one is written in many parts
+                self._tensor = ("", memoryview(b""))
+                self._tensor = tensor.name, stored(self._changed[tensor.name](), tensor.dtype)
+            data = self._tensor[1]
         room[:] = data[start : start + len(room)]
 
     def read_expert(self, layer: int, expert: int, room: memoryview, layout: BlobLayout) -> None:

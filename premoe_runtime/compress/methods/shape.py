@@ -15,9 +15,9 @@ from premoe_runtime.compress.dirichlet import shaping_loss
 from premoe_runtime.compress.method import Job, Method, setting
 from premoe_runtime.compress.objectives import answers_loss
 from premoe_runtime.compress.result import Compressed
-from premoe_runtime.compress.student import Lesson, Part, Passed, Student
-from premoe_runtime.compress.trained import keep, kept
-from premoe_runtime.compress.trainer import Training, samples_of, train
+from premoe_runtime.compress.stages import tuned
+from premoe_runtime.compress.student import Lesson, Part, Passed
+from premoe_runtime.compress.trainer import Training
 from premoe_runtime.formats.errors import InvalidInput
 
 PARTS: dict[str, tuple[Part, ...]] = {
@@ -52,19 +52,8 @@ def compress(job: Job) -> Compressed:
     if not (settings.dirichlet >= 0 and settings.shaping >= 0):
         raise InvalidInput("shape: give --dirichlet and --shaping 0 or more", reason="SETTING_INVALID")
     training = Training(steps=settings.steps, rate=settings.rate, tokens=settings.tokens, seed=job.seed)
-    student = Student(job.old, PARTS[settings.train], device=job.device, threads=job.threads)
-    objective = Shaped(settings.dirichlet, settings.shaping)
-    train(
-        student,
-        samples_of(job, student),
-        objective,
-        training,
-        job.work / "training",
-        purpose=repr(settings),
-        report=job.report,
-    )
-    keep(student, job.work / "trained")
-    return kept(job.work / "trained", job.old)
+    shaped = Shaped(settings.dirichlet, settings.shaping)
+    return tuned(job, training, PARTS[settings.train], lambda: shaped, purpose=repr(settings))
 
 
 class Shaped:

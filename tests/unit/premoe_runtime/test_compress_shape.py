@@ -47,3 +47,10 @@ def test_routers_without_a_softmax_are_refused(tmp_path: Path) -> None:
     old = tiny_pack(tmp_path, "glm4_moe")
     with pytest.raises(InvalidInput, match="no Dirichlet describes them"):
         METHOD.compress(job(METHOD, old, tmp_path, data=tiny_data(tmp_path)))
+
+
+def test_a_run_that_was_killed_while_its_pack_was_written_takes_up_what_was_trained(tmp_path: Path) -> None:
+    old = tiny_pack(tmp_path)
+    task = job(METHOD, old, tmp_path / "work", data=tiny_data(tmp_path), steps=2, tokens=200, train="routers")
+    first = METHOD.compress(task)
+    assert METHOD.compress(task).key == first.key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from support.compression import job, tiny_data, tiny_pack
 
 from premoe_runtime.compress import result, weights
+from premoe_runtime.compress.config import width_of
 from premoe_runtime.compress.method import Quiet
 from premoe_runtime.compress.methods import random, select
-from premoe_runtime.compress.plan import NOTHING, Made, Plan, experts_of, router_of
+from premoe_runtime.compress.plan import NOTHING, Made, Plan, experts_of, router_of, selection
 from premoe_runtime.compress.result import planned, write
 from premoe_runtime.compress.run import run
 from premoe_runtime.compress.share import Share
@@ -23,6 +25,7 @@ from premoe_runtime.compress.weights import PackWeights, rows
 from premoe_runtime.engines.hf.model import load_slot_model
 from premoe_runtime.formats.errors import InvalidInput
 from premoe_runtime.offline.profile.measure import make_full
+from premoe_runtime.packs import writer
 from premoe_runtime.packs.progress import Silent
 from premoe_runtime.packs.reader import open_pack
 from premoe_runtime.packs.source import COMPRESSION_FILE
@@ -173,3 +176,21 @@ def test_a_router_that_fewer_rows_change_is_told_of(store: Store, tmp_path: Path
 
     run(random.METHOD, job(random.METHOD, tiny_pack(tmp_path, "olmoe"), tmp_path, report=Listener()), store)
     assert "does not renormalise" in told[0]
+
+
+def test_a_changed_tensor_is_computed_once_however_many_parts_it_is_written_in(
+    old: PackWeights, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = next(name for name, one in old.tensors.items() if name not in old.model.routers and one.num_bytes > 4096)
+    computed = list[int]()
+
+    def doubled() -> torch.Tensor:
+        computed.append(1)
+        return 2 * old.tensor(name).float()
+
+    plan = selection([range(count) for count in old.manifest.layer_experts], width_of(old.model))
+    new = replace(planned(plan, old, {}), tensors={name: doubled}, key="doubled")
+    monkeypatch.setattr(writer, "CHUNK_BYTES", 1024)
+    found = PackWeights(open_pack(write(old, new, FACTS, store, Silent()).url))
+    assert torch.equal(found.tensor(name).float(), 2 * old.tensor(name).float())
+    assert len(computed) == 1
