@@ -8,6 +8,9 @@ from premoe_runtime.families.config_keys import with_counts, with_width
 from premoe_runtime.families.registry import parse_json_object, read_model
 from premoe_runtime.families.spec import MoeModel
 from premoe_runtime.formats.errors import InvalidInput
+from premoe_runtime.formats.manifest import DTYPE_BYTES
+
+ROW_BYTES = 16
 
 
 def resized(config: bytes, model: MoeModel, *, experts: int, width: int, top_k: int) -> bytes:
@@ -36,6 +39,11 @@ def resized(config: bytes, model: MoeModel, *, experts: int, width: int, top_k: 
             reason="WIDTH_SHARED",
         )
     return written
+
+
+def width_multiple(dtype: str) -> int:
+    """What widths of experts stored in ``dtype`` are a multiple of: grouped kernels want rows of 16 bytes."""
+    return ROW_BYTES // DTYPE_BYTES[dtype]
 
 
 def width_of(model: MoeModel) -> int:

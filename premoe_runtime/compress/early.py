@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from premoe_runtime.compress.counts import best as best_experts
 from premoe_runtime.compress.objectives import Objective
 from premoe_runtime.compress.student import Lesson, Passed, Student
 
@@ -72,8 +73,7 @@ def best(experts: Sequence[Tensor], counts: Sequence[int], adapters: Mapping[str
     Adapters compare over the whole model; one stays at least.
     """
     chosen = tuple(
-        tuple(sorted(values.argsort(descending=True, stable=True)[:count].tolist()))
-        for values, count in zip(experts, counts, strict=True)
+        tuple(best_experts(values.numpy(), count).tolist()) for values, count in zip(experts, counts, strict=True)
     )
     order = sorted(adapters, key=lambda name: -adapters[name])
     stay = set(order[: max(1, len(order) - int(part * len(order)))])

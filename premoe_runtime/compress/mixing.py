@@ -16,7 +16,7 @@ from torch import Tensor
 
 from premoe_runtime.compress.config import width_of
 from premoe_runtime.compress.result import Compressed
-from premoe_runtime.compress.weights import ExpertWeights, PackWeights, RouterWeights
+from premoe_runtime.compress.weights import ExpertWeights, PackWeights
 from premoe_runtime.engines.hf.blocks import block_of
 
 FLOATS = frozenset({"F32", "F16", "BF16"})
@@ -113,26 +113,19 @@ class Mix:
 
     def compressed(self) -> Compressed:
         """The pack that it makes."""
-        model, manifest = self.base.model, self.base.manifest
-        routers = {*model.routers, *(name for names in model.router_biases for name in names)}
         key = [*(source.manifest.model_id for source in (self.base, *self.tuned)), self.layout.counts]
         return Compressed(
-            experts=manifest.layer_experts,
-            width=width_of(model),
-            router=self._router,
+            experts=self.base.manifest.layer_experts,
+            width=width_of(self.base.model),
+            router=partial(self.base.router, read=self.tensor),
             weights=self.experts,
             key=f"{key} {self.alpha.tolist()}",
             tensors={
                 name: partial(self.tensor, name)
                 for name in self.layout.chunks
-                if not name.startswith("experts.") and name not in routers
+                if not name.startswith("experts.") and name not in self.base.routers
             },
         )
-
-    def _router(self, layer: int) -> RouterWeights:
-        model = self.base.model
-        weight, *biases = (self.tensor(name).float() for name in (model.routers[layer], *model.router_biases[layer]))
-        return RouterWeights(weight, tuple(biases))
 
     def _factors(self, name: str) -> Iterator[Tensor]:
         """f32[rows] of the base, then of each fine-tune."""

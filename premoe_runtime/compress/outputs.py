@@ -11,6 +11,7 @@ from torch import Tensor
 
 from premoe_runtime.compress.look import Arrays, Seen, look
 from premoe_runtime.compress.method import Job
+from premoe_runtime.compress.use import Use
 from premoe_runtime.formats.arrays import F64
 
 Likeness = Literal["cka", "mse"]
@@ -41,18 +42,14 @@ class Differences:
 
     def __init__(self, experts: int, tasks: int, likeness: Likeness, most: int) -> None:
         self._experts, self._likeness, self._most = experts, likeness, most
-        self._use, self._tokens = np.zeros((tasks, experts)), np.zeros(tasks)
+        self._use = Use(experts, tasks)
         self._inputs = torch.empty(0)
         self._met, self._step = 0, 1
         self._seen: Seen | None = None
 
     def see(self, seen: Seen) -> None:
         self._seen = seen
-        for task in set(seen.tasks.tolist()):
-            own = seen.tasks == task
-            ids, weights = (part[own].flatten().cpu().numpy() for part in (seen.ids, seen.weights.double()))
-            self._use[task] += np.bincount(ids, weights, self._experts)[: self._experts]
-            self._tokens[task] += int(own.sum())
+        self._use.see(seen)
         taken = seen.inputs[-self._met % self._step :: self._step]
         self._inputs = torch.cat([self._inputs.to(taken), taken])
         self._met += len(seen.inputs)
@@ -69,8 +66,7 @@ class Differences:
 
         self._seen = None
         measure = {"cka": cka, "mse": mse}[self._likeness]
-        use = (self._use / np.maximum(self._tokens, 1)[:, None]).mean(axis=0)
-        return {"apart": measure(outputs, self._experts, self._inputs), "use": use}
+        return {"apart": measure(outputs, self._experts, self._inputs), "use": self._use.mean()}
 
 
 def mse(outputs: Callable[[int, Tensor], Tensor], experts: int, inputs: Tensor) -> F64:

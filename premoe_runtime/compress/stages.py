@@ -54,11 +54,10 @@ def through(job: Job, steps: list[Step]) -> Compressed:
 
 def over(new: Compressed, old: PackWeights, base: PackWeights) -> Compressed:
     """A model made of ``old``, which is made of ``base``, as one to be written over ``base``: all tensors are old's."""
-    routers = {*old.model.routers, *(name for names in old.model.router_biases for name in names)}
     others = {
         name: partial(old.tensor, name)
         for name, one in old.tensors.items()
-        if one.dtype in FLOATS and name not in routers
+        if one.dtype in FLOATS and name not in old.routers
     }
     return replace(new, tensors={**others, **new.tensors})
 

@@ -170,10 +170,9 @@ class Student:
                 delattr(experts, last)
                 setattr(experts, last, nn.Parameter(weight, requires_grad=False))  # the slots' own memory
                 found[f"experts.{layer}.{field.name}"] = experts, last
-        routers = {name for layer in zip(facts.routers, facts.router_biases, strict=True) for name in _flat(*layer)}
         seen = set[int]()
         for name, known in facts.skeleton.items():
-            if name not in self.old.tensors or ("routers" if name in routers else "rest") not in parts:
+            if name not in self.old.tensors or ("routers" if name in self.old.routers else "rest") not in parts:
                 continue
             above, _, last = known.memory.rpartition(".")
             module = self.slots.model.get_submodule(above)
@@ -197,7 +196,3 @@ class Student:
 def _is_matrix(name: str, module: nn.Module, last: str) -> bool:
     """Whether a weight multiplies: experts' biases [E, I] and embeddings do not."""
     return getattr(module, last).dim() >= 2 and not name.endswith("_bias") and not isinstance(module, nn.Embedding)
-
-
-def _flat(weight: str, biases: Sequence[str]) -> tuple[str, ...]:
-    return (weight, *biases)

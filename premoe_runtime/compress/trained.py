@@ -14,7 +14,7 @@ from torch import Tensor
 from premoe_runtime.compress.config import width_of
 from premoe_runtime.compress.result import Compressed
 from premoe_runtime.compress.student import Student
-from premoe_runtime.compress.weights import ExpertWeights, PackWeights, RouterWeights
+from premoe_runtime.compress.weights import ExpertWeights, PackWeights
 
 REST = "rest.safetensors"
 
@@ -41,14 +41,13 @@ def kept(folder: Path, old: PackWeights) -> Compressed:
         whole.update(path.name.encode()).update_mmap(path)
     with safe_open(folder / REST, framework="pt") as file:
         trained = set(file.keys())
-    routers = {*old.model.routers, *(name for names in old.model.router_biases for name in names)}
     return Compressed(
         experts=old.manifest.layer_experts,
         width=width_of(old.model),
-        router=partial(_router, folder, trained, old),
+        router=partial(old.router, read=partial(_tensor, folder, trained, old)),
         weights=partial(_weights, folder, old),
         key=whole.hexdigest(),
-        tensors={name: partial(_tensor, folder, trained, old, name) for name in sorted(trained - routers)},
+        tensors={name: partial(_tensor, folder, trained, old, name) for name in sorted(trained - old.routers)},
     )
 
 
@@ -62,14 +61,6 @@ def _weights(folder: Path, old: PackWeights, layer: int) -> ExpertWeights:
         return ExpertWeights(gate, up, fields["down"])
     gate_bias, up_bias = fields["gate_up_bias"].chunk(2, dim=1)
     return ExpertWeights(gate, up, fields["down"], gate_bias, up_bias, fields["down_bias"])
-
-
-def _router(folder: Path, trained: set[str], old: PackWeights, layer: int) -> RouterWeights:
-    weight, *biases = (
-        _tensor(folder, trained, old, name).float()
-        for name in (old.model.routers[layer], *old.model.router_biases[layer])
-    )
-    return RouterWeights(weight, tuple(biases))
 
 
 def _tensor(folder: Path, trained: set[str], old: PackWeights, name: str) -> Tensor:

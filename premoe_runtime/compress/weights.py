@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -116,10 +116,16 @@ class PackWeights:
         self.reader.store.read_into(entry.file, entry.offset, [bytes_of(tensor)])
         return tensor
 
-    def router(self, layer: int) -> RouterWeights:
-        model = self.model
-        biases = tuple(self.tensor(name).float() for name in model.router_biases[layer])
-        return RouterWeights(self.tensor(model.routers[layer]).float(), biases)
+    @property
+    def routers(self) -> frozenset[str]:
+        """Names of all routers' tensors."""
+        return frozenset((*self.model.routers, *(name for names in self.model.router_biases for name in names)))
+
+    def router(self, layer: int, read: Callable[[str], Tensor] | None = None) -> RouterWeights:
+        """Of a MoE layer; ``read`` gives its tensors by name: by default those of the pack."""
+        read = read or self.tensor
+        biases = tuple(read(name).float() for name in self.model.router_biases[layer])
+        return RouterWeights(read(self.model.routers[layer]).float(), biases)
 
     def experts(self, layer: int) -> ExpertWeights:
         """All experts of a MoE layer, digests checked. Raises CorruptData, Unavailable."""

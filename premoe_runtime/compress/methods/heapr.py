@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from premoe_runtime.compress.config import resized, width_of
+from premoe_runtime.compress.config import resized, width_multiple, width_of
 from premoe_runtime.compress.counts import least_experts, refuse_groups
 from premoe_runtime.compress.look import Arrays, Seen, look
 from premoe_runtime.compress.method import Job, Method, setting
@@ -31,10 +31,6 @@ from premoe_runtime.compress.result import Compressed, planned
 from premoe_runtime.compress.share import Share
 from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.manifest import DTYPE_BYTES
-
-ROW_BYTES = 16
-"""transformers' grouped kernel wants rows of a multiple of so many bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +108,7 @@ def compress(job: Job) -> Compressed:
 
 def _limits(job: Job) -> Limits:
     model = job.old.model
-    multiple = job.settings.multiple or ROW_BYTES // DTYPE_BYTES[job.old.manifest.dtype]
+    multiple = job.settings.multiple or width_multiple(job.old.manifest.dtype)
     if multiple < 0:
         raise InvalidInput(f"--multiple {multiple} is no number of neurons; give 1 or more", reason="SETTING_INVALID")
     if job.settings.shared:

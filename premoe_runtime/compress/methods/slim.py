@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from premoe_runtime.compress.config import width_of
+from premoe_runtime.compress.config import width_multiple, width_of
 from premoe_runtime.compress.look import Arrays, Looked, Seen, look
 from premoe_runtime.compress.method import Job, Method, setting
 from premoe_runtime.compress.objectives import Distilled, Objective
@@ -22,10 +22,6 @@ from premoe_runtime.compress.trainer import Training
 from premoe_runtime.compress.weights import PackWeights
 from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.errors import InvalidInput
-from premoe_runtime.formats.manifest import DTYPE_BYTES
-
-ROW_BYTES = 16
-"""Rows of matrices that grouped kernels take are a multiple of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ def widths(old: PackWeights, part: float, stages: int) -> list[int]:
 
     Raises InvalidInput (STAGES_INVALID, SHARE_TOO_SMALL).
     """
-    whole, multiple = width_of(old.model), ROW_BYTES // DTYPE_BYTES[old.manifest.dtype]
+    whole, multiple = width_of(old.model), width_multiple(old.manifest.dtype)
     if stages < 1:
         raise InvalidInput(f"--stages is {stages}; give 1 or more", reason="STAGES_INVALID")
     last = int(part * whole / multiple + 1e-9) * multiple

@@ -22,6 +22,7 @@ from premoe_runtime.compress.plan import Made, Plan
 from premoe_runtime.compress.result import Compressed
 from premoe_runtime.compress.share import Share
 from premoe_runtime.compress.threshold import Tried, parted, tried
+from premoe_runtime.compress.use import Use
 from premoe_runtime.formats.arrays import F64
 from premoe_runtime.formats.errors import InvalidInput
 
@@ -42,25 +43,21 @@ class Wanting:
     """What one layer's router wants, the mean over tasks: moments of its logits, and how much each expert is used."""
 
     def __init__(self, experts: int, tasks: int) -> None:
-        self._tokens = np.zeros(tasks)
         self._sum, self._product = np.zeros((tasks, experts)), np.zeros((tasks, experts, experts))
-        self._use = np.zeros((tasks, experts))
+        self._use = Use(experts, tasks)
 
     def see(self, seen: Seen) -> None:
-        experts = self._use.shape[1]
+        self._use.see(seen)
         for task in sorted(set(seen.tasks.tolist())):
             own = seen.tasks == task
             logits = seen.logits[own].double().cpu().numpy()
-            ids, weights = (part[own].flatten().cpu().numpy() for part in (seen.ids, seen.weights.double()))
-            self._tokens[task] += len(logits)
             self._sum[task] += logits.sum(axis=0)
             self._product[task] += logits.T @ logits
-            self._use[task] += np.bincount(ids, weights, experts)[:experts]
 
     def result(self) -> Arrays:
-        tokens = np.maximum(self._tokens, 1)[:, None]
+        tokens = np.maximum(self._use.tokens, 1)[:, None]
         mean, second = (self._sum / tokens).mean(axis=0), (self._product / tokens[..., None]).mean(axis=0)
-        return {"covariance": second - np.outer(mean, mean), "use": (self._use / tokens).mean(axis=0)}
+        return {"covariance": second - np.outer(mean, mean), "use": self._use.mean()}
 
 
 def compress(job: Job) -> Compressed:
